@@ -1,0 +1,409 @@
+"""The experiment: one frozen object, one section per concern.
+
+An experiment comes from a recipe or a YAML file, then from overrides of the form
+`section.field=value`: the one way in which the command line, jobs and searches change it.
+Unknown keys are refused, with the nearest known name.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Triple = tuple[float, float, float]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of options; an option that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """Which shards to learn from."""
+
+    path: str = Field(
+        description="Folder or URI that holds manifest.json and its shards, as `bcl-ray shard` "
+        "wrote them."
+    )
+    train_split: str = Field("train", description="Name of the split to train on.")
+    eval_split: str = Field("test", description="Name of the split to evaluate on.")
+    max_workers: int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="The epoch plan is the same for every number of workers up to this one that "
+        "divides optim.global_batch_size. Part of the experiment: another value is another plan.",
+    )
+
+
+class ViewConfig(Section):
+    """How one kind of view is made: geometry on the host, colour on the device."""
+
+    crop: Literal["resized", "padded"] = Field(
+        description="resized: a random area at a random aspect ratio, resized to "
+        "views.image_size. padded: the whole image at views.image_size, zero-padded and shifted."
+    )
+    scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="Crop 'resized': smallest and largest share of the image's area."
+    )
+    ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="Crop 'resized': smallest and largest width / height."
+    )
+    padding: int = Field(4, ge=0, description="Crop 'padded': pixels of padding on every side.")
+    flip: Share = Field(0.5, description="Probability of a horizontal flip.")
+    policy: Literal["none", "randaugment", "cifar10"] = Field(
+        "none",
+        description="randaugment: views.randaugment_ops random operations per image. cifar10: "
+        "the learned AutoAugment policy for CIFAR-10.",
+    )
+    jitter: tuple[float, float, float, float] = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="Largest relative change of brightness, contrast and saturation (each >= 0), "
+        "and of hue (0 to 0.5 of the circle).",
+    )
+    jitter_probability: Share = Field(1.0, description="Share of images that are jittered.")
+    grayscale: Share = Field(0.0, description="Share of images that become gray.")
+    cutout: int = Field(0, ge=0, description="Side of a square of zeros, in pixels; 0: none.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ViewConfig":
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} ({low}, {high}) must be two positive numbers, rising")
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError(f"jitter {self.jitter} must be >= 0, and its last number <= 0.5")
+        return self
+
+
+class ViewsConfig(Section):
+    """The views of an image: one for classification, the others for contrast."""
+
+    image_size: int = Field(ge=4, description="Height and width of every view, in pixels.")
+    classification: ViewConfig
+    contrastive: ViewConfig
+    num_contrastive: int = Field(
+        2, ge=2, description="Contrastive views per image (V); unused at contrastive_weight 0."
+    )
+    eval_resize: int = Field(
+        ge=4,
+        description="Evaluation: the shorter side is resized to this, then the centre of "
+        "views.image_size is cut out. Pixels, at least views.image_size.",
+    )
+    mean: Triple = Field(description="Channel means that are subtracted, on a scale of 0 to 1.")
+    std: Triple = Field(description="Channel deviations that views are divided by.")
+    randaugment_ops: int = Field(2, ge=1, description="Operations per image of 'randaugment'.")
+    randaugment_magnitude: float = Field(
+        10.0, ge=0, le=10, description="Strength of each 'randaugment' operation, 0 to 10."
+    )
+    randaugment_deviation: float = Field(
+        0.5, ge=0, description="Standard deviation of that strength from image to image."
+    )
+
+    @model_validator(mode="after")
+    def _covers(self) -> "ViewsConfig":
+        if self.eval_resize < self.image_size:
+            raise ValueError(
+                f"views.eval_resize ({self.eval_resize}) must be at least views.image_size "
+                f"({self.image_size}): the centre is cut out of it"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"views.std {self.std} must be positive")
+        return self
+
+
+class ModelConfig(Section):
+    """The network: backbone, classifier, and the projections of the contrastive branch."""
+
+    backbone: Literal[
+        "resnet8", "resnet20", "resnet32", "resnet18", "resnet50", "resnext50_32x4d"
+    ] = Field(
+        description="resnet8 / 20 / 32: three stages for small images. Others: torchvision's."
+    )
+    width: int = Field(
+        16, ge=4, description="Channels of the first stage of resnet8 / 20 / 32; 16 as published."
+    )
+    classifier: Literal["cosine", "linear"] = Field(
+        "cosine", description="cosine: scale * cosine similarity, no bias. linear: with bias."
+    )
+    scale: float = Field(30.0, gt=0, description="Scale of the cosine classifier's logits.")
+    hidden_dim: int = Field(ge=1, description="Width of the projections' hidden layer.")
+    feature_dim: int = Field(ge=2, description="D, the width of features and prototypes.")
+    batch_norm: Literal["per_worker", "sync", "classification_stats"] = Field(
+        "per_worker",
+        description="per_worker: each worker normalises by its own images. sync: by all workers' "
+        "images. classification_stats: per_worker, and the running statistics see "
+        "classification views only.",
+    )
+
+
+class LossConfig(Section):
+    """classification_weight * logit-adjusted cross-entropy + contrastive_weight * contrastive."""
+
+    contrastive: Literal["balanced", "supervised"] = Field(
+        "balanced", description="balanced: BCL. supervised: SupCon, as a baseline."
+    )
+    temperature: float = Field(
+        0.1, gt=0, description="Divides cosine similarities in the contrastive branch; unitless."
+    )
+    tau: float = Field(
+        1.0,
+        ge=0,
+        description="Logit-adjustment strength; 0: plain cross-entropy, 1: the training prior.",
+    )
+    classification_weight: float = Field(
+        1.0, ge=0, description="Weight of the classification loss (lambda in the paper)."
+    )
+    contrastive_weight: float = Field(
+        0.35,
+        ge=0,
+        description="Weight of the contrastive loss (mu in the paper); 0 makes no contrastive "
+        "views at all.",
+    )
+    anchor_mean: Literal["instance", "class"] = Field(
+        "instance",
+        description="instance: every anchor weighs the same, as in the authors' code. class: "
+        "every class of the batch weighs the same.",
+    )
+
+
+class OptimConfig(Section):
+    """SGD and its learning rate."""
+
+    global_batch_size: int = Field(
+        ge=1,
+        description="Images per step over all workers; the number of workers never changes it.",
+    )
+    lr: float = Field(gt=0, description="Learning rate after the warm-up.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(5e-4, ge=0, description="Decay of weights (L2).")
+    decay_norms_and_biases: bool = Field(
+        True, description="Whether weight decay reaches norms and biases, as published recipes do."
+    )
+    schedule: Literal["step", "cosine"] = Field(
+        description="step: times gamma at each milestone. cosine: half a cosine down to about 0."
+    )
+    warmup_epochs: float = Field(0, ge=0, description="Epochs of linear warm-up from 0.")
+    milestones: tuple[float, ...] = Field((), description="Schedule 'step': epochs of the decays.")
+    gamma: float = Field(0.1, gt=0, le=1, description="Schedule 'step': factor of each decay.")
+    cosine_per_epoch: bool = Field(
+        False, description="Schedule 'cosine': constant within an epoch, as the authors' code."
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> "OptimConfig":
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"optim.milestones {self.milestones} must rise")
+        return self
+
+
+class TrainConfig(Section):
+    """The run: how long, from which seed, in which precision, what is kept."""
+
+    epochs: int = Field(ge=1, description="Passes over the training split.")
+    seed: int = Field(0, ge=0, description="Seed of the weights, the plan and every view.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast on GPUs that have it, else float32."
+    )
+    compile: bool = Field(False, description="Run the network through torch.compile.")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Per-step decay of the weights' moving average, which is what is evaluated "
+        "and exported; 0: none.",
+    )
+    eval_every: int = Field(1, ge=1, description="Epochs between evaluations; the last always is.")
+    checkpoint_every_steps: int = Field(
+        0, ge=0, description="Steps between checkpoints within an epoch; 0: at epoch ends only."
+    )
+
+
+class ScaleConfig(Section):
+    """Workers and their resources. Nothing here changes what a run computes."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers; must divide the global batch.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU per worker when the cluster has enough, else CPUs."
+    )
+    cpus_per_worker: float = Field(
+        1.0, gt=0, description="CPUs that a worker's training step holds."
+    )
+    cpus_per_data_task: float = Field(
+        1.0, gt=0, description="CPUs of one task that reads, decodes and crops."
+    )
+    data_cpus: float | None = Field(
+        None, gt=0, description="CPUs kept for data tasks; none: all that workers leave."
+    )
+    prefetch_batches: int = Field(4, ge=1, description="Batches ready ahead, per worker.")
+    max_failures: int = Field(3, ge=0, description="Worker failures that a run survives.")
+
+
+class TrackingConfig(Section):
+    """Where a run's files and its records go."""
+
+    runs: str = Field("runs", description="Folder or URI; a run lives in <runs>/<its name>.")
+    run: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; none: the experiment's name and the time.",
+    )
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI; none: MLFLOW_TRACKING_URI, else SQLite in <runs>.",
+    )
+    experiment: str = Field("bcl-ray", description="MLflow experiment that holds the run.")
+
+
+class Experiment(Section):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The recipe's name.")
+    data: DataConfig
+    views: ViewsConfig
+    model: ModelConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    scale: ScaleConfig = ScaleConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Experiment":
+        if self.loss.classification_weight == self.loss.contrastive_weight == 0:
+            raise ValueError(
+                "loss.classification_weight and loss.contrastive_weight are both 0: "
+                "set at least one of them"
+            )
+        batch, workers = self.optim.global_batch_size, self.scale.workers
+        if batch % workers:
+            raise ValueError(
+                f"optim.global_batch_size ({batch}) must be divisible by scale.workers "
+                f"({workers}): workers with unequal batches would hang in all-reduce"
+            )
+        if workers > self.data.max_workers:
+            raise ValueError(
+                f"scale.workers ({workers}) must be at most data.max_workers "
+                f"({self.data.max_workers}): raise data.max_workers to plan for more"
+            )
+        if self.optim.warmup_epochs > self.train.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs ({self.optim.warmup_epochs}) must be at most train.epochs "
+                f"({self.train.epochs})"
+            )
+        return self
+
+    @property
+    def num_contrastive(self) -> int:
+        """V: contrastive views that are made per image; 0 when their loss weighs nothing."""
+        return self.views.num_contrastive if self.loss.contrastive_weight > 0 else 0
+
+    def to_yaml(self) -> str:
+        """The complete experiment as YAML that `from_yaml` resolves to the same one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def digest(self) -> str:
+        """Twelve hex digits of all that determines what is computed: not scale, not tracking."""
+        content = self.model_dump(mode="json", exclude={"scale", "tracking"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
+    """Read an experiment; ValueError names the offending option in one line."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{origin} must be a YAML mapping of sections, got {type(content).__name__}"
+        )
+    return _validated(content, origin)
+
+
+def from_file(path: Path) -> Experiment:
+    """Read an experiment from a YAML file."""
+    return from_yaml(path.read_text(), origin=str(path))
+
+
+def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
+    """The experiment with `section.field=value` applied in order; values are YAML scalars.
+
+    Raises:
+        ValueError: an override that does not parse, an unknown option (the nearest known name
+            is suggested), or a value out of range.
+    """
+    content = experiment.model_dump(mode="json")
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override '{override}' must have the form section.field=value")
+        _assign(content, name.strip().split("."), _parsed(name, text), name.strip())
+    return _validated(content, "experiment")
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{name}={text}: the value is not a YAML value") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(content: dict[str, Any], path: Sequence[str], value: Any, full_name: str) -> None:
+    section: Any = content
+    for depth, key in enumerate(path):
+        if not isinstance(section, dict) or key not in section:
+            known = list(section) if isinstance(section, dict) else []
+            raise ValueError(_unknown(full_name, ".".join(path[:depth]), key, known))
+        if depth == len(path) - 1:
+            if isinstance(section[key], dict):
+                raise ValueError(f"'{full_name}' is a section; set {full_name}.<field>=value")
+            section[key] = value
+        section = section[key]
+
+
+def _unknown(full_name: str, section: str, key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"
+    where = f"section '{section}'" if section else "an experiment"
+    return f"no option '{full_name}': {where} has no field '{key}'; {hint}"
+
+
+def _validated(content: dict[str, Any], origin: str) -> Experiment:
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(_one_line(error, origin)) from None
+
+
+def _one_line(error: ValidationError, origin: str) -> str:
+    """Pydantic's first complaint, in the words of the command line."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        section: Any = Experiment
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        return f"{origin}: " + _unknown(
+            name, ".".join(path[:-1]), path[-1], list(section.model_fields)
+        )
+    if first["type"] == "missing":
+        return f"{origin}: option '{name}' is missing; `bcl-ray recipes show` prints complete ones"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message if "." in message.split(" ")[0] else f"{name}: {message}"
+    value = first["input"]
+    return f"{name}={value}: {message[0].lower()}{message[1:]}"
