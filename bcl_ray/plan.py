@@ -135,16 +135,19 @@ class EpochPlan:
     def batches(
         self, blocks: Iterable[Block], rank: int = 0, world_size: int = 1, first_step: int = 0
     ) -> Iterator[dict[str, np.ndarray]]:
-        """A worker's batches, cut from the blocks that its `reads` became, in the same order."""
+        """A worker's batches, cut from the blocks that its `reads` became, in the same order.
+
+        Takes one block per read and no more, so that epochs can share one stream of blocks.
+        """
         share = self.lanes // world_size
         lanes = range(rank * share, (rank + 1) * share)
         queues: dict[int, deque[Block]] = defaultdict(deque)
-        pairs = zip(self.reads(rank, world_size, first_step), blocks, strict=True)
-        upcoming = next(pairs, None)
+        reads, blocks = self.reads(rank, world_size, first_step), iter(blocks)
+        upcoming = next(reads, None)
         for step in range(first_step, self.steps):
-            while upcoming is not None and upcoming[0].step <= step:
-                queues[upcoming[0].lane].append(upcoming[1])
-                upcoming = next(pairs, None) if upcoming[0].step < self.steps else None
+            while upcoming is not None and upcoming.step <= step:
+                queues[upcoming.lane].append(next(blocks))
+                upcoming = next(reads, None)
             parts = [
                 part for lane in lanes for part in _take(queues[lane], self.rows_per_lane_and_step)
             ]

@@ -1,0 +1,132 @@
+"""What a run will need, worked out before anything starts."""
+
+import os
+from dataclasses import dataclass
+
+from bcl_ray.config import Experiment
+from bcl_ray.plan import EpochPlan, Layout
+from bcl_ray.shards import Manifest
+
+STORE_SHARE = 0.3  # of a node's memory, Ray's default for its object store
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A run in numbers.
+
+    Args:
+        steps_per_epoch: global batches per epoch; steps: of the whole run.
+        images_per_epoch: training images per epoch, without an incomplete last batch.
+        left_out: images of that last batch, others in each epoch.
+        bytes_per_epoch: of the training split's shards, read once per epoch.
+        batch_bytes: uint8 views of one worker's batch.
+        lanes: of the epoch plan; the allowed numbers of workers divide them.
+        worker_cpus: CPUs that all workers hold; data_cpus: CPUs left for data tasks, or None
+            where the cluster's are unknown.
+        store_bytes: object-store memory of all batches in flight, over all workers.
+    """
+
+    steps_per_epoch: int
+    steps: int
+    images_per_epoch: int
+    left_out: int
+    eval_images: int
+    bytes_per_epoch: int
+    batch_bytes: int
+    lanes: int
+    worker_cpus: float
+    data_cpus: float | None
+    store_bytes: int
+
+
+def layout(manifest: Manifest, split: str) -> Layout:
+    """What the plan needs of a split.
+
+    Raises:
+        ValueError: the manifest has no such split.
+    """
+    if split not in manifest.splits:
+        raise ValueError(
+            f"data.train_split or data.eval_split is '{split}', which the data set does not "
+            f"have: it has {', '.join(manifest.splits)}"
+        )
+    found = manifest.splits[split]
+    return Layout(tuple(shard.rows for shard in found.shards), found.row_group_rows)
+
+
+def epoch_plan(experiment: Experiment, manifest: Manifest, epoch: int) -> EpochPlan:
+    """The plan of one epoch of an experiment."""
+    return EpochPlan(
+        layout(manifest, experiment.data.train_split),
+        seed=experiment.train.seed,
+        epoch=epoch,
+        global_batch_size=experiment.optim.global_batch_size,
+        max_workers=experiment.data.max_workers,
+    )
+
+
+def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Budget:
+    """Work out what a run needs.
+
+    Args:
+        experiment: the run.
+        manifest: its data.
+        cpus: CPUs of the whole cluster, or None when they are not known yet.
+
+    Raises:
+        ValueError: the run cannot work: too few rows, or no CPU left for data.
+    """
+    plan = epoch_plan(experiment, manifest, 0)
+    split = manifest.splits[experiment.data.train_split]
+    batch, workers = experiment.optim.global_batch_size, experiment.scale.workers
+    image_bytes = 3 * experiment.views.image_size**2 * (1 + experiment.num_contrastive)
+    worker_cpus = workers * experiment.scale.cpus_per_worker
+    open_rows = min(split.rows, plan.lanes * split.row_group_rows)  # a row group in every lane
+    ahead = experiment.scale.prefetch_batches * batch
+    return Budget(
+        steps_per_epoch=plan.steps,
+        steps=plan.steps * experiment.train.epochs,
+        images_per_epoch=plan.steps * batch,
+        left_out=split.rows - plan.steps * batch,
+        eval_images=layout(manifest, experiment.data.eval_split).rows,
+        bytes_per_epoch=sum(shard.bytes for shard in split.shards),
+        batch_bytes=image_bytes * batch // workers,
+        lanes=plan.lanes,
+        worker_cpus=worker_cpus,
+        data_cpus=_data_cpus(experiment, worker_cpus, cpus),
+        store_bytes=image_bytes * (open_rows + ahead),
+    )
+
+
+def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -> float | None:
+    if cpus is None:
+        return experiment.scale.data_cpus
+    left, scale = cpus - worker_cpus, experiment.scale
+    needed = max(scale.data_cpus or 0, scale.cpus_per_data_task)
+    if left < needed:
+        raise ValueError(
+            f"scale.workers ({scale.workers}) x scale.cpus_per_worker ({scale.cpus_per_worker:g}) "
+            f"leave {left:g} of {cpus:g} CPUs for data, which needs {needed:g}: lower one of them, "
+            "or scale.data_cpus and scale.cpus_per_data_task"
+        )
+    return scale.data_cpus or left
+
+
+def check_store(wanted: Budget, store_bytes: float) -> None:
+    """Refuse a run whose batches in flight do not fit in the object store.
+
+    Raises:
+        ValueError: naming what to lower.
+    """
+    if wanted.store_bytes > store_bytes:
+        raise ValueError(
+            f"batches in flight need {wanted.store_bytes / 2**30:.1f} GiB of object store, the "
+            f"cluster has {store_bytes / 2**30:.1f} GiB: lower scale.prefetch_batches, "
+            "data.max_workers (fewer lanes) or views.image_size"
+        )
+
+
+def this_machine() -> tuple[float, float]:
+    """CPUs of this machine, and bytes that a Ray started here would give its object store."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return float(os.cpu_count() or 1), STORE_SHARE * memory

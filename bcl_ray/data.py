@@ -1,0 +1,271 @@
+"""Shards -> Ray Data -> batches: the plan is what Ray Data executes.
+
+Every Train worker runs a Ray Data stream of its own part of the plan: an item of the stream is
+a few row groups, a task reads, decodes and crops them on any CPU of the cluster, and blocks
+come back in the plan's order. Without a split coordinator there is no barrier between workers.
+
+A stream spans epochs. It is executed in segments, each started while the one before ends, so
+that neither a billion images nor a small epoch costs a start-up pause. Data tasks import no
+torch, which would cost seconds in each of their processes.
+"""
+
+import contextlib
+import functools
+import itertools
+import operator
+import pickle
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import ExecutionResources
+
+from bcl_ray import storage
+from bcl_ray.budget import epoch_plan, layout
+from bcl_ray.config import Experiment
+from bcl_ray.plan import EpochPlan, Read, evaluation_reads
+from bcl_ray.shards import Manifest
+from bcl_ray.views import host
+
+Batch = dict[str, np.ndarray]
+Item = TypeVar("Item")
+
+TASK_BYTES = 8 * 2**20  # of views; a task costs about 15 ms of Ray's time (measured 2026-11)
+SEGMENT_TASKS = 256
+AHEAD_TASKS = 8  # a segment's last tasks, during which the next one starts
+
+
+@dataclass(frozen=True)
+class Source:
+    """The shards of one split and how to turn their images into views; goes to every task.
+
+    Args:
+        path: folder or URI of the shards.
+        files: the shards' names, in the manifest's order.
+        experiment: options of the views, and the seed.
+        training: random views, else the one view of evaluation.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    experiment: Experiment
+    training: bool
+
+    def load(self, epoch: int, reads: Iterable[Read]) -> Batch:
+        """Read, decode and crop rows: views uint8 (N, 1 + V, H, W, 3), labels, ids (N,)."""
+        tables = [
+            _row_group(storage.join(self.path, self.files[read.shard]), read.row_group).take(
+                read.rows
+            )
+            for read in reads
+        ]
+        columns = {
+            name: np.concatenate([table[name].to_numpy() for table in tables])
+            for name in ("id", "label")
+        }
+        images = [image for table in tables for image in table["image"].to_pylist()]
+        views, ids = self.experiment.views, columns["id"]
+        if self.training:
+            made = host.train_views(
+                images,
+                ids,
+                views,
+                num_contrastive=self.experiment.num_contrastive,
+                seed=self.experiment.train.seed,
+                epoch=epoch,
+            )
+        else:
+            made = host.eval_views(images, views)
+        return {"views": made, "labels": columns["label"].astype(np.int64), "ids": ids}
+
+
+def training_batches(
+    experiment: Experiment, manifest: Manifest, *, rank: int, world_size: int, first_step: int = 0
+) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """Yields each epoch that is left, with the worker's batches of it.
+
+    Args:
+        experiment: what to train.
+        manifest: of the shards in experiment.data.path.
+        rank: this worker's number.
+        world_size: number of workers.
+        first_step: steps of the whole run that are done.
+    """
+    steps = epoch_plan(experiment, manifest, 0).steps
+    first_epoch, skip = divmod(first_step, steps)
+    source = _source(experiment, manifest, training=True)
+
+    def plans() -> Iterator[tuple[int, EpochPlan, int]]:
+        for epoch in range(first_epoch, experiment.train.epochs):
+            begin = skip if epoch == first_epoch else 0
+            yield epoch, epoch_plan(experiment, manifest, epoch), begin
+
+    def reads() -> Iterator[tuple[int, Read]]:
+        for epoch, plan, begin in plans():
+            yield from ((epoch, read) for read in plan.reads(rank, world_size, begin))
+
+    def batches() -> Iterator[tuple[int, Batch]]:
+        with contextlib.closing(_stream(source, reads(), world_size)) as blocks:
+            for epoch, plan, begin in plans():
+                for batch in plan.batches(blocks, rank, world_size, begin):
+                    yield epoch, batch
+
+    ahead = _ahead(batches(), experiment.scale.prefetch_batches)
+    for epoch, pairs in itertools.groupby(ahead, key=operator.itemgetter(0)):
+        yield epoch, (batch for _, batch in pairs)
+
+
+def evaluation_batches(
+    experiment: Experiment, manifest: Manifest, *, rank: int, world_size: int
+) -> Iterator[Batch]:
+    """A worker's part of the evaluation split; the parts hold every row once."""
+    rows = layout(manifest, experiment.data.eval_split)
+    reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
+    source = _source(experiment, manifest, training=False)
+    return _ahead(_stream(source, reads, world_size), experiment.scale.prefetch_batches)
+
+
+def _source(experiment: Experiment, manifest: Manifest, *, training: bool) -> Source:
+    name = experiment.data.train_split if training else experiment.data.eval_split
+    files = tuple(shard.file for shard in manifest.splits[name].shards)
+    return Source(experiment.data.path, files, experiment, training)
+
+
+@functools.lru_cache(maxsize=4096)
+def _footer(uri: str) -> pq.FileMetaData:
+    """A shard's footer, read once per process instead of once per row group."""
+    filesystem, path = storage.resolve(uri)
+    with filesystem.open_input_file(path) as file:
+        return pq.ParquetFile(file).metadata
+
+
+def _row_group(uri: str, row_group: int) -> Any:
+    filesystem, path = storage.resolve(uri)
+    with filesystem.open_input_file(path) as file:
+        return pq.ParquetFile(file, metadata=_footer(uri), pre_buffer=True).read_row_group(
+            row_group, use_threads=False
+        )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Reads of one epoch that one Ray task turns into views."""
+
+    epoch: int
+    reads: tuple[Read, ...]
+
+
+def _tasks(source: Source, reads: Iterable[tuple[int, Read]]) -> Iterator[_Task]:
+    """Group reads, so that a task makes about TASK_BYTES of views and at least one read."""
+    options = source.experiment
+    per_row = 3 * options.views.image_size**2 * (1 + options.num_contrastive * source.training)
+    for epoch, of_epoch in itertools.groupby(reads, key=operator.itemgetter(0)):
+        group: list[Read] = []
+        for _, read in of_epoch:
+            if group and sum(len(r.rows) for r in [*group, read]) * per_row > TASK_BYTES:
+                yield _Task(epoch, tuple(group))
+                group = []
+            group.append(read)
+        yield _Task(epoch, tuple(group))
+
+
+def _stream(
+    source: Source, reads: Iterable[tuple[int, Read]], world_size: int
+) -> Generator[Batch, None, None]:
+    """One block per read, in order, from Ray Data tasks that run ahead of the consumer."""
+    tasks = _tasks(source, reads)
+
+    def start(segment: list[_Task]) -> Iterator[Batch]:
+        blocks = _execute(source, segment, world_size)
+        return itertools.chain([next(blocks)], blocks)
+
+    with ThreadPoolExecutor(1, "next-segment") as starter:
+        segment = list(itertools.islice(tasks, SEGMENT_TASKS))
+        running = starter.submit(start, segment) if segment else None
+        while running is not None:
+            following = list(itertools.islice(tasks, SEGMENT_TASKS))
+            blocks, running = running.result(), None
+            for done, (task, block) in enumerate(zip(segment, blocks, strict=True)):
+                if following and running is None and len(segment) - done <= AHEAD_TASKS:
+                    running = starter.submit(start, following)
+                yield from _split(task, block)
+            segment = following
+
+
+def _split(task: _Task, block: Batch) -> Iterator[Batch]:
+    """A task's block, read by read."""
+    begin = 0
+    for read in task.reads:
+        end = begin + len(read.rows)
+        yield {name: column[begin:end] for name, column in block.items()}
+        begin = end
+
+
+def _execute(source: Source, tasks: Sequence[_Task], world_size: int) -> Iterator[Batch]:
+    """Run tasks as one Ray Data dataset; one block per task, in order."""
+    scale = source.experiment.scale
+    items = [{"task": pickle.dumps(task)} for task in tasks]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        functools.partial(_run, source),
+        batch_size=1,
+        num_cpus=scale.cpus_per_data_task,
+        zero_copy_batch=True,
+    )
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.target_max_block_size = None  # a block that Ray splits would no longer be one task's
+    options = context.execution_options
+    options.preserve_order = True
+    if scale.data_cpus is not None:
+        options.resource_limits = ExecutionResources.for_limits(cpu=scale.data_cpus / world_size)
+    return iter(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+
+
+def _run(source: Source, item: Mapping[str, np.ndarray]) -> Batch:
+    cv2.setNumThreads(1)  # Ray counts on one core per task
+    task: _Task = pickle.loads(item["task"][0])  # noqa: S301  our own bytes, from _execute
+    return source.load(task.epoch, task.reads)
+
+
+def _ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
+    """The same items, made by a thread that stays up to `depth` of them ahead."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put((item, error), timeout=0.1)
+
+    def run() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, None)
+        except BaseException as error:  # the consumer raises it
+            put(None, error)
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    threading.Thread(target=run, name="batches-ahead", daemon=True).start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()

@@ -1,0 +1,125 @@
+"""A run's folder: what it is, whether it may go on, and its checkpoints.
+
+<runs>/<name>/run.json           identity and digest, written once, first of all
+<runs>/<name>/experiment.yaml    the resolved experiment
+<runs>/<name>/journal.jsonl      what the tracker was told (a local run's folder)
+<runs>/<name>/checkpoint_*/      Ray Train's checkpoints: the last and the best
+"""
+
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bcl_ray import storage
+from bcl_ray.config import Experiment, from_yaml
+
+RUN_FILE = "run.json"
+EXPERIMENT_FILE = "experiment.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's identity.
+
+    Args:
+        uri: its folder.
+        uid: 32 hex digits, which MLflow has as a tag; stable over resumes.
+        digest: of the experiment, so that a run is never continued with another one.
+        fingerprint: of the data, likewise.
+    """
+
+    uri: str
+    uid: str
+    digest: str
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the folder's path."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+
+def run_uri(run: str, runs: str) -> str:
+    """The folder of a run that is given by name, or by its folder's path or URI."""
+    return run if "/" in run else storage.join(runs, run)
+
+
+def default_name(experiment: Experiment) -> str:
+    """The experiment's name and the time, for a run that was given no name."""
+    return f"{experiment.name}-{time.strftime('%m%d-%H%M%S')}"
+
+
+def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
+    """Begin a run in a folder of its own.
+
+    Raises:
+        ValueError: the folder already holds a run, with how to go on.
+    """
+    run = Run(uri, secrets.token_hex(16), experiment.digest(), fingerprint)
+    if storage.exists(storage.join(uri, RUN_FILE)):
+        same = open_run(uri)[0].digest == run.digest
+        raise ValueError(
+            f"tracking.run '{run.name}' exists in {uri.rpartition('/')[0]} with "
+            f"{'this' if same else 'another'} configuration: "
+            + (f"go on with --resume {run.name}, or " if same else "")
+            + "give the new run another name (tracking.run=NAME)"
+        )
+    storage.write_bytes(storage.join(uri, EXPERIMENT_FILE), experiment.to_yaml().encode())
+    storage.write_bytes(storage.join(uri, RUN_FILE), json.dumps(asdict(run)).encode())
+    return run
+
+
+def open_run(uri: str) -> tuple[Run, Experiment]:
+    """A run that exists, and its experiment.
+
+    Raises:
+        ValueError: the folder holds no run, or its experiment was changed since.
+    """
+    try:
+        content = json.loads(storage.read_bytes(storage.join(uri, RUN_FILE)))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{uri} holds no run (no {RUN_FILE}): name one that `bcl-ray train` began, or set "
+            "tracking.runs to where it is"
+        ) from None
+    run = Run(**{**content, "uri": uri})
+    file = storage.join(uri, EXPERIMENT_FILE)
+    experiment = from_yaml(storage.read_bytes(file).decode(), origin=file)
+    if experiment.digest() != run.digest:
+        raise ValueError(
+            f"{file} is not the experiment that run '{run.name}' began with (digest "
+            f"{experiment.digest()}, was {run.digest}): restore it, or begin another run"
+        )
+    return run, experiment
+
+
+def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
+    """Refuse to continue a run with another experiment or other data.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if experiment.digest() != run.digest:
+        raise ValueError(
+            f"run '{run.name}' was begun with another configuration (digest {run.digest}, now "
+            f"{experiment.digest()}): only scale.* and tracking.* may change on --resume"
+        )
+    if fingerprint != run.fingerprint:
+        raise ValueError(
+            f"data.path {experiment.data.path} holds other data (fingerprint "
+            f"{fingerprint[:12]}) than run '{run.name}' was begun with ({run.fingerprint[:12]})"
+        )
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is a path on this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_folder(run: Run) -> Path:
+    """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
+    if is_local(run.uri):
+        return Path(run.uri.removeprefix("file://"))
+    return Path.home() / ".cache" / "bcl_ray" / run.uid

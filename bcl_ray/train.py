@@ -1,0 +1,354 @@
+"""A training run on Ray: what each worker does, and how the driver starts and follows it."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from bcl_ray import checkpoint, runs, storage
+from bcl_ray.budget import Budget, budget, check_store, epoch_plan, this_machine
+from bcl_ray.config import Experiment, from_yaml
+from bcl_ray.data import evaluation_batches, training_batches
+from bcl_ray.distributed import rank, sum_over_workers, world_size
+from bcl_ray.loop import TERMS, Learner, NonFiniteLossError, Step, evaluate, train_epoch
+from bcl_ray.optim import learning_rate
+from bcl_ray.runs import Run
+from bcl_ray.shards import Manifest, read_manifest
+from bcl_ray.tracking import Tracker
+
+Event = dict[str, Any]
+Follow = Callable[[Event], None]
+
+SCORE = "checkpoint/score"  # ranks checkpoints; below every accuracy where nothing was evaluated
+TICK = 0.5  # seconds between a worker's progress events
+POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
+MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking server
+
+
+class TrainingError(RuntimeError):
+    """A run that ended without a result; says why, and how to go on."""
+
+
+def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) -> Event:
+    """Train, evaluate and track a run; returns its last record, with its history.
+
+    Args:
+        experiment: what to train. On resume, only scale and tracking may differ from the run's.
+        follow: called from a thread with every event of the run: `begin`, `start`, `step`,
+            `epoch`, `end`.
+        resume: name, path or URI of a run to continue.
+
+    Raises:
+        ValueError: the run cannot work, or the name is taken; before anything starts.
+        TrainingError: the run began and failed.
+    """
+    manifest = read_manifest(experiment.data.path)
+    remote = bool(os.environ.get("RAY_ADDRESS"))
+    cpus, store = this_machine()
+    wanted = budget(experiment, manifest, None if remote else cpus)
+    if not remote:
+        check_store(wanted, store)
+    run = _begin(experiment, manifest, resume)
+    with Tracker(run, experiment, runs.local_folder(run)) as tracker:
+        tracker.start(manifest, experiment.data.path)
+        follow(_begin_event(run, experiment, manifest, wanted, tracker))
+        with _cluster(remote):
+            budget(experiment, manifest, ray.cluster_resources().get("CPU", 0.0))
+            outcome = _run(run, experiment, manifest, tracker, follow)
+        outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
+        outcome["problem"] = tracker.problem
+    follow({"kind": "end", **outcome})
+    return outcome
+
+
+def _begin(experiment: Experiment, manifest: Manifest, resume: str | None) -> Run:
+    place = experiment.tracking
+    if resume is None:
+        uri = runs.run_uri(place.run or runs.default_name(experiment), place.runs)
+        return runs.create(uri, experiment, manifest.fingerprint)
+    run, _ = runs.open_run(runs.run_uri(resume, place.runs))
+    runs.check_resumable(run, experiment, manifest.fingerprint)
+    return run
+
+
+def _begin_event(
+    run: Run, experiment: Experiment, manifest: Manifest, wanted: Budget, tracker: Tracker
+) -> Event:
+    return {
+        "kind": "begin",
+        "run": run.name,
+        "folder": run.uri,
+        "tracking_uri": tracker.uri,
+        "budget": wanted,
+        "experiment": experiment,
+        "classes": len(manifest.class_names),
+    }
+
+
+@contextlib.contextmanager
+def _cluster(remote: bool) -> Iterator[None]:
+    """Ray: the cluster of RAY_ADDRESS, or one on this machine for as long as the run lasts."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {} if remote else {"include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _run(
+    run: Run, experiment: Experiment, manifest: Manifest, tracker: Tracker, follow: Follow
+) -> Event:
+    """Run the workers to the end, and hand over what they report as it comes."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+    mailbox = actor.remote()
+    trainer = _trainer(run, experiment, manifest, mailbox)
+    follower = threading.Thread(
+        target=_follow, args=(mailbox, tracker, follow), name="follower", daemon=True
+    )
+    follower.start()
+    try:
+        result = trainer.fit()
+        error = (result.return_value or {}).get("error")
+    except ray.train.TrainingFailedError as failure:
+        error = _cause(failure, run)
+    finally:
+        ray.get(mailbox.put.remote({"kind": "stop"}))
+        follower.join()
+    if error:
+        raise TrainingError(f"{error}\ncontinue with: bcl-ray train --resume {run.name}")
+    return _finished(run, result, tracker)
+
+
+def _trainer(run: Run, experiment: Experiment, manifest: Manifest, mailbox: Any) -> Any:
+    scale = experiment.scale
+    use_gpu = scale.device == "cuda" or (
+        scale.device == "auto" and ray.cluster_resources().get("GPU", 0) >= scale.workers
+    )
+    parent, _, name = run.uri.rstrip("/").rpartition("/")
+    filesystem, path = storage.resolve(parent or ".")
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "experiment": experiment.to_yaml(),
+            "manifest": manifest.model_dump_json(),
+            "uid": run.uid,
+            "mailbox": mailbox,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=SCORE
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+class Mailbox:
+    """Carries a worker's events to the driver; in memory, on the driver's node."""
+
+    def __init__(self) -> None:
+        import asyncio  # noqa: PLC0415  the queue belongs to the actor's loop
+
+        self._events: Any = asyncio.Queue()
+
+    async def put(self, event: Event) -> None:
+        """Leave an event."""
+        await self._events.put(event)
+
+    async def take(self) -> list[Event]:
+        """All events that wait; at least one."""
+        events = [await self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        return events
+
+
+def _follow(mailbox: Any, tracker: Tracker, follow: Follow) -> None:
+    """Pass on events until the driver says stop; epochs are tracked on the way."""
+    while True:
+        for event in ray.get(mailbox.take.remote()):
+            if event["kind"] == "stop":
+                return
+            for record in event.get("records", ()):
+                tracker.metrics(record, int(record["epoch"]))
+            follow(event)
+
+
+def _cause(failure: Exception, run: Run) -> str:
+    """The failure in one line; all of it goes to a file."""
+    folder = runs.local_folder(run)
+    (folder / "error.txt").write_text(str(failure))
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return f"the workers failed: {lines[-1] if lines else failure} (all of it: {folder}/error.txt)"
+
+
+def _finished(run: Run, result: Any, tracker: Tracker) -> Event:
+    folder = runs.local_folder(run) / "final"
+    shutil.rmtree(folder, ignore_errors=True)
+    result.checkpoint.to_directory(folder)
+    state = checkpoint.load(folder)
+    tracker.model(folder)
+    return {
+        "run": run.name,
+        "history": state.history,
+        "class_counts": state.class_counts,
+        "tracking_uri": tracker.uri,
+    }
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """One Ray Train worker's whole life: restore, then train and evaluate epoch by epoch.
+
+    A loss that is not finite would only repeat on a restart, so it is returned, not raised.
+    """
+    experiment = from_yaml(config["experiment"])
+    manifest = Manifest.model_validate_json(config["manifest"])
+    worker = _Worker(experiment, manifest, config["uid"], config["mailbox"])
+    worker.restore()
+    try:
+        for epoch, batches in training_batches(
+            experiment,
+            manifest,
+            rank=rank(),
+            world_size=world_size(),
+            first_step=worker.learner.step,
+        ):
+            worker.run_epoch(epoch, batches)
+    except NonFiniteLossError as error:
+        return {"error": str(error)}
+    return {}
+
+
+class _Worker:
+    """What a worker holds while it trains, and what it tells Ray and the driver."""
+
+    def __init__(self, experiment: Experiment, manifest: Manifest, uid: str, mailbox: Any) -> None:
+        self.experiment, self.manifest = experiment, manifest
+        self.uid, self.mailbox = uid, mailbox
+        self.class_counts = np.array(manifest.splits[experiment.data.train_split].class_counts)
+        self.steps = epoch_plan(experiment, manifest, 0).steps
+        self.device = ray.train.torch.get_device()
+        self.learner = Learner(experiment, self.class_counts, self.steps, self.device)
+        self.history: list[dict[str, float]] = []
+        self.told = time.monotonic()
+
+    def restore(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        last = ray.train.get_checkpoint()
+        if last is not None:
+            with last.as_directory() as folder:
+                state = checkpoint.load(Path(folder))
+            self.learner.restore(state)
+            self.history = list(state.history)
+        self.tell("start", step=self.learner.step, workers=world_size(), records=self.history)
+
+    def tell(self, kind: str, **content: Any) -> None:
+        """Send the driver an event; from one worker, without waiting."""
+        if rank() == 0:
+            self.mailbox.put.remote({"kind": kind, **content})
+
+    def run_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        """Train on what is left of an epoch, evaluate where it is due, and report."""
+        begun, waited, images = time.perf_counter(), 0.0, 0
+        every = self.experiment.train.checkpoint_every_steps
+        for step in train_epoch(self.learner, batches, epoch=epoch):
+            waited += step.waited
+            images += step.images
+            self._progress(epoch, step)
+            if every and step.step % every == 0 and step.step % self.steps:
+                self._report({SCORE: -1.0, "step": step.step})
+        record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
+        if (epoch + 1) % self.experiment.train.eval_every == 0 or (
+            epoch + 1 == self.experiment.train.epochs
+        ):
+            record |= self._evaluation_record()
+        self.history.append(record)
+        self.learner.sums.zero_()
+        self._report({SCORE: record.get("accuracy/all", -1.0), **record})
+        self.tell("epoch", epochs=self.experiment.train.epochs, records=[record])
+
+    def _progress(self, epoch: int, step: Step) -> None:
+        if time.monotonic() - self.told > TICK:
+            self.told = time.monotonic()
+            within = step.step - epoch * self.steps
+            self.tell("step", epoch=epoch, step=within, steps=self.steps)
+
+    def _training_record(self, begun: float, waited: float, images: int) -> dict[str, float]:
+        """Metrics of the epoch's training, the same on every worker."""
+        seconds = time.perf_counter() - begun
+        times = torch.tensor([seconds, waited], dtype=torch.float64, device=self.device)
+        seconds, waited = (sum_over_workers(times) / world_size()).tolist()
+        terms = (self.learner.sums / self.steps).tolist()
+        last_step = self.learner.step - 1
+        lr = learning_rate(
+            last_step, self.steps, self.experiment.train.epochs, self.experiment.optim
+        )
+        return {
+            **dict(zip(TERMS, terms, strict=True)),
+            "optim/lr": lr,
+            "time/epoch": seconds,
+            "time/data": 100 * waited / seconds,
+            "throughput/images_per_second": images / seconds,
+        }
+
+    def _evaluation_record(self) -> dict[str, float]:
+        begun = time.perf_counter()
+        rows = self.manifest.splits[self.experiment.data.eval_split].rows
+        batches = evaluation_batches(
+            self.experiment, self.manifest, rank=rank(), world_size=world_size()
+        )
+        record, _ = evaluate(
+            self.learner.evaluated,
+            batches,
+            experiment=self.experiment,
+            class_counts=self.class_counts,
+            rows=rows,
+            device=self.device,
+        )
+        return {**record, "images/evaluated": rows, "time/evaluate": time.perf_counter() - begun}
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        """Report on every worker at once; the first one brings the checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = None
+            if rank() == 0:
+                checkpoint.save(self._state(), Path(folder))
+                found = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=found)
+
+    def _state(self) -> checkpoint.State:
+        return self.learner.state(
+            history=self.history,
+            fingerprint=self.manifest.fingerprint,
+            class_names=list(self.manifest.class_names),
+            class_counts=self.class_counts.tolist(),
+            uid=self.uid,
+        )
