@@ -74,6 +74,7 @@ def _parquet_split(
     for uri in uris:
         with _parquet_file(uri) as file:
             _check_columns(uri, file.schema_arrow.names, options)
+            _check_images(uri, file.schema_arrow.field(image_column))
             lengths.append(file.metadata.num_rows)
             labels.append(_integers(uri, file, label_column))
             if id_column is not None:
@@ -126,7 +127,7 @@ def _parquet_file(uri: str) -> Any:
     filesystem, path = storage.resolve(uri)
     with storage.plain_errors(uri):
         handle = filesystem.open_input_file(path)
-    try:  # by pages: a row group of a foreign file may be larger than memory
+    try:  # by pages (Arrow's have up to 1,024 rows): a foreign row group may exceed memory
         return pq.ParquetFile(handle, buffer_size=8 << 20, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{uri} is not a Parquet file: {error}") from None
@@ -138,6 +139,17 @@ def _check_columns(uri: str, names: Sequence[str], options: Mapping[str, str]) -
             raise ValueError(
                 f"{uri} has no column '{column}' (found: {', '.join(names)}): name it with {option}"
             )
+
+
+def _check_images(uri: str, column: Any) -> None:
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ValueError(
+            f"{uri}: column '{column.name}' must hold encoded images (binary, or a struct with "
+            f"binary 'bytes'), and it holds {column.type}"
+        )
 
 
 def _integers(uri: str, file: Any, column: str) -> Rows:

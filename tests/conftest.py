@@ -1,0 +1,14 @@
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real long-tailed sets: BCL_RAY_TEST_DATA, or ../shared/data beside the project."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    data = Path(os.environ.get("BCL_RAY_TEST_DATA", beside))
+    if not data.is_dir():
+        pytest.skip(f"real data is not here: set BCL_RAY_TEST_DATA ({data} does not exist)")
+    return data

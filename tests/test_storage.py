@@ -1,0 +1,118 @@
+import stat
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from bcl_ray import storage
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A filesystem that is not local, as an object store is not, for URIs of test://."""
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    local = storage.resolve
+
+    def resolve(uri):
+        return (store, uri.removeprefix("test://")) if uri.startswith("test://") else local(uri)
+
+    monkeypatch.setattr(storage, "resolve", resolve)
+    return "test://"
+
+
+def test_bytes_come_back_from_every_kind_of_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for uri in ("deep/er/file", f"{tmp_path}/a b", f"file://{tmp_path}/x"):
+        storage.write_bytes(uri, b"old")
+        storage.write_bytes(uri, b"new")
+        assert storage.exists(uri)
+        assert storage.read_bytes(uri) == b"new"
+    assert storage.list_files(str(tmp_path)) == {"a b": 3, "x": 3}
+
+
+def test_a_store_that_is_not_local_works_too(bucket):
+    storage.write_bytes(f"{bucket}file", b"12")
+    assert storage.list_files(bucket) == {"file": 2}
+    assert storage.read_bytes(f"{bucket}file") == b"12"
+    storage.delete(f"{bucket}file")
+    assert not storage.exists(f"{bucket}file")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+
+    def fail():
+        with storage.open_write(uri) as sink:
+            sink.write(b"half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert storage.read_bytes(uri) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+    with storage.open_write(uri) as sink:
+        sink.write(b"new")
+        sink.flush()
+        assert storage.read_bytes(uri) == b"old"
+    assert storage.read_bytes(uri) == b"new"
+
+
+def test_written_files_follow_the_umask(tmp_path):
+    storage.write_bytes(str(tmp_path / "file"), b"")
+    (tmp_path / "plain").touch()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "joined"),
+    [
+        ("folder", "folder/a/b"),
+        ("folder/", "folder/a/b"),
+        ("what?", "what?/a/b"),
+        ("s3://bucket/p", "s3://bucket/p/a/b"),
+        ("s3://bucket?scheme=http", "s3://bucket/a/b?scheme=http"),
+    ],
+)
+def test_join_keeps_a_uris_options_at_the_end(uri, joined):
+    assert storage.join(uri, "a", "b") == joined
+
+
+def test_missing_files_are_named(tmp_path):
+    uri = str(tmp_path / "gone")
+    for access in (storage.read_bytes, storage.delete):
+        with pytest.raises(FileNotFoundError, match=f"{uri} does not exist: check its spelling"):
+            access(uri)
+    assert storage.list_files(uri) == {}
+    assert not storage.exists(uri)
+
+
+def test_unknown_schemes_are_refused():
+    with pytest.raises(ValueError, match="'ftp://host/x' is not a URI that pyarrow opens"):
+        storage.resolve("ftp://host/x")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (PermissionError(13, "Permission denied"), PermissionError, "access to s3://b is denied"),
+        (OSError("AWS Error ACCESS_DENIED during GetObject"), PermissionError, "credentials"),
+        (pa.ArrowException("bad"), pa.ArrowException, "bad"),
+        (OSError(28, "No space left\non device"), OSError, "s3://b: .*No space left on device"),
+    ],
+)
+def test_errors_are_told_in_plain_words(error, kind, message):
+    with pytest.raises(kind, match=message), storage.plain_errors("s3://b"):
+        raise error
+
+
+def test_a_folder_below_a_file_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=f"{tmp_path}/file/x: "):
+        storage.write_bytes(f"{tmp_path}/file/x", b"")
