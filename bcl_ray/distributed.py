@@ -119,18 +119,21 @@ class GradientSum:
             self._pending.append((dist.all_reduce(flat, async_op=True), flat, tensors))
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Wait until `.grad` holds the global batch's gradient; call after every backward."""
+    def finish(self, terms: Tensor) -> None:
+        """Wait until `.grad` holds the global batch's gradient; call after every backward.
+
+        Args:
+            terms: shares of the loss, (T,), which become their sums over workers on the way.
+        """
         if world_size() == 1:
             return
         for bucket in self._buckets[self._next :]:  # parameters that this loss does not reach
             self._send(bucket)
-        gradient_sums = len(self._pending)
-        self._reduce(self._statistics)
-        for position, (work, flat, tensors) in enumerate(self._pending):
+        for statistic in self._statistics:
+            statistic.div_(world_size())
+        self._reduce([*self._statistics, terms])
+        for work, flat, tensors in self._pending:
             work.wait()
-            if position >= gradient_sums:
-                flat.div_(world_size())
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))

@@ -71,7 +71,7 @@ class Learner:
         self.steps_per_epoch = steps_per_epoch
         self.device = device
         self.model = BalancedContrastiveModel(experiment.model, len(class_counts))
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, experiment.optim)
         self.average = _average(self.model, experiment.train.ema_decay)
         self.gradients = GradientSum(self.model)
@@ -107,13 +107,14 @@ class Learner:
     def evaluated(self) -> BalancedContrastiveModel:
         """The network that is evaluated and exported: the average, where there is one."""
         model = self.average.module if self.average else self.model
-        return model  # type: ignore[no-any-return, return-value]
+        return model  # type: ignore[return-value]
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel | None:
     if decay == 0:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
 
 
 def _autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -264,4 +265,5 @@ def evaluate(
             f"evaluation counted {counted} images of {rows}: every image must be counted once; "
             "this is a fault of the stream, not of the data"
         )
-    return metrics.evaluation_metrics(counts, class_counts), metrics.class_accuracy(counts)
+    per_class = metrics.class_accuracy(counts.correct, counts.total)
+    return metrics.evaluation_metrics(counts, class_counts), per_class.cpu().numpy()

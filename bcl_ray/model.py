@@ -97,6 +97,34 @@ class BalancedContrastiveModel(nn.Module):
             return classified, self.backbone(views[1:].flatten(0, 1))
 
 
+class Classifier(nn.Module):
+    """What a user takes away: pixels in, logits out, nothing else to know.
+
+    Args:
+        model: a trained network; its projections are left behind.
+        mean, std: channel statistics that it was trained with, on a scale of 0 to 1.
+    """
+
+    def __init__(
+        self,
+        model: "BalancedContrastiveModel",
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.classifier = model.classifier
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, 3, H, W), float32 RGB in [0, 1]."""
+        logits: Tensor = self.classifier(self.backbone((images - self.mean) / self.std))
+        return logits
+
+
 class CosineClassifier(nn.Module):
     """Logits are scale * cosine(embedding, weight): no class gains by the length of its weight."""
 

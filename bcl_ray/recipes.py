@@ -8,6 +8,7 @@ Learning: trainers for ImageNet-LT and iNaturalist 2018, none for CIFAR.
 AAAI 2024; ConCutMix, TIP 2024; ProCo, TPAMI 2024).
 """
 
+import difflib
 from collections.abc import Callable
 
 from bcl_ray.config import (
@@ -165,3 +166,9 @@ def inat18() -> Experiment:
 RECIPES: dict[str, Callable[[], Experiment]] = {
     recipe.__name__: recipe for recipe in (digits_lt, cifar10_lt, cifar100_lt, imagenet_lt, inat18)
 }
+
+
+def nearest(name: str) -> str:
+    """A hint for a name that is no recipe's."""
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(RECIPES)}"

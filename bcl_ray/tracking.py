@@ -126,8 +126,12 @@ class Tracker:
             status: FINISHED, FAILED or KILLED.
             patience: seconds to wait for a server that is down or slow.
         """
-        self._finished = True
         self._put({"kind": "status", "status": status})
+        return self.drain(patience)
+
+    def drain(self, patience: float) -> bool:
+        """Stop, when everything has been handed over or `patience` seconds are up."""
+        self._finished = True
         self._entries.put(None)
         self._thread.join(patience)
         self._stop.set()

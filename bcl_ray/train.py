@@ -62,16 +62,31 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
     if not remote:
         check_store(wanted, store)
     run = _begin(experiment, manifest, resume)
-    with Tracker(run, experiment, runs.local_folder(run)) as tracker:
+    folder = runs.local_folder(run)
+    with _logs(folder), Tracker(run, experiment, folder) as tracker:
         tracker.start(manifest, experiment.data.path)
         follow(_begin_event(run, experiment, manifest, wanted, tracker))
-        with _cluster(remote):
+        with cluster():
             budget(experiment, manifest, ray.cluster_resources().get("CPU", 0.0))
             outcome = _run(run, experiment, manifest, tracker, follow)
         outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
         outcome["problem"] = tracker.problem
     follow({"kind": "end", **outcome})
     return outcome
+
+
+@contextlib.contextmanager
+def _logs(folder: Path) -> Iterator[None]:
+    """Send what libraries log in this process to the run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "driver.log", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _begin(experiment: Experiment, manifest: Manifest, resume: str | None) -> Run:
@@ -99,14 +114,17 @@ def _begin_event(
 
 
 @contextlib.contextmanager
-def _cluster(remote: bool) -> Iterator[None]:
+def cluster() -> Iterator[None]:
     """Ray: the cluster of RAY_ADDRESS, or one on this machine for as long as the run lasts."""
+    remote = bool(os.environ.get("RAY_ADDRESS"))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {} if remote else {"include_dashboard": False}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    for name in ("ray.data", "ray.train"):  # they set themselves up to print
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:

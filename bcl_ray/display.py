@@ -1,0 +1,128 @@
+"""What a person sees of a run: one line per epoch, one bar while it runs, a table at the end."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bcl_ray.config import Experiment
+
+GROUPS = ("all", "many", "medium", "few")
+
+
+def method(experiment: Experiment) -> str:
+    """The loss in a few words."""
+    loss = experiment.loss
+    if loss.contrastive_weight == 0:
+        return "logit-adjusted cross-entropy" if loss.tau else "cross-entropy"
+    name = "BCL" if loss.contrastive == "balanced" else "supervised contrastive"
+    return name if loss.tau else f"{name}, no logit adjustment"
+
+
+def accuracy_table(rows: list[tuple[str, str, dict[str, float]]]) -> Table:
+    """Methods by accuracy: all, many, medium, few, in per cent.
+
+    Args:
+        rows: name of the run, its method, and its metrics.
+    """
+    table = Table(title="accuracy in per cent, means over classes", title_justify="left")
+    table.add_column("run")
+    table.add_column("method")
+    groups = [g for g in GROUPS if any(f"accuracy/{g}" in metrics for _, _, metrics in rows)]
+    for group in groups:
+        table.add_column(group, justify="right")
+    table.add_column("ECE", justify="right")
+    for name, label, metrics in rows:
+        cells = [_cell(metrics.get(f"accuracy/{group}")) for group in groups]
+        table.add_row(name, label, *cells, _cell(metrics.get("calibration/ece")))
+    return table
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+class Follower:
+    """Prints a run's events as they come."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._began = time.monotonic()
+        self._epochs = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Follower":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Print one event of `bcl_ray.train.fit`."""
+        getattr(self, f"_{event['kind']}")(event)
+
+    def _begin(self, event: dict[str, Any]) -> None:
+        experiment, budget = event["experiment"], event["budget"]
+        self._epochs = experiment.train.epochs
+        batch = experiment.optim.global_batch_size
+        self.console.print(f"run      [bold]{event['run']}[/]  in {event['folder']}")
+        self.console.print(f"method   {method(experiment)}, {experiment.model.backbone}")
+        self.console.print(
+            f"data     {experiment.data.path}: {event['classes']} classes, "
+            f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
+            f"of {batch}, {budget.eval_images:,} to evaluate"
+        )
+        self.console.print(f"scale    {experiment.scale.workers} workers on Ray")
+        self.console.print(f"MLflow   {event['tracking_uri']}", soft_wrap=True)
+
+    def _start(self, event: dict[str, Any]) -> None:
+        seconds = time.monotonic() - self._began
+        place = f" at step {event['step']:,}" if event["step"] else ""
+        self.console.print(
+            f"{event['workers']} workers started{place}, {seconds:.0f} s after the command"
+        )
+        self._progress.start()
+        self._task = self._task or self._progress.add_task("epoch")
+
+    def _step(self, event: dict[str, Any]) -> None:
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            description=f"epoch {event['epoch'] + 1}/{self._epochs}",
+            completed=event["step"],
+            total=event["steps"],
+        )
+
+    def _epoch(self, event: dict[str, Any]) -> None:
+        record = event["records"][-1]
+        parts = [
+            f"epoch {record['epoch'] + 1:>{len(str(event['epochs']))}.0f}/{event['epochs']}",
+            f"loss {record['loss/total']:.3f}",
+        ]
+        groups = [f"{g} {record[f'accuracy/{g}']:.1f}" for g in GROUPS if f"accuracy/{g}" in record]
+        parts += ["accuracy " + "  ".join(groups)] if groups else []
+        parts += [
+            f"{record['throughput/images_per_second']:,.0f} images/s",
+            f"data {record['time/data']:.0f} %",
+            f"{record['time/epoch'] + record.get('time/evaluate', 0):.1f} s",
+        ]
+        self._progress.console.print("   ".join(parts), highlight=False)
+
+    def _end(self, event: dict[str, Any]) -> None:
+        self._progress.stop()
+        if not event["tracked"]:
+            self.console.print(
+                f"[yellow]MLflow did not take everything ({event['problem']}); the journal is "
+                f"complete: `bcl-ray sync {event['run']}` when the server is back[/]"
+            )
