@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import fs
@@ -107,6 +107,7 @@ def test_row_groups_are_small_and_numerous(rows, mean_bytes, expected):
 
 
 @given(rows=st.integers(1, 10**7), mean_bytes=st.integers(1, 10**6))
+@settings(deadline=None)
 def test_there_are_enough_shards_and_none_is_empty(rows, mean_bytes):
     group = row_group_rows(rows, mean_bytes)
     shards = num_shards(rows, rows * mean_bytes, group, 256 << 20)
@@ -266,6 +267,12 @@ def test_a_list_with_bad_lines_and_missing_files_is_told_by_name(tmp_path):
     [
         (balanced(4, 2), {"imbalance_factor": 5}, "imbalance_factor does nothing for profile"),
         (balanced(4, 2), {"shard_bytes": 0}, r"shard_bytes \(0\) must be at least 1"),
+        (balanced(4, 2), {"on_bad_image": "s"}, "on_bad_image 's' must be stop or skip"),
+        (
+            source_of(split_of([0, 2])),
+            {},
+            r"images: 1 \(class1\).*image 1: label 2 is outside 0..1",
+        ),
         (balanced(4, 2), {"seed": -1}, r"seed \(-1\) must be at least 0"),
         (source_of(split_of([0, 0, 2]), 3), {}, r"1 of 3 classes have no training images: 1 \(cl"),
         (source_of(split_of([0, 1], [png(0), b""])), {"on_bad_image": "skip"}, r"images: 1 \(cl"),

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+from urllib.error import URLError
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +92,18 @@ def test_altered_cifar_files_are_not_unpickled(tmp_path, monkeypatch):
     monkeypatch.setattr(pickle, "load", lambda *_: pytest.fail("a pickle was opened"))
     with pytest.raises(ValueError, match=r"cifar-10-batches-py: .*corrupted.*leave out --from"):
         open_source("cifar10", str(tmp_path))
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100  # noqa: PLC0415
+
+    def offline(self):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(CIFAR100, "download", offline)
+    with pytest.raises(OSError, match=r"no route to host.*cifar-100-python with --from"):
+        open_source("cifar100")
 
 
 def test_cifar_reads_parquet_and_refuses_another_number_of_classes(shared_data):

@@ -1,4 +1,5 @@
 import stat
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -56,11 +57,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
     uri = str(tmp_path / "file")
     storage.write_bytes(uri, b"old")
-    with storage.open_write(uri) as sink:
-        sink.write(b"new")
-        sink.flush()
-        assert storage.read_bytes(uri) == b"old"
-    assert storage.read_bytes(uri) == b"new"
+    with Path(uri).open("rb") as slow_reader:
+        with storage.open_write(uri) as sink:
+            sink.write(b"new")
+            sink.flush()
+            assert storage.read_bytes(uri) == b"old"
+        assert storage.read_bytes(uri) == b"new"
+        assert slow_reader.read() == b"old"
 
 
 def test_written_files_follow_the_umask(tmp_path):

@@ -1,8 +1,8 @@
 """Staging: a split's chosen rows, each image decoded once, their bytes in a local file.
 
-The file lies in the temporary folder (TMPDIR) and has no name, so that not even kill -9 leaves
-it behind; it takes as many bytes as the images. In memory there are a few numbers per row, and
-the images that are being checked.
+The file lies in the temporary folder (TMPDIR, which must be on a disk, not in memory) and has
+no name, so that not even kill -9 leaves it behind; it takes as many bytes as the images. In
+memory there are a few numbers per row, and the images that are being checked.
 """
 
 import io

@@ -82,6 +82,8 @@ def write_shards(
     for option, value in (("shard_bytes", shard_bytes), ("max_pixels", max_pixels)):
         if value < 1:
             raise ValueError(f"{option} ({value}) must be at least 1")
+    if on_bad_image not in ("stop", "skip"):
+        raise ValueError(f"on_bad_image '{on_bad_image}' must be stop or skip")
     if seed < 0:
         raise ValueError(f"seed ({seed}) must be at least 0")
     _check_names(source)
@@ -177,7 +179,8 @@ def _stage(
     if name == "train":
         labels = np.where(sound, split.labels, -1)
         available = np.bincount(labels[sound], minlength=num_classes)
-        _check_classes(available, source.class_names)
+        first = next((f"; a bad row, {split.where(row)}: {faults[row]}" for row in faults), "")
+        _check_classes(available, source.class_names, hint=first)
         counts = class_counts_for(
             profile.name,
             available,
@@ -216,13 +219,15 @@ def _check_staged(
             raise ValueError(f"split '{name}' has no images: leave it out of the source")
 
 
-def _check_classes(class_counts: NDArray[np.int64], class_names: tuple[str, ...]) -> None:
+def _check_classes(
+    class_counts: NDArray[np.int64], class_names: tuple[str, ...], hint: str = ""
+) -> None:
     empty = np.flatnonzero(class_counts == 0)
     if empty.size:
         names = ", ".join(f"{label} ({class_names[label]})" for label in empty[:10])
         raise ValueError(
             f"{empty.size} of {len(class_counts)} classes have no training images: {names}; add "
-            "images, or remove the classes from the source"
+            f"images, or remove the classes from the source{hint}"
         )
 
 

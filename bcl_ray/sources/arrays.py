@@ -62,6 +62,11 @@ def cifar(name: Literal["cifar10", "cifar100"], path: str | None) -> Source:
             data = kind(root, train=split == "train", download=path is None)
         except RuntimeError as error:
             raise ValueError(f"{own}: {error}; delete it and leave out --from") from None
+        except OSError as error:
+            raise OSError(
+                f"{name} could not be fetched or read ({error}): unpack it elsewhere and name the "
+                f"folder that holds {own.name} with --from"
+            ) from error
         splits[split] = _array_split(data.data, np.asarray(data.targets, dtype=np.int64))
     return Source(name, tuple(data.classes), splits)
 
