@@ -50,7 +50,7 @@ def test_digits_leave_enough_of_each_class_for_a_long_tail():
 
 
 def test_digits_are_lossless():
-    from sklearn.datasets import load_digits  # noqa: PLC0415
+    from sklearn.datasets import load_digits
 
     originals = sorted(np.rint(load_digits().images * 255 / 16).astype(np.uint8).tolist())
     splits = open_source("digits").splits
@@ -60,7 +60,7 @@ def test_digits_are_lossless():
 
 def cifar_files(root, monkeypatch):
     """Files as torchvision unpacks them, two images in each, with sums that fit."""
-    from torchvision.datasets import CIFAR10, cifar  # noqa: PLC0415
+    from torchvision.datasets import CIFAR10, cifar
 
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
@@ -95,7 +95,7 @@ def test_altered_cifar_files_are_not_unpickled(tmp_path, monkeypatch):
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR100  # noqa: PLC0415
+    from torchvision.datasets import CIFAR100
 
     def offline(self):
         raise URLError("no route to host")
