@@ -1,0 +1,44 @@
+# Every target installs what it needs into .venv; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test bench check format clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: .venv/.run ## train cross-entropy and BCL on real long-tailed digits, and compare
+	@bash quickstart.sh
+
+test: .venv/.dev ## all tests
+	$(BIN)/pytest
+
+bench: .venv/.dev ## every measured claim, as tables with ratios
+	@for name in loss views plan stream epoch; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+check: .venv/.dev ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev ## format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches; data and runs stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/.made:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.run: .venv/.made pyproject.toml constraints.txt
+	@echo "installing into .venv: about 3 minutes and 6 GB, most of it PyTorch"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+.venv/.dev: .venv/.run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# From images to a table: real handwritten digits, long-tailed, by two methods.
+set -euo pipefail
+
+data=data/digits_lt
+stamp=$(date +%m%d-%H%M%S)
+
+echo "== 1. shards: 10 classes, from 138 training images down to 2"
+if [ -e $data/manifest.json ]; then
+  bcl-ray shards show $data
+else
+  bcl-ray shard digits $data --profile exponential --imbalance-factor 50
+fi
+
+echo; echo "== 2. plain cross-entropy"
+bcl-ray train digits_lt loss.tau=0 loss.contrastive_weight=0 tracking.run=cross-entropy-"$stamp"
+
+echo; echo "== 3. balanced contrastive learning"
+bcl-ray train digits_lt tracking.run=bcl-"$stamp"
+
+echo; echo "== 4. both, evaluated again from their checkpoints"
+bcl-ray evaluate cross-entropy-"$stamp" bcl-"$stamp"
+
+echo
+echo "curves, parameters and models:  mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+echo "your own images:                bcl-ray shard folder data/mine --from PATH"
