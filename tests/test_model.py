@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bcl_ray.config import ModelConfig
-from bcl_ray.distributed import GradientSum, gather_with_grad
+from bcl_ray.distributed import gather_with_grad, sum_over_workers
 from bcl_ray.losses import Keys, balanced_contrastive_loss, logit_adjusted_cross_entropy
 from bcl_ray.model import BalancedContrastiveModel, ResidualBlock, SyncBatchNorm
 
@@ -194,7 +194,6 @@ def test_sync_batch_norm_alone_is_torchs_own(shape):
 
 def one_step(model: nn.Module, views: Tensor, labels: Tensor, offset: int) -> Tensor:
     """This worker's share of both losses; gradients are those of the global batch."""
-    reduce = GradientSum(model)
     outputs = model(views)
     keys = Keys(gather_with_grad(outputs.features, 1), gather_with_grad(labels, 0), offset)
     log_prior = torch.zeros(K, dtype=torch.float64)
@@ -205,7 +204,8 @@ def one_step(model: nn.Module, views: Tensor, labels: Tensor, offset: int) -> Te
         outputs.logits, labels, log_prior, tau=1.0, num_images=num_images
     )
     loss.backward()
-    reduce.finish()
+    for parameter in model.parameters():
+        parameter.grad = sum_over_workers(parameter.grad)
     return loss.detach()
 
 
