@@ -287,7 +287,8 @@ def train(
 
 def _resumed(resume: str, changes: list[str]) -> "Experiment":
     from bcl_ray import runs
-    from bcl_ray.config import TrackingConfig, with_overrides
+    from bcl_ray.config import TrackingConfig
+    from bcl_ray.parse import with_overrides
 
     root = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
     _, experiment = runs.open_run(runs.run_uri(resume, root[-1] if root else TrackingConfig().runs))
@@ -338,7 +339,7 @@ def sync(
 
 
 def _experiment(name: str, overrides: list[str] | None) -> "Experiment":
-    from bcl_ray.config import from_file, with_overrides
+    from bcl_ray.parse import from_file, with_overrides
     from bcl_ray.recipes import RECIPES, nearest
 
     if name in RECIPES:

@@ -1,19 +1,14 @@
 """The experiment: one frozen object, one section per concern.
 
-An experiment comes from a recipe or a YAML file, then from overrides of the form
-`section.field=value`: the one way in which the command line, jobs and searches change it.
-Unknown keys are refused, with the nearest known name.
+Recipes make experiments (`recipes`); YAML files and overrides become them (`parse`).
 """
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -22,7 +17,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A frozen group of options; an option that it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(Section):
@@ -312,98 +309,3 @@ class Experiment(Section):
         """Twelve hex digits of all that determines what is computed: not scale, not tracking."""
         content = self.model_dump(mode="json", exclude={"scale", "tracking"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
-    """Read an experiment; ValueError names the offending option in one line."""
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{origin} must be a YAML mapping of sections, got {type(content).__name__}"
-        )
-    return _validated(content, origin)
-
-
-def from_file(path: Path) -> Experiment:
-    """Read an experiment from a YAML file."""
-    return from_yaml(path.read_text(), origin=str(path))
-
-
-def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
-    """The experiment with `section.field=value` applied in order; values are YAML scalars.
-
-    Raises:
-        ValueError: an override that does not parse, an unknown option (the nearest known name
-            is suggested), or a value out of range.
-    """
-    content = experiment.model_dump(mode="json")
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(f"override '{override}' must have the form section.field=value")
-        _assign(content, name.strip().split("."), _parsed(name, text), name.strip())
-    return _validated(content, "experiment")
-
-
-def _parsed(name: str, text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"{name}={text}: the value is not a YAML value") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _assign(content: dict[str, Any], path: Sequence[str], value: Any, full_name: str) -> None:
-    section: Any = content
-    for depth, key in enumerate(path):
-        if not isinstance(section, dict) or key not in section:
-            known = list(section) if isinstance(section, dict) else []
-            raise ValueError(_unknown(full_name, ".".join(path[:depth]), key, known))
-        if depth == len(path) - 1:
-            if isinstance(section[key], dict):
-                raise ValueError(f"'{full_name}' is a section; set {full_name}.<field>=value")
-            section[key] = value
-        section = section[key]
-
-
-def _unknown(full_name: str, section: str, key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"
-    where = f"section '{section}'" if section else "an experiment"
-    return f"no option '{full_name}': {where} has no field '{key}'; {hint}"
-
-
-def _validated(content: dict[str, Any], origin: str) -> Experiment:
-    try:
-        return Experiment.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(_one_line(error, origin)) from None
-
-
-def _one_line(error: ValidationError, origin: str) -> str:
-    """Pydantic's first complaint, in the words of the command line."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    name = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        section: Any = Experiment
-        for part in path[:-1]:
-            section = section.model_fields[part].annotation
-        return f"{origin}: " + _unknown(
-            name, ".".join(path[:-1]), path[-1], list(section.model_fields)
-        )
-    if first["type"] == "missing":
-        return f"{origin}: option '{name}' is missing; `bcl-ray recipes show` prints complete ones"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return message if "." in message.split(" ")[0] else f"{name}: {message}"
-    value = first["input"]
-    return f"{name}={value}: {message[0].lower()}{message[1:]}"

@@ -10,10 +10,11 @@ import ray.train
 import torch
 
 from bcl_ray import checkpoint, runs, storage
-from bcl_ray.config import Experiment, from_yaml, with_overrides
+from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches
 from bcl_ray.loop import evaluate
 from bcl_ray.model import BalancedContrastiveModel
+from bcl_ray.parse import from_yaml, with_overrides
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.train import cluster

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bcl_ray import storage
-from bcl_ray.config import Experiment, from_yaml
+from bcl_ray.config import Experiment
+from bcl_ray.parse import from_yaml
 
 RUN_FILE = "run.json"
 EXPERIMENT_FILE = "experiment.yaml"

@@ -25,8 +25,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from bcl_ray import checkpoint
-from bcl_ray.config import Experiment, from_yaml
+from bcl_ray.config import Experiment
 from bcl_ray.model import BalancedContrastiveModel, Classifier
+from bcl_ray.parse import from_yaml
 from bcl_ray.runs import Run, is_local
 from bcl_ray.shards import Manifest
 

@@ -20,11 +20,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray import checkpoint, runs, storage
 from bcl_ray.budget import Budget, budget, check_store, epoch_plan, this_machine
-from bcl_ray.config import Experiment, from_yaml
+from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches, training_batches
 from bcl_ray.distributed import rank, sum_over_workers, world_size
 from bcl_ray.loop import TERMS, Learner, NonFiniteLossError, Step, evaluate, train_epoch
 from bcl_ray.optim import learning_rate
+from bcl_ray.parse import from_yaml
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.tracking import Tracker
