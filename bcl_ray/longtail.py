@@ -30,7 +30,7 @@ def class_counts_for(
         profile: shape of the tail.
         available: images that the source has of each class, (K,).
         imbalance_factor: n_max / n_min, at least 1; unused by natural.
-        max_per_class: n_max, for natural a cap; None: the largest class available.
+        max_per_class: n_max, for natural a cap; None: the most that every class can follow.
 
     Returns:
         Counts, (K,), each at least 1 unless natural finds an empty class.
@@ -61,10 +61,19 @@ def class_counts_for(
         depth = (index >= have.size // 2).astype(np.float64)
     else:
         raise ValueError(f"profile '{profile}' must be exponential, step or natural")
-    # The margin keeps 49 * (1 / 49) at 1: without it, rounding empties the last class.
-    wanted = np.floor(largest * (1 / imbalance_factor) ** depth + 1e-9).astype(np.int64)
+    shares = (1 / imbalance_factor) ** depth
+    wanted = _counts(largest, shares)
+    if max_per_class is None:
+        while (wanted > have).any() and wanted.min() > 0:
+            largest -= 1
+            wanted = _counts(largest, shares)
     _check_wanted(wanted, have, profile, imbalance_factor)
     return wanted
+
+
+def _counts(largest: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    # The margin keeps 49 * (1 / 49) at 1: without it, rounding empties the last class.
+    return np.floor(largest * shares + 1e-9).astype(np.int64)
 
 
 def _check_wanted(

@@ -62,7 +62,7 @@ def test_natural_profile_is_all_there_is_up_to_the_cap():
         ("exponential", [9, 9], None, None, r"imbalance_factor \(None\) must be at least 1"),
         ("exponential", [9, 9], float("nan"), None, r"imbalance_factor \(nan\) must be at least 1"),
         ("step", [9, 9], 10, None, r"leaves class 1 without images.*can be at most 9"),
-        ("exponential", [9, 2], 3, None, "asks for 3 images of class 1, and the source has 2"),
+        ("exponential", [9, 2], 3, 9, "asks for 3 images of class 1, and the source has 2"),
         ("exponential", [9, 9], 3, 12, "asks for 12 images of class 0, and the source has 9"),
         ("natural", [9, 9], None, 0, r"max_per_class \(0\) must be at least 1"),
         ("linear", [9, 9], 3, None, "profile 'linear' must be exponential, step or natural"),
@@ -126,3 +126,10 @@ def test_log_prior_is_the_log_of_the_frequency():
 def test_log_prior_refuses_an_empty_class():
     with pytest.raises(ValueError, match=r"1 classes without training images \(first: 1\)"):
         log_prior([6, 0, 1])
+
+
+def test_without_a_maximum_every_class_can_follow_the_profile():
+    counts = class_counts_for("exponential", [8, 10, 3], imbalance_factor=4, max_per_class=None)
+    assert counts.tolist() == [8, 4, 2]
+    counts = class_counts_for("step", [20, 9, 2, 30], imbalance_factor=3, max_per_class=None)
+    assert counts.tolist() == [8, 8, 2, 2]
