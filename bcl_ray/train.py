@@ -15,9 +15,8 @@ import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray import checkpoint, runs, storage
-from bcl_ray.budget import Budget, budget, check_store, epoch_plan, this_machine
+from bcl_ray.budget import Budget, budget, check_store, this_machine
 from bcl_ray.config import Experiment
-from bcl_ray.parse import from_yaml
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.tracking import Tracker

@@ -16,11 +16,12 @@ import torch
 
 from bcl_ray import checkpoint
 from bcl_ray.budget import epoch_plan
-from bcl_ray.config import Experiment, from_yaml
+from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches, training_batches
 from bcl_ray.distributed import rank, sum_over_workers, world_size
 from bcl_ray.loop import TERMS, Learner, NonFiniteLossError, Step, evaluate, train_epoch
 from bcl_ray.optim import learning_rate
+from bcl_ray.parse import from_yaml
 from bcl_ray.shards import Manifest
 
 SCORE = "checkpoint/score"  # ranks checkpoints; below every accuracy where nothing was evaluated
