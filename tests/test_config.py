@@ -1,0 +1,133 @@
+import re
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from bcl_ray.config import Experiment, LossConfig, OptimConfig, Section, ViewConfig
+from bcl_ray.parse import with_overrides
+from bcl_ray.recipes import RECIPES, cifar10_lt
+
+
+def sections(model: type[Section] = Experiment) -> list[type[Section]]:
+    nested = [
+        field.annotation
+        for field in model.model_fields.values()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    ]
+    return [model, *(found for inner in nested for found in sections(inner))]
+
+
+def test_an_experiment_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        cifar10_lt().loss.temperature = 0.2
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+def test_every_option_has_a_description(section):
+    missing = [
+        name
+        for name, field in section.model_fields.items()
+        if not field.description and field.annotation not in sections()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+def test_every_section_refuses_an_option_it_does_not_know(section):
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        section.model_validate({"no_such_option": 1})
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_yaml_is_complete_and_holds_only_plain_values(recipe):
+    content = yaml.safe_load(recipe().to_yaml())
+    assert list(content) == list(Experiment.model_fields)
+    assert list(content["loss"]) == list(LossConfig.model_fields)
+    assert list(content["views"]["contrastive"]) == list(ViewConfig.model_fields)
+
+
+def test_batch_that_the_workers_cannot_share_is_refused():
+    message = (
+        r"^optim.global_batch_size \(256\) must be divisible by scale.workers \(3\): workers with "
+        r"unequal batches would hang in all-reduce$"
+    )
+    with pytest.raises(ValueError, match=message):
+        with_overrides(cifar10_lt(), ["scale.workers=3"])
+
+
+def test_more_workers_than_the_plan_serves_are_refused():
+    message = (
+        r"^scale.workers \(32\) must be at most data.max_workers \(16\): raise data.max_workers"
+    )
+    with pytest.raises(ValueError, match=message):
+        with_overrides(cifar10_lt(), ["scale.workers=32"])
+    wider = with_overrides(cifar10_lt(), ["data.max_workers=32", "scale.workers=32"])
+    assert wider.scale.workers == 32
+
+
+def test_two_weights_of_zero_are_refused():
+    message = r"^loss.classification_weight and loss.contrastive_weight are both 0"
+    with pytest.raises(ValueError, match=message):
+        with_overrides(cifar10_lt(), ["loss.classification_weight=0", "loss.contrastive_weight=0"])
+
+
+def test_warm_up_longer_than_the_run_is_refused():
+    message = r"^optim.warmup_epochs \(5.0\) must be at most train.epochs \(3\)$"
+    with pytest.raises(ValueError, match=message):
+        with_overrides(cifar10_lt(), ["train.epochs=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "views.classification.scale=[0.5, 0.1]",
+            "views.classification: scale (0.5, 0.1) must be two positive numbers, rising",
+        ),
+        (
+            "views.contrastive.ratio=[0, 1]",
+            "views.contrastive: ratio (0.0, 1.0) must be two positive numbers, rising",
+        ),
+        (
+            "views.contrastive.jitter=[0, 0, 0, 0.6]",
+            "views.contrastive: jitter (0.0, 0.0, 0.0, 0.6) must be >= 0, and its last number "
+            "<= 0.5",
+        ),
+        (
+            "views.eval_resize=16",
+            "views.eval_resize (16) must be at least views.image_size (32): the centre is cut out "
+            "of it",
+        ),
+        ("views.std=[0.2, 0, 0.2]", "views.std (0.2, 0.0, 0.2) must be positive"),
+        ("optim.milestones=[180, 160]", "optim.milestones (180.0, 160.0) must rise"),
+        ("optim.milestones=[160, 160]", "optim.milestones (160.0, 160.0) must rise"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(override, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        with_overrides(cifar10_lt(), [override])
+
+
+def test_no_contrastive_views_are_made_for_a_loss_that_weighs_nothing():
+    assert cifar10_lt().num_contrastive == 2
+    assert with_overrides(cifar10_lt(), ["loss.contrastive_weight=0"]).num_contrastive == 0
+
+
+@pytest.mark.parametrize(
+    "override", ["scale.workers=4", "tracking.run=other", "tracking.uri=sqlite:///x.db"]
+)
+def test_scale_and_tracking_leave_the_digest(override):
+    assert with_overrides(cifar10_lt(), [override]).digest() == cifar10_lt().digest()
+
+
+@pytest.mark.parametrize(
+    "override", ["train.seed=1", "loss.tau=0.9", "data.max_workers=8", "views.mean=[0, 0, 0]"]
+)
+def test_what_determines_the_result_changes_the_digest(override):
+    assert with_overrides(cifar10_lt(), [override]).digest() != cifar10_lt().digest()
+
+
+def test_published_momentum_and_decay_are_the_defaults():
+    defaults = OptimConfig(global_batch_size=256, lr=0.1, schedule="step")
+    assert (defaults.momentum, defaults.gamma, defaults.decay_norms_and_biases) == (0.9, 0.1, True)
