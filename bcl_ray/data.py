@@ -82,7 +82,7 @@ class Source:
                 epoch=epoch,
             )
         else:
-            made = host.eval_views(images, views)
+            made = host.eval_views(images, views, ids=ids)
         return {"views": made, "labels": columns["label"].astype(np.int64), "ids": ids}
 
 
