@@ -6,7 +6,8 @@ batch, is cut into lanes of equal length. A global batch takes the next few rows
 lane, and a worker owns whole lanes. Hence, for every number of workers that divides the
 lanes: the same global batches, the same number of equal batches on every worker, contiguous
 reads that more workers do not multiply, and a start at any step without reading what came
-before. Rows are shuffled inside their row group as well.
+before. Rows are shuffled inside their row group as well. Nothing is stored per row group, so
+that a billion images are planned as fast as a thousand.
 
 How well this mixes: two rows of one row group (R rows, a random sample of the split, as
 shards are shuffled when written) meet in a batch with probability about B / (lanes * R),
@@ -20,12 +21,17 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from bcl_ray.permutation import Permutation
+
 Block = Mapping[str, np.ndarray]
+
+LOOKED_UP = 256  # row groups that a lane looks up at once
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,24 @@ class Layout:
         """Rows of the split."""
         return sum(self.shard_rows)
 
-    def row_groups(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Rows of each row group, (G,), and each shard's first row group, (shards + 1,)."""
-        rows = np.asarray(self.shard_rows, dtype=np.int64)
-        counts = -(-rows // self.row_group_rows)
-        first = np.concatenate([[0], np.cumsum(counts)])
-        sizes = np.full(first[-1], self.row_group_rows, dtype=np.int32)
-        filled = counts > 0
-        sizes[first[1:][filled] - 1] = (rows - (counts - 1) * self.row_group_rows)[filled]
-        return sizes, first
+    @cached_property
+    def first_groups(self) -> npt.NDArray[np.int64]:
+        """Number of each shard's first row group, counted over the split, (shards + 1,)."""
+        groups = -(-np.asarray(self.shard_rows, dtype=np.int64) // self.row_group_rows)
+        return np.concatenate([[0], np.cumsum(groups)])
+
+    @cached_property
+    def first_rows(self) -> npt.NDArray[np.int64]:
+        """Position of each shard's first row in the split, (shards + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.shard_rows, dtype=np.int64)])
+
+    def locate(self, groups: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+        """Shard, row group in the shard, first row in the split, and rows, of row groups (n,)."""
+        shards = np.searchsorted(self.first_groups, groups, side="right") - 1
+        inner = groups - self.first_groups[shards]
+        first = self.first_rows[shards] + inner * self.row_group_rows
+        sizes = np.minimum(self.row_group_rows, self.first_rows[shards + 1] - first)
+        return shards, inner, first, sizes
 
 
 class Read(NamedTuple):
@@ -109,11 +124,10 @@ class EpochPlan:
             )
         self.lanes = num_lanes(global_batch_size, max_workers)
         self.rows_per_lane_and_step = global_batch_size // self.lanes
+        self._layout = layout
         self._key = (seed, epoch)
-        self._sizes, self._first_group = layout.row_groups()
-        self._order = np.arange(len(self._sizes), dtype=np.int32)
-        np.random.default_rng(self._key).shuffle(self._order)
-        self._starts = self._lane_starts()
+        self._order = Permutation(int(layout.first_groups[-1]), self._key)
+        self._short, self._missing = self._short_groups()
 
     def reads(self, rank: int = 0, world_size: int = 1, first_step: int = 0) -> Iterator[Read]:
         """What a worker reads from `first_step` on, in the order of need.
@@ -155,69 +169,65 @@ class EpochPlan:
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """Positions in the split (shards laid end to end) of one global batch, (B,)."""
-        found = []
+        layout, found = self._layout, []
         for lane in range(self.lanes):
             wanted = self.rows_per_lane_and_step
             for read in self._lane_reads(lane, step):
-                found.append(self._positions(read)[:wanted])
+                group = layout.first_rows[read.shard] + read.row_group * layout.row_group_rows
+                found.append(group + read.rows[:wanted])
                 wanted -= len(found[-1])
                 if wanted == 0:
                     break
         return np.concatenate(found)
 
-    def _positions(self, read: Read) -> npt.NDArray[np.int64]:
-        group = self._first_group[read.shard] + read.row_group
-        # All row groups before it are full, but the last one of each earlier shard.
-        before = int(self._sizes[:group].sum(dtype=np.int64))
-        return before + read.rows
+    def _short_groups(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The row groups that are not full, in the order of the epoch.
 
-    def _lane_starts(self) -> list[tuple[int, int]]:
-        """Where each lane starts: a position in the order of row groups, and rows to skip there.
-
-        In pieces, so that a billion images need no array of 64-bit sums.
+        Returns:
+            where each ends in the sequence of rows, and rows missing up to there, from 0 on.
         """
-        lane_rows = self.steps * self.rows_per_lane_and_step
-        starts: list[tuple[int, int]] = []
-        total, piece = 0, 2**20
-        for begin in range(0, len(self._order), piece):
-            ends = total + np.cumsum(self._sizes[self._order[begin : begin + piece]])
-            while len(starts) < self.lanes and len(starts) * lane_rows < ends[-1]:
-                wanted = len(starts) * lane_rows
-                place = int(np.searchsorted(ends, wanted, side="right"))
-                skipped = wanted - (int(ends[place - 1]) if place else total)
-                starts.append((begin + place, skipped))
-            total = int(ends[-1])
-        return starts
+        full, first = self._layout.row_group_rows, self._layout.first_groups
+        last = first[1:][np.diff(first) > 0] - 1  # a shard may be empty
+        _, _, _, sizes = self._layout.locate(last)
+        short = sizes < full
+        places = self._order.places(last[short])
+        by_place = np.argsort(places)
+        missing = np.concatenate([[0], np.cumsum(full - sizes[short][by_place])])
+        return (places[by_place] + 1) * full - missing[1:], missing
+
+    def _find(self, row: int) -> tuple[int, int]:
+        """Where a row of the sequence lies: a place in the order, and rows before it there."""
+        missing = int(self._missing[np.searchsorted(self._short, row, side="right")])
+        return divmod(row + missing, self._layout.row_group_rows)
 
     def _lane_reads(self, lane: int, first_step: int) -> Iterator[Read]:
-        place, skip = self._starts[lane]
-        skip += first_step * self.rows_per_lane_and_step
-        left = (self.steps - first_step) * self.rows_per_lane_and_step
-        position = first_step * self.rows_per_lane_and_step
-        while left > 0:
-            group = int(self._order[place])
-            size = int(self._sizes[group])
-            place += 1
-            if skip >= size:
-                skip -= size
-                continue
-            shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
-            shuffled = np.random.default_rng((*self._key, group)).permutation(size)
-            rows = shuffled[skip : skip + left]
-            step = position // self.rows_per_lane_and_step
-            yield Read(step, lane, shard, group - int(self._first_group[shard]), rows)
-            position, left, skip = position + len(rows), left - len(rows), 0
+        per_step = self.rows_per_lane_and_step
+        position, end = first_step * per_step, self.steps * per_step
+        place, skip = self._find(lane * end + position)
+        while position < end:
+            until = min(place + LOOKED_UP, self._order.size)
+            groups = self._order.at(np.arange(place, until))
+            shards, inner, _, sizes = self._layout.locate(groups)
+            place = until
+            for group, shard, row_group, size in zip(
+                *(column.tolist() for column in (groups, shards, inner, sizes)), strict=True
+            ):
+                shuffled = np.random.default_rng((*self._key, group)).permutation(size)
+                rows = shuffled[skip : skip + end - position]
+                yield Read(position // per_step, lane, shard, row_group, rows)
+                position, skip = position + len(rows), 0
+                if position == end:
+                    return
 
 
 def evaluation_reads(layout: Layout, rank: int = 0, world_size: int = 1) -> Iterator[Read]:
     """A worker's part of every row, once over all workers: whole row groups, in order."""
-    sizes, first_group = layout.row_groups()
-    middles = np.cumsum(sizes) - sizes / 2
-    owner = np.minimum(middles * world_size // layout.rows, world_size - 1)
-    for step, group in enumerate(np.flatnonzero(owner == rank)):
-        shard = int(np.searchsorted(first_group, group, side="right")) - 1
-        row_group = int(group - first_group[shard])
-        yield Read(step, -1, shard, row_group, np.arange(sizes[group], dtype=np.int64))
+    shards, inner, first, sizes = layout.locate(np.arange(layout.first_groups[-1]))
+    middles = first + sizes / 2
+    owners = np.minimum(middles * world_size // layout.rows, world_size - 1)
+    for step, group in enumerate(np.flatnonzero(owners == rank)):
+        rows = np.arange(sizes[group], dtype=np.int64)
+        yield Read(step, -1, int(shards[group]), int(inner[group]), rows)
 
 
 def _take(queue: deque[Block], wanted: int) -> Iterator[Block]:

@@ -7,13 +7,11 @@ crop and the same colours in any batch, in any order, on any worker, and after a
 import numpy as np
 from numpy.typing import NDArray
 
+from bcl_ray.permutation import mixed
+
 UInts = NDArray[np.uint64]
 
-# SplitMix64: the golden-ratio increment, and the finaliser's two multipliers.
-# Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment: the golden ratio
 
 
 def uniforms(
@@ -29,19 +27,12 @@ def uniforms(
     """
     key = np.zeros(1, np.uint64)
     for part in (seed, stream, epoch, view):
-        key = _mixed(key + _STEP + _word(part))
-    image = _mixed(_mixed(key + ids.astype(np.uint64)) + _STEP)  # (N,)
+        key = mixed(key + _STEP + _word(part))
+    image = mixed(mixed(key + ids.astype(np.uint64)) + _STEP)  # (N,)
     counters = np.arange(1, count + 1, dtype=np.uint64) * _STEP
-    words = _mixed(image[:, None] + counters) >> np.uint64(11)  # (N, count): 53 bits, a double
+    words = mixed(image[:, None] + counters) >> np.uint64(11)  # (N, count): 53 bits, a double
     return words.astype(np.float64) * 2.0**-53
 
 
 def _word(number: int) -> np.uint64:
     return np.uint64(number % 2**64)
-
-
-def _mixed(words: UInts) -> UInts:
-    """SplitMix64's finaliser: a bijection in which every input bit reaches every output bit."""
-    words = (words ^ (words >> np.uint64(30))) * _FIRST
-    words = (words ^ (words >> np.uint64(27))) * _SECOND
-    return words ^ (words >> np.uint64(31))
