@@ -65,6 +65,12 @@ def test_cosine_per_epoch_is_the_authors():
     assert rates[-1] == pytest.approx(0.1 * 2.98e-4, rel=1e-2)
 
 
+def test_cosine_per_epoch_counts_what_warm_up_leaves():
+    config = cosine(cosine_per_epoch=True, warmup_epochs=1)
+    rates = [learning_rate(step, 2, 3, config) for step in range(6)]
+    assert rates == pytest.approx([0.05, 0.1, 0.075, 0.075, 0.025, 0.025])
+
+
 def test_warm_up_may_end_within_an_epoch():
     config = cosine(warmup_epochs=0.5)
     rates = [learning_rate(step, 4, 2, config) for step in range(3)]
