@@ -199,18 +199,31 @@ def test_an_image_does_not_see_its_batch(seed, random):
     assert torch.equal(part, whole[:, chosen])
 
 
-def test_chunks_and_threads_change_nothing(monkeypatch):
+def test_chunks_change_nothing(monkeypatch):
     rng = np.random.default_rng(1)
     views = torch.from_numpy(rng.integers(0, 256, (40, 3, SIZE, SIZE, 3), dtype=np.uint8))
     whole = device_views(views, np.arange(40), config(CIFAR, RANDOM), seed=1, epoch=0)
     monkeypatch.setattr("bcl_ray.views.device._CPU_CHUNK", 5 * 3 * SIZE**2)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        again = device_views(views, np.arange(40), config(CIFAR, RANDOM), seed=1, epoch=0)
-    finally:
-        torch.set_num_threads(threads)
+    again = device_views(views, np.arange(40), config(CIFAR, RANDOM), seed=1, epoch=0)
     assert torch.equal(again, whole)
+
+
+def test_a_cpu_works_on_one_thread_inside_and_as_before_outside(images, monkeypatch):
+    before, inside = torch.get_num_threads(), []
+    monkeypatch.setattr(
+        policy,
+        "cutout_centres",
+        lambda ids, *_, **__: (
+            inside.append(torch.get_num_threads()) or np.zeros((len(ids), 2), np.int64)
+        ),
+    )
+    try:
+        torch.set_num_threads(2)
+        device_views(as_views(images), np.arange(6), config(CIFAR), seed=0, epoch=0)
+        assert inside == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_seed_epoch_id_and_view_all_change_the_colours(images):

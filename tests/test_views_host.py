@@ -4,6 +4,7 @@ import sys
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,16 @@ def test_palettes_are_resolved_and_alpha_is_dropped(mode):
     data = encoded(image)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert (host._decoded(data, 0) == expected).all()
+
+
+def test_real_photographs_decode_as_pillow_decodes_them(shared_data):
+    images = pq.read_table(shared_data / "caltech101-lt" / "test.parquet")["image"].to_pylist()
+    modes = set()
+    for data in images[::20]:
+        opened = Image.open(io.BytesIO(data))
+        modes.add(opened.mode)
+        assert (host._decoded(data, 0) == np.asarray(opened.convert("RGB"))).all()
+    assert modes == {"RGB", "L"}
 
 
 def test_exif_orientation_is_not_applied():
@@ -137,6 +148,13 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
     for q in (0.1, 0.5, 0.9):
         near = np.abs(np.quantile(ours, q, axis=0) - np.quantile(theirs, q, axis=0))
         assert (near <= 0.05 * np.array([height, width, height, width])).all()
+
+
+def test_boxes_are_as_often_upright_as_wide():
+    kind = ViewConfig(crop="resized", scale=(0.01, 0.05), ratio=(1 / 4, 4))
+    draws = keyed.uniforms(0, 0, np.arange(2000), 0, 23).tolist()
+    boxes = np.array([host._box(500, 500, kind, row) for row in draws])
+    assert (boxes[:, 3] > boxes[:, 2]).mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_padded_crop_is_the_image_shifted_over_zeros():
