@@ -88,10 +88,9 @@ def balanced_contrastive_loss(
             anchors, _wide(prototypes), anchor_labels, log_own, log_other, temperature
         )
         positives = (similarity * (same & ~is_self)).sum(1) + to_own
-        losses: Tensor = (
-            torch.logaddexp(among_views, among_prototypes) - positives / own_size
-        )  # (A,)
-        return losses @ _anchor_weights(own_size, (sizes > 0).sum(), len(key_labels), anchor_mean)
+        losses = torch.logaddexp(among_views, among_prototypes) - positives / own_size  # (A,)
+        weights = _anchor_weights(own_size, (sizes > 0).sum(), len(key_labels), anchor_mean)
+        return weights @ losses
 
 
 def supervised_contrastive_loss(
