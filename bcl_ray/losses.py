@@ -90,7 +90,7 @@ def balanced_contrastive_loss(
         positives = (similarity * (same & ~is_self)).sum(1) + to_own
         losses = torch.logaddexp(among_views, among_prototypes) - positives / own_size  # (A,)
         weights = _anchor_weights(own_size, (sizes > 0).sum(), len(key_labels), anchor_mean)
-        return weights @ losses
+        return torch.dot(weights, losses)
 
 
 def supervised_contrastive_loss(
