@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from bcl_ray.config import Experiment
 from bcl_ray.plan import EpochPlan, Layout
@@ -39,16 +40,19 @@ class Budget:
     store_bytes: int
 
 
-def layout(manifest: Manifest, split: str) -> Layout:
-    """What the plan needs of a split.
+def layout(
+    experiment: Experiment, manifest: Manifest, option: Literal["train_split", "eval_split"]
+) -> Layout:
+    """What the plan needs of the split that an option names.
 
     Raises:
         ValueError: the manifest has no such split.
     """
+    split = getattr(experiment.data, option)
     if split not in manifest.splits:
         raise ValueError(
-            f"data.train_split or data.eval_split is '{split}', which the data set does not "
-            f"have: it has {', '.join(manifest.splits)}"
+            f"data.{option} is '{split}', which the data set does not have: it has "
+            f"{', '.join(manifest.splits)}"
         )
     found = manifest.splits[split]
     return Layout(tuple(shard.rows for shard in found.shards), found.row_group_rows)
@@ -57,7 +61,7 @@ def layout(manifest: Manifest, split: str) -> Layout:
 def epoch_plan(experiment: Experiment, manifest: Manifest, epoch: int) -> EpochPlan:
     """The plan of one epoch of an experiment."""
     return EpochPlan(
-        layout(manifest, experiment.data.train_split),
+        layout(experiment, manifest, "train_split"),
         seed=experiment.train.seed,
         epoch=epoch,
         global_batch_size=experiment.optim.global_batch_size,
@@ -88,7 +92,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
         steps=plan.steps * experiment.train.epochs,
         images_per_epoch=plan.steps * batch,
         left_out=split.rows - plan.steps * batch,
-        eval_images=layout(manifest, experiment.data.eval_split).rows,
+        eval_images=layout(experiment, manifest, "eval_split").rows,
         bytes_per_epoch=sum(shard.bytes for shard in split.shards),
         batch_bytes=image_bytes * batch // workers,
         lanes=plan.lanes,
@@ -106,7 +110,7 @@ def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -
     if left < needed:
         raise ValueError(
             f"scale.workers ({scale.workers}) x scale.cpus_per_worker ({scale.cpus_per_worker:g}) "
-            f"leave {left:g} of {cpus:g} CPUs for data, which needs {needed:g}: lower one of them, "
+            f"leave {max(left, 0):g} of {cpus:g} CPUs for data, which needs {needed:g}: lower one of them, "
             "or scale.data_cpus and scale.cpus_per_data_task"
         )
     return scale.data_cpus or left

@@ -126,7 +126,7 @@ def evaluation_batches(
     experiment: Experiment, manifest: Manifest, *, rank: int, world_size: int
 ) -> Iterator[Batch]:
     """A worker's part of the evaluation split; the parts hold every row once."""
-    rows = layout(manifest, experiment.data.eval_split)
+    rows = layout(experiment, manifest, "eval_split")
     reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
     source = _source(experiment, manifest, training=False)
     return _ahead(_stream(source, reads, world_size), experiment.scale.prefetch_batches)
