@@ -110,8 +110,8 @@ def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -
     if left < needed:
         raise ValueError(
             f"scale.workers ({scale.workers}) x scale.cpus_per_worker ({scale.cpus_per_worker:g}) "
-            f"leave {max(left, 0):g} of {cpus:g} CPUs for data, which needs {needed:g}: lower one of "
-            "them, or scale.data_cpus and scale.cpus_per_data_task"
+            f"leave {max(left, 0):g} of {cpus:g} CPUs for data, which needs {needed:g}: lower one "
+            "of them, or scale.data_cpus and scale.cpus_per_data_task"
         )
     return scale.data_cpus or left
 
