@@ -44,6 +44,10 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def _workers(number: int) -> str:
+    return f"{number} worker" if number == 1 else f"{number} workers"
+
+
 class Follower:
     """Prints a run's events as they come."""
 
@@ -72,28 +76,32 @@ class Follower:
         """Print one event of `bcl_ray.train.fit`."""
         getattr(self, f"_{event['kind']}")(event)
 
+    def _say(self, line: str, style: str | None = None) -> None:
+        """Print text that may hold paths and errors: no markup in it, and no breaks either."""
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
     def _begin(self, event: dict[str, Any]) -> None:
         experiment, budget = event["experiment"], event["budget"]
         self._epochs = experiment.train.epochs
         batch = experiment.optim.global_batch_size
-        self.console.print(f"run      [bold]{event['run']}[/]  in {event['folder']}")
-        self.console.print(f"method   {method(experiment)}, {experiment.model.backbone}")
-        self.console.print(
+        self._say(f"run      {event['run']}  in {event['folder']}")
+        self._say(f"method   {method(experiment)}, {experiment.model.backbone}")
+        self._say(
             f"data     {experiment.data.path}: {event['classes']} classes, "
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
             f"of {batch}, {budget.eval_images:,} to evaluate"
         )
-        self.console.print(f"scale    {experiment.scale.workers} workers on Ray")
-        self.console.print(f"MLflow   {event['tracking_uri']}", soft_wrap=True)
+        self._say(f"scale    {_workers(experiment.scale.workers)} on Ray")
+        self._say(f"MLflow   {event['tracking_uri']}")
 
     def _start(self, event: dict[str, Any]) -> None:
         seconds = time.monotonic() - self._began
         place = f" at step {event['step']:,}" if event["step"] else ""
-        self.console.print(
-            f"{event['workers']} workers started{place}, {seconds:.0f} s after the command"
-        )
+        workers = _workers(event["workers"])
+        self._say(f"{workers} started{place}, {seconds:.0f} s after the command")
         self._progress.start()
-        self._task = self._task or self._progress.add_task("epoch")
+        if self._task is None:  # else workers were started again
+            self._task = self._progress.add_task("epoch", total=None)
 
     def _step(self, event: dict[str, Any]) -> None:
         assert self._task is not None
@@ -117,12 +125,13 @@ class Follower:
             f"data {record['time/data']:.0f} %",
             f"{record['time/epoch'] + record.get('time/evaluate', 0):.1f} s",
         ]
-        self._progress.console.print("   ".join(parts), highlight=False)
+        self._say("   ".join(parts))
 
     def _end(self, event: dict[str, Any]) -> None:
         self._progress.stop()
         if not event["tracked"]:
-            self.console.print(
-                f"[yellow]MLflow did not take everything ({event['problem']}); the journal is "
-                f"complete: `bcl-ray sync {event['run']}` when the server is back[/]"
+            self._say(
+                f"MLflow did not take everything ({event['problem']}); the journal is complete: "
+                f"`bcl-ray sync {event['run']}` when the server is back",
+                style="yellow",
             )

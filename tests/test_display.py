@@ -1,0 +1,145 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from bcl_ray.budget import Budget
+from bcl_ray.display import Follower, accuracy_table, method
+from bcl_ray.parse import with_overrides
+from bcl_ray.recipes import cifar10_lt
+
+BUDGET = Budget(
+    steps_per_epoch=48,
+    steps=9600,
+    images_per_epoch=12_288,
+    left_out=118,
+    eval_images=10_000,
+    bytes_per_epoch=10**7,
+    batch_bytes=10**6,
+    lanes=16,
+    worker_cpus=2.0,
+    data_cpus=6.0,
+    store_bytes=10**8,
+)
+BEGIN = {
+    "kind": "begin",
+    "run": "mine",
+    "folder": "s3://bucket/[runs]/mine",
+    "tracking_uri": "sqlite:///" + "long/" * 40 + "mlflow.db",
+    "budget": BUDGET,
+    "experiment": cifar10_lt(),
+    "classes": 10,
+}
+START = {"kind": "start", "workers": 2, "step": 0}
+RECORD = {
+    "epoch": 4.0,
+    "loss/total": 3.14159,
+    "throughput/images_per_second": 1234.5,
+    "time/data": 2.4,
+    "time/epoch": 10.0,
+}
+
+
+def shown(*events: dict, terminal: bool = False) -> str:
+    text = io.StringIO()
+    with Follower(Console(file=text, width=120, force_terminal=terminal)) as follower:
+        for event in events:
+            follower(event)
+    return text.getvalue()
+
+
+def rendered(table) -> list[list[str]]:
+    text = io.StringIO()
+    Console(file=text, width=120).print(table)
+    rows = [line for line in text.getvalue().splitlines() if line.startswith(("┃", "│"))]
+    return [[cell.strip() for cell in row.replace("┃", "│").strip("│").split("│")] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "BCL"),
+        (["loss.tau=0"], "BCL, no logit adjustment"),
+        (["loss.contrastive=supervised"], "supervised contrastive"),
+        (["loss.contrastive_weight=0"], "logit-adjusted cross-entropy"),
+        (["loss.contrastive_weight=0", "loss.tau=0"], "cross-entropy"),
+    ],
+)
+def test_a_method_is_named_by_its_loss(overrides, name):
+    assert method(with_overrides(cifar10_lt(), overrides)) == name
+
+
+def test_the_table_leaves_out_groups_that_no_run_has_and_marks_what_one_lacks():
+    first = {"accuracy/all": 84.32, "accuracy/many": 90.0, "calibration/ece": 3.05}
+    second = {"accuracy/all": 70.0}
+    table = accuracy_table([("a", "BCL", first), ("b", "cross-entropy", second)])
+    assert rendered(table) == [
+        ["run", "method", "all", "many", "ECE"],
+        ["a", "BCL", "84.3", "90.0", "3.0"],
+        ["b", "cross-entropy", "70.0", "-", "-"],
+    ]
+
+
+def test_the_beginning_tells_run_method_data_scale_and_where_to_look():
+    lines = shown(BEGIN).splitlines()
+    assert lines == [
+        "run      mine  in s3://bucket/[runs]/mine",
+        "method   BCL, resnet32",
+        "data     data/cifar10_lt: 10 classes, 12,288 training images in 48 steps of 256, 10,000 "
+        "to evaluate",
+        "scale    1 worker on Ray",
+        "MLflow   " + BEGIN["tracking_uri"],
+    ]
+
+
+def test_an_epoch_is_one_line():
+    event = {"kind": "epoch", "epochs": 200, "records": [RECORD]}
+    assert shown(BEGIN, START, event).splitlines()[-1] == (
+        "epoch   5/200   loss 3.142   1,234 images/s   data 2 %   10.0 s"
+    )
+
+
+def test_an_evaluated_epoch_tells_the_accuracy_of_the_groups_there_are():
+    evaluated = RECORD | {"accuracy/all": 50.0, "accuracy/few": 25.04, "time/evaluate": 2.5}
+    event = {"kind": "epoch", "epochs": 200, "records": [RECORD, evaluated]}
+    assert shown(BEGIN, START, event).splitlines()[-1] == (
+        "epoch   5/200   loss 3.142   accuracy all 50.0  few 25.0   1,234 images/s   data 2 %   "
+        "12.5 s"
+    )
+
+
+def test_a_resumed_run_tells_its_step():
+    line = shown(BEGIN, START | {"step": 12_000}).splitlines()[-1]
+    assert line == "2 workers started at step 12,000, 0 s after the command"
+
+
+def test_workers_that_start_again_keep_the_one_bar():
+    follower = Follower(Console(file=io.StringIO(), force_terminal=True))
+    with follower:
+        for event in (BEGIN, START, START | {"step": 7}):
+            follower(event)
+        assert len(follower._progress.tasks) == 1
+
+
+def test_the_bar_shows_epoch_and_step():
+    step = {"kind": "step", "epoch": 2, "step": 7, "steps": 48}
+    assert "step 7/48" in shown(BEGIN, START, step, terminal=True)
+    assert "epoch 3/200" in shown(BEGIN, START, step, terminal=True)
+
+
+def test_steps_print_nothing_where_no_one_watches():
+    step = {"kind": "step", "epoch": 2, "step": 7, "steps": 48}
+    assert shown(BEGIN, START, step) == shown(BEGIN, START)
+
+
+def test_the_end_is_silent_when_mlflow_has_everything():
+    end = {"kind": "end", "run": "mine", "tracked": True, "problem": None}
+    assert shown(BEGIN, START, end) == shown(BEGIN, START)
+
+
+def test_the_end_tells_how_to_hand_in_what_mlflow_missed():
+    end = {"kind": "end", "run": "mine", "tracked": False, "problem": "[Errno 111] refused"}
+    assert shown(BEGIN, START, end).splitlines()[-1] == (
+        "MLflow did not take everything ([Errno 111] refused); the journal is complete: "
+        "`bcl-ray sync mine` when the server is back"
+    )
