@@ -69,11 +69,4 @@ def load(folder: Path) -> State:
 
 def evaluated_weights(state: State) -> dict[str, Any]:
     """State dict of the network that a run evaluates: the moving average, where it keeps one."""
-    if state.average is None:
-        return state.model
-    prefix = "module."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in state.average.items()
-        if name.startswith(prefix)
-    }
+    return state.model if state.average is None else state.average

@@ -55,8 +55,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
+        tensor = tensor.contiguous()
         pieces = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(pieces, tensor.contiguous())
+        dist.all_gather(pieces, tensor)
         return torch.cat(pieces, dim)
 
     @staticmethod

@@ -2,22 +2,24 @@
 
 Both take any iterable of batches, so that they run on a machine that has torch alone. A batch
 is `views` uint8 (N, 1 + V, H, W, 3), `labels` int64 (N,), `ids` int64 (N,); of evaluation
-images there is one view. Axes: N a worker's images, V contrastive views, K classes.
+images there is one view. Every worker's batch has the same N, as the epoch plan deals it: with
+unequal ones the workers would wait for each other for ever. Axes: N a worker's images, V
+contrastive views, K classes.
 """
 
+import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bcl_ray import losses, metrics
 from bcl_ray.checkpoint import State
-from bcl_ray.config import Experiment
+from bcl_ray.config import Experiment, LossConfig
 from bcl_ray.distributed import GradientSum, gather_with_grad, rank, world_size
 from bcl_ray.longtail import log_prior
 from bcl_ray.model import BalancedContrastiveModel, Outputs
@@ -29,7 +31,7 @@ TERMS = ("loss/total", "loss/classification", "loss/contrastive")
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became infinite or not a number; raised on every worker at the same step."""
+    """The loss or a weight is infinite or not a number; raised on all workers at the same step."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Step:
 
     Args:
         step: steps of the whole run that are done.
-        terms: TERMS of the global batch, (3,), float64, still on the device.
+        terms: TERMS of the global batch, (3,), still on the device.
         waited: seconds that the step waited for its batch.
         images: images of the global batch.
     """
@@ -73,7 +75,7 @@ class Learner:
         self.model = BalancedContrastiveModel(experiment.model, len(class_counts))
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, experiment.optim)
-        self.average = _average(self.model, experiment.train.ema_decay)
+        self.average = copy.deepcopy(self.model) if experiment.train.ema_decay > 0 else None
         self.gradients = GradientSum(self.model)
         self.forward = torch.compile(self.model) if experiment.train.compile else self.model
         self.log_prior = torch.from_numpy(log_prior(class_counts)).float().to(device)
@@ -82,12 +84,15 @@ class Learner:
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
 
     def state(self, **about: Any) -> State:
-        """Everything that a resume needs; `about` fills in what is not the learner's."""
+        """Everything that a resume needs; `about` fills in what is not the learner's.
+
+        It shares its tensors with the learner: save it before the next step.
+        """
         return State(
             step=self.step,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            average=self.average.state_dict() if self.average else None,
+            average=None if self.average is None else self.average.state_dict(),
             sums=self.sums,
             experiment=self.experiment.to_yaml(),
             **about,
@@ -97,28 +102,46 @@ class Learner:
         """Continue from a state, of any number of workers."""
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
-        if self.average and state.average:
+        if self.average is not None and state.average is not None:
             self.average.load_state_dict(state.average)
         self.step = state.step
         self.sums.copy_(state.sums)
         torch.set_rng_state(state.random_state)
 
+    def check(self) -> None:
+        """Wait for the device, and make sure that the state is worth saving.
+
+        A finite loss is not enough: it says nothing of the weights that its step has made. All
+        workers come to the same answer, so call it on all of them, not on the one that saves.
+
+        Raises:
+            NonFiniteLossError: naming the step.
+        """
+        tensors = [self.sums, *_floating(self.model)]
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            raise _not_finite(self.step, "the loss or a weight is")
+
     @property
     def evaluated(self) -> BalancedContrastiveModel:
         """The network that is evaluated and exported: the average, where there is one."""
-        model = self.average.module if self.average else self.model
-        return model  # type: ignore[return-value]
+        return self.model if self.average is None else self.average
 
 
-def _average(model: nn.Module, decay: float) -> AveragedModel | None:
-    if decay == 0:
-        return None
-    rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+def _floating(model: nn.Module) -> list[Tensor]:
+    """Weights and running statistics; not batch norm's counters, which nothing reads."""
+    tensors = (*model.parameters(), *model.buffers())
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    # torch's AveragedModel has its counter on the host and sends it at every step.
+    torch._foreach_lerp_(_floating(average), _floating(model), 1 - decay)
 
 
 def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    automatic = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    # Older GPUs emulate it, which is slower than float32.
+    automatic = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     enabled = precision == "bfloat16" or (precision == "auto" and automatic)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -127,14 +150,14 @@ def train_epoch(learner: Learner, batches: Iterable[Batch], *, epoch: int) -> It
     """Train on an epoch's batches, or on those that are left of it; yields every step.
 
     The loss is checked one step late: by then its value is there, and asking for it does not
-    make the device wait. No state may be saved before the generator has ended or yielded, and
-    what it yields has been checked up to the step before.
+    make the device wait. Before a state is saved in the middle of an epoch, `Learner.check` does
+    it at once; at the end this generator has called it.
 
     Raises:
         NonFiniteLossError: on all workers at once, naming the step.
     """
     learner.model.train()
-    previous: Step | None = None
+    check_previous: Callable[[], None] | None = None
     asked = time.perf_counter()
     for batch in batches:
         waited = time.perf_counter() - asked
@@ -147,81 +170,100 @@ def train_epoch(learner: Learner, batches: Iterable[Batch], *, epoch: int) -> It
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
         terms = _train_step(learner, batch, epoch)
-        if previous is not None:
-            _check_finite(previous)
-        previous = Step(learner.step, terms, waited, len(batch["labels"]) * world_size())
-        yield previous
+        if check_previous is not None:
+            check_previous()
+        check_previous = _late_check(learner.step, terms)
+        yield Step(learner.step, terms, waited, len(batch["labels"]) * world_size())
         asked = time.perf_counter()
-    if previous is not None:
-        _check_finite(previous)
+    if check_previous is not None:
+        check_previous()
+        learner.check()
 
 
 def _train_step(learner: Learner, batch: Batch, epoch: int) -> Tensor:
     experiment = learner.experiment
     views = device_views(
-        torch.from_numpy(batch["views"]).to(learner.device, non_blocking=True),
+        _sent(batch["views"], learner.device),
         batch["ids"],
         experiment.views,
         seed=experiment.train.seed,
         epoch=epoch,
     )
-    labels = torch.from_numpy(batch["labels"]).to(learner.device, non_blocking=True)
+    labels = _sent(batch["labels"], learner.device)
     with learner.autocast:
         outputs: Outputs = learner.forward(views)
-    total, terms = global_loss(outputs, labels, learner.log_prior, experiment)
+    total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     learner.gradients.finish(terms)
     learner.optimizer.step()
-    if learner.average:
-        learner.average.update_parameters(learner.model)
+    if learner.average is not None:
+        _move_average(learner.average, learner.model, experiment.train.ema_decay)
     learner.step += 1
     learner.sums += terms
     return terms
 
 
 def global_loss(
-    outputs: Outputs, labels: Tensor, prior: Tensor, experiment: Experiment
+    outputs: Outputs, labels: Tensor, prior: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
-    """This worker's share of the global batch's loss, and of its TERMS (3,), detached.
-
-    Every image is compared with every other, so features and labels of all workers are
-    gathered: plain data parallelism would silently shrink the batch to one worker's share.
-    """
-    weights = experiment.loss
+    """This worker's share of the global batch's loss, and of its TERMS (3,), detached."""
     classification = losses.logit_adjusted_cross_entropy(
-        outputs.logits, labels, prior, tau=weights.tau, num_images=len(labels) * world_size()
+        outputs.logits, labels, prior, tau=config.tau, num_images=len(labels) * world_size()
     )
     contrastive = torch.zeros_like(classification)
-    if weights.contrastive_weight > 0:
-        options: dict[str, Any] = {"temperature": weights.temperature}
-        options["anchor_mean"] = weights.anchor_mean
-        if world_size() > 1:
-            options["keys"] = losses.Keys(
-                gather_with_grad(outputs.features, 1),
-                gather_with_grad(labels, 0),
-                rank() * len(labels),
-            )
-        if weights.contrastive == "balanced":
-            contrastive = losses.balanced_contrastive_loss(
-                outputs.features, outputs.prototypes, labels, **options
-            )
-        else:
-            contrastive = losses.supervised_contrastive_loss(outputs.features, labels, **options)
-    total = weights.classification_weight * classification
-    total = total + weights.contrastive_weight * contrastive
+    if config.contrastive_weight > 0:
+        contrastive = _contrastive_loss(outputs, labels, config)
+    total = config.classification_weight * classification
+    total = total + config.contrastive_weight * contrastive
     return total, torch.stack([total, classification, contrastive]).detach()
 
 
-def _check_finite(step: Step) -> None:
-    if not torch.isfinite(step.terms).all():
-        values = ", ".join(
-            f"{name} {value}" for name, value in zip(TERMS, step.terms.tolist(), strict=True)
+def _contrastive_loss(outputs: Outputs, labels: Tensor, config: LossConfig) -> Tensor:
+    # Every image is compared with every other: plain data parallelism would silently shrink the
+    # batch to one worker's share.
+    keys = losses.Keys(
+        gather_with_grad(outputs.features, 1), gather_with_grad(labels, 0), rank() * len(labels)
+    )
+    options: dict[str, Any] = {"temperature": config.temperature, "keys": keys}
+    options["anchor_mean"] = config.anchor_mean
+    if config.contrastive == "balanced":
+        return losses.balanced_contrastive_loss(
+            outputs.features, outputs.prototypes, labels, **options
         )
-        raise NonFiniteLossError(
-            f"step {step.step}: the loss is not finite ({values}); the checkpoint before it is "
-            "kept: lower optim.lr or raise loss.temperature"
-        )
+    return losses.supervised_contrastive_loss(outputs.features, labels, **options)
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device; to a GPU from pinned memory, without which the host would wait."""
+    # Not from_numpy, which warns of Ray's arrays: they are read-only.
+    return torch.tensor(array, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def _late_check(step: int, terms: Tensor) -> Callable[[], None]:
+    """Start to copy a step's TERMS to the host; the result waits for that copy and checks it."""
+    values = terms.to("cpu", non_blocking=True)
+    # Reading `terms` later would wait for all that has been queued since, the next step above all.
+    copied = torch.Event(terms.device) if terms.is_cuda else None
+    if copied is not None:
+        copied.record()
+
+    def check() -> None:
+        if copied is not None:
+            copied.synchronize()
+        if not values.isfinite().all():
+            named = zip(TERMS, values.tolist(), strict=True)
+            found = ", ".join(f"{name} {value}" for name, value in named)
+            raise _not_finite(step, f"the loss ({found}) is")
+
+    return check
+
+
+def _not_finite(step: int, what: str) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"step {step}: {what} not finite; the checkpoint before it is kept: lower optim.lr or "
+        "raise loss.temperature"
+    )
 
 
 @torch.no_grad()
@@ -254,10 +296,10 @@ def evaluate(
     counts = metrics.no_counts(len(class_counts), device)
     autocast = _autocast(experiment.train.precision, device)
     for batch in batches:
-        images = normalized(torch.from_numpy(batch["views"]).to(device), experiment.views)[0]
+        images = normalized(_sent(batch["views"], device), experiment.views)[0]
         with autocast:
             logits = model.classify(images)
-        counts += metrics.count_batch(logits, torch.from_numpy(batch["labels"]).to(device))
+        counts += metrics.count_batch(logits, _sent(batch["labels"], device))
     counts = counts.over_workers()
     counted = int(counts.total.sum())
     if counted != rows:

@@ -88,6 +88,7 @@ class _Worker:
             images += step.images
             self._progress(epoch, step)
             if every and step.step % every == 0 and step.step % self.steps:
+                self.learner.check()
                 self._report({SCORE: -1.0, "step": step.step})
         record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
         if (epoch + 1) % self.experiment.train.eval_every == 0 or (
