@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bcl_ray.budget import Budget
     from bcl_ray.config import Experiment
 
 app = typer.Typer(
@@ -67,10 +68,12 @@ def main() -> None:
     """Entry point of `bcl-ray`: a user's mistake is one line and exit status 2."""
     try:
         app(prog_name="bcl-ray")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("BCL_RAY_TRACEBACK"):
             raise
-        sys.stderr.write(f"bcl-ray: {error}\n")
+        missing = isinstance(error, ModuleNotFoundError)
+        remedy = ": pip install 'bcl-ray[train]' has all that a run needs" if missing else ""
+        sys.stderr.write(f"bcl-ray: {error}{remedy}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -210,22 +213,29 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Work out what a run needs, and refuse one that cannot work; starts nothing."""
-    from bcl_ray.budget import budget, check_store, this_machine
-    from bcl_ray.shards import read_manifest
-
     experiment = _experiment(recipe, overrides)
-    cpus, store = this_machine()
-    known = not os.environ.get("RAY_ADDRESS")
-    wanted = budget(experiment, read_manifest(experiment.data.path), cpus if known else None)
-    if known:
-        check_store(wanted, store)
+    wanted, store = _budget(experiment)
     if as_json:
         typer.echo(json.dumps(asdict(wanted), indent=1))
         return
-    _print_budget(experiment, wanted, store if known else None)
+    _print_budget(experiment, wanted, store)
 
 
-def _print_budget(experiment: "Experiment", wanted: Any, store: float | None) -> None:
+def _budget(experiment: "Experiment") -> tuple["Budget", float | None]:
+    """What a run needs, and the object store of this machine if it is to run here."""
+    from bcl_ray.budget import budget, check_store, this_machine
+    from bcl_ray.shards import read_manifest
+
+    manifest = read_manifest(experiment.data.path)
+    if os.environ.get("RAY_ADDRESS"):
+        return budget(experiment, manifest, None), None
+    cpus, store = this_machine()
+    wanted = budget(experiment, manifest, cpus)
+    check_store(wanted, store)
+    return wanted, store
+
+
+def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | None) -> None:
     from rich.table import Table
 
     workers, mib = experiment.scale.workers, 2**20
@@ -269,6 +279,7 @@ def train(
         experiment = _experiment(recipe, overrides)
     else:
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
+    _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
     _quiet()
     from bcl_ray.display import Follower, accuracy_table, method
     from bcl_ray.train import TrainingError, fit
@@ -308,6 +319,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Evaluate runs again, from their checkpoints, side by side."""
+    from bcl_ray import runs as folders
+
+    for name in names:  # before Ray is imported, which takes seconds
+        folders.open_run(folders.run_uri(name, runs))
     _quiet()
     from bcl_ray.display import accuracy_table, method
     from bcl_ray.evaluate import evaluate_runs
@@ -327,11 +342,12 @@ def sync(
     patience: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 120.0,
 ) -> None:
     """Hand MLflow what a run recorded while the server was down."""
-    _quiet()
     from bcl_ray import runs as folders
-    from bcl_ray.tracking import Tracker
 
     run, experiment = folders.open_run(folders.run_uri(name, runs))
+    _quiet()
+    from bcl_ray.tracking import Tracker
+
     tracker = Tracker(run, experiment, folders.local_folder(run))
     if not tracker.drain(patience):
         raise ValueError(f"MLflow at {tracker.uri} did not take everything: {tracker.problem}")
