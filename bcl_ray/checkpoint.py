@@ -63,8 +63,12 @@ def load(folder: Path) -> State:
         return State(**content)
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no {FILE}: it is not a checkpoint of bcl_ray") from None
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except Exception as error:  # torch raises its own, zipfile's, pickle's; State TypeError
+        # Their texts are left out: some advise to run the code that a file may hold.
+        raise ValueError(
+            f"{path} is no checkpoint of this version of bcl_ray, is cut short, or holds more "
+            f"than tensors and plain values ({type(error).__name__}): use another checkpoint"
+        ) from error
 
 
 def evaluated_weights(state: State) -> dict[str, Any]:

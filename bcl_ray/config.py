@@ -8,10 +8,24 @@ import json
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _without_password(uri: str) -> str:
+    user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and ":" in user:
+        raise ValueError(
+            "a URI must not hold a password, for it is shown and stored with the run: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for an MLflow server, or the "
+            "object store's own variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_password)]
 
 
 class Section(BaseModel):
@@ -25,7 +39,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which shards to learn from."""
 
-    path: str = Field(
+    path: Uri = Field(
         description="Folder or URI that holds manifest.json and its shards, as `bcl-ray shard` "
         "wrote them."
     )
@@ -245,13 +259,13 @@ class ScaleConfig(Section):
 class TrackingConfig(Section):
     """Where a run's files and its records go."""
 
-    runs: str = Field("runs", description="Folder or URI; a run lives in <runs>/<its name>.")
+    runs: Uri = Field("runs", description="Folder or URI; a run lives in <runs>/<its name>.")
     run: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Name of the run; none: the experiment's name and the time.",
     )
-    uri: str | None = Field(
+    uri: Uri | None = Field(
         None,
         description="MLflow tracking URI; none: MLFLOW_TRACKING_URI, else SQLite in <runs>.",
     )

@@ -1,7 +1,7 @@
 """A run's folder: what it is, whether it may go on, and its checkpoints.
 
-<runs>/<name>/run.json           identity and digest, written once, first of all
 <runs>/<name>/experiment.yaml    the resolved experiment
+<runs>/<name>/run.json           identity and digest; a folder without it holds no run
 <runs>/<name>/journal.jsonl      what the tracker was told (a local run's folder)
 <runs>/<name>/checkpoint_*/      Ray Train's checkpoints: the last and the best
 """
@@ -39,7 +39,7 @@ class Run:
     @property
     def name(self) -> str:
         """The last part of the folder's path."""
-        return self.uri.rstrip("/").rpartition("/")[2]
+        return _split(self.uri)[1]
 
 
 def run_uri(run: str, runs: str) -> str:
@@ -62,7 +62,7 @@ def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
     if storage.exists(storage.join(uri, RUN_FILE)):
         same = open_run(uri)[0].digest == run.digest
         raise ValueError(
-            f"tracking.run '{run.name}' exists in {uri.rpartition('/')[0]} with "
+            f"tracking.run '{run.name}' exists in {_split(uri)[0]} with "
             f"{'this' if same else 'another'} configuration: "
             + (f"go on with --resume {run.name}, or " if same else "")
             + "give the new run another name (tracking.run=NAME)"
@@ -76,16 +76,21 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
     """A run that exists, and its experiment.
 
     Raises:
-        ValueError: the folder holds no run, or its experiment was changed since.
+        ValueError: the folder holds no run, or its files were changed since.
     """
     try:
         content = json.loads(storage.read_bytes(storage.join(uri, RUN_FILE)))
+        run = Run(**{**content, "uri": uri})
     except FileNotFoundError:
         raise ValueError(
             f"{uri} holds no run (no {RUN_FILE}): name one that `bcl-ray train` began, or set "
             "tracking.runs to where it is"
         ) from None
-    run = Run(**{**content, "uri": uri})
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{storage.join(uri, RUN_FILE)} is not as `bcl-ray train` wrote it: restore it, or "
+            "begin another run"
+        ) from None
     file = storage.join(uri, EXPERIMENT_FILE)
     experiment = from_yaml(storage.read_bytes(file).decode(), origin=file)
     if experiment.digest() != run.digest:
@@ -122,5 +127,12 @@ def is_local(uri: str) -> bool:
 def local_folder(run: Run) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
     if is_local(run.uri):
-        return Path(run.uri.removeprefix("file://"))
+        return Path(storage.resolve(run.uri)[1])
     return Path.home() / ".cache" / "bcl_ray" / run.uid
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """The folder above a run's, and the run's name; a URI's options belong to neither."""
+    path = uri.partition("?")[0] if "://" in uri else uri
+    above, _, name = path.rstrip("/").rpartition("/")
+    return above, name
