@@ -1,0 +1,415 @@
+"""Training and evaluation on plain lists of batches: torch alone, no Ray."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bcl_ray import checkpoint, recipes
+from bcl_ray.config import Experiment
+from bcl_ray.loop import TERMS, Batch, Learner, NonFiniteLossError, Step, evaluate, train_epoch
+from bcl_ray.model import BalancedContrastiveModel
+from bcl_ray.optim import learning_rate
+
+K, N, STEPS = 3, 12, 4
+CLASS_COUNTS = np.array([150, 50, 5])
+CPU = torch.device("cpu")
+ABOUT = {"history": [], "fingerprint": "f", "class_names": ["a", "b", "c"], "uid": "u"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def experiment(**sections: dict[str, Any]) -> Experiment:
+    """Digits with a tiny network; options by section."""
+    base = recipes.digits_lt().model_dump()
+    base["model"] |= {"width": 4, "hidden_dim": 8, "feature_dim": 6}
+    base["optim"] |= {"lr": 0.01}
+    base["train"] |= {"epochs": 10, "precision": "float32"}
+    for section, options in sections.items():
+        base[section] |= options
+    return Experiment.model_validate(base)
+
+
+def some_batches(steps: int = STEPS, num_views: int = 3, seed: int = 0) -> list[Batch]:
+    """Images whose brightness is their class, with noise."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, K, (steps, N))
+    noise = generator.integers(0, 60, (steps, N, num_views, 8, 8, 3))
+    views = (noise + 80 * labels[:, :, None, None, None, None]).astype(np.uint8)
+    ids = np.arange(steps * N).reshape(steps, N)
+    return [
+        {"views": view, "labels": label, "ids": ids[step]}
+        for step, (view, label) in enumerate(zip(views, labels, strict=True))
+    ]
+
+
+def make_learner(of: Experiment | None = None) -> Learner:
+    return Learner(of or experiment(), CLASS_COUNTS, STEPS, CPU)
+
+
+def train(learner: Learner, batches: Iterable[Batch], epoch: int = 0) -> list[Step]:
+    return list(train_epoch(learner, batches, epoch=epoch))
+
+
+def total(step: Step) -> float:
+    return step.terms[0].item()
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+LOSSES = {
+    "balanced": {},
+    "balanced, class mean": {"anchor_mean": "class"},
+    "supervised": {"contrastive": "supervised"},
+    "classification only": {"contrastive_weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("batch_norm", ["per_worker", "sync", "classification_stats"])
+def test_the_loss_falls_and_the_images_are_told_apart(loss, batch_norm):
+    of = experiment(loss=LOSSES[loss] | {"tau": 0.0}, model={"batch_norm": batch_norm})
+    learner = make_learner(of)
+    batches = some_batches(num_views=1 + of.num_contrastive)
+    losses = [total(step) for epoch in range(10) for step in train(learner, batches, epoch)]
+    assert np.mean(losses[-STEPS:]) < 0.6 * np.mean(losses[:STEPS])
+    accuracy, _ = evaluated(learner.evaluated, some_batches(2, 1, seed=1))
+    assert accuracy["accuracy/all"] > 90
+
+
+def evaluated(
+    model: BalancedContrastiveModel, batches: list[Batch], rows: int | None = None
+) -> tuple[dict[str, float], np.ndarray]:
+    return evaluate(
+        model,
+        batches,
+        experiment=experiment(),
+        class_counts=CLASS_COUNTS,
+        rows=sum(len(batch["labels"]) for batch in batches) if rows is None else rows,
+        device=CPU,
+    )
+
+
+COLOURED = {
+    "contrastive": {"crop": "padded", "jitter": (0.4, 0.4, 0.4, 0.1), "grayscale": 0.2},
+    "classification": {"crop": "padded", "policy": "randaugment", "cutout": 2},
+}
+GOLDEN = [
+    [6.318041, 5.079729, 2.476624],
+    [12.473249, 11.093577, 2.759344],
+    [9.316345, 7.842565, 2.947560],
+    [3.180076, 2.127792, 2.104567],
+]
+
+
+def test_golden_losses():
+    """Written down on 2026-11-24 (torch 2.14, CPU): a change here changes every run's numbers."""
+    steps = train(make_learner(experiment(views=COLOURED, train={"seed": 3})), some_batches())
+    found = [step.terms.tolist() for step in steps]
+    assert found == [pytest.approx(terms, rel=1e-4) for terms in GOLDEN]
+
+
+def test_each_step_takes_the_rate_of_its_place_in_the_run():
+    learner = make_learner()
+    for epoch in range(3):
+        for step in train_epoch(learner, some_batches(), epoch=epoch):
+            expected = learning_rate(step.step - 1, STEPS, 10, learner.experiment.optim)
+            rates = [group["lr"] for group in learner.optimizer.param_groups]
+            assert rates == [expected] * len(rates)
+    assert learner.step == 3 * STEPS
+
+
+def test_steps_report_their_place_terms_images_and_waiting():
+    learner = make_learner()
+    steps = train(learner, some_batches())
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    assert [step.images for step in steps] == [N] * STEPS
+    assert all(step.waited >= 0 for step in steps)
+    assert len(TERMS) == len(steps[0].terms)
+    weight = learner.experiment.loss.contrastive_weight
+    for step in steps:
+        whole, classification, contrastive = step.terms
+        torch.testing.assert_close(whole, classification + weight * contrastive)
+    torch.testing.assert_close(learner.sums, sum(step.terms.double() for step in steps))
+
+
+def test_no_batches_change_nothing():
+    learner, untouched = make_learner(), make_learner()
+    assert train(learner, iter([])) == []
+    assert learner.step == 0
+    assert_same(learner.model.state_dict(), untouched.model.state_dict())
+
+
+def test_one_view_is_enough_without_a_contrastive_loss():
+    learner = make_learner(experiment(loss={"contrastive_weight": 0.0}))
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    steps = train(learner, some_batches(num_views=1))
+    assert all(step.terms[2] == 0 for step in steps)
+    after = learner.model.state_dict()
+    for name, tensor in before.items():
+        projected = name.startswith(("feature_projection", "prototype_projection"))
+        assert torch.equal(tensor, after[name]) == projected, name
+
+
+def test_training_does_not_write_to_its_batches():
+    """Ray's arrays are read-only, and shared."""
+    batches = some_batches()
+    for batch in batches:
+        for array in batch.values():
+            array.flags.writeable = False
+    train(make_learner(), batches)
+    evaluated(make_learner().model, [{**batches[0], "views": batches[0]["views"][:, :1]}])
+
+
+RESUMED = {
+    "plain": {},
+    "average": {"train": {"ema_decay": 0.9}},
+    "bfloat16": {"train": {"precision": "bfloat16", "ema_decay": 0.5}},
+    "classification_stats": {"model": {"batch_norm": "classification_stats"}},
+    "no decay of norms": {"optim": {"decay_norms_and_biases": False}},
+    "classification only": {"loss": {"contrastive_weight": 0.0}},
+}
+
+
+@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("done", [0, 1, 3, STEPS])
+def test_a_resumed_run_ends_in_the_same_bits(options, done, tmp_path):
+    of = experiment(**options)
+    batches = some_batches(num_views=1 + of.num_contrastive)
+    undisturbed = make_learner(of)
+    for epoch in range(2):
+        train(undisturbed, batches, epoch)
+
+    dying = make_learner(of)
+    train(dying, batches, 0)
+    train(dying, batches[:done], 1)
+    saved(dying, tmp_path)
+    torch.manual_seed(99)  # another process
+    resumed = make_learner(of)
+    resumed.restore(checkpoint.load(tmp_path))
+    assert resumed.step == STEPS + done
+    train(resumed, batches[done:], 1)
+    assert_same_state(resumed, undisturbed)
+
+
+def saved(learner: Learner, folder: Path) -> None:
+    state = learner.state(class_counts=CLASS_COUNTS.tolist(), **ABOUT)
+    checkpoint.save(state, folder)
+
+
+def assert_same_state(got: Learner, expected: Learner) -> None:
+    """Field by field, so that no part of a state can be forgotten."""
+    states = [one.state(class_counts=CLASS_COUNTS.tolist(), **ABOUT) for one in (got, expected)]
+    found, wanted = (dataclasses.asdict(state) for state in states)
+    for name in ("model", "sums", "random_state"):
+        assert_same(found.pop(name), wanted.pop(name))
+    assert_same(found["optimizer"].pop("state"), wanted["optimizer"].pop("state"))
+    if wanted["average"] is not None:
+        assert_same(found.pop("average"), wanted.pop("average"))
+    assert found == wanted
+
+
+def test_a_resumed_runs_weights_and_momenta_keep_their_memory_format(tmp_path):
+    learner = make_learner()
+    train(learner, some_batches())
+    saved(learner, tmp_path)
+    resumed = make_learner()
+    resumed.restore(checkpoint.load(tmp_path))
+    for parameter, before in zip(
+        resumed.model.parameters(), learner.model.parameters(), strict=True
+    ):
+        assert parameter.stride() == before.stride()
+        momentum = resumed.optimizer.state[parameter]["momentum_buffer"]
+        assert momentum.stride() == learner.optimizer.state[before]["momentum_buffer"].stride()
+    assert any(
+        parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+        for parameter in resumed.model.parameters()
+    )
+
+
+def test_the_average_follows_weights_and_running_statistics():
+    decay = 0.75
+    learner = make_learner(experiment(train={"ema_decay": decay}))
+    assert learner.evaluated is not learner.model
+    expected = floating(learner.model)
+    assert_same(floating(learner.evaluated), expected)  # it starts at the initial weights
+    for _ in train_epoch(learner, some_batches(), epoch=0):
+        for name, value in floating(learner.model).items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    assert any("running_var" in name for name in expected)
+    torch.testing.assert_close(floating(learner.evaluated), expected)
+
+
+def floating(model: nn.Module) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    return {name: value.clone() for name, value in state.items() if value.is_floating_point()}
+
+
+def test_without_an_average_the_network_itself_is_evaluated():
+    learner = make_learner()
+    assert learner.evaluated is learner.model
+    assert learner.state(class_counts=[], **ABOUT).average is None
+
+
+def test_running_statistics_are_those_of_classification_views_only():
+    of = experiment(model={"batch_norm": "classification_stats"}, loss={"temperature": 0.2})
+    learner = make_learner(of)
+    alone = make_learner(
+        of.model_copy(update={"loss": experiment(loss={"contrastive_weight": 0.0}).loss})
+    )
+    batch = some_batches(1)[0]
+    batch["views"][:, 1:] = 255 - batch["views"][:, 1:]  # nothing like the classification view
+    train(learner, [batch])
+    train(alone, [{**batch, "views": batch["views"][:, :1]}])
+    assert_same(learner.model.backbone[1].running_mean, alone.model.backbone[1].running_mean)
+    for name, buffer in alone.model.backbone.named_buffers():
+        torch.testing.assert_close(learner.model.backbone.get_buffer(name), buffer)
+    shared = make_learner()
+    train(shared, [batch])
+    assert not torch.allclose(
+        shared.model.backbone[1].running_mean, alone.model.backbone[1].running_mean
+    )
+
+
+def train_spoiled(learner: Learner, *, after: int) -> Iterator[int]:
+    """Steps done, while a weight turns into NaN after one of them."""
+    for step in train_epoch(learner, some_batches(), epoch=0):
+        if step.step == after:
+            learner.model.classifier.weight.data[0, 0] = torch.nan
+        yield step.step
+
+
+def test_a_loss_that_is_not_finite_names_its_step_one_step_later():
+    seen: list[int] = []
+    with pytest.raises(NonFiniteLossError, match=r"^step 3: the loss \(loss/total nan, ") as error:
+        seen.extend(train_spoiled(make_learner(), after=2))
+    assert seen == [1, 2, 3]
+    assert "the checkpoint before it is kept: lower optim.lr or raise" in str(error.value)
+
+
+def test_a_last_step_that_is_not_finite_raises_before_the_epoch_ends():
+    with pytest.raises(NonFiniteLossError, match=r"^step 4: the loss \(loss/total nan, "):
+        list(train_spoiled(make_learner(), after=STEPS - 1))
+
+
+def test_weights_that_the_last_step_breaks_raise_before_the_epoch_ends():
+    with pytest.raises(NonFiniteLossError, match=r"^step 4: the loss or a weight is not finite"):
+        list(train_spoiled(make_learner(), after=STEPS))
+
+
+def checked_terms(learner: Learner) -> Iterator[torch.Tensor]:
+    for step in train_epoch(learner, some_batches(), epoch=0):
+        yield step.terms
+        learner.check()
+        assert all(value.isfinite().all() for value in floating(learner.model).values())
+
+
+def test_check_finds_weights_that_a_finite_loss_has_made_infinite():
+    learner = make_learner(experiment(optim={"lr": 1e38, "warmup_epochs": 0}))
+    terms: list[torch.Tensor] = []
+    with pytest.raises(NonFiniteLossError, match=r"^step 1: the loss or a weight is not finite"):
+        terms.extend(checked_terms(learner))
+    assert torch.isfinite(torch.stack(terms)).all()
+
+
+def test_check_sees_a_loss_that_the_generator_has_not_checked_yet():
+    learner = make_learner()
+    learner.check()
+    learner.sums[1] = torch.inf
+    with pytest.raises(NonFiniteLossError, match=r"^step 0: the loss or a weight is not finite"):
+        learner.check()
+
+
+def test_evaluation_counts_every_image_once_whatever_the_batches():
+    images = some_batches(3, 1)
+    whole = {name: np.concatenate([batch[name] for batch in images]) for name in images[0]}
+    single = [{name: value[row : row + 1] for name, value in whole.items()} for row in range(3 * N)]
+    uneven = [
+        {name: value[cut] for name, value in whole.items()} for cut in (slice(5), slice(5, None))
+    ]
+    model = make_learner().model
+    expected, per_class = evaluated(model, [whole])
+    for batches in (images, single, uneven):
+        got, got_per_class = evaluated(model, batches)
+        assert got == pytest.approx(expected, rel=1e-5)
+        np.testing.assert_allclose(got_per_class, per_class)
+    assert set(expected) >= {"accuracy/all", "accuracy/many", "calibration/ece", "loss/nll"}
+
+
+@pytest.mark.parametrize("rows", [2 * N - 1, 2 * N + 1])
+def test_evaluation_fails_when_images_are_lost_or_repeated(rows):
+    message = f"evaluation counted {2 * N} images of {rows}: every image must be counted once"
+    with pytest.raises(RuntimeError, match=message):
+        evaluated(make_learner().model, some_batches(2, 1), rows=rows)
+
+
+def test_evaluation_leaves_the_network_as_it_is():
+    learner = make_learner()
+    before = floating(learner.model)
+    evaluated(learner.model, some_batches(1, 1))
+    assert_same(floating(learner.model), before)
+    train(learner, some_batches())  # and training goes on in training mode
+    assert learner.model.backbone[1].num_batches_tracked == STEPS
+
+
+@pytest.mark.parametrize(
+    ("precision", "enabled"), [("auto", False), ("float32", False), ("bfloat16", True)]
+)
+def test_a_cpu_computes_in_bfloat16_only_when_told_to(precision, enabled):
+    dtypes = []
+    learner = make_learner(experiment(train={"precision": precision}))
+    learner.model.backbone.register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
+    train(learner, some_batches(1))
+    assert dtypes == [torch.bfloat16 if enabled else torch.float32]
+    assert all(parameter.dtype == torch.float32 for parameter in learner.model.parameters())
+
+
+@pytest.mark.parametrize("batch_norm", ["per_worker", "classification_stats"])
+def test_a_traced_network_takes_the_same_steps(batch_norm, monkeypatch):
+    """All of torch.compile but its code generator, which takes a minute on a CPU."""
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced)
+    options = {"model": {"batch_norm": batch_norm}}
+    compiled = make_learner(experiment(**options, train={"compile": True}))
+    plain = make_learner(experiment(**options))
+    assert compiled.forward is not compiled.model
+    for got, expected in zip(
+        train(compiled, some_batches(2)), train(plain, some_batches(2)), strict=True
+    ):
+        torch.testing.assert_close(got.terms, expected.terms, rtol=1e-4, atol=1e-5)
+    state = plain.model.state_dict()
+    assert compiled.model.state_dict().keys() == state.keys()
+    counted = "backbone.1.num_batches_tracked"
+    assert compiled.model.state_dict()[counted] == state[counted] == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_gpu_is_never_waited_for_within_a_step(ema_decay):
+    of = experiment(train={"ema_decay": ema_decay, "precision": "auto"}, views=COLOURED)
+    learner = Learner(of, CLASS_COUNTS, STEPS, torch.device("cuda", 0))
+    batches = iter(some_batches())
+    train(learner, [next(batches)])  # what is made once may wait
+    steps = train_epoch(learner, batches, epoch=0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(STEPS - 1):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    learner.check()
