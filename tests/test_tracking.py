@@ -1,0 +1,632 @@
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from functools import partialmethod
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+
+from bcl_ray import checkpoint, journal, mlflow_run, runs, tracking
+from bcl_ray.loop import Learner
+from bcl_ray.model import Classifier
+from bcl_ray.parse import with_overrides
+from bcl_ray.recipes import digits_lt
+from bcl_ray.shards import Manifest
+from bcl_ray.tracking import Tracker, sync, tracking_uri
+
+PATIENCE = 120  # seconds: far more than anything here takes
+COUNTS = (20, 5, 3)
+NAMES = ("a", "b", "ü")
+DATA = "s3://bucket/shards"
+FINGERPRINT = "f" * 64
+
+
+class Server:
+    """A real MLflow server, in a process group of its own, always at the same address."""
+
+    def __init__(self, folder, database):
+        self.folder = folder
+        shutil.copy(database, folder / "server.db")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def begin(self):
+        """Start the process, without waiting for it."""
+        if self.process is None:
+            command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+            command += ["--host", "127.0.0.1", "--port", str(self.port)]
+            command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+            command += ["--artifacts-destination", str(self.folder / "artifacts")]
+            # Its job queue is eight more processes, and nothing that is tested here.
+            environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            with (self.folder / "server.log").open("a") as log:
+                self.process = subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd=self.folder,
+                    env=environment,
+                )
+
+    def up(self):
+        self.begin()
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5)  # noqa: S310
+                return self
+            time.sleep(0.1)
+        raise TimeoutError((self.folder / "server.log").read_text())
+
+    def kill(self):
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """A new MLflow database, to be copied: making its tables takes seconds."""
+    file = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="session")
+def session_server(tmp_path_factory, database):
+    server = Server(tmp_path_factory.mktemp("server"), database)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(session_server):
+    return session_server.up()
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setattr(journal, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(journal, "LONGEST_PAUSE", 0.5)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in tracking.SETTINGS:  # a Tracker sets what is not set; undone with the rest
+        monkeypatch.setenv(name, tracking.SETTINGS[name])
+
+
+def experiment_in(root, *changes):
+    small = ("model.width=4", "model.hidden_dim=8", "model.feature_dim=4", "train.ema_decay=0.5")
+    return with_overrides(digits_lt(), [f"tracking.runs={root}", *small, *changes])
+
+
+@pytest.fixture
+def sqlite(tmp_path, database):
+    """Experiment of runs beside which MLflow has a database already."""
+    root = tmp_path / "runs"
+    root.mkdir()
+    shutil.copy(database, root / "mlflow.db")
+    return experiment_in(root)
+
+
+@pytest.fixture
+def served(tmp_path, server):
+    """Experiment that is tracked by the real server."""
+    return experiment_in(tmp_path / "runs", f"tracking.uri={server.uri}")
+
+
+def begin(experiment, name="first"):
+    return runs.create(runs.run_uri(name, experiment.tracking.runs), experiment, FINGERPRINT)
+
+
+def tracker_of(run, experiment):
+    return Tracker(run, experiment, runs.local_folder(run))
+
+
+def manifest():
+    split = {"rows": 28, "class_counts": COUNTS, "row_group_rows": 28, "shards": ()}
+    profile = {"name": "natural", "imbalance_factor": None, "max_per_class": None, "seed": 0}
+    return Manifest.model_validate(
+        {
+            "format_version": 1,
+            "class_names": NAMES,
+            "splits": {"train": split, "test": split},
+            "source": "by hand",
+            "profile": profile,
+            "fingerprint": FINGERPRINT,
+        }
+    )
+
+
+def record_of(epoch):
+    return {"loss/total": 1 / (1 + epoch), "accuracy/all": 10.0 * epoch, "time/epoch": time.time()}
+
+
+def final_checkpoint(folder, experiment):
+    learner = Learner(experiment, np.array(COUNTS), 1, torch.device("cpu"))
+    for network in (learner.model, learner.average):
+        for weight in network.parameters():
+            weight.data += 0.1 * torch.randn_like(weight)
+    state = learner.state(
+        history=[],
+        fingerprint=FINGERPRINT,
+        class_names=list(NAMES),
+        class_counts=list(COUNTS),
+        uid="0" * 32,
+    )
+    folder.mkdir(parents=True)
+    checkpoint.save(state, folder)
+    return folder, learner.evaluated
+
+
+def found(experiment, run):
+    """The MLflow runs that have a run's tag: there must be one."""
+    client = MlflowClient(tracking_uri(experiment))
+    ids = [one.experiment_id for one in client.search_experiments()]
+    every = client.search_runs(ids, f"tags.`bcl_ray.uid` = '{run.uid}'")
+    assert len(every) == 1
+    return client, every[0]
+
+
+def steps_of(client, run_id, metric="loss/total"):
+    return [one.step for one in client.get_metric_history(run_id, metric)]
+
+
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_nothing(
+    tmp_path, session_server
+):
+    """First of all tests, as the server has not been started yet."""
+    assert session_server.process is None
+    experiment = experiment_in(tmp_path / "runs", f"tracking.uri={session_server.uri}")
+    run, begun = begin(experiment), time.time()
+    folder, _ = final_checkpoint(tmp_path / "final", experiment)
+    client = MlflowClient(session_server.uri)
+    tracker = tracker_of(run, experiment)
+    tracker.start(manifest(), DATA)
+    tracker.metrics(record_of(0), 0)
+    wait_for(lambda: tracker.problem)
+    assert "Connection refused" in tracker.problem
+    started = time.time()
+    session_server.up()
+    wait_for(lambda: tracker.run_id and steps_of(client, tracker.run_id) == [0])
+
+    session_server.kill()
+    tracker.metrics(record_of(1), 1)
+    wait_for(lambda: tracker.problem)
+    session_server.up()
+    wait_for(lambda: steps_of(client, tracker.run_id) == [0, 1])
+
+    session_server.kill()
+    tracker.metrics(record_of(2), 2)
+    tracker.model(folder)
+    assert not tracker.finish("FINISHED", 0.3)
+    assert tracker.problem
+    ended = time.time()
+    with pytest.raises(ValueError, match=f"MLflow at {session_server.uri} did not take everything"):
+        sync(run, experiment, runs.local_folder(run), 0.3)
+    session_server.up()
+    assert sync(run, experiment, runs.local_folder(run), PATIENCE) == session_server.uri
+    _, recorded = found(experiment, run)
+    assert steps_of(client, recorded.info.run_id) == [0, 1, 2]
+    assert recorded.info.run_id == tracker.run_id
+    assert recorded.info.status == "FINISHED"
+    assert "model.uri" in recorded.data.tags
+    times = recorded.info.start_time / 1000, recorded.info.end_time / 1000
+    assert begun - 0.01 <= times[0] <= started, "when it began, not when MLflow was reached"
+    assert started <= times[1] <= ended, "when it ended, not when it was delivered"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "served"])
+def test_mlflow_has_everything_about_a_run(request, tmp_path, kind, capfd):
+    experiment = request.getfixturevalue(kind)
+    run = begin(experiment)
+    folder, network = final_checkpoint(tmp_path / "final", experiment)
+    capfd.readouterr()
+    tracker = tracker_of(run, experiment)
+    tracker.start(manifest(), DATA)
+    for epoch in range(3):
+        tracker.metrics(record_of(epoch), epoch)
+    tracker.model(folder)
+    assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    assert tracker.problem is None
+    printed = capfd.readouterr()
+    assert "View run" not in printed.out
+    assert "WARNING" not in printed.err
+
+    client, recorded = found(experiment, run)
+    assert recorded.info.run_id == tracker.run_id
+    assert (recorded.info.status, recorded.info.run_name) == ("FINISHED", "first")
+    check_description(client, recorded, experiment)
+    history = client.get_metric_history(tracker.run_id, "loss/total")
+    assert [(one.step, one.value) for one in history] == [(0, 1.0), (1, 1 / 2), (2, 1 / 3)]
+    check_model(client, recorded, experiment, network)
+
+
+def check_description(client, recorded, experiment):
+    run_id, data = recorded.info.run_id, recorded.data
+    options = experiment.model_dump(mode="json")
+    for section in ("data", "views", "model", "loss", "optim", "train", "scale", "tracking"):
+        for name, value in options[section].items():
+            assert data.params[f"{section}.{name}"] == str(value)
+    resolved = yaml.safe_load(
+        mlflow.artifacts.load_text(artifact(client, run_id, "experiment.yaml"))
+    )
+    assert resolved == options
+    counts = mlflow.artifacts.load_text(artifact(client, run_id, "class_counts.json"))
+    assert json.loads(counts) == {"a": 20, "b": 5, "ü": 3}
+    tags = data.tags
+    assert (tags["recipe"], tags["digest"]) == ("digits_lt", experiment.digest())
+    assert (tags["data"], tags["data.fingerprint"]) == (DATA, FINGERPRINT)
+    assert (
+        tags["version.torch"] == torch.__version__.partition("+")[0] or "+" in tags["version.torch"]
+    )
+    assert tags["version.mlflow"] == mlflow.__version__
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        check=False,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    if head.returncode == 0:
+        assert tags["git.commit"].removesuffix("-dirty") == head.stdout.strip()
+
+
+def artifact(client, run_id, name):
+    """Local copy of a run's artifact, as a URI."""
+    return Path(client.download_artifacts(run_id, name)).as_uri()
+
+
+def check_model(client, recorded, experiment, network):
+    logged = client.get_logged_model(recorded.data.tags["model.uri"].removeprefix("models:/"))
+    assert (str(logged.status), logged.source_run_id) == ("READY", recorded.info.run_id)
+    assert [one.model_id for one in recorded.outputs.model_outputs] == [logged.model_id]
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri(experiment))
+    try:
+        loaded = mlflow.pytorch.load_model(logged.model_uri)
+        about = mlflow.models.get_model_info(logged.model_uri)
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    assert (about.run_id, about.model_id) == (recorded.info.run_id, logged.model_id)
+    assert about.signature.inputs.inputs[0].shape == (-1, 3, 8, 8)
+    assert about.signature.outputs.inputs[0].shape == (-1, 3)
+    views = experiment.views
+    own = Classifier(network, views.mean, views.std).eval()
+    with torch.no_grad():
+        for images in (torch.rand(size, 3, 8, 8) for size in (1, 2, 3, 65)):
+            expected = network.classify(
+                (images - torch.tensor(views.mean).view(3, 1, 1))
+                / torch.tensor(views.std).view(3, 1, 1)
+            )
+            assert expected.std() > 0.1
+            torch.testing.assert_close(loaded(images), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(loaded(images), own(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_resumed_run_is_the_same_mlflow_run_with_each_epoch_once(sqlite):
+    run = begin(sqlite)
+    first = tracker_of(run, sqlite)
+    first.start(manifest(), DATA)
+    for epoch in range(3):
+        first.metrics(record_of(epoch), epoch)
+    assert first.finish("FAILED", PATIENCE)
+    assert found(sqlite, run)[1].info.status == "FAILED"
+
+    again, _ = runs.open_run(run.uri)
+    resumed = with_overrides(sqlite, ["scale.workers=1", "tracking.experiment=another"])
+    second = tracker_of(again, resumed)
+    second.start(manifest(), DATA)
+    for epoch in range(5):  # a resumed run tells its history again, with other times
+        second.metrics(record_of(epoch), epoch)
+    wait_for(lambda: second.run_id and steps_of(found(sqlite, run)[0], second.run_id)[-1:] == [4])
+    assert found(sqlite, run)[1].info.status == "RUNNING"
+    assert second.finish("FINISHED", PATIENCE), second.problem
+    client, recorded = found(sqlite, run)
+    assert second.run_id == first.run_id
+    assert recorded.info.status == "FINISHED"
+    for metric in ("loss/total", "accuracy/all", "time/epoch"):
+        assert steps_of(client, second.run_id, metric) == [0, 1, 2, 3, 4]
+    assert recorded.data.params["scale.workers"] == "2", "parameters are the first start's"
+
+    sync(run, resumed, runs.local_folder(run), PATIENCE)
+    assert steps_of(client, second.run_id) == [0, 1, 2, 3, 4], "also after another replay"
+    assert found(sqlite, run)[1].info.status == "FINISHED"
+
+
+def test_metrics_that_an_epoch_gets_later_are_kept(sqlite):
+    run = begin(sqlite)
+    with tracker_of(run, sqlite) as tracker:
+        tracker.metrics({"loss/total": 1.0}, 0)
+        tracker.metrics({"loss/total": 2.0, "accuracy/all": 3.0}, 0)
+        assert tracker.finish("FINISHED", PATIENCE)
+    data = found(sqlite, run)[1].data
+    assert data.metrics == {"loss/total": 1.0, "accuracy/all": 3.0}
+
+
+def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
+    """Each of these calls does its work, and then the connection breaks."""
+    failed = Counter()
+
+    def losing(name, original):
+        def call(client, *args, **options):
+            result = original(client, *args, **options)
+            failed[name] += 1
+            if failed[name] in (1, 3):
+                raise ConnectionError(f"the answer to {name} was lost")
+            return result
+
+        return call
+
+    names = ("create_experiment", "create_run", "log_batch", "log_text", "create_logged_model")
+    names += ("log_model_artifacts", "finalize_logged_model", "log_outputs", "set_tag")
+    for name in (*names, "set_terminated", "update_run"):
+        monkeypatch.setattr(MlflowClient, name, losing(name, getattr(MlflowClient, name)))
+    # Exporting a network takes seconds, and is tested elsewhere.
+    monkeypatch.setattr(mlflow_run, "_export", lambda source, target, about: target.mkdir())
+    run = begin(sqlite)
+    with tracker_of(run, sqlite) as tracker:
+        tracker.start(manifest(), DATA)
+        for epoch in range(3):
+            tracker.metrics(record_of(epoch), epoch)
+        tracker.model(tmp_path)
+        assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    assert {name for name in names if not failed[name]} == set()
+    client, recorded = found(sqlite, run)
+    assert steps_of(client, tracker.run_id) == [0, 1, 2]
+    assert len(client.search_logged_models([recorded.info.experiment_id])) == 1
+    assert len(recorded.outputs.model_outputs) == 1
+
+
+def test_a_process_that_is_killed_loses_and_doubles_nothing(sqlite):
+    run = begin(sqlite)
+    script = f"""
+import os, signal
+from bcl_ray import runs
+from bcl_ray.tracking import Tracker
+run, experiment = runs.open_run({run.uri!r})
+tracker = Tracker(run, experiment, runs.local_folder(run))
+for epoch in range(50):
+    tracker.metrics({{"loss/total": 1.0}}, epoch)
+    if tracker.run_id is None:  # some of it reaches MLflow, some does not
+        while tracker.run_id is None: pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE)
+    assert done.returncode == -signal.SIGKILL
+    sync(run, sqlite, runs.local_folder(run), PATIENCE)
+    client, recorded = found(sqlite, run)
+    assert steps_of(client, recorded.info.run_id) == list(range(50))
+    entries = journal.Journal(Path(run.uri) / "journal.jsonl").entries()
+    times = [one.timestamp for one in client.get_metric_history(recorded.info.run_id, "loss/total")]
+    assert times == [int(1000 * entry["time"]) for entry in entries]
+
+
+def test_a_server_that_swallows_every_packet_holds_nobody_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        experiment = experiment_in(tmp_path / "runs", f"tracking.uri={uri}")
+        run = begin(experiment)
+        begun = time.monotonic()
+        tracker = tracker_of(run, experiment)
+        tracker.start(manifest(), DATA)
+        for epoch in range(1000):
+            tracker.metrics(record_of(epoch), epoch)
+        assert not tracker.finish("FINISHED", 0.2)
+        assert time.monotonic() - begun < 20, "liveness, not speed"
+        assert tracker.problem == "no answer within 0.2 s"
+    kinds = Counter(
+        entry["kind"] for entry in journal.Journal(Path(run.uri) / "journal.jsonl").entries()
+    )
+    assert (kinds["metrics"], kinds["status"]) == (1000, 2)
+
+
+def test_a_run_that_breaks_is_marked_failed_and_one_that_is_interrupted_killed(sqlite):
+    for name, error in (("broken", RuntimeError), ("interrupted", KeyboardInterrupt)):
+        run = begin(sqlite, name)
+        with pytest.raises(error), tracker_of(run, sqlite):
+            raise error
+        assert found(sqlite, run)[1].info.status == {"broken": "FAILED"}.get(name, "KILLED")
+
+
+def test_a_model_whose_folder_is_gone_is_told_and_holds_up_nothing(tmp_path, sqlite, caplog):
+    run = begin(sqlite)
+    tracker = tracker_of(run, sqlite)
+    tracker.model(tmp_path / "gone")
+    tracker.metrics(record_of(0), 0)
+    assert not tracker.finish("FINISHED", PATIENCE), "not everything is there"
+    assert f"{tmp_path}/gone" in tracker.problem
+    assert "an entry was given up" in caplog.text
+    client, recorded = found(sqlite, run)
+    assert recorded.info.status == "FINISHED"
+    assert steps_of(client, tracker.run_id) == [0]
+
+
+def test_what_mlflow_refuses_is_told_and_holds_up_nothing(sqlite):
+    run = begin(sqlite)
+    tracker = tracker_of(run, sqlite)
+    tracker.metrics({"loss?total": 1.0}, 0)
+    tracker.metrics(record_of(1), 1)
+    assert not tracker.finish("FINISHED", PATIENCE)
+    assert "loss?total" in tracker.problem
+    client, _ = found(sqlite, run)
+    assert steps_of(client, tracker.run_id) == [1]
+
+
+def test_a_run_is_found_among_more_experiments_than_fit_a_page(sqlite, monkeypatch):
+    run = begin(sqlite)
+    assert tracker_of(run, sqlite).finish("FAILED", PATIENCE)
+    client = MlflowClient(tracking_uri(sqlite))
+    for number in range(3):
+        client.create_experiment(f"other {number}")
+    page = partialmethod(MlflowClient.search_experiments, max_results=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "search_experiments", page)
+        again = tracker_of(run, with_overrides(sqlite, ["tracking.experiment=other 1"]))
+        assert again.finish("FINISHED", PATIENCE), again.problem
+    assert found(sqlite, run)[1].info.status == "FINISHED"
+
+
+def test_more_metrics_than_mlflow_takes_at_once_arrive(sqlite):
+    run = begin(sqlite)
+    tracker = tracker_of(run, sqlite)
+    tracker.metrics({f"class/{number}": float(number) for number in range(1100)}, 0)
+    assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    assert len(found(sqlite, run)[1].data.metrics) == 1100
+
+
+def test_a_tracker_leaves_mlflow_s_own_settings_alone(sqlite):
+    before = mlflow.get_tracking_uri()
+    assert tracker_of(begin(sqlite), sqlite).finish("FINISHED", PATIENCE)
+    assert mlflow.get_tracking_uri() == before
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_a_journal_that_ends_in_a_torn_line_is_delivered_up_to_it(sqlite):
+    run = begin(sqlite)
+    file = Path(run.uri) / "journal.jsonl"
+    entry = {"kind": "metrics", "epoch": 0, "values": {"loss/total": 1.0}, "time": 1.0}
+    file.write_text(json.dumps(entry) + "\n" + json.dumps({**entry, "epoch": 1})[:-9])
+    with tracker_of(run, sqlite) as tracker:
+        tracker.metrics(record_of(2), 2)
+        assert tracker.finish("FINISHED", PATIENCE)
+    client, _ = found(sqlite, run)
+    assert steps_of(client, tracker.run_id) == [0, 2]
+
+
+def test_a_run_without_a_journal_here_is_not_called_delivered(sqlite):
+    run = begin(sqlite)
+    with pytest.raises(ValueError, match=r"run 'first' has no journal\.jsonl in .*: run this on"):
+        sync(run, sqlite, runs.local_folder(run), PATIENCE)
+
+
+def test_nothing_of_mlflow_reaches_the_terminal(tmp_path, server):
+    """A new database and a server, through the whole life of a run, as the command line has it."""
+    experiment = experiment_in(tmp_path / "runs", "tracking.runs=" + str(tmp_path / "runs"))
+    folder, _ = final_checkpoint(tmp_path / "final", experiment)
+    (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
+    (tmp_path / "manifest.json").write_text(manifest().model_dump_json())
+    script = f"""
+from bcl_ray.cli import _quiet
+_quiet()
+from pathlib import Path
+from bcl_ray import runs
+from bcl_ray.parse import from_file, with_overrides
+from bcl_ray.shards import Manifest
+from bcl_ray.tracking import Tracker
+here = Path({str(tmp_path)!r})
+manifest = Manifest.model_validate_json((here / "manifest.json").read_text())
+for name, change in (("a", []), ("b", ["tracking.uri={server.uri}"])):
+    experiment = with_overrides(from_file(here / "experiment.yaml"), change)
+    run = runs.create(runs.run_uri(name, experiment.tracking.runs), experiment, "f")
+    with Tracker(run, experiment, runs.local_folder(run)) as tracker:
+        tracker.start(manifest, "data")
+        tracker.metrics({{"loss/total": 1.0}}, 0)
+        if name == "b":  # once is enough: it takes seconds
+            tracker.model(Path({str(folder)!r}))
+        assert tracker.finish("FINISHED", {PATIENCE}), tracker.problem
+print("done")
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=clean,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "a",
+        "b",
+        "mlartifacts",
+        "mlflow.db",
+    ]
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_runs_are_tracked_beside_them_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = f"sqlite:///{tmp_path}"
+    assert tracking_uri(experiment_in("my runs")) == f"{here}/my runs/mlflow.db"
+    assert (
+        tracking_uri(experiment_in((tmp_path / "my runs").as_uri())) == f"{here}/my runs/mlflow.db"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
+    assert tracking_uri(experiment_in("runs")) == "https://mlflow.example"
+    own = experiment_in("runs", "tracking.uri=sqlite:///x.db")
+    assert tracking_uri(own) == "sqlite:///x.db", "the option comes before the environment"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("file:///a/mlruns", "'file:///a/mlruns' is a file store, which MLflow has retired: use"),
+        ("./mlruns", "'./mlruns' is a file store, which MLflow has retired: use sqlite:///FILE"),
+        ("postgresql://host/db", "'postgresql://host/db' must be sqlite:///FILE or a server's"),
+    ],
+)
+def test_other_stores_are_refused(uri, message, monkeypatch):
+    with pytest.raises(ValueError, match=r"tracking\.uri ") as refusal:
+        tracking_uri(experiment_in("runs", f"tracking.uri={uri}"))
+    assert message in str(refusal.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI ") as refusal:
+        tracking_uri(experiment_in("runs"))
+    assert message in str(refusal.value)
+
+
+def test_remote_runs_need_a_server():
+    with pytest.raises(ValueError, match=r"tracking\.runs is s3://bucket/runs, so") as refusal:
+        tracking_uri(experiment_in("s3://bucket/runs"))
+    assert "must name an MLflow server" in str(refusal.value)
+
+
+@pytest.mark.parametrize("option", ["tracking.uri", "tracking.runs", "data.path"])
+def test_a_password_in_an_option_is_refused_and_not_shown(option):
+    with pytest.raises(ValueError, match=f"{option}: a URI must not hold a password") as refusal:
+        experiment_in("runs", f"{option}=http://me:sesame@host:5000/x")
+    assert "sesame" not in str(refusal.value)
+    assert "MLFLOW_TRACKING_PASSWORD" in str(refusal.value)
+    assert "AWS_SECRET_ACCESS_KEY" in str(refusal.value)
+
+
+@pytest.mark.parametrize("user", ["me:sesame", "sesame"])
+def test_a_secret_in_the_environment_s_address_is_refused_and_not_shown(user, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{user}@host")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI holds a user name or") as refusal:
+        tracking_uri(experiment_in("runs"))
+    assert "sesame" not in str(refusal.value)
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in str(refusal.value)
+
+
+def test_addresses_without_a_password_are_taken():
+    for uri in ("hdfs://user@host:8020/x", "s3://bucket/a:b@c", "file:///a@b:c", "a:b@c"):
+        assert experiment_in(uri).tracking.runs == uri
