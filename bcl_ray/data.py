@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import ray.data
@@ -229,7 +228,6 @@ def _execute(source: Source, tasks: Sequence[_Task], world_size: int) -> Iterato
 
 
 def _run(source: Source, item: Mapping[str, np.ndarray]) -> Batch:
-    cv2.setNumThreads(1)  # Ray counts on one core per task
     task: _Task = pickle.loads(item["task"][0])  # noqa: S301  our own bytes, from _execute
     return source.load(task.epoch, task.reads)
 

@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+# Two threads per process on two cores cost more than they bring, in processes that run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

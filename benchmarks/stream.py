@@ -1,0 +1,118 @@
+"""The stream: `python -m benchmarks.stream`, about two minutes on two cores.
+
+Images per second that Ray Data delivers, in the plan's order, to a consumer that does nothing,
+against the same functions (read, decode, crop, assemble) in a bare process pool of the same
+size. Goals: 0.90; the first batch within 3 s on a warm cluster; at most 0.5 s between epochs.
+"""
+
+import itertools
+import logging
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from bcl_ray import data
+from bcl_ray.budget import epoch_plan
+from bcl_ray.config import Experiment
+from bcl_ray.data import Batch
+from bcl_ray.parse import with_overrides
+from bcl_ray.recipes import cifar10_lt, imagenet_lt
+from bcl_ray.shards import Manifest
+from benchmarks import print_table
+from benchmarks.images import cifar_shards, jpeg_shards
+
+POOL = 2
+EPOCHS = 3
+ROUNDS = 3
+
+_source: data.Source
+
+
+def _remember(source: data.Source) -> None:
+    global _source  # noqa: PLW0603  a pool's worker has nowhere else to keep it
+    _source = source
+
+
+def _load(task: data._Task) -> Batch:
+    return _source.load(task.epoch, task.reads)
+
+
+def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:
+    """The same batches from a pool of processes that stay warm, two tasks ahead each."""
+    source = data._source(experiment, manifest, training=True)
+    with multiprocessing.get_context("spawn").Pool(POOL, _remember, (source,)) as pool:
+        for epoch in range(experiment.train.epochs):
+            plan = epoch_plan(experiment, manifest, epoch)
+            tasks = list(data._tasks(source, ((epoch, read) for read in plan.reads())))
+            loaded = zip(tasks, pool.imap(_load, tasks), strict=True)
+            blocks = itertools.chain.from_iterable(itertools.starmap(data._split, loaded))
+            for batch in plan.batches(blocks):
+                yield epoch, batch
+
+
+def streamed(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:
+    """The batches as a worker gets them."""
+    for epoch, batches in data.training_batches(experiment, manifest, rank=0, world_size=1):
+        for batch in batches:
+            yield epoch, batch
+
+
+def consume(batches: Iterator[tuple[int, Batch]]) -> tuple[float, float, float]:
+    """Images per second from the second epoch on, seconds to the first batch, longest gap."""
+    begun = time.perf_counter()
+    moments, epochs, images = [], [], []
+    for epoch, batch in batches:
+        moments.append(time.perf_counter())
+        epochs.append(epoch)
+        images.append(len(batch["labels"]))
+    steady = epochs.index(1)
+    rate = sum(images[steady:]) / (moments[-1] - moments[steady - 1])
+    borders = np.flatnonzero(np.diff(epochs))
+    within = statistics.median(np.diff(moments))
+    gaps = [moments[border + 1] - moments[border] - within for border in borders]
+    return rate, moments[0] - begun, max(gaps)
+
+
+def compare(name: str, experiment: Experiment, manifest: Manifest) -> tuple[list[str], float]:
+    """A table row: both sides in turn, medians."""
+    for _ in streamed(with_overrides(experiment, ["train.epochs=1"]), manifest):
+        pass  # warm: processes of both sides have imported what they need
+    ours, pools = [], []
+    for _ in range(ROUNDS):
+        ours.append(consume(streamed(experiment, manifest)))
+        pools.append(consume(bare(experiment, manifest)))
+    rate, first, gap = (statistics.median(column) for column in zip(*ours, strict=True))
+    pool_rate = statistics.median(rate for rate, _, _ in pools)
+    ratio = rate / pool_rate
+    cells = [f"{rate:,.0f}", f"{pool_rate:,.0f}", f"{ratio:.2f}", f"{first:.1f}", f"{gap:.2f}"]
+    return [name, *cells], ratio
+
+
+def main() -> None:
+    ray.init(
+        num_cpus=POOL, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    options = [f"train.epochs={EPOCHS}", "scale.workers=1"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jpegs = jpeg_shards(folder / "jpeg", 1280)
+        pngs = cifar_shards(folder / "cifar", 12406)
+        large = with_overrides(imagenet_lt(), [f"data.path={folder}/jpeg/shards", *options])
+        small = with_overrides(cifar10_lt(), [f"data.path={folder}/cifar/shards", *options])
+        first, ratio = compare("500 x 375 JPEG to 3 x 224", large, jpegs)
+        second, _ = compare("32 x 32 PNG to 3 x 32", small, pngs)
+    ray.shutdown()
+    columns = ["images", "images/s", "bare pool", "ratio", "first batch, s", "between epochs, s"]
+    print_table(f"stream with {POOL} CPUs for data", columns, [first, second])
+    print(f"ratio to a bare pool, JPEGs: {ratio:.2f} (goal 0.90)")
+
+
+if __name__ == "__main__":
+    main()

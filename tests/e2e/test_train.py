@@ -1,0 +1,114 @@
+"""Whole runs on a local Ray: what they compute, record and refuse."""
+
+import re
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from bcl_ray.parse import from_yaml
+from tests.e2e.conftest import OPTIONS, last_state
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def runs(workplace):
+    client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("bcl-ray")
+    return client, {
+        run.info.run_name: run for run in client.search_runs([experiment.experiment_id])
+    }
+
+
+def test_a_run_prints_one_line_per_epoch_and_ends_with_a_table(undisturbed):
+    _, output = undisturbed
+    assert len(re.findall(r"^epoch \d/4 ", output, re.MULTILINE)) == 4
+    assert re.search(r"│ undisturbed │ BCL +│", output)
+    assert "next: bcl-ray evaluate undisturbed" in output
+    for noise in ("INFO", "WARNING", "Traceback", "ray::"):
+        assert noise not in output
+
+
+def test_every_test_image_is_counted_once(undisturbed):
+    state, _ = undisturbed
+    counted = [r["images/evaluated"] for r in state.history if "images/evaluated" in r]
+    assert counted == [360, 360]
+
+
+def test_mlflow_has_one_complete_run(undisturbed, runs):
+    client, found = runs
+    run = found["undisturbed"]
+    state, _ = undisturbed
+    assert run.info.status == "FINISHED"
+    assert run.data.params["loss.temperature"] == "0.1"
+    assert run.data.tags["data.fingerprint"] == state.fingerprint
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [metric.step for metric in history] == [0, 1, 2, 3]
+    assert [metric.value for metric in history] == [r["loss/total"] for r in state.history]
+
+
+def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
+    from bcl_ray.model import BalancedContrastiveModel, Classifier
+
+    state, _ = undisturbed
+    _, found = runs
+    mlflow.set_tracking_uri(f"sqlite:///{workplace}/runs/mlflow.db")
+    loaded = mlflow.pytorch.load_model(found["undisturbed"].data.tags["model.uri"])
+    experiment = from_yaml(state.experiment)
+    model = BalancedContrastiveModel(experiment.model, 10)
+    model.load_state_dict(state.model)
+    images = torch.from_numpy(np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32))
+    own = Classifier(model, experiment.views.mean, experiment.views.std).eval()
+    assert torch.allclose(loaded(images), own(images), atol=1e-5)
+
+
+def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace):
+    for workers in (1, 4):
+        command = start(
+            "train",
+            "digits_lt",
+            "train.epochs=2",
+            "model.batch_norm=sync",
+            f"scale.workers={workers}",
+            "scale.cpus_per_worker=0.25",
+            f"tracking.run=workers-{workers}",
+        )
+        assert command.wait() == 0, command.output
+    one, four = (last_state(workplace, f"workers-{workers}") for workers in (1, 4))
+    for record, other in zip(one.history, four.history, strict=True):
+        for name in record:
+            if name.startswith("loss/"):
+                assert record[name] == pytest.approx(other[name], rel=2e-2), name
+    assert one.history[0]["loss/total"] == pytest.approx(four.history[0]["loss/total"], rel=1e-3)
+    assert four.history[-1]["images/evaluated"] == 360
+
+
+def test_evaluate_repeats_the_last_epochs_accuracy(undisturbed, start):
+    state, _ = undisturbed
+    command = start("evaluate", "undisturbed")
+    assert command.wait() == 0, command.output
+    shown = f"{state.history[-1]['accuracy/all']:.1f}"
+    assert re.search(rf"│ undisturbed │ BCL +│ +{shown} │", command.output)
+
+
+def test_a_finished_name_is_refused_for_another_configuration(undisturbed, start):
+    command = start("train", "digits_lt", "loss.tau=0", "tracking.run=undisturbed")
+    assert command.wait() == 2
+    assert command.output == (
+        "bcl-ray: tracking.run 'undisturbed' exists in runs with another configuration: "
+        "give the new run another name (tracking.run=NAME)\n"
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_all_workers_and_keeps_the_last_checkpoint(
+    start, workplace
+):
+    command = start("train", "digits_lt", *OPTIONS, "optim.lr=1e20", "tracking.run=diverged")
+    assert command.wait() == 1
+    last_line = command.output.strip().splitlines()
+    assert re.search(r"bcl-ray: step \d+: the loss is not finite", command.output)
+    assert last_line[-1] == "continue with: bcl-ray train --resume diverged"
+    assert command.start_steps() == [0]  # repeating it would only repeat the failure
