@@ -1,6 +1,8 @@
 """A training run on Ray, from its driver: begin, start the workers, follow them, finish."""
 
 import contextlib
+import csv
+import io
 import logging
 import os
 import shutil
@@ -131,7 +133,7 @@ def _run(
     mailbox = actor.remote()
     trainer = _trainer(run, experiment, manifest, mailbox)
     follower = threading.Thread(
-        target=_follow, args=(mailbox, tracker, follow), name="follower", daemon=True
+        target=_follow, args=(mailbox, tracker, manifest, follow), name="follower", daemon=True
     )
     follower.start()
     try:
@@ -200,15 +202,28 @@ class Mailbox:
         return events
 
 
-def _follow(mailbox: Any, tracker: Tracker, follow: Follow) -> None:
-    """Pass on events until the driver says stop; epochs are tracked on the way."""
+def _follow(mailbox: Any, tracker: Tracker, manifest: Manifest, follow: Follow) -> None:
+    """Pass on events until the driver says stop; what they bring is tracked on the way."""
     while True:
         for event in ray.get(mailbox.take.remote()):
             if event["kind"] == "stop":
                 return
+            if event["kind"] == "classes":
+                tracker.text("class_accuracy.csv", _class_table(event, manifest))
+                continue
             for record in event.get("records", ()):
                 tracker.metrics(record, int(record["epoch"]))
             follow(event)
+
+
+def _class_table(event: Event, manifest: Manifest) -> str:
+    """CSV: each class, its training images, and its accuracy in per cent."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["class", "training_images", "accuracy"])
+    rows = zip(manifest.class_names, event["counts"], event["accuracy"], strict=True)
+    writer.writerows(rows)
+    return table.getvalue()
 
 
 def _cause(failure: Exception, run: Run) -> str:

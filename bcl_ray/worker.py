@@ -130,7 +130,7 @@ class _Worker:
         batches = evaluation_batches(
             self.experiment, self.manifest, rank=rank(), world_size=world_size()
         )
-        record, _ = evaluate(
+        record, per_class = evaluate(
             self.learner.evaluated,
             batches,
             experiment=self.experiment,
@@ -138,6 +138,7 @@ class _Worker:
             rows=rows,
             device=self.device,
         )
+        self.tell("classes", counts=self.class_counts.tolist(), accuracy=per_class.tolist())
         return {**record, "images/evaluated": rows, "time/evaluate": time.perf_counter() - begun}
 
     def _report(self, metrics: dict[str, float]) -> None:
