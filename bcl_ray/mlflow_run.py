@@ -27,7 +27,6 @@ from bcl_ray.parse import from_yaml
 from bcl_ray.runs import Run
 
 UID_TAG, MODEL_TAG = "bcl_ray.uid", "model.uri"
-BATCH = 100  # parameters and tags that MLflow takes at once; ten times as many metrics
 PARAM_CHARACTERS = 6000  # of a parameter's value, at most
 REFUSAL = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
@@ -89,8 +88,7 @@ class MlflowRun:
             for name, value in options.items()
             if f"{section}.{name}" not in have
         ]
-        for begin in range(0, len(params), BATCH):
-            self.client.log_batch(self.run_id, params=params[begin : begin + BATCH])
+        self.client.log_batch(self.run_id, params=params)
 
     def write(self, entry: Entry) -> None:
         """Write an entry.
@@ -125,8 +123,7 @@ class MlflowRun:
             for name, value in entry["values"].items()
             if epoch not in self._steps(name)
         ]
-        for begin in range(0, len(new), 10 * BATCH):
-            self.client.log_batch(self.run_id, metrics=new[begin : begin + 10 * BATCH])
+        self.client.log_batch(self.run_id, metrics=new)  # in as many requests as it takes
         for metric in new:
             self._known[metric.key].add(epoch)
 

@@ -107,8 +107,14 @@ def test_a_target_that_never_answers_holds_nobody_up(tmp_path):
     answer.set()
 
 
-def test_entries_of_several_threads_arrive_in_the_order_of_the_journal(tmp_path):
-    target = Target()
+def test_entries_of_several_threads_arrive_in_the_order_of_the_journal(tmp_path, monkeypatch):
+    target, append = Target(), Journal.append
+
+    def slow(self, entry):
+        append(self, entry)
+        time.sleep(0.0001 * (entry["number"] % 3))  # time enough to be overtaken
+
+    monkeypatch.setattr(Journal, "append", slow)
     delivery = Delivery(Journal(tmp_path / "j"), target.connect)
 
     def some(first):
