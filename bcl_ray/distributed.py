@@ -46,11 +46,6 @@ def gather_with_grad(tensor: Tensor, dim: int) -> Tensor:
     return tensor if world_size() == 1 else _Gather.apply(tensor, dim)
 
 
-def sum_with_grad(tensor: Tensor) -> Tensor:
-    """The sum of every worker's tensor; backward sums the gradients of all workers' shares."""
-    return tensor if world_size() == 1 else _Sum.apply(tensor)
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dim: int) -> Tensor:
@@ -65,16 +60,6 @@ class _Gather(torch.autograd.Function):
         total = grad.contiguous().clone()
         dist.all_reduce(total)  # gloo has no reduce_scatter
         return total.chunk(world_size(), ctx.dim)[rank()].contiguous(), None
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004
-        return sum_over_workers(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
-        return sum_over_workers(grad)
 
 
 class GradientSum:
@@ -122,6 +107,8 @@ class GradientSum:
     @torch.no_grad()
     def finish(self, terms: Tensor) -> None:
         """Wait until `.grad` holds the global batch's gradient; call after every backward.
+
+        A parameter that the loss does not reach keeps none; it must be the same on all workers.
 
         Args:
             terms: shares of the loss, (T,), which become their sums over workers on the way.

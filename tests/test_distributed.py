@@ -134,6 +134,17 @@ def unreached(here: slice, bucket_bytes: int) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+def sent_during_backward(bucket_bytes: int) -> list[int]:
+    """Buckets that are on their way before `finish`, for each of three steps."""
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+    gradients, sent = GradientSum(model, bucket_bytes), []
+    for _ in range(3):
+        model(torch.ones(1, 4)).sum().backward()
+        sent.append(len(gradients._pending))
+        gradients.finish(torch.zeros(1))
+    return sent
+
+
 def batches(here: slice, steps: int = 3) -> list[dict[str, np.ndarray]]:
     generator = np.random.default_rng(0)
     views = generator.integers(0, 256, (steps, B, 1 + V, 8, 8, 3), np.uint8)
@@ -195,6 +206,7 @@ def report(worker: int, workers: int) -> dict[str, Any]:
         "per_worker": one_step(experiment(), here, norm=True, bucket_bytes=2000),
         "gathered": gathered(here),
         "unreached": [unreached(here, size) for size in (1, 16, 2**20)],
+        "sent": [sent_during_backward(size) for size in (1, 2**20)],
         "summed": sum_over_workers(torch.tensor(worker + 1.0)),
         "trained": trained(here, "per_worker"),
         "trained, sync": trained(here, "sync"),
@@ -339,6 +351,11 @@ def test_sum_over_workers_sums(workers):
 def test_the_size_of_buckets_changes_nothing(workers):
     for worker in workers:
         assert_close(worker["balanced"]["gradients"], worker["one bucket"]["gradients"], 1e-13)
+
+
+def test_gradients_travel_while_backward_still_runs(workers):
+    expected = [[3, 3, 3], [1, 1, 1]] if len(workers) > 1 else [[0, 0, 0], [0, 0, 0]]
+    assert all(worker["sent"] == expected for worker in workers)
 
 
 def test_parameters_that_the_loss_does_not_reach_stay_without_gradient(workers):
