@@ -346,12 +346,10 @@ def sync(
 
     run, experiment = folders.open_run(folders.run_uri(name, runs))
     _quiet()
-    from bcl_ray.tracking import Tracker
+    from bcl_ray.tracking import sync as deliver
 
-    tracker = Tracker(run, experiment, folders.local_folder(run))
-    if not tracker.drain(patience):
-        raise ValueError(f"MLflow at {tracker.uri} did not take everything: {tracker.problem}")
-    typer.echo(f"{run.name}: MLflow at {tracker.uri} has everything")
+    uri = deliver(run, experiment, folders.local_folder(run), patience)
+    typer.echo(f"{run.name}: MLflow at {uri} has everything")
 
 
 def _experiment(name: str, overrides: list[str] | None) -> "Experiment":

@@ -131,7 +131,7 @@ class Follower:
         self._progress.stop()
         if not event["tracked"]:
             self._say(
-                f"MLflow did not take everything ({event['problem']}); the journal is complete: "
-                f"`bcl-ray sync {event['run']}` when the server is back",
+                f"MLflow did not take everything ({event['problem']}); the journal has it all: "
+                f"try again with `bcl-ray sync {event['run']}`",
                 style="yellow",
             )

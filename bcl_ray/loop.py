@@ -7,7 +7,6 @@ unequal ones the workers would wait for each other for ever. Axes: N a worker's 
 contrastive views, K classes.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,23 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bcl_ray import losses, metrics
-from bcl_ray.checkpoint import State
 from bcl_ray.config import Experiment, LossConfig
-from bcl_ray.distributed import GradientSum, gather_with_grad, rank, world_size
-from bcl_ray.longtail import log_prior
+from bcl_ray.distributed import gather_with_grad, rank, world_size
+from bcl_ray.learner import TERMS, Learner, autocast, not_finite
 from bcl_ray.model import BalancedContrastiveModel, Outputs
-from bcl_ray.optim import learning_rate, make_optimizer
+from bcl_ray.optim import learning_rate
 from bcl_ray.views.device import device_views, normalized
 
 Batch = dict[str, np.ndarray]
-TERMS = ("loss/total", "loss/classification", "loss/contrastive")
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss or a weight is infinite or not a number; raised on all workers at the same step."""
 
 
 @dataclass
@@ -49,101 +42,6 @@ class Step:
     terms: Tensor
     waited: float
     images: int
-
-
-class Learner:
-    """What one worker trains: network, optimiser, average, and its place in the run.
-
-    Args:
-        experiment: what to train; its seed fixes the initial weights.
-        class_counts: training images per class, (K,).
-        steps_per_epoch: of the epoch plan.
-        device: where to train.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        class_counts: np.ndarray,
-        steps_per_epoch: int,
-        device: torch.device,
-    ) -> None:
-        torch.manual_seed(experiment.train.seed)
-        self.experiment = experiment
-        self.steps_per_epoch = steps_per_epoch
-        self.device = device
-        self.model = BalancedContrastiveModel(experiment.model, len(class_counts))
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.model, experiment.optim)
-        self.average = copy.deepcopy(self.model) if experiment.train.ema_decay > 0 else None
-        self.gradients = GradientSum(self.model)
-        self.forward = torch.compile(self.model) if experiment.train.compile else self.model
-        self.log_prior = torch.from_numpy(log_prior(class_counts)).float().to(device)
-        self.autocast = _autocast(experiment.train.precision, device)
-        self.step = 0
-        self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
-
-    def state(self, **about: Any) -> State:
-        """Everything that a resume needs; `about` fills in what is not the learner's.
-
-        It shares its tensors with the learner: save it before the next step.
-        """
-        return State(
-            step=self.step,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            average=None if self.average is None else self.average.state_dict(),
-            sums=self.sums,
-            experiment=self.experiment.to_yaml(),
-            **about,
-        )
-
-    def restore(self, state: State) -> None:
-        """Continue from a state, of any number of workers."""
-        self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
-        if self.average is not None and state.average is not None:
-            self.average.load_state_dict(state.average)
-        self.step = state.step
-        self.sums.copy_(state.sums)
-        torch.set_rng_state(state.random_state)
-
-    def check(self) -> None:
-        """Wait for the device, and make sure that the state is worth saving.
-
-        A finite loss is not enough: it says nothing of the weights that its step has made. All
-        workers come to the same answer, so call it on all of them, not on the one that saves.
-
-        Raises:
-            NonFiniteLossError: naming the step.
-        """
-        tensors = [self.sums, *_floating(self.model)]
-        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
-            raise _not_finite(self.step, "the loss or a weight is")
-
-    @property
-    def evaluated(self) -> BalancedContrastiveModel:
-        """The network that is evaluated and exported: the average, where there is one."""
-        return self.model if self.average is None else self.average
-
-
-def _floating(model: nn.Module) -> list[Tensor]:
-    """Weights and running statistics; not batch norm's counters, which nothing reads."""
-    tensors = (*model.parameters(), *model.buffers())
-    return [tensor for tensor in tensors if tensor.is_floating_point()]
-
-
-@torch.no_grad()
-def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    # torch's AveragedModel has its counter on the host and sends it at every step.
-    torch._foreach_lerp_(_floating(average), _floating(model), 1 - decay)
-
-
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    # Older GPUs emulate it, which is slower than float32.
-    automatic = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    enabled = precision == "bfloat16" or (precision == "auto" and automatic)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def train_epoch(learner: Learner, batches: Iterable[Batch], *, epoch: int) -> Iterator[Step]:
@@ -197,8 +95,7 @@ def _train_step(learner: Learner, batch: Batch, epoch: int) -> Tensor:
     total.backward()  # type: ignore[no-untyped-call]
     learner.gradients.finish(terms)
     learner.optimizer.step()
-    if learner.average is not None:
-        _move_average(learner.average, learner.model, experiment.train.ema_decay)
+    learner.move_average()
     learner.step += 1
     learner.sums += terms
     return terms
@@ -254,16 +151,9 @@ def _late_check(step: int, terms: Tensor) -> Callable[[], None]:
         if not values.isfinite().all():
             named = zip(TERMS, values.tolist(), strict=True)
             found = ", ".join(f"{name} {value}" for name, value in named)
-            raise _not_finite(step, f"the loss ({found}) is")
+            raise not_finite(step, f"the loss ({found}) is")
 
     return check
-
-
-def _not_finite(step: int, what: str) -> NonFiniteLossError:
-    return NonFiniteLossError(
-        f"step {step}: {what} not finite; the checkpoint before it is kept: lower optim.lr or "
-        "raise loss.temperature"
-    )
 
 
 @torch.no_grad()
@@ -294,10 +184,10 @@ def evaluate(
     """
     model.eval()
     counts = metrics.no_counts(len(class_counts), device)
-    autocast = _autocast(experiment.train.precision, device)
+    precision = autocast(experiment.train.precision, device)
     for batch in batches:
         images = normalized(_sent(batch["views"], device), experiment.views)[0]
-        with autocast:
+        with precision:
             logits = model.classify(images)
         counts += metrics.count_batch(logits, _sent(batch["labels"], device))
     counts = counts.over_workers()

@@ -21,7 +21,7 @@ from bcl_ray.budget import Budget, budget, check_store, this_machine
 from bcl_ray.config import Experiment
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
-from bcl_ray.tracking import Tracker
+from bcl_ray.tracking import Tracker, tracking_uri
 from bcl_ray.worker import SCORE, train_worker
 
 Event = dict[str, Any]
@@ -54,6 +54,7 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
     wanted = budget(experiment, manifest, None if remote else cpus)
     if not remote:
         check_store(wanted, store)
+    tracking_uri(experiment)  # refuses one that cannot work, before the name is taken
     run = _begin(experiment, manifest, resume)
     folder = runs.local_folder(run)
     with _logs(folder), Tracker(run, experiment, folder) as tracker:

@@ -19,7 +19,8 @@ from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches, training_batches
 from bcl_ray.distributed import rank, sum_over_workers, world_size
-from bcl_ray.loop import TERMS, Learner, NonFiniteLossError, Step, evaluate, train_epoch
+from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
+from bcl_ray.loop import Step, evaluate, train_epoch
 from bcl_ray.optim import learning_rate
 from bcl_ray.parse import from_yaml
 from bcl_ray.shards import Manifest

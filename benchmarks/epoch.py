@@ -26,7 +26,8 @@ from bcl_ray.budget import epoch_plan
 from bcl_ray.cli import _quiet
 from bcl_ray.config import Experiment
 from bcl_ray.data import Batch
-from bcl_ray.loop import Learner, train_epoch
+from bcl_ray.learner import Learner
+from bcl_ray.loop import train_epoch
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import cifar10_lt
 from bcl_ray.shards import Manifest

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bcl_ray import checkpoint
-from bcl_ray.loop import Learner
+from bcl_ray.learner import Learner
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
 

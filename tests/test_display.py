@@ -140,6 +140,6 @@ def test_the_end_is_silent_when_mlflow_has_everything():
 def test_the_end_tells_how_to_hand_in_what_mlflow_missed():
     end = {"kind": "end", "run": "mine", "tracked": False, "problem": "[Errno 111] refused"}
     assert shown(BEGIN, START, end).splitlines()[-1] == (
-        "MLflow did not take everything ([Errno 111] refused); the journal is complete: "
-        "`bcl-ray sync mine` when the server is back"
+        "MLflow did not take everything ([Errno 111] refused); the journal has it all: "
+        "try again with `bcl-ray sync mine`"
     )

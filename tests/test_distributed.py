@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bcl_ray import recipes
 from bcl_ray.config import Experiment
 from bcl_ray.distributed import GradientSum, _buckets, gather_with_grad, rank, sum_over_workers
-from bcl_ray.loop import Learner, NonFiniteLossError, evaluate, global_loss, train_epoch
+from bcl_ray.learner import Learner, NonFiniteLossError
+from bcl_ray.loop import evaluate, global_loss, train_epoch
 from bcl_ray.model import BalancedContrastiveModel
 
 K, V, B = 4, 2, 12  # B divides by every number of workers

@@ -30,6 +30,7 @@ ORDER = {
     "metrics": "torch",
     "checkpoint": "torch",
     "runs": "",
+    "learner": "torch",
     "loop": "torch",
     "data": "ray",
     "journal": "",
@@ -121,7 +122,8 @@ def test_the_middle_trains_without_ray_and_mlflow():
 import bcl_ray.views.device
 import numpy as np
 import torch
-from bcl_ray.loop import Learner, train_epoch
+from bcl_ray.learner import Learner
+from bcl_ray.loop import train_epoch
 from bcl_ray.recipes import digits_lt
 
 learner = Learner(digits_lt(), np.full(10, 5), 2, torch.device("cpu"))

@@ -13,7 +13,8 @@ from torch import nn
 
 from bcl_ray import checkpoint, recipes
 from bcl_ray.config import Experiment
-from bcl_ray.loop import TERMS, Batch, Learner, NonFiniteLossError, Step, evaluate, train_epoch
+from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
+from bcl_ray.loop import Batch, Step, evaluate, train_epoch
 from bcl_ray.model import BalancedContrastiveModel
 from bcl_ray.optim import learning_rate
 

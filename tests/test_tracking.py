@@ -20,7 +20,7 @@ import yaml
 from mlflow import MlflowClient
 
 from bcl_ray import checkpoint, journal, mlflow_run, runs, tracking
-from bcl_ray.loop import Learner
+from bcl_ray.learner import Learner
 from bcl_ray.model import Classifier
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
