@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 from bcl_ray import storage
 from bcl_ray.config import Experiment
 from bcl_ray.journal import Delivery, Journal, Write
-from bcl_ray.mlflow_run import MlflowRun
 from bcl_ray.runs import Run, is_local
 from bcl_ray.shards import Manifest
 from bcl_ray.versions import versions
@@ -149,6 +148,9 @@ class Tracker:
         return self._delivery.drain(patience)
 
     def _connect(self, begun: float) -> Write:
+        # Seconds of import, while training starts; in the delivery's thread, as everything here.
+        from bcl_ray.mlflow_run import MlflowRun  # noqa: PLC0415
+
         target = MlflowRun(self.uri, self._run, self._experiment, begun)
         self.run_id = target.run_id
         return target.write

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from bcl_ray.config import ViewConfig, ViewsConfig
 from bcl_ray.views import keyed
@@ -149,6 +148,9 @@ def _cifar10(draws: Floats) -> list[Stage]:
 @cache
 def _cifar10_table() -> tuple[Indices, Floats, Floats]:
     """Operations (25, 2), their probabilities (25, 2), their amounts by sign (25, 2, 2)."""
+    # A second of import, which runs without this policy need not pay.
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # noqa: PLC0415
+
     pairs = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
     names = [[_TORCHVISION_NAMES[name] for name, _, _ in pair] for pair in pairs]
     return (
