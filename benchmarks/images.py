@@ -12,15 +12,22 @@ from bcl_ray.sources import open_source
 
 
 def pictures(count: int, width: int, height: int, seed: int = 0) -> Iterator[Image.Image]:
-    """Random pictures whose amplitudes fall with frequency as natural images' do."""
+    """Random pictures whose amplitudes fall with frequency as natural images' do.
+
+    Every 64th is the first again, shifted around: as hard to decode, and cheaper to make.
+    """
     rng = np.random.default_rng(seed)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(width), np.fft.fftfreq(height)))
     falloff = 1 / np.maximum(frequency, 1 / max(width, height))
-    for _ in range(count):
-        noise = rng.standard_normal((3, height, width))
-        image = np.fft.ifft2(np.fft.fft2(noise) * falloff).real
-        image = (image - image.mean()) / image.std() * 50 + 128
-        yield Image.fromarray(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+    made: list[np.ndarray] = []
+    for number in range(count):
+        if number < 64:
+            noise = rng.standard_normal((3, height, width))
+            image = np.fft.ifft2(np.fft.fft2(noise) * falloff).real
+            image = (image - image.mean()) / image.std() * 50 + 128
+            made.append(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+        shift = (number // 64 * 7 % height, number // 64 * 11 % width)
+        yield Image.fromarray(np.roll(made[number % 64], shift, axis=(0, 1)))
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:

@@ -99,7 +99,7 @@ def main() -> None:
         num_cpus=POOL, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    options = [f"train.epochs={EPOCHS}", "scale.workers=1"]
+    options = [f"train.epochs={EPOCHS}", "scale.workers=1", "optim.warmup_epochs=0"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jpegs = jpeg_shards(folder / "jpeg", 1280)
