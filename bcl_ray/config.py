@@ -303,11 +303,6 @@ class Experiment(Section):
                 f"scale.workers ({workers}) must be at most data.max_workers "
                 f"({self.data.max_workers}): raise data.max_workers to plan for more"
             )
-        if self.optim.warmup_epochs > self.train.epochs:
-            raise ValueError(
-                f"optim.warmup_epochs ({self.optim.warmup_epochs}) must be at most train.epochs "
-                f"({self.train.epochs})"
-            )
         return self
 
     @property

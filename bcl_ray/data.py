@@ -27,7 +27,7 @@ import ray.data
 from ray.data import ExecutionResources
 
 from bcl_ray import storage
-from bcl_ray.budget import epoch_plan, layout
+from bcl_ray.budget import TASK_BYTES, epoch_plan, layout
 from bcl_ray.config import Experiment
 from bcl_ray.plan import EpochPlan, Read, evaluation_reads
 from bcl_ray.shards import Manifest
@@ -36,7 +36,6 @@ from bcl_ray.views import host
 Batch = dict[str, np.ndarray]
 Item = TypeVar("Item")
 
-TASK_BYTES = 32 * 2**20  # of views; each task costs some 15 ms of Ray's time (measured 2026-11)
 SEGMENT_TASKS = 256
 AHEAD_TASKS = 8  # a segment's last tasks, during which the next one starts
 

@@ -72,12 +72,6 @@ def test_two_weights_of_zero_are_refused():
         with_overrides(cifar10_lt(), ["loss.classification_weight=0", "loss.contrastive_weight=0"])
 
 
-def test_warm_up_longer_than_the_run_is_refused():
-    message = r"^optim.warmup_epochs \(5.0\) must be at most train.epochs \(3\)$"
-    with pytest.raises(ValueError, match=message):
-        with_overrides(cifar10_lt(), ["train.epochs=3"])
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
