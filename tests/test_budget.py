@@ -40,7 +40,7 @@ def wanted(*overrides: str, cpus: float | None = None, manifest: Manifest = CIFA
 
 
 def test_a_cifar_run_in_numbers():
-    """12,406 images in batches of 256, three views of 32 x 32 pixels, by hand; tasks hold them all."""
+    """12,406 images in batches of 256, three views of 32 x 32 pixels, by hand; tasks hold all."""
     assert wanted("scale.workers=2", cpus=8) == Budget(
         steps_per_epoch=48,
         steps=48 * 200,
