@@ -13,7 +13,7 @@ from bcl_ray import checkpoint, runs, storage
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches
 from bcl_ray.loop import evaluate
-from bcl_ray.model import BalancedContrastiveModel
+from bcl_ray.model import TwoBranch
 from bcl_ray.parse import from_yaml, with_overrides
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
@@ -91,7 +91,7 @@ def _evaluate(
     state: checkpoint.State, experiment: Experiment, manifest: Manifest
 ) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = BalancedContrastiveModel(experiment.model, len(state.class_names))
+    model = TwoBranch(experiment.model, len(state.class_names))
     model.load_state_dict(checkpoint.evaluated_weights(state))
     metrics, _ = evaluate(
         model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]

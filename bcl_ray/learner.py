@@ -11,7 +11,7 @@ from bcl_ray.checkpoint import State
 from bcl_ray.config import Experiment
 from bcl_ray.distributed import GradientSum
 from bcl_ray.longtail import log_prior
-from bcl_ray.model import BalancedContrastiveModel
+from bcl_ray.model import TwoBranch
 from bcl_ray.optim import make_optimizer
 
 TERMS = ("loss/total", "loss/classification", "loss/contrastive")
@@ -42,7 +42,7 @@ class Learner:
         self.experiment = experiment
         self.steps_per_epoch = steps_per_epoch
         self.device = device
-        self.model = BalancedContrastiveModel(experiment.model, len(class_counts))
+        self.model = TwoBranch(experiment.model, len(class_counts))
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, experiment.optim)
         self.average = copy.deepcopy(self.model) if experiment.train.ema_decay > 0 else None
@@ -100,7 +100,7 @@ class Learner:
             torch._foreach_lerp_(_floating(self.average), _floating(self.model), share)
 
     @property
-    def evaluated(self) -> BalancedContrastiveModel:
+    def evaluated(self) -> TwoBranch:
         """The network that is evaluated and exported: the average, where there is one."""
         return self.model if self.average is None else self.average
 

@@ -20,7 +20,7 @@ from bcl_ray import losses, metrics
 from bcl_ray.config import Experiment, LossConfig
 from bcl_ray.distributed import gather_with_grad, rank, world_size
 from bcl_ray.learner import TERMS, Learner, autocast, not_finite
-from bcl_ray.model import BalancedContrastiveModel, Outputs
+from bcl_ray.model import Outputs, TwoBranch
 from bcl_ray.optim import learning_rate
 from bcl_ray.views.device import device_views, normalized
 
@@ -158,7 +158,7 @@ def _late_check(step: int, terms: Tensor) -> Callable[[], None]:
 
 @torch.no_grad()
 def evaluate(
-    model: BalancedContrastiveModel,
+    model: TwoBranch,
     batches: Iterable[Batch],
     *,
     experiment: Experiment,

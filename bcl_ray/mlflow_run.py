@@ -22,7 +22,7 @@ from mlflow.types import Schema, TensorSpec
 from bcl_ray import checkpoint
 from bcl_ray.config import Experiment
 from bcl_ray.journal import Entry, RefusedError
-from bcl_ray.model import BalancedContrastiveModel, Classifier
+from bcl_ray.model import Classifier, TwoBranch
 from bcl_ray.parse import from_yaml
 from bcl_ray.runs import Run
 
@@ -166,7 +166,7 @@ def _export(source: Path, target: Path, about: Model) -> None:
     """Save a checkpoint's network as an MLflow model: pixels in [0, 1] to logits."""
     state = checkpoint.load(source)
     experiment, num_classes = from_yaml(state.experiment), len(state.class_names)
-    model = BalancedContrastiveModel(experiment.model, num_classes)
+    model = TwoBranch(experiment.model, num_classes)
     model.load_state_dict(checkpoint.evaluated_weights(state))
     classifier = Classifier(model, experiment.views.mean, experiment.views.std).eval()
     image = (3, experiment.views.image_size, experiment.views.image_size)

@@ -29,10 +29,12 @@ class Outputs(NamedTuple):
     """Projections of the classifier's weights, (K, D); (0, D) when V is 0."""
 
 
-class BalancedContrastiveModel(nn.Module):
-    """Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition", CVPR 2022.
+class TwoBranch(nn.Module):
+    """A backbone with two branches, one that classifies and one whose features are contrasted.
 
     The initial weights depend on torch's seed alone.
+
+    Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition", CVPR 2022.
 
     Raises:
         ValueError: fewer than 2 classes.
@@ -107,7 +109,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        model: "BalancedContrastiveModel",
+        model: TwoBranch,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:

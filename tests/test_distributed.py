@@ -20,7 +20,7 @@ from bcl_ray.config import Experiment
 from bcl_ray.distributed import GradientSum, _buckets, gather_with_grad, rank, sum_over_workers
 from bcl_ray.learner import Learner, NonFiniteLossError
 from bcl_ray.loop import evaluate, global_loss, train_epoch
-from bcl_ray.model import BalancedContrastiveModel
+from bcl_ray.model import TwoBranch
 
 K, V, B = 4, 2, 12  # B divides by every number of workers
 SIZES = (1, 2, 3, 4)
@@ -64,9 +64,9 @@ def without_batch_norm(module: nn.Module) -> None:
             without_batch_norm(child)
 
 
-def double_model(of: Experiment, *, norm: bool) -> BalancedContrastiveModel:
+def double_model(of: Experiment, *, norm: bool) -> TwoBranch:
     torch.manual_seed(0)
-    model = BalancedContrastiveModel(of.model, K)
+    model = TwoBranch(of.model, K)
     if not norm:
         without_batch_norm(model)
     return model.double()
@@ -179,7 +179,7 @@ def evaluated(workers: int) -> tuple[dict[str, float], np.ndarray]:
     here = slice(cuts[rank()], cuts[rank() + 1])
     of = experiment()
     torch.manual_seed(0)
-    model = BalancedContrastiveModel(of.model, K)
+    model = TwoBranch(of.model, K)
     images = [{**batch, "views": batch["views"][:, :1]} for batch in batches(slice(0, 7), 1)]
     mine = [{name: value[here] for name, value in batch.items()} for batch in images]
     return evaluate(

@@ -15,7 +15,7 @@ from bcl_ray import checkpoint, recipes
 from bcl_ray.config import Experiment
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.loop import Batch, Step, evaluate, train_epoch
-from bcl_ray.model import BalancedContrastiveModel
+from bcl_ray.model import TwoBranch
 from bcl_ray.optim import learning_rate
 
 K, N, STEPS = 3, 12, 4
@@ -93,7 +93,7 @@ def test_the_loss_falls_and_the_images_are_told_apart(loss, batch_norm):
 
 
 def evaluated(
-    model: BalancedContrastiveModel, batches: list[Batch], rows: int | None = None
+    model: TwoBranch, batches: list[Batch], rows: int | None = None
 ) -> tuple[dict[str, float], np.ndarray]:
     return evaluate(
         model,

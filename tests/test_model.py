@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from bcl_ray.config import ModelConfig
 from bcl_ray.distributed import gather_with_grad, sum_over_workers
 from bcl_ray.losses import Keys, balanced_contrastive_loss, logit_adjusted_cross_entropy
-from bcl_ray.model import BalancedContrastiveModel, ResidualBlock, SyncBatchNorm
+from bcl_ray.model import ResidualBlock, SyncBatchNorm, TwoBranch
 
 K, D, V, N = 5, 6, 2, 4
 
 
-def small(num_classes: int = K, **options) -> BalancedContrastiveModel:
+def small(num_classes: int = K, **options) -> TwoBranch:
     settings = {"backbone": "resnet8", "width": 4, "hidden_dim": 8, "feature_dim": D}
     torch.manual_seed(0)
-    return BalancedContrastiveModel(ModelConfig(**settings | options), num_classes)
+    return TwoBranch(ModelConfig(**settings | options), num_classes)
 
 
 def some_views(num_views: int = V, num_images: int = N, seed: int = 0) -> Tensor:
@@ -81,9 +81,7 @@ def test_initial_weights_depend_on_the_seed_alone():
     torch.rand(3)
     assert_states_equal(first, small())
     torch.manual_seed(1)
-    other = BalancedContrastiveModel(
-        ModelConfig(backbone="resnet8", width=4, hidden_dim=8, feature_dim=D), K
-    )
+    other = TwoBranch(ModelConfig(backbone="resnet8", width=4, hidden_dim=8, feature_dim=D), K)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
 
 
@@ -128,7 +126,7 @@ def test_evaluation_gives_the_classification_views_logits():
     torch.testing.assert_close(model.classifier(model.embed(views[0])), model(views).logits)
 
 
-def backbone_statistics(model: BalancedContrastiveModel) -> dict[str, Tensor]:
+def backbone_statistics(model: TwoBranch) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in model.backbone.named_buffers()}
 
 

@@ -51,14 +51,14 @@ def test_mlflow_has_one_complete_run(undisturbed, runs):
 
 
 def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
-    from bcl_ray.model import BalancedContrastiveModel, Classifier
+    from bcl_ray.model import Classifier, TwoBranch
 
     state, _ = undisturbed
     _, found = runs
     mlflow.set_tracking_uri(f"sqlite:///{workplace}/runs/mlflow.db")
     loaded = mlflow.pytorch.load_model(found["undisturbed"].data.tags["model.uri"])
     experiment = from_yaml(state.experiment)
-    model = BalancedContrastiveModel(experiment.model, 10)
+    model = TwoBranch(experiment.model, 10)
     model.load_state_dict(state.model)
     images = torch.from_numpy(np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32))
     own = Classifier(model, experiment.views.mean, experiment.views.std).eval()
