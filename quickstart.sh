@@ -5,7 +5,7 @@ set -euo pipefail
 data=data/digits_lt
 stamp=$(date +%m%d-%H%M%S)
 
-echo "== 1. shards: 10 classes, from 138 training images down to 2"
+echo "== 1. shards: 10 classes, from 142 training images down to 2"
 if [ -e $data/manifest.json ]; then
   bcl-ray shards show $data
 else
@@ -13,7 +13,7 @@ else
 fi
 
 echo; echo "== 2. plain cross-entropy"
-bcl-ray train digits_lt loss.tau=0 loss.contrastive_weight=0 tracking.run=cross-entropy-"$stamp"
+bcl-ray train digits_lt loss.kind=ce tracking.run=cross-entropy-"$stamp"
 
 echo; echo "== 3. balanced contrastive learning"
 bcl-ray train digits_lt tracking.run=bcl-"$stamp"

@@ -100,7 +100,7 @@ class ViewsConfig(Section):
     classification: ViewConfig
     contrastive: ViewConfig
     num_contrastive: int = Field(
-        2, ge=2, description="Contrastive views per image (V); unused at contrastive_weight 0."
+        2, ge=2, description="Contrastive views per image (V), for a loss that contrasts them."
     )
     eval_resize: int = Field(
         ge=4,
@@ -155,10 +155,13 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """classification_weight * logit-adjusted cross-entropy + contrastive_weight * contrastive."""
+    """classification_weight * classification + contrastive_weight * contrastive."""
 
-    contrastive: Literal["balanced", "supervised"] = Field(
-        "balanced", description="balanced: BCL. supervised: SupCon, as a baseline."
+    kind: Literal["ce", "logit_adjusted", "scl", "bcl"] = Field(
+        "bcl",
+        description="ce: cross-entropy, tau unused. logit_adjusted: logit-adjusted cross-entropy. "
+        "scl: that and the supervised contrastive loss. bcl: that and the balanced contrastive "
+        "loss. Only scl and bcl make contrastive views.",
     )
     temperature: float = Field(
         0.1, gt=0, description="Divides cosine similarities in the contrastive branch; unitless."
@@ -166,7 +169,8 @@ class LossConfig(Section):
     tau: float = Field(
         1.0,
         ge=0,
-        description="Logit-adjustment strength; 0: plain cross-entropy, 1: the training prior.",
+        description="Logit-adjustment strength; 0: plain cross-entropy, 1: the training prior. "
+        "Unused by kind 'ce'.",
     )
     classification_weight: float = Field(
         1.0, ge=0, description="Weight of the classification loss (lambda in the paper)."
@@ -175,13 +179,35 @@ class LossConfig(Section):
         0.35,
         ge=0,
         description="Weight of the contrastive loss (mu in the paper); 0 makes no contrastive "
-        "views at all.",
+        "views at all. Unused by kinds 'ce' and 'logit_adjusted'.",
     )
     anchor_mean: Literal["instance", "class"] = Field(
         "instance",
         description="instance: every anchor weighs the same, as in the authors' code. class: "
         "every class of the batch weighs the same.",
     )
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> "LossConfig":
+        if self.classification_weight == 0 and not self.is_contrastive:
+            raise ValueError(
+                "loss.classification_weight and loss.contrastive_weight are both 0: "
+                "set at least one of them"
+                if self.kind in ("scl", "bcl")
+                else f"loss.classification_weight is 0, and loss.kind '{self.kind}' has no other "
+                "loss: set it above 0, or take kind 'scl' or 'bcl'"
+            )
+        return self
+
+    @property
+    def is_contrastive(self) -> bool:
+        """Whether there is a contrastive loss, and so contrastive views."""
+        return self.kind in ("scl", "bcl") and self.contrastive_weight > 0
+
+    @property
+    def prior_strength(self) -> float:
+        """tau as the classification loss takes it: 0 is plain cross-entropy."""
+        return 0.0 if self.kind == "ce" else self.tau
 
 
 class OptimConfig(Section):
@@ -237,7 +263,11 @@ class TrainConfig(Section):
 
 
 class ScaleConfig(Section):
-    """Workers and their resources. Nothing here changes what a run computes."""
+    """Workers and their resources: how fast a run goes, not what it computes.
+
+    But for rounding, for batch norm per worker, and for bfloat16, which only GPUs choose by
+    themselves.
+    """
 
     workers: int = Field(1, ge=1, description="Ray Train workers; must divide the global batch.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -250,7 +280,7 @@ class ScaleConfig(Section):
         1.0, gt=0, description="CPUs of one task that reads, decodes and crops."
     )
     data_cpus: float | None = Field(
-        None, gt=0, description="CPUs kept for data tasks; none: all that workers leave."
+        None, gt=0, description="Most CPUs that data tasks use at once; none: all that workers leave."
     )
     prefetch_batches: int = Field(4, ge=1, description="Batches ready ahead, per worker.")
     max_failures: int = Field(3, ge=0, description="Worker failures that a run survives.")
@@ -287,11 +317,6 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        if self.loss.classification_weight == self.loss.contrastive_weight == 0:
-            raise ValueError(
-                "loss.classification_weight and loss.contrastive_weight are both 0: "
-                "set at least one of them"
-            )
         batch, workers = self.optim.global_batch_size, self.scale.workers
         if batch % workers:
             raise ValueError(
@@ -307,14 +332,16 @@ class Experiment(Section):
 
     @property
     def num_contrastive(self) -> int:
-        """V: contrastive views that are made per image; 0 when their loss weighs nothing."""
-        return self.views.num_contrastive if self.loss.contrastive_weight > 0 else 0
+        """V: contrastive views that are made per image; 0 when no loss contrasts them."""
+        return self.views.num_contrastive if self.loss.is_contrastive else 0
 
     def to_yaml(self) -> str:
         """The complete experiment as YAML that `from_yaml` resolves to the same one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def digest(self) -> str:
-        """Twelve hex digits of all that determines what is computed: not scale, not tracking."""
-        content = self.model_dump(mode="json", exclude={"scale", "tracking"})
+        """Twelve hex digits of what is computed: not of scale, of tracking, or where data lies."""
+        content = self.model_dump(
+            mode="json", exclude={"scale": True, "tracking": True, "data": {"path"}}
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

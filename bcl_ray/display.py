@@ -15,10 +15,10 @@ GROUPS = ("all", "many", "medium", "few")
 def method(experiment: Experiment) -> str:
     """The loss in a few words."""
     loss = experiment.loss
-    if loss.contrastive_weight == 0:
-        return "logit-adjusted cross-entropy" if loss.tau else "cross-entropy"
-    name = "BCL" if loss.contrastive == "balanced" else "supervised contrastive"
-    return name if loss.tau else f"{name}, no logit adjustment"
+    if not loss.is_contrastive:
+        return "logit-adjusted cross-entropy" if loss.prior_strength else "cross-entropy"
+    name = "BCL" if loss.kind == "bcl" else "supervised contrastive"
+    return name if loss.prior_strength else f"{name}, no logit adjustment"
 
 
 def accuracy_table(rows: list[tuple[str, str, dict[str, float]]]) -> Table:
@@ -132,6 +132,6 @@ class Follower:
         if not event["tracked"]:
             self._say(
                 f"MLflow did not take everything ({event['problem']}); the journal has it all: "
-                f"try again with `bcl-ray sync {event['run']}`",
+                f"try again with `bcl-ray sync {event['reference']}`",
                 style="yellow",
             )

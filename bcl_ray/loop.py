@@ -106,10 +106,14 @@ def global_loss(
 ) -> tuple[Tensor, Tensor]:
     """This worker's share of the global batch's loss, and of its TERMS (3,), detached."""
     classification = losses.logit_adjusted_cross_entropy(
-        outputs.logits, labels, prior, tau=config.tau, num_images=len(labels) * world_size()
+        outputs.logits,
+        labels,
+        prior,
+        tau=config.prior_strength,
+        num_images=len(labels) * world_size(),
     )
     contrastive = torch.zeros_like(classification)
-    if config.contrastive_weight > 0:
+    if config.is_contrastive:
         contrastive = _contrastive_loss(outputs, labels, config)
     total = config.classification_weight * classification
     total = total + config.contrastive_weight * contrastive
@@ -124,7 +128,7 @@ def _contrastive_loss(outputs: Outputs, labels: Tensor, config: LossConfig) -> T
     )
     options: dict[str, Any] = {"temperature": config.temperature, "keys": keys}
     options["anchor_mean"] = config.anchor_mean
-    if config.contrastive == "balanced":
+    if config.kind == "bcl":
         return losses.balanced_contrastive_loss(
             outputs.features, outputs.prototypes, labels, **options
         )

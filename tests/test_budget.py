@@ -56,8 +56,9 @@ def test_a_cifar_run_in_numbers():
     )
 
 
-def test_views_of_a_loss_that_weighs_nothing_cost_nothing():
-    one_view = wanted("loss.contrastive_weight=0")
+@pytest.mark.parametrize("override", ["loss.kind=ce", "loss.contrastive_weight=0"])
+def test_views_that_no_loss_contrasts_cost_nothing(override):
+    one_view = wanted(override)
     assert (one_view.batch_bytes, wanted().batch_bytes) == (256 * 3072, 256 * 3 * 3072)
 
 

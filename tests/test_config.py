@@ -66,10 +66,31 @@ def test_more_workers_than_the_plan_serves_are_refused():
     assert wider.scale.workers == 32
 
 
-def test_two_weights_of_zero_are_refused():
-    message = r"^loss.classification_weight and loss.contrastive_weight are both 0"
+@pytest.mark.parametrize("kind", ["scl", "bcl"])
+def test_two_weights_of_zero_are_refused(kind):
+    message = (
+        "^loss.classification_weight and loss.contrastive_weight are both 0: "
+        "set at least one of them$"
+    )
+    weights = ["loss.classification_weight=0", "loss.contrastive_weight=0"]
     with pytest.raises(ValueError, match=message):
-        with_overrides(cifar10_lt(), ["loss.classification_weight=0", "loss.contrastive_weight=0"])
+        with_overrides(cifar10_lt(), [f"loss.kind={kind}", *weights])
+
+
+@pytest.mark.parametrize("kind", ["ce", "logit_adjusted"])
+def test_a_loss_of_one_part_that_weighs_nothing_is_refused(kind):
+    message = (
+        f"^loss.classification_weight is 0, and loss.kind '{kind}' has no other loss: "
+        "set it above 0, or take kind 'scl' or 'bcl'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        with_overrides(cifar10_lt(), [f"loss.kind={kind}", "loss.classification_weight=0"])
+
+
+@pytest.mark.parametrize("kind", ["scl", "bcl"])
+def test_a_contrastive_loss_alone_is_enough(kind):
+    loss = LossConfig(kind=kind, classification_weight=0)
+    assert loss.is_contrastive
 
 
 @pytest.mark.parametrize(
@@ -103,9 +124,21 @@ def test_options_that_contradict_each_other_are_refused(override, message):
         with_overrides(cifar10_lt(), [override])
 
 
-def test_no_contrastive_views_are_made_for_a_loss_that_weighs_nothing():
-    assert cifar10_lt().num_contrastive == 2
-    assert with_overrides(cifar10_lt(), ["loss.contrastive_weight=0"]).num_contrastive == 0
+@pytest.mark.parametrize(
+    ("overrides", "num_views", "prior_strength"),
+    [
+        ([], 2, 1.5),
+        (["loss.kind=scl"], 2, 1.5),
+        (["loss.kind=logit_adjusted"], 0, 1.5),
+        (["loss.kind=ce"], 0, 0.0),
+        (["loss.contrastive_weight=0"], 0, 1.5),
+        (["loss.kind=scl", "loss.contrastive_weight=0"], 0, 1.5),
+    ],
+)
+def test_the_kind_of_loss_decides_on_views_and_prior(overrides, num_views, prior_strength):
+    experiment = with_overrides(cifar10_lt(), ["loss.tau=1.5", *overrides])
+    assert experiment.num_contrastive == num_views
+    assert experiment.loss.prior_strength == prior_strength
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,11 @@ def rendered(table) -> list[list[str]]:
     [
         ([], "BCL"),
         (["loss.tau=0"], "BCL, no logit adjustment"),
-        (["loss.contrastive=supervised"], "supervised contrastive"),
+        (["loss.kind=scl"], "supervised contrastive"),
+        (["loss.kind=logit_adjusted"], "logit-adjusted cross-entropy"),
         (["loss.contrastive_weight=0"], "logit-adjusted cross-entropy"),
-        (["loss.contrastive_weight=0", "loss.tau=0"], "cross-entropy"),
+        (["loss.kind=logit_adjusted", "loss.tau=0"], "cross-entropy"),
+        (["loss.kind=ce"], "cross-entropy"),
     ],
 )
 def test_a_method_is_named_by_its_loss(overrides, name):
@@ -138,7 +140,7 @@ def test_the_end_is_silent_when_mlflow_has_everything():
 
 
 def test_the_end_tells_how_to_hand_in_what_mlflow_missed():
-    end = {"kind": "end", "run": "mine", "tracked": False, "problem": "[Errno 111] refused"}
+    end = {"kind": "end", "reference": "mine", "tracked": False, "problem": "[Errno 111] refused"}
     assert shown(BEGIN, START, end).splitlines()[-1] == (
         "MLflow did not take everything ([Errno 111] refused); the journal has it all: "
         "try again with `bcl-ray sync mine`"

@@ -32,10 +32,10 @@ LOSSES = {
     "balanced, class mean": {"anchor_mean": "class"},
     "balanced, tau 0": {"tau": 0.0},
     "balanced, class mean, tau 0": {"anchor_mean": "class", "tau": 0.0},
-    "supervised": {"contrastive": "supervised"},
-    "supervised, class mean": {"contrastive": "supervised", "anchor_mean": "class"},
+    "supervised": {"kind": "scl"},
+    "supervised, class mean": {"kind": "scl", "anchor_mean": "class"},
     "contrastive only": {"classification_weight": 0.0},
-    "classification only": {"contrastive_weight": 0.0},
+    "classification only": {"kind": "logit_adjusted"},
 }
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from bcl_ray import checkpoint, recipes
-from bcl_ray.config import Experiment
+from bcl_ray import checkpoint, losses, recipes
+from bcl_ray.config import Experiment, LossConfig
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
-from bcl_ray.loop import Batch, Step, evaluate, train_epoch
-from bcl_ray.model import TwoBranch
+from bcl_ray.loop import Batch, Step, evaluate, global_loss, train_epoch
+from bcl_ray.model import Outputs, TwoBranch
 from bcl_ray.optim import learning_rate
 
 K, N, STEPS = 3, 12, 4
@@ -75,8 +75,8 @@ def assert_same(got: Any, expected: Any) -> None:
 LOSSES = {
     "balanced": {},
     "balanced, class mean": {"anchor_mean": "class"},
-    "supervised": {"contrastive": "supervised"},
-    "classification only": {"contrastive_weight": 0.0},
+    "supervised": {"kind": "scl"},
+    "cross-entropy": {"kind": "ce"},
 }
 
 
@@ -86,8 +86,8 @@ def test_the_loss_falls_and_the_images_are_told_apart(loss, batch_norm):
     of = experiment(loss=LOSSES[loss] | {"tau": 0.0}, model={"batch_norm": batch_norm})
     learner = make_learner(of)
     batches = some_batches(num_views=1 + of.num_contrastive)
-    losses = [total(step) for epoch in range(10) for step in train(learner, batches, epoch)]
-    assert np.mean(losses[-STEPS:]) < 0.6 * np.mean(losses[:STEPS])
+    totals = [total(step) for epoch in range(10) for step in train(learner, batches, epoch)]
+    assert np.mean(totals[-STEPS:]) < 0.6 * np.mean(totals[:STEPS])
     accuracy, _ = evaluated(learner.evaluated, some_batches(2, 1, seed=1))
     assert accuracy["accuracy/all"] > 90
 
@@ -124,6 +124,35 @@ def test_golden_losses():
     assert found == [pytest.approx(terms, rel=1e-4) for terms in GOLDEN]
 
 
+def terms_by_hand(kind: str, outputs: Outputs, labels: torch.Tensor) -> list[torch.Tensor]:
+    prior = torch.tensor([0.7, 0.2, 0.1]).log()
+    adjusted = outputs.logits if kind == "ce" else outputs.logits + 1.5 * prior
+    classification = nn.functional.cross_entropy(adjusted, labels)
+    contrastive = torch.tensor(0.0)
+    if kind == "scl":
+        contrastive = losses.supervised_contrastive_loss(outputs.features, labels, temperature=0.2)
+    if kind == "bcl":
+        contrastive = losses.balanced_contrastive_loss(
+            outputs.features, outputs.prototypes, labels, temperature=0.2
+        )
+    return [2 * classification + 0.5 * contrastive, classification, contrastive]
+
+
+@pytest.mark.parametrize("kind", ["ce", "logit_adjusted", "scl", "bcl"])
+def test_each_kind_of_loss_has_its_parts(kind):
+    unit = functools.partial(nn.functional.normalize, dim=-1)
+    torch.manual_seed(0)
+    outputs = Outputs(torch.randn(N, K), unit(torch.randn(2, N, 6)), unit(torch.randn(K, 6)))
+    labels = torch.arange(N) % K
+    config = LossConfig(
+        kind=kind, tau=1.5, temperature=0.2, classification_weight=2, contrastive_weight=0.5
+    )
+    share, terms = global_loss(outputs, labels, torch.tensor([0.7, 0.2, 0.1]).log(), config)
+    expected = torch.stack(terms_by_hand(kind, outputs, labels))
+    torch.testing.assert_close(terms, expected)
+    torch.testing.assert_close(share, expected[0])
+
+
 def test_each_step_takes_the_rate_of_its_place_in_the_run():
     learner = make_learner()
     for epoch in range(3):
@@ -155,8 +184,11 @@ def test_no_batches_change_nothing():
     assert_same(learner.model.state_dict(), untouched.model.state_dict())
 
 
-def test_one_view_is_enough_without_a_contrastive_loss():
-    learner = make_learner(experiment(loss={"contrastive_weight": 0.0}))
+@pytest.mark.parametrize(
+    "loss", [{"kind": "ce"}, {"kind": "logit_adjusted"}, {"contrastive_weight": 0.0}], ids=str
+)
+def test_one_view_is_enough_without_a_contrastive_loss(loss):
+    learner = make_learner(experiment(loss=loss))
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     steps = train(learner, some_batches(num_views=1))
     assert all(step.terms[2] == 0 for step in steps)
@@ -182,7 +214,7 @@ RESUMED = {
     "bfloat16": {"train": {"precision": "bfloat16", "ema_decay": 0.5}},
     "classification_stats": {"model": {"batch_norm": "classification_stats"}},
     "no decay of norms": {"optim": {"decay_norms_and_biases": False}},
-    "classification only": {"loss": {"contrastive_weight": 0.0}},
+    "cross-entropy": {"loss": {"kind": "ce"}},
 }
 
 
@@ -270,7 +302,7 @@ def test_running_statistics_are_those_of_classification_views_only():
     of = experiment(model={"batch_norm": "classification_stats"}, loss={"temperature": 0.2})
     learner = make_learner(of)
     alone = make_learner(
-        of.model_copy(update={"loss": experiment(loss={"contrastive_weight": 0.0}).loss})
+        of.model_copy(update={"loss": experiment(loss={"kind": "logit_adjusted"}).loss})
     )
     batch = some_batches(1)[0]
     batch["views"][:, 1:] = 255 - batch["views"][:, 1:]  # nothing like the classification view
