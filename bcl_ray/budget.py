@@ -1,13 +1,17 @@
 """What a run will need, worked out before anything starts."""
 
+import math
 import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from bcl_ray.config import Experiment
 from bcl_ray.plan import EpochPlan, Layout
 from bcl_ray.shards import Manifest
 
+SHARED = Path("/dev/shm")  # noqa: S108  where Ray keeps its object store
 STORE_SHARE = 0.3  # of a node's memory, Ray's default for its object store
 TASK_BYTES = 32 * 2**20  # of views; each task costs some 15 ms of Ray's time (measured 2026-11)
 
@@ -134,7 +138,32 @@ def check_store(wanted: Budget, store_bytes: float) -> None:
         )
 
 
+def preflight(experiment: Experiment, manifest: Manifest) -> tuple[Budget, float | None]:
+    """What a run needs, and the object store of this machine where it is to run here.
+
+    Raises:
+        ValueError: the run cannot work.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return budget(experiment, manifest, None), None
+    cpus, store = this_machine()
+    wanted = budget(experiment, manifest, cpus)
+    check_store(wanted, store)
+    return wanted, store
+
+
 def this_machine() -> tuple[float, float]:
-    """CPUs of this machine, and bytes that a Ray started here would give its object store."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return float(os.cpu_count() or 1), STORE_SHARE * memory
+    """CPUs of this machine or container, and bytes that a Ray started here gives its store."""
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    memory = min(memory, _limit("/sys/fs/cgroup/memory.max"))
+    shared = shutil.disk_usage(SHARED).total if SHARED.is_dir() else memory
+    quota, period = (_limit("/sys/fs/cgroup/cpu.max", part) for part in (0, 1))
+    return min(float(os.cpu_count() or 1), quota / period), min(STORE_SHARE * memory, shared)
+
+
+def _limit(file: str, part: int = 0) -> float:
+    """A number of a container's limits; infinite where there is none."""
+    try:
+        return float(Path(file).read_text().split()[part])
+    except (OSError, ValueError, IndexError):
+        return math.inf if part == 0 else 1.0

@@ -1,7 +1,8 @@
 """Everything that a resume needs, in one small state.
 
 What is not in it is not needed: views and the plan follow from the seed, the epoch and the
-ids of the images, so there is no loader and no random generator to bring back.
+ids of the images, so there is no loader to bring back. torch's random state is kept for
+networks that draw numbers while they train; ours do not.
 """
 
 from dataclasses import dataclass, field

@@ -222,17 +222,10 @@ def plan(
 
 
 def _budget(experiment: "Experiment") -> tuple["Budget", float | None]:
-    """What a run needs, and the object store of this machine if it is to run here."""
-    from bcl_ray.budget import budget, check_store, this_machine
+    from bcl_ray.budget import preflight
     from bcl_ray.shards import read_manifest
 
-    manifest = read_manifest(experiment.data.path)
-    if os.environ.get("RAY_ADDRESS"):
-        return budget(experiment, manifest, None), None
-    cpus, store = this_machine()
-    wanted = budget(experiment, manifest, cpus)
-    check_store(wanted, store)
-    return wanted, store
+    return preflight(experiment, read_manifest(experiment.data.path))
 
 
 def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | None) -> None:
@@ -274,7 +267,7 @@ def train(
     """Train, evaluate and track a run."""
     if resume is not None:
         changes = [text for text in (recipe, *(overrides or [])) if text]
-        experiment = _resumed(resume, changes)
+        resume, experiment = _resumed(resume, changes)
     elif recipe is not None:
         experiment = _experiment(recipe, overrides)
     else:
@@ -291,19 +284,25 @@ def train(
     except TrainingError as error:
         sys.stderr.write(f"bcl-ray: {error}\n")
         raise typer.Exit(1) from None
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"bcl-ray: {stop or 'stopped'}\n")
+        raise typer.Exit(130) from None
     last = outcome["history"][-1]
     console.print(accuracy_table([(outcome["run"], method(experiment), last)]))
-    console.print(f"next: bcl-ray evaluate {outcome['run']}", highlight=False)
+    console.print(f"next: bcl-ray evaluate {outcome['reference']}", highlight=False)
 
 
-def _resumed(resume: str, changes: list[str]) -> "Experiment":
+def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:
+    """The folder of a run, wherever it lies now, and its experiment with changes."""
     from bcl_ray import runs
     from bcl_ray.config import TrackingConfig
     from bcl_ray.parse import with_overrides
 
-    root = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
-    _, experiment = runs.open_run(runs.run_uri(resume, root[-1] if root else TrackingConfig().runs))
-    return with_overrides(experiment, changes)
+    roots = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
+    root = roots[-1] if roots else TrackingConfig().runs
+    uri = runs.absolute(runs.run_uri(resume, root))
+    _, experiment = runs.open_run(uri)
+    return uri, with_overrides(experiment, [*changes, f"tracking.runs={runs.parent(uri)}"])
 
 
 @app.command()

@@ -280,7 +280,9 @@ class ScaleConfig(Section):
         1.0, gt=0, description="CPUs of one task that reads, decodes and crops."
     )
     data_cpus: float | None = Field(
-        None, gt=0, description="Most CPUs that data tasks use at once; none: all that workers leave."
+        None,
+        gt=0,
+        description="Most CPUs that data tasks use at once; none: all that workers leave.",
     )
     prefetch_batches: int = Field(4, ge=1, description="Batches ready ahead, per worker.")
     max_failures: int = Field(3, ge=0, description="Worker failures that a run survives.")

@@ -37,6 +37,7 @@ Batch = dict[str, np.ndarray]
 Item = TypeVar("Item")
 
 SEGMENT_TASKS = 256
+STORE_SHARE = 0.5  # of the cluster's object store, for all streams together
 AHEAD_TASKS = 8  # a segment's last tasks, during which the next one starts
 
 
@@ -140,13 +141,13 @@ def _source(experiment: Experiment, manifest: Manifest, *, training: bool) -> So
 def _footer(uri: str) -> pq.FileMetaData:
     """A shard's footer, read once per process instead of once per row group."""
     filesystem, path = storage.resolve(uri)
-    with filesystem.open_input_file(path) as file:
+    with storage.plain_errors(uri), filesystem.open_input_file(path) as file:
         return pq.ParquetFile(file).metadata
 
 
 def _row_group(uri: str, row_group: int) -> Any:
     filesystem, path = storage.resolve(uri)
-    with filesystem.open_input_file(path) as file:
+    with storage.plain_errors(uri), filesystem.open_input_file(path) as file:
         return pq.ParquetFile(file, metadata=_footer(uri), pre_buffer=True).read_row_group(
             row_group, use_threads=False
         )
@@ -221,8 +222,13 @@ def _execute(source: Source, tasks: Sequence[_Task], world_size: int) -> Iterato
     context.target_max_block_size = None  # a block that Ray splits would no longer be one task's
     options = context.execution_options
     options.preserve_order = True
-    if scale.data_cpus is not None:
-        options.resource_limits = ExecutionResources.for_limits(cpu=scale.data_cpus / world_size)
+    # By default each stream may fill half of the cluster's store, with those of other workers
+    # beyond all of it.
+    cluster = ray.cluster_resources()
+    options.resource_limits = ExecutionResources.for_limits(
+        cpu=scale.data_cpus and scale.data_cpus / world_size,
+        object_store_memory=STORE_SHARE * cluster["object_store_memory"] / world_size,
+    )
     return iter(dataset.iter_batches(batch_size=None, batch_format="numpy"))
 
 

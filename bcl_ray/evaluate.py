@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
+from ray.exceptions import RayError
 
 from bcl_ray import checkpoint, runs, storage
+from bcl_ray.cluster import connected, one_line
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches
 from bcl_ray.loop import evaluate
@@ -17,7 +19,7 @@ from bcl_ray.model import TwoBranch
 from bcl_ray.parse import from_yaml, with_overrides
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
-from bcl_ray.train import cluster
+from bcl_ray.worker import SCORE
 
 Evaluated = tuple[Run, Experiment, dict[str, float]]
 
@@ -35,14 +37,17 @@ def evaluate_runs(
 
     Raises:
         ValueError: no such run, a run without a checkpoint, or other classes; before the first
-            evaluation.
+            evaluation. Or an image that does not decode.
     """
-    with cluster():
+    with connected():
         found = [(run, *_checked(run, state, data)) for run, state in _states(names, root, best)]
-        return [
-            (run, experiment, _evaluate(state, experiment, manifest))
-            for run, state, experiment, manifest in found
-        ]
+        try:
+            return [
+                (run, experiment, _evaluate(state, experiment, manifest))
+                for run, state, experiment, manifest in found
+            ]
+        except RayError as error:
+            raise ValueError(one_line(error)) from error
 
 
 def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
@@ -60,7 +65,7 @@ def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
         raise ValueError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
     chosen = result.checkpoint
     if best:
-        kept = [(metrics["checkpoint/score"], c) for c, metrics in result.best_checkpoints]
+        kept = [(metrics[SCORE], c) for c, metrics in result.best_checkpoints]
         chosen = max(kept, key=lambda pair: pair[0])[1]
     with tempfile.TemporaryDirectory() as folder:
         return checkpoint.load(Path(chosen.to_directory(folder)))

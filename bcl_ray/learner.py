@@ -122,6 +122,6 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def not_finite(step: int, what: str) -> NonFiniteLossError:
     """The error of a step, with what to do about it."""
     return NonFiniteLossError(
-        f"step {step}: {what} not finite; the checkpoint before it is kept: lower optim.lr or "
-        "raise loss.temperature"
+        f"step {step}: {what} not finite; checkpoints from before it are kept: begin another run "
+        "with a lower optim.lr or a higher loss.temperature"
     )

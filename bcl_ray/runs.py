@@ -6,9 +6,12 @@
 <runs>/<name>/checkpoint_*/      Ray Train's checkpoints: the last and the best
 """
 
+import contextlib
+import fcntl
 import json
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,17 +62,27 @@ def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
         ValueError: the folder already holds a run, with how to go on.
     """
     run = Run(uri, secrets.token_hex(16), experiment.digest(), fingerprint)
-    if storage.exists(storage.join(uri, RUN_FILE)):
-        same = open_run(uri)[0].digest == run.digest
-        raise ValueError(
-            f"tracking.run '{run.name}' exists in {_split(uri)[0]} with "
-            f"{'this' if same else 'another'} configuration: "
-            + (f"go on with --resume {run.name}, or " if same else "")
-            + "give the new run another name (tracking.run=NAME)"
-        )
+    check_free(uri, experiment)
     storage.write_bytes(storage.join(uri, EXPERIMENT_FILE), experiment.to_yaml().encode())
     storage.write_bytes(storage.join(uri, RUN_FILE), json.dumps(asdict(run)).encode())
     return run
+
+
+def check_free(uri: str, experiment: Experiment) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        ValueError: with how to go on.
+    """
+    if storage.exists(storage.join(uri, RUN_FILE)):
+        run = open_run(uri)[0]
+        same = run.digest == experiment.digest()
+        raise ValueError(
+            f"tracking.run '{run.name}' exists in {shown(_split(uri)[0])} with "
+            f"{'this' if same else 'another'} configuration: "
+            + (f"go on with --resume {reference(run)}, or " if same else "")
+            + "give the new run another name (tracking.run=NAME)"
+        )
 
 
 def open_run(uri: str) -> tuple[Run, Experiment]:
@@ -110,13 +123,66 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
     if experiment.digest() != run.digest:
         raise ValueError(
             f"run '{run.name}' was begun with another configuration (digest {run.digest}, now "
-            f"{experiment.digest()}): only scale.* and tracking.* may change on --resume"
+            f"{experiment.digest()}): only data.path, scale.* and tracking.* may change on --resume"
         )
     if fingerprint != run.fingerprint:
         raise ValueError(
             f"data.path {experiment.data.path} holds other data (fingerprint "
             f"{fingerprint[:12]}) than run '{run.name}' was begun with ({run.fingerprint[:12]})"
         )
+
+
+def located(experiment: Experiment) -> Experiment:
+    """The experiment with absolute paths, which mean the same in every process and later on."""
+    places = {
+        section: getattr(experiment, section).model_copy(update={name: absolute(path)})
+        for section, name, path in (
+            ("data", "path", experiment.data.path),
+            ("tracking", "runs", experiment.tracking.runs),
+        )
+    }
+    return experiment.model_copy(update=places)
+
+
+def absolute(uri: str) -> str:
+    """A URI as it is, a path from the root."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def shown(uri: str) -> str:
+    """A path as seen from the working directory, where it lies below it."""
+    here = str(Path.cwd())
+    return uri.removeprefix(here + "/") if uri != here else "."
+
+
+def reference(run: Run) -> str:
+    """How a command names a run: by name in the default place, elsewhere by its folder."""
+    folder = shown(absolute(run.uri))
+    return run.name if folder == f"runs/{run.name}" else folder
+
+
+def parent(uri: str) -> str:
+    """The folder above a run's, with the URI's options."""
+    _, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return _split(uri)[0] + question + options
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine off a run; the lock ends with the process.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "driver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"the run in {folder} is being trained by another process: wait for it, or stop it"
+            ) from None
+        yield
 
 
 def is_local(uri: str) -> bool:

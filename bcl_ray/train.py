@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -17,17 +16,20 @@ import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray import checkpoint, runs, storage
-from bcl_ray.budget import Budget, budget, check_store, this_machine
+from bcl_ray.budget import Budget, budget, check_store, preflight
+from bcl_ray.cluster import Resources, check_places, connected, one_line, uses_gpus
 from bcl_ray.config import Experiment
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.tracking import Tracker, tracking_uri
 from bcl_ray.worker import SCORE, train_worker
 
+logger = logging.getLogger(__name__)
+
 Event = dict[str, Any]
 Follow = Callable[[Event], None]
 
-POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
+COLLECTIVE_PATIENCE = 600  # seconds that a worker waits for another in a collective
 MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking server
 
 
@@ -36,37 +38,51 @@ class TrainingError(RuntimeError):
 
 
 def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) -> Event:
-    """Train, evaluate and track a run; returns its last record, with its history.
+    """Train, evaluate and track a run; returns its name and its history.
 
     Args:
-        experiment: what to train. On resume, only scale and tracking may differ from the run's.
+        experiment: what to train. On resume, only data.path, scale and tracking may differ.
         follow: called from a thread with every event of the run: `begin`, `start`, `step`,
             `epoch`, `end`.
-        resume: name, path or URI of a run to continue.
+        resume: path or URI of the folder of a run to continue.
 
     Raises:
-        ValueError: the run cannot work, or the name is taken; before anything starts.
+        ValueError: the run cannot work, or the name is taken; before anything is written.
         TrainingError: the run began and failed.
     """
+    experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
-    remote = bool(os.environ.get("RAY_ADDRESS"))
-    cpus, store = this_machine()
-    wanted = budget(experiment, manifest, None if remote else cpus)
-    if not remote:
-        check_store(wanted, store)
-    tracking_uri(experiment)  # refuses one that cannot work, before the name is taken
-    run = _begin(experiment, manifest, resume)
-    folder = runs.local_folder(run)
-    with _logs(folder), Tracker(run, experiment, folder) as tracker:
-        tracker.start(manifest, experiment.data.path)
-        follow(_begin_event(run, experiment, manifest, wanted, tracker))
-        with cluster():
-            budget(experiment, manifest, ray.cluster_resources().get("CPU", 0.0))
-            outcome = _run(run, experiment, manifest, tracker, follow)
-        outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
-        outcome["problem"] = tracker.problem
+    wanted, _ = preflight(experiment, manifest)
+    tracking_uri(experiment)
+    uri = resume or runs.run_uri(
+        experiment.tracking.run or runs.default_name(experiment), experiment.tracking.runs
+    )
+    if resume is None:
+        runs.check_free(uri, experiment)
+    else:
+        runs.check_resumable(runs.open_run(uri)[0], experiment, manifest.fingerprint)
+    with connected() as resources:
+        _check(experiment, manifest, resources)
+        new = resume is None
+        run = runs.create(uri, experiment, manifest.fingerprint) if new else runs.open_run(uri)[0]
+        folder = runs.local_folder(run)
+        with runs.held(folder), _logs(folder), Tracker(run, experiment, folder) as tracker:
+            tracker.start(manifest, experiment.data.path)
+            follow(_begin_event(run, experiment, manifest, wanted, tracker))
+            mailbox = _mailbox()
+            trainer = _trainer(run, experiment, manifest, resources, mailbox)
+            outcome = _run(run, trainer, Follower(mailbox, tracker, manifest, follow))
+            outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
+            outcome["problem"] = tracker.problem
     follow({"kind": "end", **outcome})
     return outcome
+
+
+def _check(experiment: Experiment, manifest: Manifest, resources: Resources) -> None:
+    """What could only be checked once the cluster is known."""
+    check_store(budget(experiment, manifest, resources.cpus), resources.store_bytes)
+    check_places(experiment, resources)
+    uses_gpus(experiment, resources)
 
 
 @contextlib.contextmanager
@@ -83,23 +99,13 @@ def _logs(folder: Path) -> Iterator[None]:
         handler.close()
 
 
-def _begin(experiment: Experiment, manifest: Manifest, resume: str | None) -> Run:
-    place = experiment.tracking
-    if resume is None:
-        uri = runs.run_uri(place.run or runs.default_name(experiment), place.runs)
-        return runs.create(uri, experiment, manifest.fingerprint)
-    run, _ = runs.open_run(runs.run_uri(resume, place.runs))
-    runs.check_resumable(run, experiment, manifest.fingerprint)
-    return run
-
-
 def _begin_event(
     run: Run, experiment: Experiment, manifest: Manifest, wanted: Budget, tracker: Tracker
 ) -> Event:
     return {
         "kind": "begin",
         "run": run.name,
-        "folder": run.uri,
+        "folder": runs.shown(run.uri),
         "tracking_uri": tracker.uri,
         "budget": wanted,
         "experiment": experiment,
@@ -107,56 +113,52 @@ def _begin_event(
     }
 
 
-@contextlib.contextmanager
-def cluster() -> Iterator[None]:
-    """Ray: the cluster of RAY_ADDRESS, or one on this machine for as long as the run lasts."""
-    remote = bool(os.environ.get("RAY_ADDRESS"))
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {} if remote else {"include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    for name in ("ray.data", "ray.train"):  # they set themselves up to print
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _run(
-    run: Run, experiment: Experiment, manifest: Manifest, tracker: Tracker, follow: Follow
-) -> Event:
+def _run(run: Run, trainer: Any, follower: "Follower") -> Event:
     """Run the workers to the end, and hand over what they report as it comes."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
-    mailbox = actor.remote()
-    trainer = _trainer(run, experiment, manifest, mailbox)
-    follower = threading.Thread(
-        target=_follow, args=(mailbox, tracker, manifest, follow), name="follower", daemon=True
-    )
     follower.start()
     try:
-        result = trainer.fit()
+        result = _interruptible(trainer.fit)
         error = (result.return_value or {}).get("error")
+        advice = ""
     except ray.train.TrainingFailedError as failure:
         error = _cause(failure, run)
+        advice = f"\ncontinue with: bcl-ray train --resume {runs.reference(run)}"
+    except KeyboardInterrupt:
+        resume = f"bcl-ray train --resume {runs.reference(run)}"
+        raise KeyboardInterrupt(f"stopped; go on with: {resume}") from None
     finally:
-        ray.get(mailbox.put.remote({"kind": "stop"}))
-        follower.join()
+        follower.stop()
     if error:
-        raise TrainingError(f"{error}\ncontinue with: bcl-ray train --resume {run.name}")
-    return _finished(run, result, tracker)
+        raise TrainingError(f"{error}{advice}")
+    return _finished(run, result, follower)
 
 
-def _trainer(run: Run, experiment: Experiment, manifest: Manifest, mailbox: Any) -> Any:
+def _interruptible(function: Callable[[], Any]) -> Any:
+    """Call a function in a thread, so that Ctrl-C reaches us: Ray Train would exit with 0."""
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["result"] = function()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, name="trainer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
+
+
+def _trainer(
+    run: Run, experiment: Experiment, manifest: Manifest, resources: Resources, mailbox: Any
+) -> Any:
     scale = experiment.scale
-    use_gpu = scale.device == "cuda" or (
-        scale.device == "auto" and ray.cluster_resources().get("GPU", 0) >= scale.workers
-    )
-    parent, _, name = run.uri.rstrip("/").rpartition("/")
-    filesystem, path = storage.resolve(parent or ".")
+    use_gpu = uses_gpus(experiment, resources)
+    filesystem, path = storage.resolve(run.uri)
+    parent, _, name = path.rstrip("/").rpartition("/")
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -165,6 +167,7 @@ def _trainer(run: Run, experiment: Experiment, manifest: Manifest, mailbox: Any)
             "uid": run.uid,
             "mailbox": mailbox,
         },
+        torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_PATIENCE),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers,
             use_gpu=use_gpu,
@@ -172,7 +175,7 @@ def _trainer(run: Run, experiment: Experiment, manifest: Manifest, mailbox: Any)
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=path,
+            storage_path=parent or "/",
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
@@ -181,6 +184,12 @@ def _trainer(run: Run, experiment: Experiment, manifest: Manifest, mailbox: Any)
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _mailbox() -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+    return actor.remote()
 
 
 class Mailbox:
@@ -203,18 +212,54 @@ class Mailbox:
         return events
 
 
-def _follow(mailbox: Any, tracker: Tracker, manifest: Manifest, follow: Follow) -> None:
-    """Pass on events until the driver says stop; what they bring is tracked on the way."""
-    while True:
-        for event in ray.get(mailbox.take.remote()):
-            if event["kind"] == "stop":
-                return
-            if event["kind"] == "classes":
-                tracker.text("class_accuracy.csv", _class_table(event, manifest))
-                continue
-            for record in event.get("records", ()):
-                tracker.metrics(record, int(record["epoch"]))
-            follow(event)
+class Follower(threading.Thread):
+    """Passes on what workers tell, until it is stopped; epochs are tracked on the way.
+
+    Neither a terminal that is gone nor a full disk may stop training: the first failure is
+    kept in `failure`.
+    """
+
+    def __init__(self, mailbox: Any, tracker: Tracker, manifest: Manifest, follow: Follow) -> None:
+        super().__init__(name="follower", daemon=True)
+        self.mailbox, self.tracker, self.manifest = mailbox, tracker, manifest
+        self.follow: Follow = follow
+        self.tracked: set[int] = set()
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        """Take events until `stop`."""
+        while True:
+            for event in ray.get(self.mailbox.take.remote()):
+                if event["kind"] == "stop":
+                    return
+                for act in (self._track, self._show):
+                    try:
+                        act(event)
+                    except Exception as error:
+                        logger.exception("%s failed", event["kind"])
+                        self.failure = self.failure or error
+
+    def stop(self) -> None:
+        """Wait until all that was told before has been passed on."""
+        ray.get(self.mailbox.put.remote({"kind": "stop"}))
+        self.join()
+
+    def track(self, records: list[dict[str, float]]) -> None:
+        """Track the records of epochs that have not been tracked."""
+        for record in records:
+            epoch = int(record["epoch"])
+            if epoch not in self.tracked:
+                self.tracker.metrics(record, epoch)
+                self.tracked.add(epoch)
+
+    def _track(self, event: Event) -> None:
+        self.track(event.get("records", []))
+        if event["kind"] == "classes":
+            self.tracker.text("class_accuracy.csv", _class_table(event, self.manifest))
+
+    def _show(self, event: Event) -> None:
+        if event["kind"] != "classes" and not self.failure:
+            self.follow(event)
 
 
 def _class_table(event: Event, manifest: Manifest) -> str:
@@ -231,19 +276,20 @@ def _cause(failure: Exception, run: Run) -> str:
     """The failure in one line; all of it goes to a file."""
     folder = runs.local_folder(run)
     (folder / "error.txt").write_text(str(failure))
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return f"the workers failed: {lines[-1] if lines else failure} (all of it: {folder}/error.txt)"
+    causes = list(getattr(failure, "worker_failures", {}).values()) or [failure]
+    return f"the workers failed: {one_line(causes[0])} (all of it: {folder}/error.txt)"
 
 
-def _finished(run: Run, result: Any, tracker: Tracker) -> Event:
+def _finished(run: Run, result: Any, follower: Follower) -> Event:
     folder = runs.local_folder(run) / "final"
     shutil.rmtree(folder, ignore_errors=True)
     result.checkpoint.to_directory(folder)
     state = checkpoint.load(folder)
-    tracker.model(folder)
-    return {
-        "run": run.name,
-        "history": state.history,
-        "class_counts": state.class_counts,
-        "tracking_uri": tracker.uri,
-    }
+    follower.track(state.history)  # what a worker told may come after the end of training
+    follower.tracker.model(folder)
+    if follower.failure is not None:
+        raise TrainingError(
+            f"training is complete, but following it failed: {one_line(follower.failure)}"
+            f"\nsee its results with: bcl-ray evaluate {runs.reference(run)}"
+        )
+    return {"run": run.name, "reference": runs.reference(run), "history": state.history}

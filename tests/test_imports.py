@@ -17,6 +17,7 @@ ORDER = {
     "longtail": "",
     "storage": "",
     "versions": "",
+    "pixels": "",
     "sources": "",
     "shards": "",
     "permutation": "",
@@ -32,6 +33,7 @@ ORDER = {
     "runs": "",
     "learner": "torch",
     "loop": "torch",
+    "cluster": "ray",
     "data": "ray",
     "journal": "",
     "mlflow_run": "mlflow",
@@ -45,7 +47,7 @@ ORDER = {
 }
 FRAMEWORKS = {"ray", "mlflow", "torch"}
 EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train]
-RAY = {"data", "worker", "train", "evaluate"}  # these, and no others, need Ray
+RAY = {"cluster", "data", "worker", "train", "evaluate"}  # these, and no others, need Ray
 MLFLOW = {"mlflow_run", "tracking", "train", "evaluate"}
 
 

@@ -76,4 +76,27 @@ def test_a_killed_driver_is_resumed_in_mid_epoch_bit_for_bit_or_with_other_worke
 def test_a_run_is_not_continued_with_another_experiment(start, undisturbed):
     command = start("train", "--resume", "undisturbed", "loss.tau=0")
     assert command.wait() == 2
-    assert "only scale.* and tracking.* may change on --resume" in command.output
+    assert "only data.path, scale.* and tracking.* may change on --resume" in command.output
+
+
+def test_ctrl_c_ends_a_run_as_killed_and_it_can_be_resumed(start, workplace):
+    command = start("train", "digits_lt", *OPTIONS, "tracking.run=interrupted")
+    command.wait_for(lambda: latest_step(workplace, "interrupted") > 0)
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait(60) == 130, command.output
+    assert command.output.endswith("stopped; go on with: bcl-ray train --resume interrupted\n")
+    client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("bcl-ray")
+    (run,) = client.search_runs([experiment.experiment_id], "run_name = 'interrupted'")
+    assert run.info.status == "KILLED"
+    assert latest_step(workplace, "interrupted") > 0
+
+
+def test_two_drivers_are_kept_off_one_run(start, workplace):
+    command = start("train", "digits_lt", *OPTIONS, "tracking.run=held")
+    command.wait_for(lambda: "workers started" in command.output)
+    second = start("train", "--resume", "held")
+    assert second.wait() == 2
+    assert "is being trained by another process" in second.output
+    command.process.send_signal(signal.SIGINT)
+    command.wait(60)

@@ -1,0 +1,108 @@
+"""Ray itself: the cluster of RAY_ADDRESS, or one of our own on this machine."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayTaskError
+
+from bcl_ray.config import Experiment
+from bcl_ray.runs import is_local
+
+POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has, in all: CPUs, GPUs, and bytes of object store."""
+
+    cpus: float
+    gpus: float
+    store_bytes: float
+    nodes: tuple[dict[str, float], ...]
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Resources]:
+    """The cluster, for as long as the block lasts; one that this process uses already is kept."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
+    begun = not ray.is_initialized()
+    if begun:
+        remote = bool(os.environ.get("RAY_ADDRESS"))
+        # Without an address Ray would join a cluster that somebody started on this machine.
+        options = {} if remote else {"address": "local", "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    for name in ("ray.data", "ray.train"):  # they set themselves up to print
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield _resources()
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _resources() -> Resources:
+    total = ray.cluster_resources()
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    cpus, gpus, store = (total.get(name, 0.0) for name in ("CPU", "GPU", "object_store_memory"))
+    return Resources(cpus, gpus, store, nodes)
+
+
+def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
+    """Whether workers get a GPU each.
+
+    Raises:
+        ValueError: fewer GPUs than workers, though some are asked for or there: workers would
+            wait for ever, or train on CPUs without a word.
+    """
+    device, workers = experiment.scale.device, experiment.scale.workers
+    if device == "cpu" or (device == "auto" and resources.gpus == 0):
+        return False
+    if resources.gpus < workers:
+        raise ValueError(
+            f"scale.workers ({workers}) is more than the cluster has GPUs ({resources.gpus:g}): "
+            "lower it, or set scale.device=cpu"
+        )
+    return True
+
+
+def check_places(experiment: Experiment, resources: Resources) -> None:
+    """Refuse workers that fit on no node, and files that not every node can see.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    scale = experiment.scale
+    places = sum(int(node.get("CPU", 0) / scale.cpus_per_worker) for node in resources.nodes)
+    if places < scale.workers:
+        raise ValueError(
+            f"the cluster's nodes have room for {places} workers of scale.cpus_per_worker "
+            f"({scale.cpus_per_worker:g}), scale.workers is {scale.workers}: lower one of them"
+        )
+    paths = {"data.path": experiment.data.path, "tracking.runs": experiment.tracking.runs}
+    for option, path in paths.items():
+        if len(resources.nodes) > 1 and is_local(path) and not path.startswith("file://"):
+            raise ValueError(
+                f"{option} ({path}) is a path of this machine, and the cluster has "
+                f"{len(resources.nodes)} nodes: use a URI, or file:// for a folder that every "
+                "node mounts"
+            )
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong first, beneath what Ray wraps around it."""
+    while True:
+        cause = error.cause if isinstance(error, RayTaskError) else error.__cause__
+        if cause is None:
+            return error
+        error = cause
+
+
+def one_line(error: BaseException) -> str:
+    """The root cause's kind and first line."""
+    cause = root_cause(error)
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"
