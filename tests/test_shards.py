@@ -17,8 +17,9 @@ from PIL import Image
 from pyarrow import fs
 
 from bcl_ray import storage
+from bcl_ray.pixels import decode
 from bcl_ray.shards import read_manifest, verify_shards, write_shards
-from bcl_ray.shards.staging import image_fault
+from bcl_ray.shards.staging import MODES, checking, image_fault
 from bcl_ray.shards.write import num_shards, row_group_rows
 from bcl_ray.sources import Source, SourceSplit, open_source
 
@@ -29,10 +30,20 @@ def png(value: int, size: int = 2) -> bytes:
     return buffer.getvalue()
 
 
-def jpeg() -> bytes:
+def jpeg(**options) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "JPEG")
+    Image.fromarray(noise).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def tiff(mode: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8)).save(buffer, "TIFF")
     return buffer.getvalue()
 
 
@@ -196,25 +207,76 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        (jpeg()[:-2000], "does not decode: image file is truncated"),
-        (png(0, 40)[:-30], "does not decode: "),
+        (jpeg()[:-2000], "does not decode ("),
+        (half(jpeg()), "does not decode ("),
+        (half(jpeg(progressive=True)), "does not decode ("),
+        (png(0, 40)[:-30], "does not decode ("),
+        (tiff("F"), "its mode F is none of 1, L, LA, P, "),
+        (tiff("I"), "its mode I is none of "),
+        (tiff("I;16"), "its mode I;16 is none of "),
+        (tiff("LAB"), "its mode LAB is none of "),
         (b"hello", "does not decode: cannot identify image file its bytes"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "does not decode: cannot identify"),
         (b"", "the image is empty"),
         (png(0, 11), "11 x 11 pixels are more than max_pixels (100)"),
-        (bomb(), "more pixels than max_pixels (100)"),
+        (bomb(), "100000 x 100000 pixels are more than max_pixels (100)"),
         (FileNotFoundError(), "the file does not exist"),
     ],
-    ids=["cut jpeg", "cut png", "text", "postscript", "empty", "large", "bomb", "missing"],
+    ids=[
+        "cut jpeg",
+        "half jpeg",
+        "half progressive jpeg",
+        "cut png",
+        "F",
+        "I",
+        "I;16",
+        "LAB",
+        "text",
+        "postscript",
+        "empty",
+        "large",
+        "bomb",
+        "missing",
+    ],
 )
 def test_unusable_images_say_why(content, fault):
     limit = 100 if "max_pixels" in fault else 10_000
-    assert image_fault(content, limit).startswith(fault)
+    with checking():
+        assert image_fault(content, limit).startswith(fault)
 
 
-@pytest.mark.parametrize("content", [png(0), jpeg()])
+@pytest.mark.parametrize("content", [png(0), jpeg(), jpeg(progressive=True), tiff("CMYK")])
 def test_usable_images_have_no_fault(content):
-    assert image_fault(content, 64 * 64) is None
+    with checking():
+        assert image_fault(content, 64 * 64) is None
+
+
+def test_max_pixels_may_be_beyond_pillows_own_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 100 pixels would be a bomb to it
+    with checking():
+        assert image_fault(png(0, 10), 100) is None
+    assert Image.MAX_IMAGE_PIXELS == 40
+
+
+def test_what_passes_the_check_is_what_training_decodes():
+    """In every mode that passes, training sees the pixels of the conventional pipeline."""
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    for mode in MODES:
+        buffer = io.BytesIO()
+        # Pillow makes no PA from RGB.
+        start = colours.convert("P") if mode == "PA" else colours
+        start.convert(mode).save(buffer, "TIFF")
+        content = buffer.getvalue()
+        with checking():
+            assert image_fault(content, 64) is None
+        theirs = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+        assert np.abs(decode(content) - theirs).max() <= (mode == "YCbCr"), mode
+
+
+def test_faults_are_told_once_and_not_by_opencv_too(capfd):
+    with checking():
+        assert image_fault(half(jpeg()), 64 * 64)
+    assert capfd.readouterr() == ("", "")
 
 
 def spoiled(bad: int) -> Source:

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 
 from bcl_ray.config import ViewConfig, ViewsConfig
+from bcl_ray.pixels import decode
 from bcl_ray.views import eval_views, host, keyed, train_views
 
 WHOLE = ViewConfig(crop="resized", scale=(1, 1), ratio=(1, 1), flip=0)
@@ -55,7 +56,7 @@ def views_of(images, views, ids=None, *, num_contrastive=2, seed=0, epoch=0):
 def test_decoding_is_pillows_pixel_for_pixel(kind, mode):
     data = encoded(Image.fromarray(picture(45, 60)).convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert (host._decoded(data, 0) == expected).all()
+    assert (decode(data) == expected).all()
 
 
 @pytest.mark.parametrize("mode", ["P", "1", "RGBA", "LA"])
@@ -65,7 +66,7 @@ def test_palettes_are_resolved_and_alpha_is_dropped(mode):
         image.putalpha(100)
     data = encoded(image)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert (host._decoded(data, 0) == expected).all()
+    assert (decode(data) == expected).all()
 
 
 def test_real_photographs_decode_as_pillow_decodes_them(shared_data):
@@ -74,14 +75,14 @@ def test_real_photographs_decode_as_pillow_decodes_them(shared_data):
     for data in images[::20]:
         opened = Image.open(io.BytesIO(data))
         modes.add(opened.mode)
-        assert (host._decoded(data, 0) == np.asarray(opened.convert("RGB"))).all()
+        assert (decode(data) == np.asarray(opened.convert("RGB"))).all()
     assert modes == {"RGB", "L"}
 
 
 def test_exif_orientation_is_not_applied():
     exif = Image.Exif()
     exif[274] = 6  # "rotate by 90 degrees to see it upright"
-    assert host._decoded(encoded(picture(45, 60), "JPEG", exif=exif), 0).shape == (45, 60, 3)
+    assert decode(encoded(picture(45, 60), "JPEG", exif=exif)).shape == (45, 60, 3)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,9 @@ def test_exif_orientation_is_not_applied():
 def test_an_image_that_does_not_decode_is_named_by_its_id(damage):
     good = encoded(picture(40, 40), "JPEG")
     images = [good, damage(good)]
-    with pytest.raises(ValueError, match=r"image with id 4711 \(\d+ bytes.*shards verify"):
+    with pytest.raises(
+        ValueError, match=r"image with id 4711 does not decode \(\d+ bytes.*shards verify"
+    ):
         views_of(images, config(), ids=[9, 4711])
     with pytest.raises(ValueError, match="image with id 4711 "):
         eval_views(images, config(), ids=np.array([9, 4711]))
@@ -112,14 +115,14 @@ def test_resizing_is_close_to_pillows_antialiased_bilinear(source, target, least
     pixels = picture(*source)
     height, width = target
     expected = np.asarray(Image.fromarray(pixels).resize((width, height), Image.BILINEAR))
-    error = host._resized(pixels, height, width).astype(float) - expected
+    error = host.resized(pixels, height, width).astype(float) - expected
     assert 10 * np.log10(255**2 / np.square(error).mean()) > least_psnr
     assert abs(error.mean()) < 0.3  # no shift of brightness
 
 
 def test_resizing_does_not_shift_the_image():
     ramp = np.broadcast_to(np.linspace(0, 255, 300)[None, :, None], (300, 300, 3))
-    resized = host._resized(np.round(ramp).astype(np.uint8), 100, 100)
+    resized = host.resized(np.round(ramp).astype(np.uint8), 100, 100)
     assert np.abs(resized[50, :, 0] - np.linspace(0.85, 254.15, 100)).max() < 1
 
 
@@ -129,7 +132,7 @@ def test_boxes_lie_in_the_image(height, width, seed, least):
     kind = ViewConfig(crop="resized", scale=(least, 1))
     draws = keyed.uniforms(seed, 0, np.arange(5), 0, 23).tolist()
     for row in draws:
-        top, left, box_height, box_width = host._box(height, width, kind, row)
+        top, left, box_height, box_width = host.random_box(height, width, kind, row)
         assert 0 <= top <= top + box_height <= height
         assert 0 <= left <= left + box_width <= width
         assert box_height >= 1
@@ -140,7 +143,7 @@ def test_boxes_lie_in_the_image(height, width, seed, least):
 def test_boxes_are_distributed_as_torchvisions(height, width):
     kind = ViewConfig(crop="resized")
     draws = keyed.uniforms(0, 0, np.arange(4000), 0, 23).tolist()
-    ours = np.array([host._box(height, width, kind, row) for row in draws])
+    ours = np.array([host.random_box(height, width, kind, row) for row in draws])
     image = Image.new("L", (width, height))
     theirs = np.array(
         [RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(4000)]
@@ -153,7 +156,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
 def test_boxes_are_as_often_upright_as_wide():
     kind = ViewConfig(crop="resized", scale=(0.01, 0.05), ratio=(1 / 4, 4))
     draws = keyed.uniforms(0, 0, np.arange(2000), 0, 23).tolist()
-    boxes = np.array([host._box(500, 500, kind, row) for row in draws])
+    boxes = np.array([host.random_box(500, 500, kind, row) for row in draws])
     assert (boxes[:, 3] > boxes[:, 2]).mean() == pytest.approx(0.5, abs=0.05)
 
 
@@ -180,7 +183,7 @@ def test_a_padded_crop_resizes_the_whole_image_first():
     kind = ViewConfig(crop="padded", padding=0, flip=0)
     pixels = picture(50, 90)
     view = views_of([encoded(pixels)], config(kind), num_contrastive=0)[0, 0]
-    assert (view == host._resized(pixels, 32, 32)).all()
+    assert (view == host.resized(pixels, 32, 32)).all()
 
 
 def test_flips_mirror_and_come_as_often_as_asked():

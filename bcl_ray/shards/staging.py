@@ -11,16 +11,21 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bcl_ray.pixels import decode
 from bcl_ray.sources import Content, Rows, SourceSplit
 
 # What both Pillow and OpenCV read; some of Pillow's other formats start outside programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+# Pillow's names of what OpenCV decodes to the same pixels: not 16 bits of gray, floats or LAB.
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 CHUNK_ROWS, CHUNK_BYTES = 64, 16 << 20  # images checked at a time; two such are held
 
 
@@ -128,7 +133,7 @@ def stage(
     ]
     done = 0
     waiting: tuple[list[tuple[int, Content]], Iterable[str | None]] = ([], [])
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with checking(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for chunk in _chunks(zip(rows.tolist(), split.read(rows), strict=True)):
             # One chunk is decoded while the next one is read.
             checks = pool.map(lambda item: image_fault(item[1], max_pixels), chunk)
@@ -154,21 +159,49 @@ def _chunks(items: Iterable[tuple[int, Content]]) -> Iterator[list[tuple[int, Co
         yield chunk
 
 
+@contextmanager
+def checking() -> Iterator[None]:
+    """Put max_pixels in the place of Pillow's own limit, and faults in that of OpenCV's log.
+
+    Both settings are the process's, so they are put back.
+    """
+    log = getattr(cv2.utils, "logging", cv2)  # since OpenCV 5, and before
+    most, level = Image.MAX_IMAGE_PIXELS, log.getLogLevel()
+    Image.MAX_IMAGE_PIXELS = None
+    log.setLogLevel(0)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
+        log.setLogLevel(level)
+
+
 def image_fault(content: Content, max_pixels: int) -> str | None:
-    """Why an image cannot be used, or None; decodes it, since a cut file has a sound header."""
+    """Why an image cannot be used, or None; call it within `checking`.
+
+    Pillow reads the header, which is cheap and knows the mode. Then the image is decoded as it
+    is for training, since a cut file has a sound header.
+    """
     if isinstance(content, FileNotFoundError):
         return "the file does not exist"
     if not content:
         return "the image is empty"
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                return f"{width} x {height} pixels are more than max_pixels ({max_pixels:,})"
-            image.load()
-    except Image.DecompressionBombError:
-        return f"more pixels than max_pixels ({max_pixels:,})"
+            (width, height), mode = image.size, image.mode
     except Exception as error:  # on hostile bytes, decoders raise anything
         reason = re.sub(r"<_io.BytesIO.*?>", "its bytes", " ".join(str(error).split()))
         return f"does not decode: {reason or type(error).__name__}"
+    if width * height > max_pixels:
+        return f"{width} x {height} pixels are more than max_pixels ({max_pixels:,})"
+    return _decoding_fault(content, mode)
+
+
+def _decoding_fault(content: bytes, mode: str) -> str | None:
+    if mode not in MODES:
+        return f"its mode {mode} is none of {', '.join(MODES)}: convert it to RGB"
+    try:
+        decode(content)
+    except ValueError as error:
+        return str(error)
     return None

@@ -2,10 +2,7 @@
 
 Axes: N images, V contrastive views, H = W = views.image_size.
 
-Decoding is OpenCV's: for JPEG, PNG, GIF, WebP, BMP and TIFF of 8 bits it gives Pillow's
-`convert("RGB")`, pixel for pixel, in 50 to 80 % of the time (`python -m benchmarks.views`):
-grayscale is repeated over the channels, alpha is dropped, EXIF orientation is not applied. All as
-in the conventional training pipeline. Every image is decoded once, whatever the number of views.
+Every image is decoded once, whatever the number of views.
 """
 
 import math
@@ -17,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcl_ray.config import ViewConfig, ViewsConfig
+from bcl_ray.pixels import Pixels, decode
 from bcl_ray.views import keyed
 
-Pixels = NDArray[np.uint8]
-
-_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _TRIES = 10  # torchvision's RandomResizedCrop looks as often for a box that fits
 _FLIP, _Y, _X, _BOX = 0, 1, 2, 3  # columns of an image's draws; two per try from _BOX on
 
@@ -83,9 +78,9 @@ def eval_views(
             shorter = min(height, width)
             height = height * config.eval_resize // shorter
             width = width * config.eval_resize // shorter
-            resized = _resized(pixels, height, width)
+            whole = resized(pixels, height, width)
             top, left = round((height - size) / 2), round((width - size) / 2)
-            views[n, 0] = resized[top : top + size, left : left + size]
+            views[n, 0] = whole[top : top + size, left : left + size]
     return views
 
 
@@ -105,15 +100,12 @@ def _one_thread() -> Iterator[None]:
 
 def _decoded(image: bytes, name: int | np.int64) -> Pixels:
     try:
-        pixels: Pixels | None = cv2.imdecode(np.frombuffer(image, np.uint8), _DECODE)
-    except cv2.error:  # an empty file, or one beyond OpenCV's own pixel limit
-        pixels = None
-    if pixels is None:
+        return decode(image)
+    except ValueError as error:
         raise ValueError(
-            f"image with id {name} ({len(image)} bytes, starting with {image[:4]!r}) does not "
-            "decode: run `bcl-ray shards verify` on its data set, and shard it again without it"
-        )
-    return pixels
+            f"image with id {name} {error}: it was changed since it was sharded, `bcl-ray shards "
+            "verify` finds the shard"
+        ) from None
 
 
 def _crop(pixels: Pixels, kind: ViewConfig, draws: list[float], view: Pixels) -> None:
@@ -121,8 +113,8 @@ def _crop(pixels: Pixels, kind: ViewConfig, draws: list[float], view: Pixels) ->
     if kind.crop == "padded":
         _padded_crop(pixels, kind.padding, draws, view)
     else:
-        top, left, height, width = _box(pixels.shape[0], pixels.shape[1], kind, draws)
-        _resized(pixels[top : top + height, left : left + width], len(view), len(view), view)
+        top, left, height, width = random_box(pixels.shape[0], pixels.shape[1], kind, draws)
+        resized(pixels[top : top + height, left : left + width], len(view), len(view), view)
     if draws[_FLIP] < kind.flip:
         cv2.flip(view, 1, view)
 
@@ -131,7 +123,7 @@ def _padded_crop(pixels: Pixels, padding: int, draws: list[float], view: Pixels)
     """The whole image, shifted by up to padding on each axis; what it leaves is zero."""
     size = len(view)
     if pixels.shape != view.shape:
-        pixels = _resized(pixels, size, size)
+        pixels = resized(pixels, size, size)
     down, right = (int(draws[axis] * (2 * padding + 1)) - padding for axis in (_Y, _X))
     view[:] = 0
     view[max(down, 0) : size + down, max(right, 0) : size + right] = pixels[
@@ -139,7 +131,7 @@ def _padded_crop(pixels: Pixels, padding: int, draws: list[float], view: Pixels)
     ]
 
 
-def _box(
+def random_box(
     height: int, width: int, kind: ViewConfig, draws: list[float]
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random share of the image: torchvision's RandomResizedCrop.
@@ -161,7 +153,7 @@ def _box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def _resized(pixels: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:
+def resized(pixels: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:
     """Bilinear, antialiased by averaging supersamples: close to Pillow's in 40 % of its time.
 
     Shrinking by a factor f, OpenCV's bilinear filter sees 2 pixels where 2f belong to a result.
