@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bcl_ray import storage
 from bcl_ray.config import Experiment
 from bcl_ray.plan import EpochPlan, Layout
 from bcl_ray.shards import Manifest
@@ -143,7 +144,10 @@ def preflight(experiment: Experiment, manifest: Manifest) -> tuple[Budget, float
 
     Raises:
         ValueError: the run cannot work.
+        OSError: a file that an option names is not there.
     """
+    if experiment.model.weights is not None:
+        storage.check_file(experiment.model.weights)
     if os.environ.get("RAY_ADDRESS"):
         return budget(experiment, manifest, None), None
     cpus, store = this_machine()

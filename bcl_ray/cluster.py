@@ -83,6 +83,8 @@ def check_places(experiment: Experiment, resources: Resources) -> None:
             f"({scale.cpus_per_worker:g}), scale.workers is {scale.workers}: lower one of them"
         )
     paths = {"data.path": experiment.data.path, "tracking.runs": experiment.tracking.runs}
+    if experiment.model.weights is not None:
+        paths["model.weights"] = experiment.model.weights
     for option, path in paths.items():
         if len(resources.nodes) > 1 and is_local(path) and not path.startswith("file://"):
             raise ValueError(

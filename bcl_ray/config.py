@@ -152,6 +152,12 @@ class ModelConfig(Section):
         "images. classification_stats: per_worker, and the running statistics see "
         "classification views only.",
     )
+    weights: Uri | None = Field(
+        None,
+        description="File or URI of a state dict that the backbone starts from: as torchvision "
+        "publishes it, or a checkpoint's state.pt; none: random weights. Loaded with "
+        "weights_only=True, so no code in it runs.",
+    )
 
 
 class LossConfig(Section):

@@ -13,6 +13,7 @@ from bcl_ray.distributed import GradientSum
 from bcl_ray.longtail import log_prior
 from bcl_ray.model import TwoBranch
 from bcl_ray.optim import make_optimizer
+from bcl_ray.weights import load_backbone
 
 TERMS = ("loss/total", "loss/classification", "loss/contrastive")
 
@@ -25,10 +26,15 @@ class Learner:
     """What one worker trains: network, optimiser, average, and its place in the run.
 
     Args:
-        experiment: what to train; its seed fixes the initial weights.
+        experiment: what to train; its seed fixes the initial weights, and model.weights those of
+            the backbone.
         class_counts: training images per class, (K,).
         steps_per_epoch: of the epoch plan.
         device: where to train.
+
+    Raises:
+        ValueError: model.weights does not fit the backbone.
+        OSError: model.weights cannot be read.
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class Learner:
         self.steps_per_epoch = steps_per_epoch
         self.device = device
         self.model = TwoBranch(experiment.model, len(class_counts))
+        if experiment.model.weights is not None:
+            load_backbone(self.model, experiment.model.weights)
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, experiment.optim)
         self.average = copy.deepcopy(self.model) if experiment.train.ema_decay > 0 else None

@@ -47,6 +47,22 @@ def exists(uri: str) -> bool:
         return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
+def check_file(uri: str) -> None:
+    """Make sure that a file is there, without reading it.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        IsADirectoryError: it is a folder.
+    """
+    filesystem, path = resolve(uri)
+    with plain_errors(uri):
+        kind = filesystem.get_file_info(path).type
+        if kind == fs.FileType.NotFound:
+            raise FileNotFoundError
+    if kind == fs.FileType.Directory:
+        raise IsADirectoryError(f"{uri} is a folder, not a file: name a file in it")
+
+
 def list_files(uri: str) -> dict[str, int]:
     """Name and bytes of each file directly in a folder, by name; none where there is no folder."""
     filesystem, path = resolve(uri)

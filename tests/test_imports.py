@@ -26,6 +26,7 @@ ORDER = {
     "views": "torch",
     "distributed": "torch",
     "model": "torch",
+    "weights": "torch",
     "losses": "torch",
     "optim": "torch",
     "metrics": "torch",

@@ -609,7 +609,7 @@ def test_remote_runs_need_a_server():
     assert "must name an MLflow server" in str(refusal.value)
 
 
-@pytest.mark.parametrize("option", ["tracking.uri", "tracking.runs", "data.path"])
+@pytest.mark.parametrize("option", ["tracking.uri", "tracking.runs", "data.path", "model.weights"])
 def test_a_password_in_an_option_is_refused_and_not_shown(option):
     with pytest.raises(ValueError, match=f"{option}: a URI must not hold a password") as refusal:
         experiment_in("runs", f"{option}=http://me:sesame@host:5000/x")
