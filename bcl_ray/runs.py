@@ -139,7 +139,9 @@ def located(experiment: Experiment) -> Experiment:
         for section, name, path in (
             ("data", "path", experiment.data.path),
             ("tracking", "runs", experiment.tracking.runs),
+            ("model", "weights", experiment.model.weights),
         )
+        if path is not None
     }
     return experiment.model_copy(update=places)
 
