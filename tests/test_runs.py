@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,8 +54,11 @@ def test_a_run_that_was_moved_is_the_same_run(tmp_path):
 def test_a_name_that_is_taken_by_the_same_experiment_offers_to_resume(root):
     uri = runs.run_uri("first", root)
     runs.create(uri, digits_lt(), FINGERPRINT)
-    with pytest.raises(ValueError, match="with this configuration: go on with --resume first, or"):
+    with pytest.raises(
+        ValueError, match="with this configuration: go on with --resume "
+    ) as refusal:
         runs.create(uri, changed("scale.workers=1"), FINGERPRINT)
+    assert f"--resume {uri}, or give" in str(refusal.value)
 
 
 def test_a_name_that_is_taken_by_another_experiment_asks_for_another_name(root):
@@ -100,10 +105,11 @@ def test_a_run_file_that_was_edited_is_refused_by_name(tmp_path, content):
         runs.open_run(str(tmp_path))
 
 
-def test_a_resume_may_change_scale_and_tracking_only(root):
+def test_a_resume_may_change_scale_tracking_and_where_the_data_lies(root):
     run = runs.create(runs.run_uri("first", root), digits_lt(), FINGERPRINT)
-    runs.check_resumable(run, changed("scale.workers=1", "tracking.experiment=x"), FINGERPRINT)
-    with pytest.raises(ValueError, match=r"only scale\.\* and tracking\.\* may change on --resume"):
+    moved = changed("scale.workers=1", "tracking.experiment=x", "data.path=elsewhere")
+    runs.check_resumable(run, moved, FINGERPRINT)
+    with pytest.raises(ValueError, match=r"only data.path, scale\.\* and tracking\.\* may change"):
         runs.check_resumable(run, changed("train.epochs=41"), FINGERPRINT)
 
 
@@ -147,3 +153,36 @@ def test_a_remote_run_keeps_its_journal_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     folder = runs.local_folder(runs.Run("s3://bucket/first", "uid", "", ""))
     assert folder == tmp_path / ".cache" / "bcl_ray" / "uid"
+
+
+def test_a_command_names_a_run_by_name_in_the_default_place_and_by_folder_elsewhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    ours = runs.create(str(tmp_path / "runs" / "first"), digits_lt(), FINGERPRINT)
+    assert runs.reference(ours) == "first"
+    other = runs.create(str(tmp_path / "kept" / "first"), digits_lt(), FINGERPRINT)
+    assert runs.reference(other) == "kept/first"
+
+
+def test_a_runs_parent_keeps_the_options_of_its_uri():
+    assert runs.parent("s3://b/runs/first?region=x") == "s3://b/runs?region=x"
+    assert runs.parent("/data/runs/first") == "/data/runs"
+
+
+def test_a_located_experiment_means_the_same_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    located = runs.located(changed("tracking.runs=s3://bucket/runs"))
+    assert located.data.path == f"{tmp_path}/data/digits_lt"
+    assert located.tracking.runs == "s3://bucket/runs"
+    assert located.digest() == digits_lt().digest()
+
+
+def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
+    with runs.held(tmp_path):
+        again = f"from bcl_ray import runs; import pathlib; p = pathlib.Path({str(tmp_path)!r})"
+        code = f"{again}\nwith runs.held(p): pass"
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "is being trained by another process" in second.stderr
+    with runs.held(tmp_path):
+        pass
