@@ -22,5 +22,6 @@ echo; echo "== 4. both, evaluated again from their checkpoints"
 bcl-ray evaluate cross-entropy-"$stamp" bcl-"$stamp"
 
 echo
+echo "the commands below need:        . .venv/bin/activate"
 echo "curves, parameters and models:  mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
 echo "your own images:                bcl-ray shard folder data/mine --from PATH"
