@@ -81,6 +81,11 @@ class ViewConfig(Section):
     )
     jitter_probability: Share = Field(1.0, description="Share of images that are jittered.")
     grayscale: Share = Field(0.0, description="Share of images that become gray.")
+    blur: Share = Field(
+        0.0,
+        description="Share of images that get a Gaussian blur, as in SimCLR: sigma uniform from "
+        "0.1 to 2 pixels, in a kernel a tenth as wide as the image (odd, at least 3).",
+    )
     cutout: int = Field(0, ge=0, description="Side of a square of zeros, in pixels; 0: none.")
 
     @model_validator(mode="after")

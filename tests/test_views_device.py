@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ SIMILAR = ViewConfig(
     crop="resized", jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grayscale=0.2
 )
 RANDOM = SIMILAR.model_copy(update={"policy": "randaugment"})
+BLURRED = RANDOM.model_copy(update={"blur": 0.5})
 CIFAR = ViewConfig(crop="padded", policy="cifar10", cutout=9)
 
 
@@ -63,6 +65,11 @@ TORCHVISIONS = {
     "contrast": (functional.adjust_contrast, FACTORS, 2),  # Pillow rounds the mean luma
     "saturation": (functional.adjust_saturation, FACTORS, 2),  # Pillow rounds the luma
     "sharpness": (functional.adjust_sharpness, FACTORS, 1),
+    "gaussian_blur": (
+        lambda image, sigma: functional.gaussian_blur(image, [3, 3], [sigma, sigma]),
+        [0.1, 0.3, 0.7, 1.0, 1.5, 2.0],
+        1,
+    ),
     "hue": (functional.adjust_hue, [-0.5, -0.1, -0.03, 0.0, 0.07, 0.5], 1),
     "grayscale": (lambda image, _: functional.rgb_to_grayscale(image, 3), FACTORS, 1),
     "invert": (lambda image, _: functional.invert(image), FACTORS, 0),
@@ -118,6 +125,19 @@ def test_operations_are_pillows(images, name):
 def test_every_operation_has_an_oracle():
     assert set(TORCHVISIONS) | set(PILLOWS) == set(COLOUR)
     assert len(GEOMETRY) == 5
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(4, 3), (49, 5), (60, 7), (224, 23)])
+def test_the_blur_kernel_is_a_tenth_of_the_image(size, kernel):
+    rng = np.random.default_rng(size)
+    noise = torch.from_numpy(rng.integers(0, 256, (3, 3, size, size), dtype=np.uint8))
+    sigmas = [0.2, 1.0, 2.0]
+    ours = COLOUR["gaussian_blur"](noise, torch.tensor(sigmas))
+    theirs = [
+        functional.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
+        for image, sigma in zip(noise, sigmas, strict=True)
+    ]
+    assert largest_difference(ours, theirs) <= 1
 
 
 def sheared(horizontal, vertical):
@@ -182,7 +202,7 @@ def test_views_without_colour_are_only_normalised(images):
 def test_the_input_is_left_alone(images):
     views = as_views(images)
     before = views.clone()
-    device_views(views, np.arange(6), config(CIFAR, RANDOM), seed=0, epoch=0)
+    device_views(views, np.arange(6), config(CIFAR, BLURRED), seed=0, epoch=0)
     assert torch.equal(views, before)
 
 
@@ -192,7 +212,7 @@ def test_an_image_does_not_see_its_batch(seed, random):
     rng = np.random.default_rng(seed)
     views = torch.from_numpy(rng.integers(0, 256, (40, 3, SIZE, SIZE, 3), dtype=np.uint8))
     ids = rng.integers(0, 2**60, 40)
-    options = config(CIFAR, RANDOM)
+    options = config(CIFAR, BLURRED)
     whole = device_views(views, ids, options, seed=seed, epoch=3)
     chosen = random.sample(range(40), random.choice([1, 2, 7, 40]))
     part = device_views(views[chosen], ids[chosen], options, seed=seed, epoch=3)
@@ -202,9 +222,9 @@ def test_an_image_does_not_see_its_batch(seed, random):
 def test_chunks_change_nothing(monkeypatch):
     rng = np.random.default_rng(1)
     views = torch.from_numpy(rng.integers(0, 256, (40, 3, SIZE, SIZE, 3), dtype=np.uint8))
-    whole = device_views(views, np.arange(40), config(CIFAR, RANDOM), seed=1, epoch=0)
+    whole = device_views(views, np.arange(40), config(CIFAR, BLURRED), seed=1, epoch=0)
     monkeypatch.setattr("bcl_ray.views.device._CPU_CHUNK", 5 * 3 * SIZE**2)
-    again = device_views(views, np.arange(40), config(CIFAR, RANDOM), seed=1, epoch=0)
+    again = device_views(views, np.arange(40), config(CIFAR, BLURRED), seed=1, epoch=0)
     assert torch.equal(again, whole)
 
 
@@ -241,7 +261,7 @@ def test_seed_epoch_id_and_view_all_change_the_colours(images):
 
 def test_stages_come_in_the_planned_order(images):
     """What a batch gets is what the plan says, operation by operation, image by image."""
-    ids, options = np.arange(6), config(RANDOM, RANDOM)
+    ids, options = np.arange(6), config(BLURRED, BLURRED)
     result = device_views(as_views(images), ids, options, seed=3, epoch=1)
     plan = policy.planned(ids, options, num_views=3, seed=3, epoch=1)
     fill = torch.tensor(MEAN) * 255
@@ -290,6 +310,29 @@ def test_grayscale_comes_after_jitter_and_as_often_as_asked():
     names, _ = planned(SIMILAR)
     assert (names[4] == "grayscale").mean() == pytest.approx(0.2, abs=0.015)
     assert not (names[:4] == "grayscale").any()
+
+
+def test_blur_comes_after_grayscale_as_often_and_as_strong_as_in_simclr():
+    names, amounts = planned(BLURRED)
+    assert (names[4] == "grayscale").any()
+    assert (names[5] == "gaussian_blur").mean() == pytest.approx(0.5, abs=0.015)
+    assert not (np.delete(names, 5, axis=0) == "gaussian_blur").any()
+    sigmas = amounts[names == "gaussian_blur"]
+    assert np.quantile(sigmas, [0, 0.5, 1]) == pytest.approx([0.1, 1.05, 2], abs=0.03)
+
+
+def test_blur_changes_no_other_draw():
+    without, with_blur = planned(RANDOM), planned(BLURRED)
+    for before, after in zip(without, with_blur, strict=True):
+        assert (np.delete(after, 5, axis=0) == before).all()
+
+
+def test_draws_without_blur_are_those_of_earlier_versions():
+    """What a run of another version drew, this one draws: a run may be resumed after an update."""
+    names, amounts = planned(RANDOM, 40)
+    drawn = [[*map(str, names[:, i]), *amounts[:, i].round(4).tolist()] for i in range(40)]
+    digest = hashlib.sha256(repr(drawn).encode()).hexdigest()
+    assert digest == "ec1c21c28a19a8f567d6cc527001248b5f24f2151a81aa2752a3115ddfe342b2"
 
 
 def test_randaugment_picks_evenly_at_the_asked_strength():
@@ -377,7 +420,7 @@ def test_views_and_ids_of_another_shape_are_refused(images):
 def test_a_gpu_gives_the_cpus_views_and_is_never_waited_for():
     rng = np.random.default_rng(2)
     views = torch.from_numpy(rng.integers(0, 256, (64, 3, SIZE, SIZE, 3), dtype=np.uint8))
-    options = config(CIFAR, RANDOM)
+    options = config(CIFAR, BLURRED)
     expected = device_views(views, np.arange(64), options, seed=0, epoch=0)
     on_gpu = views.cuda()
     torch.cuda.set_sync_debug_mode("error")

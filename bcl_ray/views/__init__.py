@@ -1,7 +1,7 @@
 """Views in two halves: 8-bit crops made by data tasks, and colour on the training step's device.
 
 host        decode once, crop and flip once per view: uint8, numpy and OpenCV, never torch
-device      jitter, grayscale, policy, normalisation, cutout, for a whole batch: torch
+device      jitter, grayscale, blur, policy, cutout, normalisation, for a whole batch: torch
 operations  the operations on 8-bit images, batched, one strength per image: torch
 policy      which operations an image gets, and how strongly: numpy
 keyed       random numbers that depend on (seed, epoch, id, view) and on nothing else: numpy

@@ -2,9 +2,9 @@
 
 Axes: N images, V contrastive views, M = (1 + V) * N, S stages, H = W = views.image_size.
 
-Order, as in published recipes: jitter, grayscale, policy, cutout, normalise. Warps are bilinear
-and filled with views.mean. Cutout is black, zero before it is normalised, as in the published
-code for long-tailed CIFAR. Between operations images are 8-bit, as they are in Pillow.
+Order, as in published recipes: jitter, grayscale, blur, policy, cutout, normalise. Warps are
+bilinear and filled with views.mean. Cutout is black, zero before it is normalised, as in the
+published code for long-tailed CIFAR. Between operations images are 8-bit, as they are in Pillow.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Operations on batches of 8-bit images, with one strength per image.
 
 Each takes images (n, 3, H, W) uint8, H = W, and amounts (n,) float32 on the same device, and gives
-new images; the unit of the amount is the operation's own (see OPERATIONS). They follow Pillow, as
+new images; the amount and its unit are in the operation's description. They follow Pillow, as
 published recipes used it: luma in fixed point, blends cut to whole numbers after each operation.
 
 An image's result does not depend on the batch around it. Sums are therefore sums of whole
@@ -44,6 +44,33 @@ def sharpness(images: Tensor, amounts: Tensor) -> Tensor:
     smooth = images.float()
     smooth[:, :, 1:-1, 1:-1] = (sums.float() / 13).round_()
     return _blend(smooth, images, amounts)
+
+
+def gaussian_blur(images: Tensor, amounts: Tensor) -> Tensor:
+    """Standard deviation, above 0, in pixels; the border is mirrored, as torchvision does it.
+
+    The kernel is a tenth as wide as the image, odd and at least 3 (SimCLR, appendix A).
+    """
+    reach = max(3, images.shape[-1] // 10 | 1) // 2
+    offsets = torch.arange(reach + 1, device=images.device)
+    # In double, so that float32 sees no difference between exponentials.
+    weights = (-0.5 * (offsets / amounts.double()[:, None]).square()).exp()  # (n, 1 + reach)
+    weights /= 2 * weights.sum(1, keepdim=True) - 1
+    smooth = functional.pad(images.float(), (reach,) * 4, mode="reflect")
+    for axis in (2, 3):
+        smooth = _symmetric_sum(smooth, weights.float(), axis)
+    return _bytes(smooth.round_())
+
+
+def _symmetric_sum(values: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Weigh each value by weights[:, 0], its neighbours at distance i along an axis by [:, i]."""
+    reach = weights.shape[1] - 1
+    size = values.shape[axis] - 2 * reach
+    total = values.narrow(axis, reach, size) * _each(weights[:, 0])
+    for i in range(1, reach + 1):
+        pair = values.narrow(axis, reach - i, size) + values.narrow(axis, reach + i, size)
+        total += pair.mul_(_each(weights[:, i]))
+    return total
 
 
 def hue(images: Tensor, amounts: Tensor) -> Tensor:
@@ -191,7 +218,7 @@ GEOMETRY: dict[str, Callable[[Tensor], Coefficients]] = {
 COLOUR: dict[str, Operation] = {
     function.__name__: function
     for function in (
-        *(brightness, contrast, saturation, sharpness, hue, grayscale, invert),
+        *(brightness, contrast, saturation, sharpness, gaussian_blur, hue, grayscale, invert),
         *(posterize, solarize, solarize_add, autocontrast, equalize),
     )
 }

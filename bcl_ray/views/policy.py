@@ -1,10 +1,12 @@
 """Which operations an image gets, in which order and how strongly: drawn on the host, keyed.
 
 Axes: N images, M = (1 + V) * N views, S stages. Stages are in the order of published recipes:
-four of colour jitter (their order differs from image to image), grayscale, then the policy.
+four of colour jitter (their order differs from image to image), grayscale, blur where a view has
+any, then the policy.
 
 Sources: the authors' recipes (FlamieZhu/Balanced-Contrastive-Learning, main.py) with timm's
-RandAugment; for CIFAR the policy of Cubuk et al., "AutoAugment", CVPR 2019, table 7.
+RandAugment; blur of Chen et al., "A Simple Framework for Contrastive Learning", ICML 2020,
+appendix A; for CIFAR the policy of Cubuk et al., "AutoAugment", CVPR 2019, table 7.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,8 @@ Stage = tuple[Indices, Floats]  # per image: index of the operation in NAMES or 
 NAMES = (*COLOUR, *GEOMETRY)
 NONE = -1
 
-_JITTER, _GRAYSCALE, _POLICY, _CUTOUT = 1, 2, 3, 4  # streams; the host half's geometry is 0
+# Streams of draws; the host half's geometry is 0. A number once given stays, or views change.
+_JITTER, _GRAYSCALE, _POLICY, _CUTOUT, _BLUR = 1, 2, 3, 4, 5
 _JITTERED = np.array([NAMES.index(n) for n in ("brightness", "contrast", "saturation", "hue")])
 _TORCHVISION_NAMES = {
     "Brightness": "brightness",
@@ -60,6 +63,8 @@ def planned(ids: Indices, config: ViewsConfig, *, num_views: int, seed: int, epo
         draw = partial(keyed.uniforms, seed, epoch, ids, view)
         stages = _jitter(kind, draw(9, stream=_JITTER))
         stages.append(_grayscale(kind, draw(1, stream=_GRAYSCALE)[:, 0]))
+        if kind.blur:
+            stages.append(_blur(kind, draw(2, stream=_BLUR)))
         if kind.policy == "randaugment":
             draws = draw(5 * config.randaugment_ops, stream=_POLICY)
             stages += [_randaugment(config, part) for part in _split(draws, 5)]
@@ -97,6 +102,12 @@ def _jitter(kind: ViewConfig, draws: Floats) -> list[Stage]:
 
 def _grayscale(kind: ViewConfig, draws: Floats) -> Stage:
     return np.where(draws < kind.grayscale, NAMES.index("grayscale"), NONE), np.zeros(len(draws))
+
+
+def _blur(kind: ViewConfig, draws: Floats) -> Stage:
+    """SimCLR's standard deviations, 0.1 to 2 pixels."""
+    kinds = np.where(draws[:, 0] < kind.blur, NAMES.index("gaussian_blur"), NONE)
+    return kinds, 0.1 + 1.9 * draws[:, 1]
 
 
 def _randaugment(config: ViewsConfig, draws: Floats) -> Stage:
