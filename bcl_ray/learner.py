@@ -13,6 +13,7 @@ from bcl_ray.distributed import GradientSum
 from bcl_ray.longtail import log_prior
 from bcl_ray.model import TwoBranch
 from bcl_ray.optim import make_optimizer
+from bcl_ray.precision import autocast
 from bcl_ray.weights import load_backbone
 
 TERMS = ("loss/total", "loss/classification", "loss/contrastive")
@@ -117,14 +118,6 @@ def _floating(model: nn.Module) -> list[Tensor]:
     """Weights and running statistics; not batch norm's counters, which nothing reads."""
     tensors = (*model.parameters(), *model.buffers())
     return [tensor for tensor in tensors if tensor.is_floating_point()]
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass; `auto` is bfloat16 on GPUs that really have it."""
-    # Older GPUs emulate it, which is slower than float32.
-    automatic = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    enabled = precision == "bfloat16" or (precision == "auto" and automatic)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def not_finite(step: int, what: str) -> NonFiniteLossError:

@@ -19,9 +19,10 @@ from torch import Tensor
 from bcl_ray import losses, metrics
 from bcl_ray.config import Experiment, LossConfig
 from bcl_ray.distributed import gather_with_grad, rank, world_size
-from bcl_ray.learner import TERMS, Learner, autocast, not_finite
+from bcl_ray.learner import TERMS, Learner, not_finite
 from bcl_ray.model import Outputs, TwoBranch
 from bcl_ray.optim import learning_rate
+from bcl_ray.precision import autocast
 from bcl_ray.views.device import device_views, normalized
 
 Batch = dict[str, np.ndarray]

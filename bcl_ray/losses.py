@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from bcl_ray.precision import wide
+
 AnchorMean = Literal["instance", "class"]
 
 
@@ -71,7 +73,7 @@ def balanced_contrastive_loss(
         )
     num_views, num_keys, _ = keys.features.shape
     with torch.autocast(features.device.type, enabled=False):
-        anchors = _wide(features).flatten(0, 1)  # (A, D)
+        anchors = wide(features).flatten(0, 1)  # (A, D)
         anchor_labels = labels.repeat(num_views)  # (A,)
         key_labels = keys.labels.repeat(num_views)  # (B,)
         # Not bincount: on a GPU it waits for the largest label.
@@ -85,7 +87,7 @@ def balanced_contrastive_loss(
         log_divisor = torch.where(same, log_own[:, None], log_other[key_labels])
         among_views = (similarity - log_divisor).masked_fill(is_self, -torch.inf).logsumexp(1)
         among_prototypes, to_own = _PrototypeBlock.apply(
-            anchors, _wide(prototypes), anchor_labels, log_own, log_other, temperature
+            anchors, wide(prototypes), anchor_labels, log_own, log_other, temperature
         )
         positives = (similarity * (same & ~is_self)).sum(1) + to_own
         losses = torch.logaddexp(among_views, among_prototypes) - positives / own_size  # (A,)
@@ -116,7 +118,7 @@ def supervised_contrastive_loss(
             "the only image of its class would have no positive"
         )
     with torch.autocast(features.device.type, enabled=False):
-        anchors, anchor_labels = _wide(features).flatten(0, 1), labels.repeat(num_views)
+        anchors, anchor_labels = wide(features).flatten(0, 1), labels.repeat(num_views)
         similarity, same, is_self = _compare(anchors, anchor_labels, keys, temperature)  # (A, B)
         denominator = similarity.masked_fill(is_self, -torch.inf).logsumexp(1)
         own_size = same.sum(1).to(anchors.dtype)  # (A,), n_y
@@ -161,7 +163,7 @@ def logit_adjusted_cross_entropy(
             f"{tuple(logits.shape)}, {tuple(labels.shape)} and {tuple(log_prior.shape)}"
         )
     with torch.autocast(logits.device.type, enabled=False):
-        adjusted = _wide(logits) + tau * _wide(log_prior)
+        adjusted = wide(logits) + tau * wide(log_prior)
         total = functional.cross_entropy(adjusted, labels, reduction="sum")
         return total / (num_images or len(labels))
 
@@ -242,7 +244,7 @@ def _compare(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Similarities over temperature, same class, and same view of the same image: (A, B) each."""
     num_views, num_keys, _ = keys.features.shape
-    similarity = anchors @ _wide(keys.features).flatten(0, 1).T / temperature
+    similarity = anchors @ wide(keys.features).flatten(0, 1).T / temperature
     same = anchor_labels[:, None] == keys.labels.repeat(num_views)
     position = torch.arange(num_views * num_keys, device=anchors.device)
     local = position.view(num_views, num_keys)[:, keys.offset :][:, : len(anchors) // num_views]
@@ -256,7 +258,3 @@ def _anchor_weights(
     if anchor_mean == "class":
         return 1 / (own_size * num_present)
     return torch.full_like(own_size, 1 / num_keys)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcl_ray.config import ModelConfig
 from bcl_ray.distributed import gather_with_grad, world_size
+from bcl_ray.precision import wide
 
 BLOCKS_PER_STAGE = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
 
@@ -160,7 +161,7 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or world_size() == 1:
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
-        variances, means = torch.var_mean(_wide(input), axes, correction=0)
+        variances, means = torch.var_mean(wide(input), axes, correction=0)
         pieces = gather_with_grad(torch.stack([means, variances])[None], dim=0)  # (W, 2, C)
         mean = pieces[:, 0].mean(0)
         variance = pieces[:, 1].mean(0) + (pieces[:, 0] - mean).square().mean(0)
@@ -261,8 +262,4 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return functional.normalize(_wide(vectors), dim=-1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return functional.normalize(wide(vectors), dim=-1)

@@ -25,6 +25,7 @@ ORDER = {
     "budget": "",
     "views": "torch",
     "distributed": "torch",
+    "precision": "torch",
     "model": "torch",
     "weights": "torch",
     "losses": "torch",
