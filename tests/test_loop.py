@@ -153,6 +153,18 @@ def test_each_kind_of_loss_has_its_parts(kind):
     torch.testing.assert_close(share, expected[0])
 
 
+@pytest.mark.parametrize("kind", ["ce", "logit_adjusted", "scl", "bcl"])
+def test_a_bfloat16_run_at_a_low_temperature_stays_finite(kind):
+    of = experiment(loss={"kind": kind, "temperature": 0.02}, train={"precision": "bfloat16"})
+    learner = make_learner(of)
+    for step in train(learner, some_batches(num_views=1 + of.num_contrastive)):
+        assert step.terms.isfinite().all()
+    learner.check()
+    reached = [p.grad for p in learner.model.parameters() if p.grad is not None]
+    assert reached
+    assert all(gradient.isfinite().all() for gradient in reached)
+
+
 def test_each_step_takes_the_rate_of_its_place_in_the_run():
     learner = make_learner()
     for epoch in range(3):
@@ -331,7 +343,7 @@ def test_a_loss_that_is_not_finite_names_its_step_one_step_later():
     with pytest.raises(NonFiniteLossError, match=r"^step 3: the loss \(loss/total nan, ") as error:
         seen.extend(train_spoiled(make_learner(), after=2))
     assert seen == [1, 2, 3]
-    assert "the checkpoint before it is kept: lower optim.lr or raise" in str(error.value)
+    assert "begin another run with a lower optim.lr or a higher loss.temp" in str(error.value)
 
 
 def test_a_last_step_that_is_not_finite_raises_before_the_epoch_ends():

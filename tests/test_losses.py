@@ -285,6 +285,31 @@ def test_autocast_does_not_reach_the_losses():
     assert torch.equal(gradients(inside, *inputs)[0], gradients(outside, *inputs)[0])
 
 
+@pytest.mark.parametrize("labels", BATCHES, ids=str)
+@pytest.mark.parametrize("direction", [-1.0, 0.0, 1.0], ids=["opposite", "random", "aligned"])
+def test_losses_and_gradients_stay_finite_under_autocast_at_a_low_temperature(labels, direction):
+    features, prototypes, classes = problem(labels)
+    if direction:
+        features, prototypes = torch.ones_like(features), torch.full_like(prototypes, direction)
+    inputs = [
+        torch.nn.functional.normalize(vectors, dim=-1).bfloat16().requires_grad_()
+        for vectors in (features, prototypes, 30 * features[0])
+    ]
+    log_prior = torch.tensor([0.0, -5, -10, -15, -20])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [
+            balanced_contrastive_loss(*inputs[:2], classes, temperature=0.02),
+            supervised_contrastive_loss(inputs[0], classes, temperature=0.02),
+            logit_adjusted_cross_entropy(inputs[2][:, :K] / 0.02, classes, log_prior, tau=1.0),
+        ]
+    for loss in losses:
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        reached = [gradient for gradient in found if gradient is not None]
+        assert loss.isfinite()
+        assert reached
+        assert all(gradient.isfinite().all() for gradient in reached)
+
+
 def test_half_precision_features_are_widened():
     features, prototypes, labels = problem([0, 0, 1, 2])
     half = features.bfloat16(), prototypes.bfloat16()
