@@ -114,7 +114,7 @@ def shard(
         OnBadImage, typer.Option(help="skip: list bad rows in a quarantine file.")
     ] = OnBadImage.stop,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Largest width x height of an image.")
+        int | None, typer.Option(min=1, help="Largest width x height of an image.")
     ] = None,
 ) -> None:
     """Turn a source of images into shards and their manifest."""
@@ -140,7 +140,7 @@ def shard(
             seed=seed,
             shard_bytes=shard_mib * 2**20,
             on_bad_image=on_bad_image.value,
-            max_pixels=max_pixels or MAX_PIXELS,
+            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
             progress=progress,
         )
     shards_show(target)
@@ -152,6 +152,7 @@ def shards_show(
     as_json: Annotated[bool, typer.Option("--json", help="The manifest itself.")] = False,
 ) -> None:
     """Describe a data set: its splits, class sizes and fingerprint."""
+    from rich.markup import escape
     from rich.table import Table
 
     from bcl_ray.longtail import shot_groups
@@ -161,7 +162,7 @@ def shards_show(
     if as_json:
         typer.echo(manifest.model_dump_json(indent=1))
         return
-    table = Table(title=f"{target}  ({manifest.source})", title_justify="left")
+    table = Table(title=escape(f"{target}  ({manifest.source})"), title_justify="left")
     columns = ("split", "images", "classes", "largest", "smallest", "shards", "MiB", "quarantined")
     for column in columns:
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -184,7 +185,8 @@ def shards_verify(target: Target) -> None:
     """Read everything again and compare it with the manifest's hashes and counts."""
     from bcl_ray.shards import read_manifest, verify_shards
 
-    differences = verify_shards(target)
+    with _progress() as progress:
+        differences = verify_shards(target, progress=progress)
     if differences:
         raise ValueError(f"{target} is not what its manifest says:\n  " + "\n  ".join(differences))
     shards = sum(len(split.shards) for split in read_manifest(target).splits.values())
@@ -389,7 +391,7 @@ def _quiet() -> None:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A bar with rate and time left, as the callback that `write_shards` takes."""
+    """A bar with rate and time left, as the callback that writing and verifying shards take."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 

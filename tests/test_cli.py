@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,36 @@ def test_digits_are_sharded_shown_and_verified(bcl_ray, digits):
     shards = sum(len(split["shards"]) for split in manifest["splits"].values())
     said = f"{digits}: {shards} shards are what the manifest says\n"
     assert bcl_ray("shards", "verify", str(digits)) == (0, said, "")
+
+
+@pytest.mark.parametrize("pixels", ["0", "-5"])
+def test_a_limit_of_pixels_that_admits_no_image_is_refused(bcl_ray, tmp_path, pixels):
+    status, _, err = bcl_ray("shard", "digits", str(tmp_path / "new"), "--max-pixels", pixels)
+    assert status == 2
+    assert "Invalid value for '--max-pixels'" in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_target_is_shown_by_its_name_even_if_it_looks_like_markup(
+    bcl_ray, digits, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a[bold]b").symlink_to(digits)
+    status, out, _ = bcl_ray("shards", "show", "a[bold]b")
+    assert status == 0
+    assert "a[bold]b  (digits)" in out
+
+
+def test_verify_shows_its_progress(bcl_ray, digits, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def recorded():
+        yield lambda *state: seen.append(state)
+
+    monkeypatch.setattr("bcl_ray.cli._progress", recorded)
+    assert bcl_ray("shards", "verify", str(digits))[0] == 0
+    assert seen[-1] == ("verifying test", 360, 360)
 
 
 def test_verify_names_the_shard_that_differs(bcl_ray, tmp_path):

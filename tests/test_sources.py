@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import re
 from urllib.error import URLError
 
 import numpy as np
@@ -202,6 +203,16 @@ def test_list_reads_images_below_its_root(tmp_path):
     assert source.class_names == ("x y", "z")
     assert contents(source.splits["train"]) == [png(1), png(2)]
     assert isinstance(contents(source.splits["val"])[0], FileNotFoundError)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    root = write_tree(tmp_path, {"a.png": png(1), "sub/b.png": png(2), "train.txt": b"a.png 0\n"})
+    (tmp_path / "val.txt").write_text("sub 0\n")  # a folder
+    source = open_source(
+        "list", root, splits={"train": f"{root}/train.txt", "val": f"{root}/val.txt"}
+    )
+    with pytest.raises(OSError, match=f"^{re.escape(root)}/sub: "):
+        contents(source.splits["val"])
 
 
 def test_list_needs_a_root_a_training_list_and_plausible_labels(tmp_path):

@@ -92,8 +92,12 @@ def _file_split(
     filesystem, base = storage.resolve(root)
 
     def read_one(row: int) -> Content:
+        path = f"{base.rstrip('/')}/{paths[row]}"
         try:
-            with filesystem.open_input_stream(f"{base.rstrip('/')}/{paths[row]}") as stream:
+            with (
+                storage.plain_errors(storage.join(root, paths[row])),
+                filesystem.open_input_stream(path) as stream,
+            ):
                 return bytes(stream.read())
         except FileNotFoundError as error:
             return error
@@ -101,7 +105,7 @@ def _file_split(
     def read(rows: Rows) -> Iterator[Content]:
         # Threads hide an object store's latency; 32 at a time bound the memory.
         pending = iter(rows.tolist())
-        with ThreadPoolExecutor(16) as pool, storage.plain_errors(root):
+        with ThreadPoolExecutor(16) as pool:
             while some := list(islice(pending, 32)):
                 yield from pool.map(read_one, some)
 
