@@ -26,11 +26,11 @@ from torchvision import io as torchvision_io
 from torchvision import transforms
 
 from bcl_ray.config import ViewConfig, ViewsConfig
+from bcl_ray.pixels import Pixels, decode
 from bcl_ray.views import host, train_views
 from bcl_ray.views.device import device_views
 from benchmarks import alternate, print_table
-
-Pixels = NDArray[np.uint8]
+from benchmarks.images import encoded, pictures
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = (0.4, 0.4, 0.4, 0.1)
@@ -68,23 +68,6 @@ def cifar() -> ViewsConfig:
         mean=MEAN,
         std=STD,
     )
-
-
-def picture(height: int, width: int, seed: int) -> Pixels:
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    frequency[0, 0] = np.inf  # no mean
-    waves = np.fft.rfft2(rng.standard_normal((3, height, width))) / frequency
-    planes = np.fft.irfft2(waves, (height, width))
-    mixed = np.einsum("ck,khw->hwc", [[1.0, 0.1, 0.0], [0.8, 0.4, 0.1], [0.7, 0.2, 0.4]], planes)
-    pixels: Pixels = (mixed / mixed.std() * 55 + 120).clip(0, 255).astype(np.uint8)
-    return pixels
-
-
-def encoded(pixels: Pixels, kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, quality=90)
-    return file.getvalue()
 
 
 def pillow(image: bytes) -> Image.Image:
@@ -138,9 +121,6 @@ def microseconds(function: Callable[[Any], object], items: Sequence[Any]) -> flo
 
 
 def decoders(images: Sequence[bytes]) -> None:
-    def opencv(image: bytes) -> Pixels:
-        return host._decoded(image, 0)
-
     def opencv_half(image: bytes) -> Pixels:
         pixels: Pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
         return pixels
@@ -158,7 +138,7 @@ def decoders(images: Sequence[bytes]) -> None:
 
     candidates: dict[str, Callable[[bytes], Pixels]] = {
         "Pillow": lambda image: np.asarray(pillow(image)),
-        "OpenCV (used)": opencv,
+        "OpenCV (used)": decode,
         "torchvision.io": torchvision,
         "Pillow, half size": pillow_half,
         "OpenCV, half size": opencv_half,
@@ -170,23 +150,23 @@ def decoders(images: Sequence[bytes]) -> None:
             image, fastdct=True, fastupsample=True
         )
     rows = []
-    for name, decode in candidates.items():
-        ours, reference = decode(images[0]), np.asarray(pillow(images[0]))
+    for name, decoder in candidates.items():
+        ours, reference = decoder(images[0]), np.asarray(pillow(images[0]))
         same = ours.shape == reference.shape
         difference = f"{np.abs(ours.astype(float) - reference).mean():.2f}" if same else "smaller"
-        rows.append((name, f"{microseconds(decode, images):.0f}", difference))
+        rows.append((name, f"{microseconds(decoder, images):.0f}", difference))
     print_table(
         "Decoding a JPEG of 500 x 375", ["decoder", "us", "mean difference from Pillow"], rows
     )
 
 
-def filters(pictures: Sequence[Pixels]) -> None:
+def filters(photos: Sequence[Pixels]) -> None:
     """Random crops resized to 224 x 224, against Pillow's antialiased bilinear filter."""
     config = ViewConfig(crop="resized")
-    draws = np.random.default_rng(0).random((len(pictures), 23)).tolist()
+    draws = np.random.default_rng(0).random((len(photos), 23)).tolist()
     crops = []
-    for pixels, row in zip(pictures, draws, strict=True):
-        top, left, height, width = host._box(pixels.shape[0], pixels.shape[1], config, row)
+    for pixels, row in zip(photos, draws, strict=True):
+        top, left, height, width = host.random_box(pixels.shape[0], pixels.shape[1], config, row)
         crops.append(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
 
     def conventional(crop: Pixels) -> Pixels:
@@ -196,7 +176,7 @@ def filters(pictures: Sequence[Pixels]) -> None:
         "Pillow, bilinear": conventional,
         "OpenCV, bilinear": lambda crop: cv2.resize(crop, (224, 224)),
         "OpenCV, area": lambda crop: cv2.resize(crop, (224, 224), interpolation=cv2.INTER_AREA),
-        "OpenCV, supersampled (used)": lambda crop: host._resized(crop, 224, 224),
+        "OpenCV, supersampled (used)": lambda crop: host.resized(crop, 224, 224),
     }
     rows = []
     for name, resize in candidates.items():
@@ -258,14 +238,14 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(0)
-    pictures = [picture(375, 500, seed) for seed in range(NUM_IMAGES)]
-    photos = [encoded(pixels, "JPEG") for pixels in pictures]
-    icons = [encoded(picture(32, 32, seed), "PNG") for seed in range(8 * NUM_IMAGES)]
-    decoders(photos)
-    filters(pictures)
+    photos = list(pictures(NUM_IMAGES, 500, 375))
+    files = [encoded(photo, "JPEG") for photo in photos]
+    icons = [encoded(icon, "PNG") for icon in pictures(8 * NUM_IMAGES, 32, 32)]
+    decoders(files)
+    filters([np.asarray(photo) for photo in photos])
     for name, config, images in (
         ("32 x 32 PNG to three views of 32 x 32", cifar(), icons),
-        ("500 x 375 JPEG to three views of 224 x 224", imagenet(), photos),
+        ("500 x 375 JPEG to three views of 224 x 224", imagenet(), files),
     ):
         host_ratio, device_ratio = halves(name, config, images)
         print(
