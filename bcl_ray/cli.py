@@ -275,7 +275,7 @@ def train(
     else:
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
     _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
-    _quiet()
+    quiet()
     from bcl_ray.display import Follower, accuracy_table, method
     from bcl_ray.train import TrainingError, fit
 
@@ -324,7 +324,7 @@ def evaluate(
 
     for name in names:  # before Ray is imported, which takes seconds
         folders.open_run(folders.run_uri(name, runs))
-    _quiet()
+    quiet()
     from bcl_ray.display import accuracy_table, method
     from bcl_ray.evaluate import evaluate_runs
 
@@ -346,7 +346,7 @@ def sync(
     from bcl_ray import runs as folders
 
     run, experiment = folders.open_run(folders.run_uri(name, runs))
-    _quiet()
+    quiet()
     from bcl_ray.tracking import sync as deliver
 
     uri = deliver(run, experiment, folders.local_folder(run), patience)
@@ -382,7 +382,7 @@ def _console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the libraries' own messages off the terminal; `fit` sends them to a file."""
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logging.getLogger().addHandler(logging.NullHandler())

@@ -99,7 +99,7 @@ def training_batches(
     """
     steps = epoch_plan(experiment, manifest, 0).steps
     first_epoch, skip = divmod(first_step, steps)
-    source = _source(experiment, manifest, training=True)
+    source = source_of(experiment, manifest, training=True)
 
     def plans() -> Iterator[tuple[int, EpochPlan, int]]:
         for epoch in range(first_epoch, experiment.train.epochs):
@@ -127,18 +127,19 @@ def evaluation_batches(
     """A worker's part of the evaluation split; the parts hold every row once."""
     rows = layout(experiment, manifest, "eval_split")
     reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
-    source = _source(experiment, manifest, training=False)
+    source = source_of(experiment, manifest, training=False)
     return _ahead(_stream(source, reads, world_size), experiment.scale.prefetch_batches)
 
 
-def _source(experiment: Experiment, manifest: Manifest, *, training: bool) -> Source:
+def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> Source:
+    """The training or the evaluation split as its tasks read it."""
     name = experiment.data.train_split if training else experiment.data.eval_split
     files = tuple(shard.file for shard in manifest.splits[name].shards)
     return Source(experiment.data.path, files, experiment, training)
 
 
 @functools.lru_cache(maxsize=4096)
-def _footer(uri: str) -> pq.FileMetaData:
+def footer(uri: str) -> pq.FileMetaData:
     """A shard's footer, read once per process instead of once per row group."""
     filesystem, path = storage.resolve(uri)
     with storage.plain_errors(uri), filesystem.open_input_file(path) as file:
@@ -146,22 +147,23 @@ def _footer(uri: str) -> pq.FileMetaData:
 
 
 def _row_group(uri: str, row_group: int) -> Any:
+    metadata = footer(uri)
     filesystem, path = storage.resolve(uri)
     with storage.plain_errors(uri), filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file, metadata=_footer(uri), pre_buffer=True).read_row_group(
+        return pq.ParquetFile(file, metadata=metadata, pre_buffer=True).read_row_group(
             row_group, use_threads=False
         )
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """Reads of one epoch that one Ray task turns into views."""
 
     epoch: int
     reads: tuple[Read, ...]
 
 
-def _tasks(source: Source, reads: Iterable[tuple[int, Read]]) -> Iterator[_Task]:
+def tasks_of(source: Source, reads: Iterable[tuple[int, Read]]) -> Iterator[Task]:
     """Group reads, so that a task makes about TASK_BYTES of views and at least one read."""
     options = source.experiment
     per_row = 3 * options.views.image_size**2 * (1 + options.num_contrastive * source.training)
@@ -169,19 +171,19 @@ def _tasks(source: Source, reads: Iterable[tuple[int, Read]]) -> Iterator[_Task]
         group: list[Read] = []
         for _, read in of_epoch:
             if group and sum(len(r.rows) for r in [*group, read]) * per_row > TASK_BYTES:
-                yield _Task(epoch, tuple(group))
+                yield Task(epoch, tuple(group))
                 group = []
             group.append(read)
-        yield _Task(epoch, tuple(group))
+        yield Task(epoch, tuple(group))
 
 
 def _stream(
     source: Source, reads: Iterable[tuple[int, Read]], world_size: int
 ) -> Generator[Batch, None, None]:
     """One block per read, in order, from Ray Data tasks that run ahead of the consumer."""
-    tasks = _tasks(source, reads)
+    tasks = tasks_of(source, reads)
 
-    def start(segment: list[_Task]) -> Iterator[Batch]:
+    def start(segment: list[Task]) -> Iterator[Batch]:
         blocks = _execute(source, segment, world_size)
         return itertools.chain([next(blocks)], blocks)
 
@@ -194,11 +196,11 @@ def _stream(
             for done, (task, block) in enumerate(zip(segment, blocks, strict=True)):
                 if following and running is None and len(segment) - done <= AHEAD_TASKS:
                     running = starter.submit(start, following)
-                yield from _split(task, block)
+                yield from split_block(task, block)
             segment = following
 
 
-def _split(task: _Task, block: Batch) -> Iterator[Batch]:
+def split_block(task: Task, block: Batch) -> Iterator[Batch]:
     """A task's block, read by read."""
     begin = 0
     for read in task.reads:
@@ -207,7 +209,7 @@ def _split(task: _Task, block: Batch) -> Iterator[Batch]:
         begin = end
 
 
-def _execute(source: Source, tasks: Sequence[_Task], world_size: int) -> Iterator[Batch]:
+def _execute(source: Source, tasks: Sequence[Task], world_size: int) -> Iterator[Batch]:
     """Run tasks as one Ray Data dataset; one block per task, in order."""
     scale = source.experiment.scale
     items = [{"task": pickle.dumps(task)} for task in tasks]
@@ -233,7 +235,7 @@ def _execute(source: Source, tasks: Sequence[_Task], world_size: int) -> Iterato
 
 
 def _run(source: Source, item: Mapping[str, np.ndarray]) -> Batch:
-    task: _Task = pickle.loads(item["task"][0])  # noqa: S301  our own bytes, from _execute
+    task: Task = pickle.loads(item["task"][0])  # noqa: S301  our own bytes, from _execute
     return source.load(task.epoch, task.reads)
 
 

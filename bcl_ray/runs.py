@@ -96,8 +96,8 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
         run = Run(**{**content, "uri": uri})
     except FileNotFoundError:
         raise ValueError(
-            f"{shown(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` began, or set "
-            "tracking.runs to where it is"
+            f"{shown(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` began, or "
+            "set tracking.runs to where it is"
         ) from None
     except (TypeError, ValueError):
         raise ValueError(

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bcl_ray.budget import epoch_plan
-from bcl_ray.cli import _quiet
+from bcl_ray.cli import quiet
 from bcl_ray.config import Experiment
 from bcl_ray.data import Batch
 from bcl_ray.learner import Learner
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3100, help="training images")
     images = parser.parse_args().images
     os.environ["MLFLOW_TRACKING_URI"] = ""
-    _quiet()
+    quiet()
     ours: list[float] = []
     others: list[float] = []
     waits: list[float] = []

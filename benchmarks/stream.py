@@ -39,19 +39,19 @@ def _remember(source: data.Source) -> None:
     _source = source
 
 
-def _load(task: data._Task) -> Batch:
+def _load(task: data.Task) -> Batch:
     return _source.load(task.epoch, task.reads)
 
 
 def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:
     """The same batches from a pool of processes that stay warm, two tasks ahead each."""
-    source = data._source(experiment, manifest, training=True)
+    source = data.source_of(experiment, manifest, training=True)
     with multiprocessing.get_context("spawn").Pool(POOL, _remember, (source,)) as pool:
         for epoch in range(experiment.train.epochs):
             plan = epoch_plan(experiment, manifest, epoch)
-            tasks = list(data._tasks(source, ((epoch, read) for read in plan.reads())))
+            tasks = list(data.tasks_of(source, ((epoch, read) for read in plan.reads())))
             loaded = zip(tasks, pool.imap(_load, tasks), strict=True)
-            blocks = itertools.chain.from_iterable(itertools.starmap(data._split, loaded))
+            blocks = itertools.chain.from_iterable(itertools.starmap(data.split_block, loaded))
             for batch in plan.batches(blocks):
                 yield epoch, batch
 

@@ -140,7 +140,7 @@ def test_data_tasks_do_not_import_torch(experiment, manifest):
 
 
 def _modules_after_a_task(experiment, manifest):
-    source = data._source(experiment, manifest, training=True)
+    source = data.source_of(experiment, manifest, training=True)
     reads = list(budget.epoch_plan(experiment, manifest, 0).reads())[:2]
     assert source.load(0, reads)["views"].shape[1:] == (3, 8, 8, 3)
     return sorted({name.partition(".")[0] for name in sys.modules})

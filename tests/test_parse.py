@@ -63,7 +63,7 @@ def test_overrides_are_judged_together():
             "views.contrastive.grey=1",
             "no option 'views.contrastive.grey': section 'views.contrastive' has no field 'grey'; "
             "known: crop, scale, ratio, padding, flip, policy, jitter, jitter_probability, "
-            "grayscale, cutout",
+            "grayscale, blur, cutout",
         ),
         (
             "loss.tau.x=1",

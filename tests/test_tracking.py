@@ -532,8 +532,8 @@ def test_nothing_of_mlflow_reaches_the_terminal(tmp_path, server):
     (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
     (tmp_path / "manifest.json").write_text(manifest().model_dump_json())
     script = f"""
-from bcl_ray.cli import _quiet
-_quiet()
+from bcl_ray.cli import quiet
+quiet()
 from pathlib import Path
 from bcl_ray import runs
 from bcl_ray.parse import from_file, with_overrides
