@@ -66,11 +66,13 @@ def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
 
 
 def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace):
+    """To rounding, which a small learning rate keeps from growing."""
     for workers in (1, 4):
         command = start(
             "train",
             "digits_lt",
-            "train.epochs=2",
+            "train.epochs=1",
+            "optim.lr=0.001",
             "model.batch_norm=sync",
             f"scale.workers={workers}",
             "scale.cpus_per_worker=0.25",
@@ -78,12 +80,12 @@ def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace
         )
         assert command.wait() == 0, command.output
     one, four = (last_state(workplace, f"workers-{workers}") for workers in (1, 4))
-    for record, other in zip(one.history, four.history, strict=True):
-        for name in record:
-            if name.startswith("loss/"):
-                assert record[name] == pytest.approx(other[name], rel=2e-2), name
-    assert one.history[0]["loss/total"] == pytest.approx(four.history[0]["loss/total"], rel=1e-3)
-    assert four.history[-1]["images/evaluated"] == 360
+    for name, value in one.history[0].items():
+        if name.startswith("loss/"):
+            assert four.history[0][name] == pytest.approx(value, rel=1e-4), name
+    for name, value in one.model.items():
+        assert torch.allclose(four.model[name], value, rtol=1e-3, atol=1e-4), name
+    assert four.history[0]["images/evaluated"] == 360
 
 
 def test_evaluate_repeats_the_last_epochs_accuracy(undisturbed, start):
@@ -108,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_all_workers_and_keeps_the_last_checkpoi
 ):
     command = start("train", "digits_lt", *OPTIONS, "optim.lr=1e20", "tracking.run=diverged")
     assert command.wait() == 1
-    assert re.search(r"bcl-ray: step \d+: the loss is not finite", command.output)
+    assert re.search(r"bcl-ray: step \d+: the loss .*is not finite", command.output)
     assert "begin another run with a lower optim.lr" in command.output
     assert "--resume" not in command.output  # which would only repeat it
     assert command.start_steps() == [0]
