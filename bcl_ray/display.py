@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from bcl_ray.config import Experiment
+from bcl_ray.runs import shown
 
 GROUPS = ("all", "many", "medium", "few")
 
@@ -87,7 +88,7 @@ class Follower:
         self._say(f"run      {event['run']}  in {event['folder']}")
         self._say(f"method   {method(experiment)}, {experiment.model.backbone}")
         self._say(
-            f"data     {experiment.data.path}: {event['classes']} classes, "
+            f"data     {shown(experiment.data.path)}: {event['classes']} classes, "
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
             f"of {batch}, {budget.eval_images:,} to evaluate"
         )

@@ -44,7 +44,9 @@ def digits_lt() -> Experiment:
             mean=(0.3, 0.3, 0.3),
             std=(0.38, 0.38, 0.38),
         ),
-        model=ModelConfig(backbone="resnet8", width=16, hidden_dim=64, feature_dim=32),
+        model=ModelConfig(
+            backbone="resnet8", width=16, hidden_dim=64, feature_dim=32, batch_norm="sync"
+        ),
         loss=LossConfig(temperature=0.1, contrastive_weight=0.5),
         optim=OptimConfig(
             global_batch_size=32, lr=0.1, weight_decay=5e-4, schedule="cosine", warmup_epochs=2
