@@ -1,5 +1,6 @@
 """Whole runs on a local Ray: what they compute, record and refuse."""
 
+import json
 import re
 
 import mlflow
@@ -88,12 +89,14 @@ def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace
     assert four.history[0]["images/evaluated"] == 360
 
 
-def test_evaluate_repeats_the_last_epochs_accuracy(undisturbed, start):
+@pytest.mark.parametrize("kept", ["last", "best"])
+def test_evaluate_repeats_the_accuracy_of_the_checkpoint(undisturbed, start, kept):
     state, _ = undisturbed
-    command = start("evaluate", "undisturbed")
+    accuracies = [r["accuracy/all"] for r in state.history if "accuracy/all" in r]
+    command = start("evaluate", "undisturbed", "--json", *(["--best"] if kept == "best" else []))
     assert command.wait() == 0, command.output
-    shown = f"{state.history[-1]['accuracy/all']:.1f}"
-    assert re.search(rf"│ undisturbed │ BCL +│ +{shown} │", command.output)
+    expected = accuracies[-1] if kept == "last" else max(accuracies)
+    assert json.loads(command.output)["undisturbed"]["accuracy/all"] == pytest.approx(expected)
 
 
 def test_a_finished_name_is_refused_for_another_configuration(undisturbed, start):
