@@ -203,4 +203,5 @@ def evaluate(
             "this is a fault of the stream, not of the data"
         )
     per_class = metrics.class_accuracy(counts.correct, counts.total)
-    return metrics.evaluation_metrics(counts, class_counts), per_class.cpu().numpy()
+    found = metrics.evaluation_metrics(counts, class_counts)
+    return {**found, "images/evaluated": float(counted)}, per_class.cpu().numpy()

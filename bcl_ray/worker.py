@@ -140,7 +140,7 @@ class _Worker:
             device=self.device,
         )
         self.tell("classes", counts=self.class_counts.tolist(), accuracy=per_class.tolist())
-        return {**record, "images/evaluated": rows, "time/evaluate": time.perf_counter() - begun}
+        return {**record, "time/evaluate": time.perf_counter() - begun}
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Report on every worker at once; the first one brings the checkpoint."""
