@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bcl_ray.budget import epoch_plan
-from bcl_ray.cli import quiet
+from bcl_ray.cli.terminal import quiet
 from bcl_ray.config import Experiment
 from bcl_ray.data import Batch
 from bcl_ray.learner import Learner

@@ -272,7 +272,7 @@ def test_verify_shows_its_progress(bcl_ray, digits, monkeypatch):
     def recorded():
         yield lambda *state: seen.append(state)
 
-    monkeypatch.setattr("bcl_ray.cli._progress", recorded)
+    monkeypatch.setattr("bcl_ray.cli.data.progress_bars", recorded)
     assert bcl_ray("shards", "verify", str(digits))[0] == 0
     assert seen[-1] == ("verifying test", 360, 360)
 

@@ -1,0 +1,35 @@
+"""The command line. Ray, torch and the rest are imported inside the commands that need them."""
+
+import os
+import sys
+
+import typer
+
+from bcl_ray.cli import data, training
+
+app = typer.Typer(
+    help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for part in (data.app, training.app):  # without a name: their commands are ours
+    app.add_typer(part)
+
+
+def main(*command: str) -> None:
+    """Entry point of `bcl-ray`: a user's mistake is one line and exit status 2.
+
+    Args:
+        command: words that come before those of the command line.
+    """
+    try:
+        app([*command, *sys.argv[1:]], prog_name="bcl-ray")
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("BCL_RAY_TRACEBACK"):
+            raise
+        missing = isinstance(error, ModuleNotFoundError)
+        remedy = ": pip install 'bcl-ray[train]' has all that a run needs" if missing else ""
+        sys.stderr.write(f"bcl-ray: {error}{remedy}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

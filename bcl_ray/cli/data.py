@@ -1,0 +1,165 @@
+"""Commands on data: shard, and what looks into shards."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from bcl_ray.cli.terminal import console, progress_bars
+
+app = typer.Typer()
+shards_app = typer.Typer(help="Look into a data set of shards.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+
+
+class SourceName(StrEnum):
+    """Where images come from."""
+
+    digits = "digits"
+    cifar10 = "cifar10"
+    cifar100 = "cifar100"
+    folder = "folder"
+    list = "list"
+    parquet = "parquet"
+
+
+class ProfileName(StrEnum):
+    """How class sizes fall from head to tail."""
+
+    exponential = "exponential"
+    step = "step"
+    natural = "natural"
+
+
+class OnBadImage(StrEnum):
+    """What to do with a row that is no image."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+Target = Annotated[str, typer.Argument(help="Folder or URI of the shards.")]
+
+
+@app.command()
+def shard(
+    source: Annotated[SourceName, typer.Argument(help="Kind of source.")],
+    target: Annotated[str, typer.Argument(help="Folder or URI for the shards.")],
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", help="Where the source lies; cifar without it is downloaded."),
+    ] = None,
+    profile: Annotated[
+        ProfileName, typer.Option(help="Class sizes of the training split.")
+    ] = ProfileName.natural,
+    imbalance_factor: Annotated[
+        float | None, typer.Option(help="Largest class / smallest class, at least 1.")
+    ] = None,
+    max_per_class: Annotated[
+        int | None, typer.Option(help="Training images of the largest class.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and of the order.")] = 0,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="A split's list file or Parquet file; several may be given."
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Text file of class names, one a line.")
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Parquet: column of images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Parquet: column of labels.")] = "label",
+    id_column: Annotated[str | None, typer.Option(help="Parquet: column of unique ids.")] = None,
+    shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard in MiB, about.")] = 256,
+    on_bad_image: Annotated[
+        OnBadImage, typer.Option(help="skip: list bad rows in a quarantine file.")
+    ] = OnBadImage.stop,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Largest width x height of an image.")
+    ] = None,
+) -> None:
+    """Turn a source of images into shards and their manifest."""
+    from bcl_ray.shards import MAX_PIXELS, write_shards
+    from bcl_ray.sources import open_source
+
+    opened = open_source(
+        source.value,
+        origin,
+        splits=_pairs(split or []) or None,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
+        id_column=id_column,
+    )
+    with progress_bars() as progress:
+        write_shards(
+            opened,
+            target,
+            profile=profile.value,
+            imbalance_factor=imbalance_factor,
+            max_per_class=max_per_class,
+            seed=seed,
+            shard_bytes=shard_mib * 2**20,
+            on_bad_image=on_bad_image.value,
+            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+            progress=progress,
+        )
+    shards_show(target)
+
+
+@shards_app.command("show")
+def shards_show(
+    target: Target,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest itself.")] = False,
+) -> None:
+    """Describe a data set: its splits, class sizes and fingerprint."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bcl_ray.longtail import shot_groups
+    from bcl_ray.shards import read_manifest
+
+    manifest = read_manifest(target)
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=1))
+        return
+    table = Table(title=escape(f"{target}  ({manifest.source})"), title_justify="left")
+    columns = ("split", "images", "classes", "largest", "smallest", "shards", "MiB", "quarantined")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in manifest.splits.items():
+        size = sum(info.bytes for info in split.shards) / 2**20
+        counts = split.class_counts
+        numbers = (split.rows, len(counts), max(counts), min(counts), len(split.shards))
+        cells = [f"{number:,}" for number in numbers]
+        table.add_row(name, *cells, f"{size:,.1f}", str(split.quarantined))
+    screen = console()
+    screen.print(table)
+    groups = shot_groups(manifest.splits["train"].class_counts)
+    shown = ", ".join(f"{len(members)} {name}" for name, members in groups.items())
+    screen.print(f"classes by training images: {shown}", highlight=False)
+    screen.print(f"fingerprint: {manifest.fingerprint}", highlight=False)
+
+
+@shards_app.command("verify")
+def shards_verify(target: Target) -> None:
+    """Read everything again and compare it with the manifest's hashes and counts."""
+    from bcl_ray.shards import read_manifest, verify_shards
+
+    with progress_bars() as progress:
+        differences = verify_shards(target, progress=progress)
+    if differences:
+        raise ValueError(f"{target} is not what its manifest says:\n  " + "\n  ".join(differences))
+    shards = sum(len(split.shards) for split in read_manifest(target).splits.values())
+    typer.echo(f"{target}: {shards} shards are what the manifest says")
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not equals or name in pairs:
+            raise ValueError(f"--split '{text}' must be NAME=FILE, each name once")
+        pairs[name] = file
+    return pairs

@@ -1,0 +1,198 @@
+"""Commands on experiments and runs: recipes, plan, train, evaluate, sync."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bcl_ray.cli.terminal import console, quiet
+
+if TYPE_CHECKING:
+    from bcl_ray.budget import Budget
+    from bcl_ray.config import Experiment
+
+app = typer.Typer()
+recipes_app = typer.Typer(help="Named, complete experiments.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Changes to the experiment, in order."),
+]
+Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs.")]
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """The recipes, one a line."""
+    from bcl_ray.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        typer.echo(f"{name:<12} {str(recipe.__doc__).splitlines()[0]}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: str, overrides: Overrides = None) -> None:
+    """Print a complete experiment as YAML, which `train` takes in a recipe's place."""
+    typer.echo(_experiment(name, overrides).to_yaml(), nl=False)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Work out what a run needs, and refuse one that cannot work; starts nothing."""
+    experiment = _experiment(recipe, overrides)
+    wanted, store = _budget(experiment)
+    if as_json:
+        typer.echo(json.dumps(asdict(wanted), indent=1))
+        return
+    _print_budget(experiment, wanted, store)
+
+
+def _budget(experiment: "Experiment") -> tuple["Budget", float | None]:
+    from bcl_ray.budget import preflight
+    from bcl_ray.shards import read_manifest
+
+    return preflight(experiment, read_manifest(experiment.data.path))
+
+
+def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | None) -> None:
+    from rich.table import Table
+
+    workers, mib = experiment.scale.workers, 2**20
+    table = Table(show_header=False, title=f"{experiment.name}: nothing was started")
+    batch = experiment.optim.global_batch_size
+    rows = {
+        "steps per epoch": f"{wanted.steps_per_epoch:,} of {batch} images",
+        "steps": f"{wanted.steps:,} in {experiment.train.epochs} epochs",
+        "images per epoch": f"{wanted.images_per_epoch:,} ({wanted.left_out} left out, others "
+        "each epoch)",
+        "images to evaluate": f"{wanted.eval_images:,}",
+        "read per epoch": f"{wanted.bytes_per_epoch / mib:,.1f} MiB",
+        "workers": f"{workers} x {batch // workers} images, "
+        f"{wanted.batch_bytes / mib:,.1f} MiB of views a batch",
+        "lanes of the plan": f"{wanted.lanes} (workers may be any divisor)",
+        "CPUs": f"{wanted.worker_cpus:g} for workers, "
+        + (f"{wanted.data_cpus:g} for data" if wanted.data_cpus else "the rest for data"),
+        "object store": f"{wanted.store_bytes / mib:,.1f} MiB in flight"
+        + (f" of {store / mib:,.0f}" if store else ""),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console().print(table)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name, or a YAML file; not with --resume.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Continue a run, by name, folder or URI.")
+    ] = None,
+) -> None:
+    """Train, evaluate and track a run."""
+    if resume is not None:
+        changes = [text for text in (recipe, *(overrides or [])) if text]
+        resume, experiment = _resumed(resume, changes)
+    elif recipe is not None:
+        experiment = _experiment(recipe, overrides)
+    else:
+        raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
+    _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
+    quiet()
+    from bcl_ray.display import Follower, accuracy_table, method
+    from bcl_ray.train import TrainingError, fit
+
+    screen = console()
+    try:
+        with Follower(screen) as follower:
+            outcome = fit(experiment, follow=follower, resume=resume)
+    except TrainingError as error:
+        sys.stderr.write(f"bcl-ray: {error}\n")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"bcl-ray: {stop or 'stopped'}\n")
+        raise typer.Exit(130) from None
+    last = outcome["history"][-1]
+    screen.print(accuracy_table([(outcome["run"], method(experiment), last)]))
+    screen.print(f"next: bcl-ray evaluate {outcome['reference']}", highlight=False)
+
+
+def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:
+    """The folder of a run, wherever it lies now, and its experiment with changes."""
+    from bcl_ray import runs
+    from bcl_ray.config import TrackingConfig
+    from bcl_ray.parse import with_overrides
+
+    roots = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
+    root = roots[-1] if roots else TrackingConfig().runs
+    uri = runs.absolute(runs.run_uri(resume, root))
+    _, experiment = runs.open_run(uri)
+    return uri, with_overrides(experiment, [*changes, f"tracking.runs={runs.parent(uri)}"])
+
+
+@app.command()
+def evaluate(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names, folders or URIs.")],
+    runs: Runs = "runs",
+    best: Annotated[
+        bool, typer.Option("--best", help="The best checkpoint kept, instead of the last.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Shards to evaluate on, instead of the run's own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Evaluate runs again, from their checkpoints, side by side."""
+    from bcl_ray import runs as folders
+
+    for name in names:  # before Ray is imported, which takes seconds
+        folders.open_run(folders.run_uri(name, runs))
+    quiet()
+    from bcl_ray.display import accuracy_table, method
+    from bcl_ray.evaluate import evaluate_runs
+
+    found = evaluate_runs(names, runs, best=best, data=data)
+    if as_json:
+        typer.echo(json.dumps({run.name: metrics for run, _, metrics in found}, indent=1))
+        return
+    rows = [(run.name, method(experiment), metrics) for run, experiment, metrics in found]
+    console().print(accuracy_table(rows))
+
+
+@app.command()
+def sync(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name, folder or URI.")],
+    runs: Runs = "runs",
+    patience: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 120.0,
+) -> None:
+    """Hand MLflow what a run recorded while the server was down."""
+    from bcl_ray import runs as folders
+
+    run, experiment = folders.open_run(folders.run_uri(name, runs))
+    quiet()
+    from bcl_ray.tracking import sync as deliver
+
+    uri = deliver(run, experiment, folders.local_folder(run), patience)
+    typer.echo(f"{run.name}: MLflow at {uri} has everything")
+
+
+def _experiment(name: str, overrides: list[str] | None) -> "Experiment":
+    from bcl_ray.parse import from_file, with_overrides
+    from bcl_ray.recipes import RECIPES, nearest
+
+    if name in RECIPES:
+        experiment = RECIPES[name]()
+    elif name.endswith((".yaml", ".yml")):
+        experiment = from_file(Path(name))
+    else:
+        raise ValueError(f"'{name}' is no recipe and no .yaml file: {nearest(name)}")
+    return with_overrides(experiment, overrides or [])
