@@ -1,13 +1,14 @@
 """What a person sees of a run: one line per epoch, one bar while it runs, a table at the end."""
 
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bcl_ray import events
 from bcl_ray.config import Experiment
+from bcl_ray.events import Event
 from bcl_ray.runs import shown
 
 GROUPS = ("all", "many", "medium", "few")
@@ -49,8 +50,13 @@ def _workers(number: int) -> str:
     return f"{number} worker" if number == 1 else f"{number} workers"
 
 
+def follower(console: Console) -> "Follower | events.Teller":
+    """What shows a run's events: to a person, or as lines where the environment asks for them."""
+    return events.Teller() if events.wanted() else Follower(console)
+
+
 class Follower:
-    """Prints a run's events as they come."""
+    """Prints a run's events as they come, or as they came: those of a log have their own times."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -73,7 +79,7 @@ class Follower:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Print one event of `bcl_ray.train.fit`."""
         getattr(self, f"_{event['kind']}")(event)
 
@@ -81,7 +87,7 @@ class Follower:
         """Print text that may hold paths and errors: no markup in it, and no breaks either."""
         self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def _begin(self, event: dict[str, Any]) -> None:
+    def _begin(self, event: Event) -> None:
         experiment, budget = event["experiment"], event["budget"]
         self._epochs = experiment.train.epochs
         batch = experiment.optim.global_batch_size
@@ -95,8 +101,8 @@ class Follower:
         self._say(f"scale    {_workers(experiment.scale.workers)} on Ray")
         self._say(f"MLflow   {event['tracking_uri']}")
 
-    def _start(self, event: dict[str, Any]) -> None:
-        seconds = time.monotonic() - self._began
+    def _start(self, event: Event) -> None:
+        seconds = event.get("at", time.monotonic() - self._began)
         place = f" at step {event['step']:,}" if event["step"] else ""
         workers = _workers(event["workers"])
         self._say(f"{workers} started{place}, {seconds:.0f} s after the command")
@@ -104,7 +110,7 @@ class Follower:
         if self._task is None:  # else workers were started again
             self._task = self._progress.add_task("epoch", total=None)
 
-    def _step(self, event: dict[str, Any]) -> None:
+    def _step(self, event: Event) -> None:
         assert self._task is not None
         self._progress.update(
             self._task,
@@ -113,7 +119,7 @@ class Follower:
             total=event["steps"],
         )
 
-    def _epoch(self, event: dict[str, Any]) -> None:
+    def _epoch(self, event: Event) -> None:
         record = event["records"][-1]
         parts = [
             f"epoch {record['epoch'] + 1:>{len(str(event['epochs']))}.0f}/{event['epochs']}",
@@ -128,7 +134,7 @@ class Follower:
         ]
         self._say("   ".join(parts))
 
-    def _end(self, event: dict[str, Any]) -> None:
+    def _end(self, event: Event) -> None:
         self._progress.stop()
         if not event["tracked"]:
             self._say(

@@ -43,6 +43,7 @@ ORDER = {
     "worker": "ray torch",
     "train": "ray",
     "evaluate": "ray torch",
+    "events": "",
     "display": "",
     "cli": "",
     "__main__": "",

@@ -65,7 +65,7 @@ def _budget(experiment: "Experiment") -> tuple["Budget", float | None]:
 def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | None) -> None:
     from rich.table import Table
 
-    workers, mib = experiment.scale.workers, 2**20
+    workers, mib = experiment.scale.min_workers, 2**20
     table = Table(show_header=False, title=f"{experiment.name}: nothing was started")
     batch = experiment.optim.global_batch_size
     rows = {
@@ -75,7 +75,7 @@ def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | Non
         "each epoch)",
         "images to evaluate": f"{wanted.eval_images:,}",
         "read per epoch": f"{wanted.bytes_per_epoch / mib:,.1f} MiB",
-        "workers": f"{workers} x {batch // workers} images, "
+        "workers": _shown_workers(experiment) + f" x {batch // workers} images, "
         f"{wanted.batch_bytes / mib:,.1f} MiB of views a batch",
         "lanes of the plan": f"{wanted.lanes} (workers may be any divisor)",
         "CPUs": f"{wanted.worker_cpus:g} for workers, "
@@ -108,13 +108,13 @@ def train(
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
     _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
     quiet()
-    from bcl_ray.display import Follower, accuracy_table, method
+    from bcl_ray.display import accuracy_table, follower, method
     from bcl_ray.train import TrainingError, fit
 
     screen = console()
     try:
-        with Follower(screen) as follower:
-            outcome = fit(experiment, follow=follower, resume=resume)
+        with follower(screen) as follow:
+            outcome = fit(experiment, follow=follow, resume=resume)
     except TrainingError as error:
         sys.stderr.write(f"bcl-ray: {error}\n")
         raise typer.Exit(1) from None
