@@ -36,21 +36,32 @@ ORDER = {
     "learner": "torch",
     "loop": "torch",
     "cluster": "ray",
+    "elastic": "ray",
     "data": "ray",
     "journal": "",
     "mlflow_run": "mlflow",
     "tracking": "",
+    "watch": "ray torch",
     "worker": "ray torch",
     "train": "ray",
     "evaluate": "ray torch",
     "events": "",
     "display": "",
+    "local": "",
     "cli": "",
     "__main__": "",
 }
 FRAMEWORKS = {"ray", "mlflow", "torch"}
 EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train]
-RAY = {"cluster", "data", "worker", "train", "evaluate"}  # these, and no others, need Ray
+RAY = {  # these, and no others, need Ray
+    "cluster",
+    "elastic",
+    "data",
+    "watch",
+    "worker",
+    "train",
+    "evaluate",
+}
 MLFLOW = {"mlflow_run", "tracking", "train", "evaluate"}
 
 
