@@ -83,12 +83,14 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
         manifest: its data.
         cpus: CPUs of the whole cluster, or None when they are not known yet.
 
+    Of an elastic run, it is what the fewest workers need.
+
     Raises:
         ValueError: the run cannot work: too few rows, or no CPU left for data.
     """
     plan = epoch_plan(experiment, manifest, 0)
     split = manifest.splits[experiment.data.train_split]
-    batch, workers = experiment.optim.global_batch_size, experiment.scale.workers
+    batch, workers = experiment.optim.global_batch_size, experiment.scale.min_workers
     image_bytes = 3 * experiment.views.image_size**2 * (1 + experiment.num_contrastive)
     worker_cpus = workers * experiment.scale.cpus_per_worker
     data_cpus = _data_cpus(experiment, worker_cpus, cpus)
@@ -118,9 +120,9 @@ def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -
     needed = max(scale.data_cpus or 0, scale.cpus_per_data_task)
     if left < needed:
         raise ValueError(
-            f"scale.workers ({scale.workers}) x scale.cpus_per_worker ({scale.cpus_per_worker:g}) "
-            f"leave {max(left, 0):g} of {cpus:g} CPUs for data, which needs {needed:g}: lower one "
-            "of them, or scale.data_cpus and scale.cpus_per_data_task"
+            f"scale.workers ({scale.min_workers}) x scale.cpus_per_worker "
+            f"({scale.cpus_per_worker:g}) leave {max(left, 0):g} of {cpus:g} CPUs for data, which "
+            f"needs {needed:g}: lower one of them, or scale.data_cpus and scale.cpus_per_data_task"
         )
     return scale.data_cpus or left
 

@@ -3,15 +3,28 @@
 What is not in it is not needed: views and the plan follow from the seed, the epoch and the
 ids of the images, so there is no loader to bring back. torch's random state is kept for
 networks that draw numbers while they train; ours do not.
+
+A checkpoint is a folder of two files, `state.pt` and its SHA-256, which is written last: a
+checkpoint without it, or whose file it does not fit, is none. `sha256sum -c state.pt.sha256`
+checks it by hand.
 """
 
+import hashlib
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bcl_ray import storage
+
 FILE = "state.pt"
+HASH_FILE = f"{FILE}.sha256"
+
+
+class UnusableCheckpointError(ValueError):
+    """A folder that holds no complete state of this version."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +59,50 @@ class State:
     random_state: torch.Tensor = field(default_factory=torch.get_rng_state)
 
 
-def save(state: State, folder: Path) -> None:
-    """Write a state into a folder that exists."""
+def save(state: State, *folders: str | Path) -> None:
+    """Write a state into folders or URIs; the local disk is not needed on the way.
+
+    Raises:
+        OSError: a folder cannot be written.
+    """
     content = {name: getattr(state, name) for name in State.__dataclass_fields__}
-    torch.save(content, folder / FILE)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    for folder in map(str, folders):
+        storage.write_bytes(storage.join(folder, FILE), data)
+        storage.write_bytes(storage.join(folder, HASH_FILE), f"{digest}  {FILE}\n".encode())
 
 
-def load(folder: Path) -> State:
+def load(folder: str | Path) -> State:
     """Read a state, on the CPU; only tensors and plain values, never code.
 
     Raises:
-        ValueError: a file that is not such a state.
+        UnusableCheckpointError: a folder that is not such a state, or not all of one.
+        OSError: the folder cannot be read.
     """
-    path = folder / FILE
+    path = storage.join(str(folder), FILE)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return State(**content)
+        content = storage.read_bytes(path)
+        expected = storage.read_bytes(storage.join(str(folder), HASH_FILE)).decode()
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no {FILE}: it is not a checkpoint of bcl_ray") from None
+        raise UnusableCheckpointError(
+            f"{folder} holds no complete {FILE}: it is not a checkpoint of bcl_ray, or it was cut "
+            "while it was written"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != expected.partition(" ")[0]:
+        raise UnusableCheckpointError(
+            f"{path} is damaged: it has {len(content):,} bytes that do not fit its SHA-256; use "
+            "another checkpoint"
+        )
+    try:
+        return State(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises its own, zipfile's, pickle's; State TypeError
         # Their texts are left out: some advise to run the code that a file may hold.
-        raise ValueError(
-            f"{path} is no checkpoint of this version of bcl_ray, is cut short, or holds more "
-            f"than tensors and plain values ({type(error).__name__}): use another checkpoint"
+        raise UnusableCheckpointError(
+            f"{path} is no checkpoint of this version of bcl_ray, or holds more than tensors and "
+            f"plain values ({type(error).__name__}): use another checkpoint"
         ) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray._private.state import state  # Ray Data asks it, too, what an autoscaler may add
 from ray.exceptions import RayTaskError
 
 from bcl_ray.config import Experiment
@@ -17,12 +18,21 @@ POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by defau
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster has, in all: CPUs, GPUs, and bytes of object store."""
+    """What a cluster has, in all: CPUs, GPUs, and bytes of object store.
+
+    Args:
+        cpus: with those that an autoscaler may add; so also gpus.
+        gpus: of the whole cluster.
+        store_bytes: of the nodes that are there.
+        nodes: resources of each of them.
+        grows: whether an autoscaler adds nodes.
+    """
 
     cpus: float
     gpus: float
     store_bytes: float
     nodes: tuple[dict[str, float], ...]
+    grows: bool = False
 
 
 @contextlib.contextmanager
@@ -47,8 +57,10 @@ def connected() -> Iterator[Resources]:
 def _resources() -> Resources:
     total = ray.cluster_resources()
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    cpus, gpus, store = (total.get(name, 0.0) for name in ("CPU", "GPU", "object_store_memory"))
-    return Resources(cpus, gpus, store, nodes)
+    most = state.get_max_resources_from_cluster_config()
+    cpus, gpus = (max(total.get(name, 0.0), (most or {}).get(name, 0)) for name in ("CPU", "GPU"))
+    store = total.get("object_store_memory", 0.0)
+    return Resources(cpus, gpus, store, nodes, grows=most is not None)
 
 
 def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
@@ -58,7 +70,7 @@ def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
         ValueError: fewer GPUs than workers, though some are asked for or there: workers would
             wait for ever, or train on CPUs without a word.
     """
-    device, workers = experiment.scale.device, experiment.scale.workers
+    device, workers = experiment.scale.device, experiment.scale.min_workers
     if device == "cpu" or (device == "auto" and resources.gpus == 0):
         return False
     if resources.gpus < workers:
@@ -77,10 +89,10 @@ def check_places(experiment: Experiment, resources: Resources) -> None:
     """
     scale = experiment.scale
     places = sum(int(node.get("CPU", 0) / scale.cpus_per_worker) for node in resources.nodes)
-    if places < scale.workers:
+    if places < scale.min_workers and not resources.grows:
         raise ValueError(
             f"the cluster's nodes have room for {places} workers of scale.cpus_per_worker "
-            f"({scale.cpus_per_worker:g}), scale.workers is {scale.workers}: lower one of them"
+            f"({scale.cpus_per_worker:g}), scale.workers is {scale.min_workers}: lower one of them"
         )
     paths = {"data.path": experiment.data.path, "tracking.runs": experiment.tracking.runs}
     if experiment.model.weights is not None:

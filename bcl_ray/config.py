@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
+Workers = Annotated[int, Field(ge=1)]
 
 
 def _without_password(uri: str) -> str:
@@ -280,7 +281,12 @@ class ScaleConfig(Section):
     themselves.
     """
 
-    workers: int = Field(1, ge=1, description="Ray Train workers; must divide the global batch.")
+    workers: Workers | tuple[Workers, Workers] = Field(
+        1,
+        description="Ray Train workers, which must divide the global batch. [least, most]: as many "
+        "of them as the cluster has room for, whenever workers start; the global batch and the "
+        "learning rate stay what they are.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU per worker when the cluster has enough, else CPUs."
     )
@@ -296,7 +302,48 @@ class ScaleConfig(Section):
         description="Most CPUs that data tasks use at once; none: all that workers leave.",
     )
     prefetch_batches: int = Field(4, ge=1, description="Batches ready ahead, per worker.")
-    max_failures: int = Field(3, ge=0, description="Worker failures that a run survives.")
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="Worker failures that a run survives; a node taken away with notice is none.",
+    )
+    wait_timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds that a run waits for its workers' CPUs and GPUs, when it begins and "
+        "after a failure; then it ends, and says what is missing.",
+    )
+    hang_timeout: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without a step or an evaluated batch after which a worker is taken "
+        "to hang: its stacks are logged, and all workers start again from the last checkpoint.",
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> "ScaleConfig":
+        if self.min_workers > self.max_workers:
+            raise ValueError(
+                f"scale.workers [{self.min_workers}, {self.max_workers}] must be [least, most]"
+            )
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers to train with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers to train with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def shown_workers(self) -> str:
+        """How many workers, for a person."""
+        if isinstance(self.workers, int):
+            return "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        return "{} to {} workers".format(*self.workers)
 
 
 class TrackingConfig(Section):
@@ -330,18 +377,25 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        batch, workers = self.optim.global_batch_size, self.scale.workers
-        if batch % workers:
+        batch, scale = self.optim.global_batch_size, self.scale
+        for workers in (scale.min_workers, scale.max_workers):
+            if batch % workers:
+                raise ValueError(
+                    f"optim.global_batch_size ({batch}) must be divisible by scale.workers "
+                    f"({workers}): workers with unequal batches would hang in all-reduce"
+                )
+        if scale.max_workers > self.data.max_workers:
             raise ValueError(
-                f"optim.global_batch_size ({batch}) must be divisible by scale.workers "
-                f"({workers}): workers with unequal batches would hang in all-reduce"
-            )
-        if workers > self.data.max_workers:
-            raise ValueError(
-                f"scale.workers ({workers}) must be at most data.max_workers "
+                f"scale.workers ({scale.max_workers}) must be at most data.max_workers "
                 f"({self.data.max_workers}): raise data.max_workers to plan for more"
             )
         return self
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """The numbers of workers that the run may have, rising: divisors of the global batch."""
+        counts = range(self.scale.min_workers, self.scale.max_workers + 1)
+        return tuple(n for n in counts if self.optim.global_batch_size % n == 0)
 
     @property
     def num_contrastive(self) -> int:

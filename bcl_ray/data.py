@@ -90,7 +90,7 @@ class Source:
 
 def training_batches(
     experiment: Experiment, manifest: Manifest, *, rank: int, world_size: int, first_step: int = 0
-) -> Iterator[tuple[int, Iterator[Batch]]]:
+) -> Generator[tuple[int, Iterator[Batch]], None, None]:
     """Yields each epoch that is left, with the worker's batches of it.
 
     Args:

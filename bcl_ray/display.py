@@ -98,7 +98,7 @@ class Follower:
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
             f"of {batch}, {budget.eval_images:,} to evaluate"
         )
-        self._say(f"scale    {_workers(experiment.scale.workers)} on Ray")
+        self._say(f"scale    {experiment.scale.shown_workers} on Ray")
         self._say(f"MLflow   {event['tracking_uri']}")
 
     def _start(self, event: Event) -> None:
@@ -109,6 +109,9 @@ class Follower:
         self._progress.start()
         if self._task is None:  # else workers were started again
             self._task = self._progress.add_task("epoch", total=None)
+
+    def _note(self, event: Event) -> None:
+        self._say(event["text"], style="yellow")
 
     def _step(self, event: Event) -> None:
         assert self._task is not None

@@ -1,8 +1,7 @@
 """Evaluate runs again from their checkpoints, side by side, in one process."""
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from bcl_ray.model import TwoBranch
 from bcl_ray.parse import from_yaml, with_overrides
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
-from bcl_ray.worker import SCORE
+from bcl_ray.worker import BEST
 
 Evaluated = tuple[Run, Experiment, dict[str, float]]
 
@@ -56,6 +55,15 @@ def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
     Raises:
         ValueError: the run has none yet.
     """
+    return checkpoint.load(storage.join(run.uri, BEST) if best else last_checkpoint(run))
+
+
+def last_checkpoint(run: Run) -> str:
+    """Folder of the last checkpoint that Ray Train has noted.
+
+    Raises:
+        ValueError: there is none yet.
+    """
     filesystem, path = storage.resolve(run.uri)
     try:
         result: Any = ray.train.Result.from_path(path, filesystem)
@@ -63,12 +71,7 @@ def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
         result = None
     if result is None or result.checkpoint is None:
         raise ValueError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
-    chosen = result.checkpoint
-    if best:
-        kept = [(metrics[SCORE], c) for c, metrics in result.best_checkpoints]
-        chosen = max(kept, key=lambda pair: pair[0])[1]
-    with tempfile.TemporaryDirectory() as folder:
-        return checkpoint.load(Path(chosen.to_directory(folder)))
+    return storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
 
 
 def _states(names: Sequence[str], root: str, best: bool) -> list[tuple[Run, checkpoint.State]]:

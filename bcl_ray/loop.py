@@ -26,6 +26,7 @@ from bcl_ray.precision import autocast
 from bcl_ray.views.device import device_views, normalized
 
 Batch = dict[str, np.ndarray]
+SIGNALS = ("stop", "preempted")  # what a worker may tell the others while it trains
 
 
 @dataclass
@@ -37,16 +38,31 @@ class Step:
         terms: TERMS of the global batch, (3,), still on the device.
         waited: seconds that the step waited for its batch.
         images: images of the global batch.
+        wishes: which of SIGNALS any worker gave, at the step before; the same on all workers.
     """
 
     step: int
     terms: Tensor
     waited: float
     images: int
+    wishes: frozenset[str]
 
 
-def train_epoch(learner: Learner, batches: Iterable[Batch], *, epoch: int) -> Iterator[Step]:
+def train_epoch(
+    learner: Learner,
+    batches: Iterable[Batch],
+    *,
+    epoch: int,
+    signals: Callable[[], frozenset[str]] = frozenset,
+) -> Iterator[Step]:
     """Train on an epoch's batches, or on those that are left of it; yields every step.
+
+    Args:
+        learner: what is trained.
+        batches: this worker's.
+        epoch: its number, which the views depend on.
+        signals: asked at every step which of SIGNALS this worker gives. They travel with the
+            gradients, so that all workers learn of them at the same step, at no cost.
 
     The loss is checked one step late: by then its value is there, and asking for it does not
     make the device wait. Before a state is saved in the middle of an epoch, `Learner.check` does
@@ -56,7 +72,7 @@ def train_epoch(learner: Learner, batches: Iterable[Batch], *, epoch: int) -> It
         NonFiniteLossError: on all workers at once, naming the step.
     """
     learner.model.train()
-    check_previous: Callable[[], None] | None = None
+    check_previous: Callable[[], frozenset[str]] = frozenset
     asked = time.perf_counter()
     for batch in batches:
         waited = time.perf_counter() - asked
@@ -68,18 +84,18 @@ def train_epoch(learner: Learner, batches: Iterable[Batch], *, epoch: int) -> It
         )
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
-        terms = _train_step(learner, batch, epoch)
-        if check_previous is not None:
-            check_previous()
-        check_previous = _late_check(learner.step, terms)
-        yield Step(learner.step, terms, waited, len(batch["labels"]) * world_size())
+        told = _train_step(learner, batch, epoch, signals())
+        wishes = check_previous()
+        check_previous = _late_check(learner.step, told)
+        images = len(batch["labels"]) * world_size()
+        yield Step(learner.step, told[: len(TERMS)], waited, images, wishes)
         asked = time.perf_counter()
-    if check_previous is not None:
-        check_previous()
-        learner.check()
+    check_previous()
+    learner.check()
 
 
-def _train_step(learner: Learner, batch: Batch, epoch: int) -> Tensor:
+def _train_step(learner: Learner, batch: Batch, epoch: int, signals: frozenset[str]) -> Tensor:
+    """One step; returns TERMS of the global batch, and how many workers gave each of SIGNALS."""
     experiment = learner.experiment
     views = device_views(
         _sent(batch["views"], learner.device),
@@ -94,12 +110,15 @@ def _train_step(learner: Learner, batch: Batch, epoch: int) -> Tensor:
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
-    learner.gradients.finish(terms)
+    # Filled on the device: a list would be copied there, and the host would wait for it.
+    given = [terms.new_full((1,), float(name in signals)) for name in SIGNALS]
+    told = torch.cat([terms, *given])
+    learner.gradients.finish(told)
     learner.optimizer.step()
     learner.move_average()
     learner.step += 1
-    learner.sums += terms
-    return terms
+    learner.sums += told[: len(TERMS)]
+    return told
 
 
 def global_loss(
@@ -142,21 +161,23 @@ def _sent(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.tensor(array, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def _late_check(step: int, terms: Tensor) -> Callable[[], None]:
-    """Start to copy a step's TERMS to the host; the result waits for that copy and checks it."""
-    values = terms.to("cpu", non_blocking=True)
-    # Reading `terms` later would wait for all that has been queued since, the next step above all.
-    copied = torch.Event(terms.device) if terms.is_cuda else None
+def _late_check(step: int, told: Tensor) -> Callable[[], frozenset[str]]:
+    """Start to copy what a step told to the host; the result waits for that copy and checks it."""
+    values = told.to("cpu", non_blocking=True)
+    # Reading `told` later would wait for all that has been queued since, the next step above all.
+    copied = torch.Event(told.device) if told.is_cuda else None
     if copied is not None:
         copied.record()
 
-    def check() -> None:
+    def check() -> frozenset[str]:
         if copied is not None:
             copied.synchronize()
         if not values.isfinite().all():
-            named = zip(TERMS, values.tolist(), strict=True)
+            named = zip(TERMS, values.tolist(), strict=False)
             found = ", ".join(f"{name} {value}" for name, value in named)
             raise not_finite(step, f"the loss ({found}) is")
+        given = zip(SIGNALS, values[len(TERMS) :].tolist(), strict=True)
+        return frozenset(name for name, workers in given if workers)
 
     return check
 

@@ -2,39 +2,57 @@
 
 import contextlib
 import csv
+import functools
 import io
 import logging
-import shutil
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.exceptions import ControllerError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray import checkpoint, runs, storage
 from bcl_ray.budget import Budget, budget, check_store, preflight
 from bcl_ray.cluster import Resources, check_places, connected, one_line, uses_gpus
 from bcl_ray.config import Experiment
+from bcl_ray.elastic import Trainer
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.tracking import Tracker, tracking_uri
-from bcl_ray.worker import SCORE, train_worker
+from bcl_ray.worker import train_worker
 
 logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 Follow = Callable[[Event], None]
 
-COLLECTIVE_PATIENCE = 600  # seconds that a worker waits for another in a collective
 MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking server
+STOP_PATIENCE = 60.0  # seconds that workers have to write a last checkpoint
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingError(RuntimeError):
     """A run that ended without a result; says why, and how to go on."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop.
+
+    Args:
+        text: what became of it.
+        signum: the signal that asked for it.
+    """
+
+    def __init__(self, text: str, signum: int) -> None:
+        super().__init__(text)
+        self.signum = signum
 
 
 def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) -> Event:
@@ -49,6 +67,8 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
     Raises:
         ValueError: the run cannot work, or the name is taken; before anything is written.
         TrainingError: the run began and failed.
+        Stopped: SIGINT or SIGTERM came (in the main thread); a checkpoint was written, unless
+            workers did not do so within STOP_PATIENCE, or the signal came again.
     """
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
@@ -71,7 +91,7 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
             follow(_begin_event(run, experiment, manifest, wanted, tracker))
             mailbox = _mailbox()
             trainer = _trainer(run, experiment, manifest, resources, mailbox)
-            outcome = _run(run, trainer, Follower(mailbox, tracker, manifest, follow))
+            outcome = _run(run, trainer, mailbox, Follower(mailbox, tracker, manifest, follow))
             outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
             outcome["problem"] = tracker.problem
     follow({"kind": "end", **outcome})
@@ -113,28 +133,55 @@ def _begin_event(
     }
 
 
-def _run(run: Run, trainer: Any, follower: "Follower") -> Event:
+def _run(run: Run, trainer: Any, mailbox: Any, follower: "Follower") -> Event:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
+    resume = f"bcl-ray train --resume {runs.reference(run)}"
     try:
-        result = _interruptible(trainer.fit)
-        error = (result.return_value or {}).get("error")
-        advice = ""
+        with _stop_signals() as signals:
+            result = _stoppable(trainer.fit, mailbox, signals)
     except ray.train.TrainingFailedError as failure:
-        error = _cause(failure, run)
-        advice = f"\ncontinue with: bcl-ray train --resume {runs.reference(run)}"
-    except KeyboardInterrupt:
-        resume = f"bcl-ray train --resume {runs.reference(run)}"
-        raise KeyboardInterrupt(f"stopped; go on with: {resume}") from None
+        raise TrainingError(f"{_cause(failure, run)}\ncontinue with: {resume}") from None
+    except Stopped as stop:
+        raise Stopped(f"{stop}; go on with: {resume}", stop.signum) from None
     finally:
         follower.stop()
-    if error:
-        raise TrainingError(f"{error}{advice}")
+    returned = result.return_value or {}
+    if "error" in returned:
+        raise TrainingError(returned["error"])
+    if "stopped" in returned:
+        signum = signals[0] if signals else signal.SIGINT
+        raise Stopped(f"stopped at step {returned['stopped']:,}; go on with: {resume}", signum)
     return _finished(run, result, follower)
 
 
-def _interruptible(function: Callable[[], Any]) -> Any:
-    """Call a function in a thread, so that Ctrl-C reaches us: Ray Train would exit with 0."""
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The signals to stop that have come; the program goes on, unless one comes again."""
+    received: list[int] = []
+
+    def receive(signum: int, _: object) -> None:
+        if received:
+            raise Stopped("stopped at once", signum)
+        received.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other
+        yield received
+        return
+    before = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stoppable(function: Callable[[], Any], mailbox: Any, signals: list[int]) -> Any:
+    """Call a function in a thread, for signals to reach us: Ray Train would exit with 0.
+
+    Raises:
+        Stopped: a signal came, and workers did not stop within STOP_PATIENCE.
+    """
     outcome: dict[str, Any] = {}
 
     def call() -> None:
@@ -145,8 +192,14 @@ def _interruptible(function: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=call, name="trainer", daemon=True)
     thread.start()
+    deadline = None
     while thread.is_alive():
         thread.join(0.2)
+        if signals and deadline is None:
+            deadline = time.monotonic() + STOP_PATIENCE
+            mailbox.stop.remote()
+        if deadline is not None and time.monotonic() > deadline:
+            raise Stopped("stopped, without a last checkpoint", signals[0])
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
@@ -159,17 +212,21 @@ def _trainer(
     use_gpu = uses_gpus(experiment, resources)
     filesystem, path = storage.resolve(run.uri)
     parent, _, name = path.rstrip("/").rpartition("/")
-    return ray.train.torch.TorchTrainer(
+    return Trainer(
         train_worker,
+        experiment=experiment,
+        tell=functools.partial(_tell, mailbox),
         train_loop_config={
             "experiment": experiment.to_yaml(),
             "manifest": manifest.model_dump_json(),
+            "run": run.uri,
             "uid": run.uid,
             "mailbox": mailbox,
         },
-        torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_PATIENCE),
+        # Longer than a worker takes to notice a hang, which says where it hangs.
+        torch_config=ray.train.torch.TorchConfig(timeout_s=int(2 * scale.hang_timeout) + 1),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.workers,
+            num_workers=(scale.min_workers, scale.max_workers),
             use_gpu=use_gpu,
             resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
@@ -178,9 +235,8 @@ def _trainer(
             storage_path=parent or "/",
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=SCORE
-            ),
+            # The last, and the one before, should the last be damaged.
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -188,17 +244,30 @@ def _trainer(
 
 def _mailbox() -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)(Mailbox)
     return actor.remote()
 
 
+def _tell(mailbox: Any, text: str) -> None:
+    mailbox.put.remote({"kind": "note", "text": text})
+
+
 class Mailbox:
-    """Carries a worker's events to the driver; in memory, on the driver's node."""
+    """Carries workers' events to the driver, and its wish to stop to them; on the driver's node."""
 
     def __init__(self) -> None:
         import asyncio  # noqa: PLC0415  the queue belongs to the actor's loop
 
         self._events: Any = asyncio.Queue()
+        self._stop = asyncio.Event()
+
+    async def stop(self) -> None:
+        """Ask workers to stop."""
+        self._stop.set()
+
+    async def stopping(self) -> None:
+        """Return when workers are to stop."""
+        await self._stop.wait()
 
     async def put(self, event: Event) -> None:
         """Leave an event."""
@@ -276,15 +345,17 @@ def _cause(failure: Exception, run: Run) -> str:
     """The failure in one line; all of it goes to a file."""
     folder = runs.local_folder(run)
     (folder / "error.txt").write_text(str(failure))
+    if isinstance(failure, ControllerError):
+        return one_line(failure.controller_failure)
     causes = list(getattr(failure, "worker_failures", {}).values()) or [failure]
     return f"the workers failed: {one_line(causes[0])} (all of it: {folder}/error.txt)"
 
 
 def _finished(run: Run, result: Any, follower: Follower) -> Event:
     folder = runs.local_folder(run) / "final"
-    shutil.rmtree(folder, ignore_errors=True)
-    result.checkpoint.to_directory(folder)
-    state = checkpoint.load(folder)
+    last = storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
+    state = checkpoint.load(last)
+    checkpoint.save(state, folder)
     follower.track(state.history)  # what a worker told may come after the end of training
     follower.tracker.model(folder)
     if follower.failure is not None:

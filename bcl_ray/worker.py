@@ -3,61 +3,100 @@
 Not in `train`, which its processes would import with all of the driver's libraries.
 """
 
-import tempfile
+import contextlib
+import logging
+import secrets
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 
-from bcl_ray import checkpoint
+from bcl_ray import checkpoint, storage
 from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches, training_batches
 from bcl_ray.distributed import rank, sum_over_workers, world_size
+from bcl_ray.elastic import PreemptedError
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.loop import Step, evaluate, train_epoch
 from bcl_ray.optim import learning_rate
 from bcl_ray.parse import from_yaml
 from bcl_ray.shards import Manifest
+from bcl_ray.watch import Watch
 
-SCORE = "checkpoint/score"  # ranks checkpoints; below every accuracy where nothing was evaluated
+logger = logging.getLogger(__name__)
+
+BEST = "best"  # folder of the checkpoint with the highest accuracy, beside Ray Train's last two
 TICK = 0.5  # seconds between a worker's progress events
+
+
+class StoppedError(Exception):
+    """Training was asked to stop, and the state has been saved."""
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train worker's whole life: restore, then train and evaluate epoch by epoch.
 
-    A loss that is not finite would only repeat on a restart, so it is returned, not raised.
+    A loss that is not finite would only repeat on a restart, so it is returned, not raised; so
+    is the step at which training was asked to stop.
     """
     experiment = from_yaml(config["experiment"])
     manifest = Manifest.model_validate_json(config["manifest"])
-    worker = _Worker(experiment, manifest, config["uid"], config["mailbox"])
-    worker.restore()
-    try:
-        for epoch, batches in training_batches(
+    mailbox = config["mailbox"]
+    with _warnings_told(mailbox):
+        worker = _Worker(experiment, manifest, config["run"], config["uid"], mailbox)
+        worker.restore()
+        epochs = training_batches(
             experiment,
             manifest,
             rank=rank(),
             world_size=world_size(),
             first_step=worker.learner.step,
-        ):
-            worker.run_epoch(epoch, batches)
-    except NonFiniteLossError as error:
-        return {"error": str(error)}
+        )
+        try:
+            with contextlib.closing(epochs):
+                for epoch, batches in epochs:
+                    worker.run_epoch(epoch, batches)
+        except NonFiniteLossError as error:
+            return {"error": str(error)}
+        except StoppedError:
+            return {"stopped": worker.learner.step}
     return {}
+
+
+@contextlib.contextmanager
+def _warnings_told(mailbox: Any) -> Iterator[None]:
+    """Pass warnings of our own modules on to the person, from every worker."""
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = f"worker {rank()}: {record.getMessage()}"
+            mailbox.put.remote({"kind": "note", "text": text})
+
+    handler, ours = Forward(logging.WARNING), logging.getLogger("bcl_ray")
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
 
 
 class _Worker:
     """What a worker holds while it trains, and what it tells Ray and the driver."""
 
-    def __init__(self, experiment: Experiment, manifest: Manifest, uid: str, mailbox: Any) -> None:
+    def __init__(
+        self, experiment: Experiment, manifest: Manifest, run: str, uid: str, mailbox: Any
+    ) -> None:
         self.experiment, self.manifest = experiment, manifest
-        self.uid, self.mailbox = uid, mailbox
+        self.run, self.uid, self.mailbox = run, uid, mailbox
+        self.watch = Watch(mailbox, experiment.scale.hang_timeout)
         self.class_counts = np.array(manifest.splits[experiment.data.train_split].class_counts)
         self.steps = epoch_plan(experiment, manifest, 0).steps
         self.device = ray.train.torch.get_device()
@@ -66,14 +105,34 @@ class _Worker:
         self.told = time.monotonic()
 
     def restore(self) -> None:
-        """Continue from the last checkpoint, if there is one."""
-        last = ray.train.get_checkpoint()
-        if last is not None:
-            with last.as_directory() as folder:
-                state = checkpoint.load(Path(folder))
+        """Continue from the last checkpoint that can be read, if there is one."""
+        if ray.train.get_checkpoint() is not None:
+            # One worker chooses, lest a file that comes back meanwhile divides them.
+            folder = broadcast_from_rank_zero(self._usable() if rank() == 0 else None)
+            state = checkpoint.load(folder)
             self.learner.restore(state)
             self.history = list(state.history)
         self.tell("start", step=self.learner.step, workers=world_size(), records=self.history)
+
+    def _usable(self) -> str:
+        """The last checkpoint's folder, or that of the one before where the last is damaged.
+
+        Raises:
+            UnusableCheckpointError: none can be read; to begin again would lose the run.
+        """
+        kept = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        names = [PurePosixPath(found.checkpoint.path).name for found in kept]
+        problems = []
+        for folder in [storage.join(self.run, name) for name in reversed(names)]:
+            try:
+                checkpoint.load(folder)
+            except checkpoint.UnusableCheckpointError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                logger.warning("%s; going on from the checkpoint before", problem)
+            return folder
+        raise checkpoint.UnusableCheckpointError("; ".join(problems))
 
     def tell(self, kind: str, **content: Any) -> None:
         """Send the driver an event; from one worker, without waiting."""
@@ -84,21 +143,27 @@ class _Worker:
         """Train on what is left of an epoch, evaluate where it is due, and report."""
         begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
-        for step in train_epoch(self.learner, batches, epoch=epoch):
+        for step in train_epoch(
+            self.learner, self.watch.over(batches), epoch=epoch, signals=self.watch.signals
+        ):
             waited += step.waited
             images += step.images
             self._progress(epoch, step)
-            if every and step.step % every == 0 and step.step % self.steps:
+            if step.wishes or (every and step.step % every == 0 and step.step % self.steps):
                 self.learner.check()
-                self._report({SCORE: -1.0, "step": step.step})
+                self._report({"step": step.step})
+            if step.wishes:
+                self._leave(step.wishes)
         record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
         if (epoch + 1) % self.experiment.train.eval_every == 0 or (
             epoch + 1 == self.experiment.train.epochs
         ):
             record |= self._evaluation_record()
+        accuracies = [r["accuracy/all"] for r in self.history if "accuracy/all" in r]
+        best = record.get("accuracy/all", -1.0) > max(accuracies, default=-1.0)
         self.history.append(record)
         self.learner.sums.zero_()
-        self._report({SCORE: record.get("accuracy/all", -1.0), **record})
+        self._report({"step": self.learner.step, **record}, best=best)
         self.tell("epoch", epochs=self.experiment.train.epochs, records=[record])
 
     def _progress(self, epoch: int, step: Step) -> None:
@@ -123,6 +188,7 @@ class _Worker:
             "time/epoch": seconds,
             "time/data": 100 * waited / seconds,
             "throughput/images_per_second": images / seconds,
+            "scale/workers": float(world_size()),
         }
 
     def _evaluation_record(self) -> dict[str, float]:
@@ -133,7 +199,7 @@ class _Worker:
         )
         record, per_class = evaluate(
             self.learner.evaluated,
-            batches,
+            self.watch.over(batches),
             experiment=self.experiment,
             class_counts=self.class_counts,
             rows=rows,
@@ -142,14 +208,37 @@ class _Worker:
         self.tell("classes", counts=self.class_counts.tolist(), accuracy=per_class.tolist())
         return {**record, "time/evaluate": time.perf_counter() - begun}
 
-    def _report(self, metrics: dict[str, float]) -> None:
-        """Report on every worker at once; the first one brings the checkpoint."""
-        with tempfile.TemporaryDirectory() as folder:
-            found = None
-            if rank() == 0:
-                checkpoint.save(self._state(), Path(folder))
-                found = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=found)
+    def _report(self, metrics: dict[str, float], *, best: bool = False) -> None:
+        """Report on every worker at once; the first one has written the checkpoint.
+
+        It becomes the last one only when Ray Train has noted it; Ray Train keeps two.
+        """
+        found = None
+        if rank() == 0:
+            # The name is new even if an earlier start of the workers wrote the same step.
+            name = f"checkpoint_{self.learner.step:08d}_{secrets.token_hex(4)}"
+            folder = storage.join(self.run, name)
+            checkpoint.save(
+                self._state(), folder, *([storage.join(self.run, BEST)] if best else [])
+            )
+            filesystem, path = storage.resolve(folder)
+            found = ray.train.Checkpoint(path, filesystem)
+        ray.train.report(
+            metrics, checkpoint=found, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
+        )
+
+    def _leave(self, wishes: frozenset[str]) -> None:
+        """End this worker's training; the state has been saved.
+
+        Raises:
+            StoppedError: training was asked to stop.
+            PreemptedError: a node is to go.
+        """
+        # Returns when Ray Train has noted the checkpoint, which a failure could overtake.
+        ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        if "stop" in wishes:
+            raise StoppedError
+        raise PreemptedError(f"a node is to go; everything up to step {self.learner.step} is saved")
 
     def _state(self) -> checkpoint.State:
         return self.learner.state(

@@ -1,6 +1,7 @@
 """Commands on experiments and runs: recipes, plan, train, evaluate, sync."""
 
 import json
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +76,7 @@ def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | Non
         "each epoch)",
         "images to evaluate": f"{wanted.eval_images:,}",
         "read per epoch": f"{wanted.bytes_per_epoch / mib:,.1f} MiB",
-        "workers": _shown_workers(experiment) + f" x {batch // workers} images, "
+        "workers": f"{experiment.scale.workers} x {batch // workers} images, "
         f"{wanted.batch_bytes / mib:,.1f} MiB of views a batch",
         "lanes of the plan": f"{wanted.lanes} (workers may be any divisor)",
         "CPUs": f"{wanted.worker_cpus:g} for workers, "
@@ -97,6 +98,10 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Continue a run, by name, folder or URI.")
     ] = None,
+    restartable: Annotated[
+        bool,
+        typer.Option("--restartable", help="Continue the run tracking.run, if there is one."),
+    ] = False,
 ) -> None:
     """Train, evaluate and track a run."""
     if resume is not None:
@@ -104,6 +109,7 @@ def train(
         resume, experiment = _resumed(resume, changes)
     elif recipe is not None:
         experiment = _experiment(recipe, overrides)
+        resume = _begun(experiment) if restartable else None
     else:
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
     _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
@@ -119,11 +125,21 @@ def train(
         sys.stderr.write(f"bcl-ray: {error}\n")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as stop:
-        sys.stderr.write(f"bcl-ray: {stop or 'stopped'}\n")
-        raise typer.Exit(130) from None
+        sys.stderr.write(f"bcl-ray: {str(stop) or 'stopped'}\n")
+        raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
     last = outcome["history"][-1]
     screen.print(accuracy_table([(outcome["run"], method(experiment), last)]))
     screen.print(f"next: bcl-ray evaluate {outcome['reference']}", highlight=False)
+
+
+def _begun(experiment: "Experiment") -> str | None:
+    """The folder of the experiment's run, if it was begun before."""
+    from bcl_ray import runs, storage
+
+    if experiment.tracking.run is None:
+        raise ValueError("--restartable needs tracking.run=NAME, by which the run is found again")
+    uri = runs.absolute(runs.run_uri(experiment.tracking.run, experiment.tracking.runs))
+    return uri if storage.exists(storage.join(uri, runs.RUN_FILE)) else None
 
 
 def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:
