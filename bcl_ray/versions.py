@@ -1,5 +1,6 @@
 """What a run was made with: versions of the software, and the commit of this project."""
 
+import json
 import platform
 import subprocess
 import tomllib
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from bcl_ray import __version__
 
+CLIENT = "BCL_RAY_CLIENT"  # in a job's environment: `client_versions` of who submitted it
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow")
 
 
@@ -21,6 +23,43 @@ def versions() -> dict[str, str]:
             continue
     commit = git_commit(Path(__file__).parents[1])
     return {**found, "git.commit": commit} if commit else found
+
+
+def client_versions() -> dict[str, str]:
+    """What a job and who submits it must have alike: bcl_ray, Ray, and Python to the minor."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"bcl_ray": __version__, "Python": python, "Ray": version("ray")}
+
+
+def check_client(text: str) -> None:
+    """Refuse to run a job for a client with other versions.
+
+    Args:
+        text: its `client_versions`, as JSON.
+
+    Raises:
+        ValueError: naming both.
+    """
+    differing(json.loads(text), client_versions())
+
+
+def differing(client: dict[str, str], cluster: dict[str, str]) -> None:
+    """Refuse two sides of different versions, as far as the cluster's are known.
+
+    Raises:
+        ValueError: naming both.
+    """
+    pairs = [(name, own, cluster.get(name, own)) for name, own in client.items()]
+    found = [
+        f"{name} {own} submitted it, and the cluster has {other}"
+        for name, own, other in pairs
+        if own != other
+    ]
+    if found:
+        raise ValueError(
+            f"job refused: {'; '.join(found)}: install the cluster's versions where you submit "
+            "(`--with-code` sends your bcl_ray along)"
+        )
 
 
 def git_commit(root: Path) -> str | None:

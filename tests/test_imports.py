@@ -47,6 +47,7 @@ ORDER = {
     "evaluate": "ray torch",
     "events": "",
     "display": "",
+    "submit": "ray",
     "local": "",
     "cli": "",
     "__main__": "",
@@ -54,6 +55,7 @@ ORDER = {
 FRAMEWORKS = {"ray", "mlflow", "torch"}
 EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train]
 RAY = {  # these, and no others, need Ray
+    "submit",
     "cluster",
     "elastic",
     "data",

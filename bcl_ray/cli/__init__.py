@@ -5,14 +5,19 @@ import sys
 
 import typer
 
-from bcl_ray.cli import data, training
+from bcl_ray.cli import data, jobs, submit, training
 
 app = typer.Typer(
     help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for part in (data.app, training.app):  # without a name: their commands are ours
+for part in (
+    data.app,
+    training.app,
+    submit.app,
+    jobs.app,
+):  # without a name: their commands are ours
     app.add_typer(part)
 
 
@@ -22,7 +27,11 @@ def main(*command: str) -> None:
     Args:
         command: words that come before those of the command line.
     """
+    from bcl_ray.versions import CLIENT, check_client
+
     try:
+        if client := os.environ.get(CLIENT):  # a job
+            check_client(client)
         app([*command, *sys.argv[1:]], prog_name="bcl-ray")
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("BCL_RAY_TRACEBACK"):

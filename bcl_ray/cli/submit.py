@@ -1,0 +1,106 @@
+"""The command that sends a command to a cluster: submit."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcl_ray.cli.jobs import Address, CaFile, attend, how_to_come_back
+from bcl_ray.cli.terminal import console, quiet
+
+if TYPE_CHECKING:
+    from bcl_ray.submit.request import Request
+
+app = typer.Typer()
+
+
+class Kind(StrEnum):
+    """Commands that a cluster runs."""
+
+    shard = "shard"
+    train = "train"
+    evaluate = "evaluate"
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    kind: Annotated[Kind, typer.Argument(help="The command.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGUMENTS]...", help="The command's arguments.")
+    ] = None,
+    address: Address = None,
+    ca_file: CaFile = None,
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Send this bcl_ray along, and run that.")
+    ] = False,
+    no_follow: Annotated[
+        bool, typer.Option("--no-follow", help="Return as soon as the cluster has the job.")
+    ] = False,
+) -> None:
+    """Run a command on a cluster, and follow it; Ctrl-C detaches, and the job goes on.
+
+    Credentials are never sent: the cluster's nodes have their own.
+    """
+    from bcl_ray.submit.client import Cluster, address_of
+    from bcl_ray.submit.package import package
+    from bcl_ray.submit.request import submit as send
+    from bcl_ray.versions import client_versions, differing
+
+    where = address_of(address)
+    quiet()
+    request = _request(kind, tuple(words or ()), where)
+    sent = package(kind.value, request.words, with_code=with_code)
+    cluster = Cluster(where, ca_file)
+    differing(client_versions(), cluster.versions())
+    send(cluster, request, sent)
+    screen = console()
+    for line in (f"job      {request.name}  on {where}", *request.notes):
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    if no_follow:
+        screen.print(how_to_come_back(request.name, address), highlight=False, soft_wrap=True)
+        return
+    attend(cluster, request.name, address, screen)
+
+
+def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
+    """The request of a command, which is parsed as the command line parses it here."""
+    from bcl_ray.cli import app as commands
+    from bcl_ray.submit.request import check_uri, named
+
+    group: Any = typer.main.get_command(commands)
+    options = group.commands[kind.value].make_context(kind.value, list(words)).params
+    if kind is Kind.shard:
+        check_uri("the target", options["target"])
+        if options["origin"]:
+            check_uri("--from", options["origin"])
+        return named(kind.value, options["source"], words, data=options["target"])
+    if kind is Kind.evaluate:
+        for name in options["names"]:
+            check_uri("RUN", name if "/" in name else options["runs"])
+        if options["data"]:
+            check_uri("--data", options["data"])
+        subject = options["names"][0].rstrip("/").rpartition("/")[2]
+        return named(kind.value, subject, words, run=" ".join(options["names"]))
+    return _resuming(options, words) if options["resume"] else _training(options, words, address)
+
+
+def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
+    from bcl_ray.cli.training import _experiment
+    from bcl_ray.submit.request import training
+
+    if not options["recipe"]:
+        raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
+    experiment = _experiment(options["recipe"], options["overrides"])
+    return training(options["recipe"], experiment, words, address)
+
+
+def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "Request":
+    from bcl_ray import runs
+    from bcl_ray.config import TrackingConfig
+    from bcl_ray.submit.request import check_uri, named
+
+    changes = [options["recipe"] or "", *(options["overrides"] or [])]
+    roots = [text.partition("=")[2] for text in changes if text.startswith("tracking.runs=")]
+    uri = runs.run_uri(options["resume"], roots[-1] if roots else TrackingConfig().runs)
+    check_uri("--resume", uri)
+    return named("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)

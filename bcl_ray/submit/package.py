@@ -1,0 +1,138 @@
+"""A job's working directory: its entry point, the files that its command names, no more."""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import bcl_ray
+
+PACKAGE = Path(bcl_ray.__file__).parent
+SUFFIXES = (".yaml", ".yml", ".txt", ".csv", ".tsv", ".lst", ".json")  # of files that are sent
+LIMIT = 90 * 2**20  # bytes; Ray's dashboard takes 100 MiB, and answers 413 to more
+SECRETS = (
+    re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS access keys
+    re.compile(r"://[^/\s:@]*:[^/\s@]+@"),  # user:password in a URI
+    re.compile(
+        r"(secret|password|passwd|credential|token|access[_.-]?key|api[_.-]?key)[\w.-]*[\"']?"
+        r"\s*[=:]\s*[\"']?[^\s\"'&]",
+        re.IGNORECASE,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a job is sent.
+
+    Args:
+        files: where each file goes in the working directory, and where it lies here.
+        words: the command's arguments, with files named as they are in the working directory.
+    """
+
+    files: dict[str, Path]
+    words: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files."""
+        return sum(file.stat().st_size for file in self.files.values())
+
+    def write(self, folder: Path) -> None:
+        """Fill a folder."""
+        for name, file in self.files.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def package(kind: str, words: Sequence[str], *, with_code: bool = False) -> Package:
+    """The working directory of a job.
+
+    Args:
+        kind: name of the entry point: shard, train, evaluate.
+        words: arguments of the command. A word FILE or NAME=FILE with a suffix of SUFFIXES whose
+            file is there is sent along.
+        with_code: send this bcl_ray too; the cluster's own is then not used.
+
+    Raises:
+        ValueError: something that looks like a credential in the arguments or in a file that
+            they name, or more than LIMIT bytes.
+        OSError: a file that cannot be read.
+    """
+    files = {f"jobs/{kind}.py": entry_point(kind)}
+    sent = []
+    for word in words:
+        _refuse_secret(f"the argument '{word.partition('=')[0]}'", word)
+        before, file = _named_file(word)
+        if file is None:
+            sent.append(word)
+            continue
+        _refuse_secret(str(file), file.read_text(encoding="utf-8", errors="replace"))
+        name = _free_name(file, files)
+        files[name] = file
+        sent.append(before + name)
+    if with_code:
+        files |= {str(Path("bcl_ray", file.relative_to(PACKAGE))): file for file in _code()}
+    made = Package(files, tuple(sent))
+    _refuse_large(made)
+    return made
+
+
+def entry_point(kind: str) -> Path:
+    """The file of jobs/: beside the package in a checkout, in it where it is installed.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for folder in (PACKAGE.parent / "jobs", PACKAGE / "jobs"):
+        if (folder / f"{kind}.py").is_file():
+            return folder / f"{kind}.py"
+    raise ValueError(f"bcl_ray in {PACKAGE} comes without jobs/{kind}.py: install it again")
+
+
+def _named_file(word: str) -> tuple[str, Path | None]:
+    """What stands before the name of a file in a word, and the file."""
+    name, equals, value = word.partition("=")
+    for before, text in (("", word), (name + equals, value)):
+        if text.lower().endswith(SUFFIXES) and "://" not in text and Path(text).is_file():
+            return before, Path(text)
+    return "", None
+
+
+def _free_name(file: Path, files: dict[str, Path]) -> str:
+    name, number = f"files/{file.name}", 1
+    while name in files and not files[name].samefile(file):
+        number += 1
+        name = f"files/{file.stem}-{number}{file.suffix}"
+    return name
+
+
+def _code() -> Iterator[Path]:
+    for file in sorted(PACKAGE.rglob("*")):
+        parts = file.relative_to(PACKAGE).parts
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+        if file.is_file() and not hidden:
+            yield file
+
+
+def _refuse_secret(where: str, text: str) -> None:
+    if any(pattern.search(text) for pattern in SECRETS):  # it is not shown, here or anywhere
+        raise ValueError(
+            f"{where} holds what looks like a credential, and a job's record shows everything it "
+            "is sent: give the cluster's nodes a role, a Secret or an environment of their own"
+        )
+
+
+def _refuse_large(made: Package) -> None:
+    if made.bytes <= LIMIT:
+        return
+    mib = 2**20
+    largest = sorted(made.files.values(), key=lambda file: -file.stat().st_size)[:3]
+    shown = ", ".join(f"{file} ({file.stat().st_size / mib:,.0f} MiB)" for file in largest)
+    raise ValueError(
+        f"the job's working directory is {made.bytes / mib:,.0f} MiB, and at most {LIMIT // mib} "
+        f"can be sent: {shown} {'are' if len(largest) > 1 else 'is'} the largest; put them where the "
+        "cluster reads data, and name their URI"
+    )
