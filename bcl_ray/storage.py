@@ -1,26 +1,44 @@
-"""Files anywhere: a local path or any URI that pyarrow opens, with errors in plain words.
+"""Files anywhere: a local path, s3:// or any other URI that pyarrow opens.
 
-Every function raises FileNotFoundError, PermissionError or another OSError whose text names
-the URI and what to do.
+Every function tries again, for minutes, while an object store throttles or does not answer and
+while a local disk is full, and says so with a warning (logger bcl_ray.storage). Then, and for
+faults that do not pass, it raises FileNotFoundError, PermissionError or another OSError whose
+text names the URI and what to do. Settings and credentials of S3: see `bcl_ray.s3.place`.
 """
 
+import contextlib
+import errno
+import functools
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
+
+from bcl_ray import s3
+from bcl_ray.retry import PATIENCE, local_patience, persist
+
+Result = TypeVar("Result")
 
 
 def resolve(uri: str) -> tuple[Any, str]:
     """The pyarrow filesystem of a path or URI, and the path within it.
 
+    S3's tries again by itself for about 100 s, and may be pickled: it holds no credentials, and
+    takes those of the machine that it comes to.
+
     Raises:
         ValueError: a scheme that pyarrow does not know, or a malformed URI.
     """
+    if s3.is_s3(uri):
+        place = s3.place_of(uri)
+        with plain_errors(uri):
+            return s3.filesystem(place), place.path
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     with plain_errors(uri):
@@ -34,6 +52,39 @@ def resolve(uri: str) -> tuple[Any, str]:
     return filesystem, path
 
 
+def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
+    """Call function(filesystem, path) for a URI, and again while faults last that pass.
+
+    For callers that read with pyarrow themselves; all of the reading belongs in the function:
+
+        def read(filesystem, path):
+            with filesystem.open_input_file(path) as file:
+                return pq.ParquetFile(file).read_row_group(0)
+
+        table = storage.retried(read, uri)
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: in plain words.
+    """
+
+    def attempt() -> Result:
+        # Blips pass within the filesystem's own attempts; the rest is for our eyes.
+        place = s3.place_of(uri) if s3.is_s3(uri) else None
+        filesystem, path = (
+            (s3.filesystem(place, attempts=s3.QUICK), place.path) if place else resolve(uri)
+        )
+        try:
+            return function(filesystem, path)
+        except Exception as error:
+            clearer = s3.precise(error, place) if place else error
+            if clearer is error:
+                raise
+            raise clearer from None
+
+    with plain_errors(uri):
+        return _persist(attempt, uri)
+
+
 def join(uri: str, *parts: str) -> str:
     """The URI of a file below a folder; options after '?' stay at the end."""
     base, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
@@ -42,9 +93,7 @@ def join(uri: str, *parts: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = resolve(uri)
-    with plain_errors(uri):
-        return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+    return bool(_info(uri).type != fs.FileType.NotFound)
 
 
 def check_file(uri: str) -> None:
@@ -54,10 +103,9 @@ def check_file(uri: str) -> None:
         FileNotFoundError: nothing is there.
         IsADirectoryError: it is a folder.
     """
-    filesystem, path = resolve(uri)
-    with plain_errors(uri):
-        kind = filesystem.get_file_info(path).type
-        if kind == fs.FileType.NotFound:
+    kind = _info(uri).type
+    if kind == fs.FileType.NotFound:
+        with plain_errors(uri):
             raise FileNotFoundError
     if kind == fs.FileType.Directory:
         raise IsADirectoryError(f"{uri} is a folder, not a file: name a file in it")
@@ -65,19 +113,25 @@ def check_file(uri: str) -> None:
 
 def list_files(uri: str) -> dict[str, int]:
     """Name and bytes of each file directly in a folder, by name; none where there is no folder."""
-    filesystem, path = resolve(uri)
-    with plain_errors(uri):
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return {
-        info.base_name: info.size for info in sorted(infos, key=lambda i: i.path) if info.is_file
-    }
+    return {info.base_name: info.size for info in _list(uri) if info.is_file}
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; none where there is no folder."""
+    return [info.base_name for info in _list(uri) if info.type == fs.FileType.Directory]
 
 
 def read_bytes(uri: str) -> bytes:
     """A whole file."""
-    filesystem, path = resolve(uri)
-    with plain_errors(uri), filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
+
+    def read(filesystem: Any, path: str) -> bytes:
+        with filesystem.open_input_file(path) as file:
+            data = bytes(file.read())
+            if len(data) < file.size():
+                raise ConnectionError(f"{len(data)} of {file.size()} bytes came")
+            return data
+
+    return retried(read, uri)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -86,37 +140,142 @@ def write_bytes(uri: str, data: bytes) -> None:
         sink.write(data)
 
 
+def create_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file, as `write_bytes` does, unless there is one.
+
+    Of several writers exactly one succeeds on a local disk, AWS S3, Ceph and other stores with
+    atomic conditional writes. Elsewhere (OpenStack Swift, gs://) it is looked up, then written:
+    writers within the same moment may all succeed, and the last one's bytes stay.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    if s3.is_s3(uri):
+        with plain_errors(uri):
+            s3.create(s3.place_of(uri), data, lambda attempt: _persist(attempt, uri))
+    elif isinstance(resolve(uri)[0], fs.LocalFileSystem):
+        with _local_write(uri, exclusive=True) as sink:
+            sink.write(data)
+    elif exists(uri):
+        raise FileExistsError(f"{uri} exists already")
+    else:
+        write_bytes(uri, data)
+
+
 def delete(uri: str) -> None:
     """Remove one file."""
-    filesystem, path = resolve(uri)
-    with plain_errors(uri):
-        filesystem.delete_file(path)
+    tried = 0
+
+    def remove(filesystem: Any, path: str) -> None:
+        nonlocal tried
+        tried += 1
+        try:
+            filesystem.delete_file(path)
+        except FileNotFoundError:
+            if tried == 1:  # else an attempt whose answer was lost has removed it
+                raise
+
+    retried(remove, uri)
+
+
+def delete_folder(uri: str) -> None:
+    """Remove a folder and all in it; where there is none, nothing happens."""
+
+    def remove(filesystem: Any, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(path)
+
+    retried(remove, uri)
 
 
 @contextmanager
 def open_write(uri: str) -> Iterator[Any]:
     """A binary sink whose file appears, complete and durable, when the block ends without error.
 
-    Object stores keep this promise but for one case: a block that fails may leave a part.
+    A block that fails leaves the old file, or none; on gs:// and hdfs:// it may leave a part.
     """
+    if s3.is_s3(uri):
+        with _s3_write(uri) as sink:
+            yield sink
+        return
     filesystem, path = resolve(uri)
-    with plain_errors(uri):
-        if not isinstance(filesystem, fs.LocalFileSystem):
-            with filesystem.open_output_stream(path) as sink:
-                yield sink
-            return
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with partial.open("xb") as sink:
-                yield sink
-                sink.flush()
-                os.fsync(sink.fileno())
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with _local_write(uri) as sink:
+            yield sink
+        return
+    with plain_errors(uri), filesystem.open_output_stream(path) as sink:
+        yield sink
+
+
+@contextmanager
+def _s3_write(uri: str) -> Iterator[Any]:
+    def plainly(attempt: Callable[[], Any]) -> Any:
+        with plain_errors(uri):
+            return _persist(attempt, uri)
+
+    upload = s3.Upload(s3.place_of(uri), plainly)
+    try:
+        yield upload
+        upload.complete()
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error counts
+            upload.abort()
+        raise
+
+
+class _LocalSink(io.RawIOBase):
+    """Writes all that it is given, waiting while the disk is full."""
+
+    def __init__(self, file: io.FileIO, uri: str) -> None:
+        self._file, self._uri = file, uri
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        rest = view
+        with plain_errors(self._uri):
+            while rest:
+                rest = rest[_persist(functools.partial(self._file.write, rest), self._uri) :]
+        return len(view)
+
+
+@contextmanager
+def _local_write(uri: str, *, exclusive: bool = False) -> Iterator[Any]:
+    final = Path(resolve(uri)[1])
+    partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+
+    def plainly(attempt: Callable[[], Result]) -> Result:
+        with plain_errors(uri):
+            return _persist(attempt, uri)
+
+    def publish() -> None:
+        if exclusive:
+            os.link(partial, final)
+        else:
             partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
         _sync_folder(final.parent)
+
+    def make_folder() -> None:
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(f"{final.parent} is a file, not a folder") from None
+
+    plainly(make_folder)
+    try:
+        with plainly(lambda: partial.open("xb", buffering=0)) as file:
+            buffered = io.BufferedWriter(_LocalSink(file, uri), 1 << 16)
+            yield buffered
+            buffered.flush()
+            plainly(lambda: os.fsync(file.fileno()))
+        plainly(publish)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -128,6 +287,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _info(uri: str) -> Any:
+    return retried(lambda filesystem, path: filesystem.get_file_info(path), uri)
+
+
+def _list(uri: str) -> list[Any]:
+    def read(filesystem: Any, path: str) -> list[Any]:
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(found, key=lambda info: str(info.path))
+
+    return retried(read, uri)
+
+
+def _persist(attempt: Callable[[], Result], uri: str) -> Result:
+    def patience(error: BaseException) -> float:
+        worth = s3.patience(error) if s3.is_s3(uri) else local_patience(error)
+        if 0 < worth < PATIENCE:  # access is denied: the credentials may have been renewed since
+            s3.forget()
+        return worth
+
+    return persist(attempt, uri, patience, s3.brief)
+
+
 @contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
     """Turn a filesystem's error into one line that names the URI and what to do."""
@@ -135,17 +316,28 @@ def plain_errors(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri} does not exist: check its spelling") from None
-    except OSError as error:
-        text = _one_line(error)
-        denied = isinstance(error, PermissionError) or "access denied" in text.lower().replace(
-            "_", " "
+    except Exception as error:
+        if s3.is_s3(uri) and s3.fault_of(error) is not None:
+            raise s3.explain(error, uri, s3.place_of(uri)) from error
+        if not isinstance(error, OSError):
+            raise
+        raise _plain(error, uri) from error
+
+
+def _plain(error: OSError, uri: str) -> OSError:
+    text = _one_line(error)
+    if isinstance(error, FileExistsError):
+        return FileExistsError(f"{uri} exists already")
+    if isinstance(error, PermissionError) or "access denied" in text.lower().replace("_", " "):
+        return PermissionError(
+            f"access to {uri} is denied: check its owner and mode, or the credentials and the "
+            f"bucket's policy ({text})"
         )
-        if denied:
-            raise PermissionError(
-                f"access to {uri} is denied: check its owner and mode, or the credentials and the "
-                f"bucket's policy ({text})"
-            ) from error
-        raise OSError(f"{uri}: {text}") from error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = OSError(f"{uri}: the disk is full: make room on it ({text})")
+        full.errno = error.errno
+        return full
+    return OSError(f"{uri}: {text}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,6 +15,8 @@ ORDER = {
     "parse": "",
     "recipes": "",
     "longtail": "",
+    "retry": "",
+    "s3": "",
     "storage": "",
     "versions": "",
     "pixels": "",
@@ -49,6 +51,7 @@ ORDER = {
     "display": "",
     "submit": "ray",
     "local": "",
+    "render": "",
     "cli": "",
     "__main__": "",
 }

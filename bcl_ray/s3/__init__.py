@@ -1,0 +1,41 @@
+"""S3: settings from the environment, errors in plain words, checks, uploads.
+
+pyarrow moves the data that it reads; boto3 does what pyarrow cannot, and is imported when it
+is first needed.
+"""
+
+from bcl_ray.s3.faults import (
+    CHECKSUMS,
+    Fault,
+    brief,
+    explain,
+    explained,
+    fault_of,
+    patience,
+    precise,
+)
+from bcl_ray.s3.place import QUICK, Place, client, filesystem, forget, is_s3, place_of
+from bcl_ray.s3.uploads import StaleUpload, Upload, abort_uploads, create, stale_uploads
+
+__all__ = [
+    "CHECKSUMS",
+    "QUICK",
+    "Fault",
+    "Place",
+    "StaleUpload",
+    "Upload",
+    "abort_uploads",
+    "brief",
+    "client",
+    "create",
+    "explain",
+    "explained",
+    "fault_of",
+    "filesystem",
+    "forget",
+    "is_s3",
+    "patience",
+    "place_of",
+    "precise",
+    "stale_uploads",
+]

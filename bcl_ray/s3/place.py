@@ -1,0 +1,180 @@
+"""Where an S3 URI points, and clients for it; all settings come from the environment.
+
+AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or AWS_DEFAULT_REGION, AWS_CA_BUNDLE, and
+the standard chain of credentials: environment, profile, web identity, instance role. The
+machine that uses a client resolves them; neither a URI nor a pickled client holds any.
+"""
+
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pyarrow import fs
+
+CONNECT_SECONDS = 5.0
+SILENCE_SECONDS = 20.0  # without a byte; a busy store's first byte may take long
+# Retries wait 25 ms, then twice as long each time: 12 outlast an outage of 100 s, 2 hide a blip.
+PATIENT, QUICK = 12, 2
+OPTIONS = (
+    "endpoint_override",
+    "scheme",
+    "region",
+    "allow_bucket_creation",
+    "allow_bucket_deletion",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A bucket and a key in it, and the server that has them.
+
+    Args:
+        bucket: its name.
+        key: of an object, or the prefix of a folder; without '/' at either end.
+        endpoint: URL of a server other than AWS.
+        region: None: whatever the profile or the instance says.
+        bucket_options: allow_bucket_creation, allow_bucket_deletion.
+    """
+
+    bucket: str
+    key: str
+    endpoint: str | None
+    region: str | None
+    bucket_options: tuple[tuple[str, bool], ...] = ()
+
+    @property
+    def path(self) -> str:
+        """As pyarrow wants it."""
+        return f"{self.bucket}/{self.key}".rstrip("/")
+
+    @property
+    def server(self) -> str:
+        """The endpoint, in words."""
+        return self.endpoint or "AWS"
+
+
+def is_s3(uri: str) -> bool:
+    """Whether a URI is one of S3."""
+    return uri.startswith("s3://")
+
+
+def place_of(uri: str) -> Place:
+    """A URI's bucket, key and server; options after '?' win over the environment.
+
+    Raises:
+        ValueError: no bucket, credentials in the URI, or an unknown option.
+    """
+    address, _, query = uri.partition("?")
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    options = dict(parse_qsl(query))
+    if "@" in bucket or any("key" in name or "token" in name for name in options):
+        raise ValueError(
+            "an s3:// URI must not hold credentials, it is shown and stored in many places: give "
+            "them by the environment, a profile or an instance role"
+        )
+    if not bucket:
+        raise ValueError(f"'{uri}' names no bucket: write s3://BUCKET/FOLDER")
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"'{uri}' has no option {unknown[0]}: there are {', '.join(OPTIONS)}")
+    endpoint = options.get("endpoint_override") or (
+        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
+    region = (
+        options.get("region")
+        or os.environ.get("AWS_REGION")
+        or os.environ.get("AWS_DEFAULT_REGION")
+        or ("us-east-1" if endpoint else None)
+    )
+    allowed = tuple(
+        (name, value.lower() in ("true", "1"))
+        for name, value in options.items()
+        if name.startswith("allow_")
+    )
+    return Place(bucket, unquote(key).strip("/"), endpoint, region, allowed)
+
+
+def filesystem(
+    place: Place,
+    attempts: int = PATIENT,
+    connect_seconds: float = CONNECT_SECONDS,
+    silence_seconds: float = SILENCE_SECONDS,
+) -> Any:
+    """The pyarrow filesystem of a place, kept while the process and its environment last."""
+    timeouts = (connect_seconds, silence_seconds)
+    return _filesystem(_environment(), place.bucket, _server_only(place), attempts, timeouts)
+
+
+def client(
+    place: Place,
+    attempts: int = QUICK + 1,
+    connect_seconds: float = CONNECT_SECONDS,
+    silence_seconds: float = SILENCE_SECONDS,
+) -> Any:
+    """The boto3 client of a place, kept likewise."""
+    timeouts = (connect_seconds, silence_seconds)
+    return _client(_environment(), _server_only(place), attempts, timeouts)
+
+
+def forget() -> None:
+    """Build clients afresh from now on, with credentials that were renewed in the meantime."""
+    _filesystem.cache_clear()
+    _client.cache_clear()
+
+
+def _server_only(place: Place) -> Place:
+    return Place("", "", place.endpoint, place.region, place.bucket_options)
+
+
+def _environment() -> str:
+    """Changes with the settings, and in a forked child, where threads of the SDK are gone."""
+    settings = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    return hashlib.sha256(repr((os.getpid(), settings)).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=32)
+def _filesystem(
+    _: str, bucket: str, place: Place, attempts: int, timeouts: tuple[float, float]
+) -> Any:
+    url = urlsplit(place.endpoint or "")
+    return fs.S3FileSystem(
+        endpoint_override=url.netloc + url.path.rstrip("/") or None,
+        scheme=url.scheme or None,
+        region=place.region or _region_of(bucket),
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") or None,
+        connect_timeout=timeouts[0],
+        request_timeout=timeouts[1],
+        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
+        allow_delayed_open=True,  # a small object takes one request instead of three
+        **dict(place.bucket_options),
+    )
+
+
+def _region_of(bucket: str) -> str | None:
+    """Where AWS has a bucket; None where it cannot be told, and the SDK looks further."""
+    try:
+        return str(fs.resolve_s3_region(bucket))
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=32)
+def _client(_: str, place: Place, attempts: int, timeouts: tuple[float, float]) -> Any:
+    from boto3.session import Session  # noqa: PLC0415 (half a second, and only S3 needs it)
+    from botocore.config import Config  # noqa: PLC0415
+
+    style = "path" if place.endpoint else "auto"
+    config = Config(
+        s3={"addressing_style": style},
+        connect_timeout=timeouts[0],
+        read_timeout=timeouts[1],
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+    return Session().client(
+        "s3", endpoint_url=place.endpoint, region_name=place.region, config=config
+    )
