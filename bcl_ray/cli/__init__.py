@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from bcl_ray.cli import data, jobs, submit, training
+from bcl_ray.cli import data, jobs, machines, submit, training
 
 app = typer.Typer(
     help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
@@ -17,6 +17,7 @@ for part in (
     training.app,
     submit.app,
     jobs.app,
+    machines.app,
 ):  # without a name: their commands are ours
     app.add_typer(part)
 

@@ -1,0 +1,359 @@
+"""What stands beside Ray: accounts, MLflow, its database, Redis, network policies."""
+
+from urllib.parse import urlsplit
+
+from bcl_ray.render.description import Description
+from bcl_ray.render.pods import (
+    CLIENT,
+    DATABASE_SECRET,
+    RAY_ROLES,
+    REDIS_SECRET,
+    ROLE,
+    SHARED_CLAIM,
+    Plain,
+    container_security,
+    metadata,
+    pod_security,
+    resources,
+    secret_variable,
+    shared_path,
+    store_secret,
+    store_variables,
+    variables,
+)
+
+POSTGRESQL, REDIS = "postgres:17.6", "redis:7.4.5"
+MLFLOW_PORT, POSTGRESQL_PORT, REDIS_PORT, DASHBOARD_PORT = 5000, 5432, 6379, 8265
+DATABASE_USER = 999  # of both images
+
+
+def namespace(description: Description) -> Plain:
+    """The namespace; Kubernetes refuses pods in it that ask for privileges."""
+    labels = {
+        f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": description.name, "labels": labels},
+    }
+
+
+def service_accounts(description: Description) -> list[Plain]:
+    """The head's, and everybody else's; both may use the object store, as an IAM role."""
+    role = description.object_store.role_arn
+    annotations: Plain = {"annotations": {"eks.amazonaws.com/role-arn": role}} if role else {}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": metadata(description, name, **annotations),
+            "automountServiceAccountToken": False,
+        }
+        for name in ("ray-head", "ray")
+    ]
+
+
+def allowed_hosts(description: Description) -> list[str]:
+    """Host headers that MLflow answers: its service's names with and without port, and loopback.
+
+    MLflow compares the whole header, port included, and knows no service's name by itself.
+    """
+    name = description.name
+    names = ["mlflow", f"mlflow.{name}", f"mlflow.{name}.svc", f"mlflow.{name}.svc.cluster.local"]
+    return [
+        *(host for found in names for host in (found, f"{found}:{MLFLOW_PORT}")),
+        *(host for found in ("localhost", "127.0.0.1") for host in (found, f"{found}:*")),
+    ]
+
+
+def mlflow(description: Description) -> list[Plain]:
+    """The tracking server: any number may run, for its state is in PostgreSQL and in S3."""
+    labels = {ROLE: "mlflow"}
+    database = f"postgresql://mlflow@postgresql.{description.name}.svc.cluster.local/mlflow"
+    path = shared_path(description)
+    volumes: list[Plain] = [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}]
+    mounts: list[Plain] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108
+    if path:
+        volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": SHARED_CLAIM}})
+        mounts.append({"name": "shared", "mountPath": path})
+    server = {
+        "name": "mlflow",
+        "image": description.image.cpu,
+        "command": ["mlflow", "server"],
+        "args": [
+            "--host=0.0.0.0",
+            f"--port={MLFLOW_PORT}",
+            "--workers=2",
+            f"--allowed-hosts={','.join(allowed_hosts(description))}",
+        ],
+        "env": [
+            *variables(
+                {
+                    "HOME": "/tmp",  # noqa: S108
+                    # libpq takes the password from PGPASSWORD: it is in no command line
+                    "MLFLOW_BACKEND_STORE_URI": database,
+                    "MLFLOW_ARTIFACTS_DESTINATION": f"{description.object_store.uri}/mlflow",
+                    **store_variables(description),
+                }
+            ),
+            secret_variable("PGPASSWORD", DATABASE_SECRET, "password"),
+        ],
+        **store_secret(description),
+        "ports": [{"name": "http", "containerPort": MLFLOW_PORT}],
+        "resources": resources("1", "2Gi"),
+        "securityContext": container_security(read_only=True),
+        # /health is exempt from the check of the Host header, which is the pod's address here.
+        "startupProbe": _probe(period=5, failures=60),
+        "readinessProbe": _probe(period=10, failures=3),
+        "livenessProbe": _probe(period=20, failures=6),
+        "volumeMounts": mounts,
+    }
+    pod = {
+        "serviceAccountName": "ray",
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security(),
+        "containers": [server],
+        "volumes": volumes,
+    }
+    if description.image.pull_secret:
+        pod["imagePullSecrets"] = [{"name": description.image.pull_secret}]
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(description, "mlflow", "mlflow"),
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+    return [deployment, _service(description, "mlflow", MLFLOW_PORT)]
+
+
+def postgresql(description: Description) -> list[Plain]:
+    """MLflow's database, on a disk that outlives its pod."""
+    ready = {"exec": {"command": ["pg_isready", "-h", "127.0.0.1", "-U", "mlflow"]}}
+    server = {
+        "name": "postgresql",
+        "image": POSTGRESQL,
+        "env": [
+            *variables(
+                {
+                    "POSTGRES_USER": "mlflow",
+                    "POSTGRES_DB": "mlflow",
+                    "PGDATA": "/var/lib/postgresql/data/pgdata",
+                }
+            ),
+            secret_variable("POSTGRES_PASSWORD", DATABASE_SECRET, "password"),
+        ],
+        "ports": [{"name": "postgresql", "containerPort": POSTGRESQL_PORT}],
+        "startupProbe": {**ready, "periodSeconds": 5, "failureThreshold": 60},
+        "readinessProbe": {**ready, "periodSeconds": 10, "timeoutSeconds": 5},
+        "livenessProbe": {**ready, "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 6},
+    }
+    scratch = {"run": "/var/run/postgresql", "tmp": "/tmp"}  # noqa: S108
+    return _database(description, server, "/var/lib/postgresql/data", POSTGRESQL_PORT, scratch)
+
+
+def redis(description: Description) -> list[Plain]:
+    """What the head's control store writes to, so that another head can take over."""
+    # The password comes by standard input: it is in no command line.
+    start = (
+        "printf 'requirepass %s\\nappendonly yes\\ndir /data\\n' \"$REDIS_PASSWORD\""
+        " | exec redis-server -"
+    )
+    ping = 'REDISCLI_AUTH="$REDIS_PASSWORD" redis-cli ping | grep PONG'
+    ready = {"exec": {"command": ["sh", "-c", ping]}}
+    server = {
+        "name": "redis",
+        "image": REDIS,
+        "command": ["sh", "-c", start],
+        "env": [secret_variable("REDIS_PASSWORD", REDIS_SECRET, "password")],
+        "ports": [{"name": "redis", "containerPort": REDIS_PORT}],
+        "readinessProbe": {**ready, "periodSeconds": 10, "timeoutSeconds": 5},
+        "livenessProbe": {**ready, "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 6},
+    }
+    return _database(description, server, "/data", REDIS_PORT, {"tmp": "/tmp"})  # noqa: S108
+
+
+def shared_claim(description: Description, *, mode: str = "ReadWriteMany") -> Plain:
+    """The volume of `object_store.uri: file://...`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata(description, SHARED_CLAIM),
+        "spec": {
+            "accessModes": [mode],
+            "resources": {"requests": {"storage": f"{description.tracking.storage_gib}Gi"}},
+        },
+    }
+
+
+def network_policies(description: Description) -> list[Plain]:
+    """Nobody reaches anybody, but for what is listed here.
+
+    A token guards Ray's ports as well; it is no encryption, which is a service mesh's or the
+    network's to give.
+    """
+    ray = [_from_roles(*RAY_ROLES)]
+    operator = {
+        "namespaceSelector": {
+            "matchLabels": {
+                "kubernetes.io/metadata.name": description.kubernetes.operator_namespace
+            }
+        }
+    }
+    client = {"podSelector": {"matchLabels": {CLIENT: "true"}}}
+    world = [*_outside(description), _dns()]
+    tcp = _ports
+    policies: list[tuple[str, Plain, list[Plain], list[Plain]]] = [
+        ("default-deny", {}, [], []),
+        (
+            "ray",
+            _roles(*RAY_ROLES),
+            [{"from": ray}],
+            [{"to": ray}, {"to": [_from_roles("mlflow")], "ports": tcp(MLFLOW_PORT)}, *world],
+        ),
+        (
+            "ray-head",
+            _roles("head"),
+            [{"from": [operator, client, _from_roles("submitter")], "ports": tcp(DASHBOARD_PORT)}],
+            [{"ports": tcp(443, 6443)}],  # the Kubernetes API, for the autoscaler
+        ),
+        (
+            "submitter",
+            _roles("submitter"),
+            [],
+            [{"to": [_from_roles("head")], "ports": tcp(DASHBOARD_PORT)}, _dns()],
+        ),
+        (
+            "mlflow",
+            _roles("mlflow"),
+            [{"from": [*ray, client], "ports": tcp(MLFLOW_PORT)}],
+            [{"to": [_from_roles("postgresql")], "ports": tcp(POSTGRESQL_PORT)}, *world],
+        ),
+        (
+            "postgresql",
+            _roles("postgresql"),
+            [{"from": [_from_roles("mlflow")], "ports": tcp(POSTGRESQL_PORT)}],
+            [],
+        ),
+    ]
+    if description.head.redis:
+        to_redis = [{"to": [_from_roles("redis")], "ports": tcp(REDIS_PORT)}]
+        from_head = [{"from": [_from_roles("head")], "ports": tcp(REDIS_PORT)}]
+        policies.append(("redis", _roles("redis"), from_head, []))
+        policies.append(("ray-head-to-redis", _roles("head"), [], to_redis))
+    return [
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": metadata(description, name),
+            "spec": {
+                "podSelector": selector,
+                "policyTypes": ["Ingress", "Egress"],
+                **({"ingress": ingress} if ingress else {}),
+                **({"egress": egress} if egress else {}),
+            },
+        }
+        for name, selector, ingress, egress in policies
+    ]
+
+
+def _outside(description: Description) -> list[Plain]:
+    """To the object store and to what gives out its credentials, but not to a node's metadata."""
+    ports = {443}
+    for address in (description.object_store.endpoint, description.tracking.uri):
+        if address:
+            parts = urlsplit(address)
+            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
+    anywhere = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
+    return [{"to": [anywhere], "ports": _ports(*sorted(ports))}]
+
+
+def _dns() -> Plain:
+    system = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    ports = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    return {"to": [{"namespaceSelector": system}], "ports": ports}
+
+
+def _roles(*roles: str) -> Plain:
+    return {"matchExpressions": [{"key": ROLE, "operator": "In", "values": list(roles)}]}
+
+
+def _from_roles(*roles: str) -> Plain:
+    return {"podSelector": _roles(*roles)}
+
+
+def _ports(*ports: int) -> list[Plain]:
+    return [{"protocol": "TCP", "port": port} for port in ports]
+
+
+def _probe(*, period: int, failures: int) -> Plain:
+    return {
+        "httpGet": {"path": "/health", "port": MLFLOW_PORT},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _service(description: Description, role: str, port: int, *, headless: bool = False) -> Plain:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(description, role, role),
+        "spec": {
+            "type": "ClusterIP",
+            **({"clusterIP": "None"} if headless else {}),
+            "selector": {ROLE: role},
+            "ports": [{"name": "http" if role == "mlflow" else role, "port": port}],
+        },
+    }
+
+
+def _database(
+    description: Description, server: Plain, data: str, port: int, scratch: dict[str, str]
+) -> list[Plain]:
+    """A StatefulSet of one, with a disk at `data` and empty folders at `scratch`."""
+    role = server["name"]
+    labels = {ROLE: role}
+    storage_class = description.kubernetes.storage_class
+    claim = {
+        "metadata": {"name": "data"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            **({"storageClassName": storage_class} if storage_class else {}),
+            "resources": {"requests": {"storage": f"{description.tracking.storage_gib}Gi"}},
+        },
+    }
+    mounts = [{"name": "data", "mountPath": data}]
+    mounts += [{"name": name, "mountPath": path} for name, path in scratch.items()]
+    pod = {
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security(DATABASE_USER),
+        "terminationGracePeriodSeconds": 60,
+        "containers": [
+            {
+                **server,
+                "resources": resources("1", "1Gi"),
+                "securityContext": container_security(read_only=True),
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": [{"name": name, "emptyDir": {}} for name in scratch],
+    }
+    statefulset = {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": metadata(description, role, role),
+        "spec": {
+            "serviceName": role,
+            "replicas": 1,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+            "volumeClaimTemplates": [claim],
+        },
+    }
+    return [statefulset, _service(description, role, port, headless=True)]
