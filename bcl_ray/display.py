@@ -110,6 +110,9 @@ class Follower:
         if self._task is None:  # else workers were started again
             self._task = self._progress.add_task("epoch", total=None)
 
+    def _page(self, event: Event) -> None:
+        self._say(f"page     {event['page']}")
+
     def _note(self, event: Event) -> None:
         self._say(event["text"], style="yellow")
 

@@ -43,17 +43,20 @@ class MlflowRun:
 
     def __init__(self, uri: str, run: Run, experiment: Experiment, begun: float) -> None:
         self.client, self.uri = MlflowClient(uri), uri
-        self.run_id = self._find(run.uid) or self._create(run, experiment, begun)
+        info = self._find(run.uid) or self._create(run, experiment, begun)
+        self.run_id = str(info.run_id)
+        page = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        self.page = page if uri.startswith("http") else None  # where a person sees it
         self._set_params(experiment)
         self._known: dict[str, set[int]] = {}  # steps that MLflow has, by metric
 
-    def _find(self, uid: str) -> str | None:
+    def _find(self, uid: str) -> Any:
         for experiments in self._experiments():
             found = self.client.search_runs(
                 experiments, f"tags.`{UID_TAG}` = '{uid}'", max_results=1
             )
             if found:
-                return str(found[0].info.run_id)
+                return found[0].info
         return None
 
     def _experiments(self) -> Iterator[list[str]]:
@@ -64,7 +67,7 @@ class MlflowRun:
             yield [found.experiment_id for found in page]
             token, first = page.token, False
 
-    def _create(self, run: Run, experiment: Experiment, begun: float) -> str:
+    def _create(self, run: Run, experiment: Experiment, begun: float) -> Any:
         name = experiment.tracking.experiment
         existing = self.client.get_experiment_by_name(name)
         if existing:
@@ -75,8 +78,7 @@ class MlflowRun:
         else:
             experiment_id = self.client.create_experiment(name)
         tags = {UID_TAG: run.uid, "recipe": experiment.name, "digest": run.digest}
-        made = self.client.create_run(experiment_id, int(1000 * begun), tags, run.name)
-        return str(made.info.run_id)
+        return self.client.create_run(experiment_id, int(1000 * begun), tags, run.name).info
 
     def _set_params(self, experiment: Experiment) -> None:
         """Options as parameters, once; a resume may change scale, which parameters cannot."""

@@ -87,6 +87,7 @@ class Tracker:
             os.environ.setdefault(name, value)
         self.uri = tracking_uri(experiment)
         self.run_id: str | None = None  # MLflow's, once it has been reached
+        self.page: str | None = None  # likewise: where a server shows it
         self._run, self._experiment = run, experiment
         self._finished = False
         self._delivery = Delivery(Journal(folder / JOURNAL), self._connect)
@@ -152,7 +153,7 @@ class Tracker:
         from bcl_ray.mlflow_run import MlflowRun  # noqa: PLC0415
 
         target = MlflowRun(self.uri, self._run, self._experiment, begun)
-        self.run_id = target.run_id
+        self.run_id, self.page = target.run_id, target.page
         return target.write
 
 

@@ -61,7 +61,7 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
     Args:
         experiment: what to train. On resume, only data.path, scale and tracking may differ.
         follow: called from a thread with every event of the run: `begin`, `start`, `step`,
-            `epoch`, `end`.
+            `epoch`, `page`, `end`.
         resume: path or URI of the folder of a run to continue.
 
     Raises:
@@ -294,6 +294,7 @@ class Follower(threading.Thread):
         self.follow: Follow = follow
         self.tracked: set[int] = set()
         self.failure: Exception | None = None
+        self.paged = False
 
     def run(self) -> None:
         """Take events until `stop`."""
@@ -327,8 +328,12 @@ class Follower(threading.Thread):
             self.tracker.text("class_accuracy.csv", _class_table(event, self.manifest))
 
     def _show(self, event: Event) -> None:
-        if event["kind"] != "classes" and not self.failure:
-            self.follow(event)
+        if event["kind"] == "classes" or self.failure:
+            return
+        self.follow(event)
+        if self.tracker.page and not self.paged:  # MLflow is reached when training has begun
+            self.paged = True
+            self.follow({"kind": "page", "page": self.tracker.page})
 
 
 def _class_table(event: Event, manifest: Manifest) -> str:

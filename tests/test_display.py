@@ -145,3 +145,8 @@ def test_the_end_tells_how_to_hand_in_what_mlflow_missed():
         "MLflow did not take everything ([Errno 111] refused); the journal has it all: "
         "try again with `bcl-ray sync mine`"
     )
+
+
+def test_a_run_s_page_is_shown_whole():
+    page = "http://mlflow:5000/#/experiments/1/runs/" + 32 * "a"
+    assert shown({"kind": "page", "page": page}) == f"page     {page}\n"

@@ -260,6 +260,8 @@ def test_mlflow_has_everything_about_a_run(request, tmp_path, kind, capfd):
     client, recorded = found(experiment, run)
     assert recorded.info.run_id == tracker.run_id
     assert (recorded.info.status, recorded.info.run_name) == ("FINISHED", "first")
+    where = f"#/experiments/{recorded.info.experiment_id}/runs/{recorded.info.run_id}"
+    assert tracker.page == (f"{tracker.uri}/{where}" if kind == "served" else None)
     check_description(client, recorded, experiment)
     history = client.get_metric_history(tracker.run_id, "loss/total")
     assert [(one.step, one.value) for one in history] == [(0, 1.0), (1, 1 / 2), (2, 1 / 3)]

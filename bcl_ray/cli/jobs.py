@@ -73,7 +73,7 @@ def jobs_status(name: Name, address: Address = None, ca_file: CaFile = None) -> 
     }
     width = max(map(len, rows))
     for key, text in rows.items():
-        console().print(f"{key:<{width}}  {text}", markup=False, highlight=False, soft_wrap=True)
+        _print(console(), f"{key:<{width}}  {text}")
 
 
 @jobs_app.command("logs")
@@ -113,11 +113,13 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     screen.print(f"{signal} sent; the job has {seconds} s to end", highlight=False)
     from bcl_ray.submit.follow import follow
 
-    with _shown(screen) as show:
-        job = follow(cluster, name, _after(said, show), _note)
+    job = follow(cluster, name, _last_words(said, screen), _note)
     took = time.monotonic() - begun
     killed = " (killed: it had not ended by itself)" if took >= seconds else ""
     screen.print(f"job {name} {_status(job)} after {took:.0f} s{killed}", highlight=False)
+    if (job.metadata or {}).get("kind") == "train":
+        run = (job.metadata or {})["run"]
+        _print(screen, f"go on with: bcl-ray submit train --resume {run}")
 
 
 def attend(cluster: "Cluster", name: str, address: str | None, screen: "Console") -> NoReturn:
@@ -167,15 +169,27 @@ def _shown(screen: "Console") -> Iterator[Callable[[str], None]]:
             if event is not None:
                 follower(event)
             if (text or event is None) and not RAYS_OWN.match(text):
-                screen.print(text, markup=False, highlight=False, soft_wrap=True)
+                _print(screen, text)
 
         yield show
 
 
-def _after(count: int, show: Callable[[str], None]) -> Callable[[str], None]:
-    """Show lines, but for the first `count`."""
+def _last_words(said: int, screen: "Console") -> Callable[[str], None]:
+    """What shows the texts of a log that come after the first `said` lines."""
+    from bcl_ray.events import from_line
+
     numbers = itertools.count()
-    return lambda line: show(line) if next(numbers) >= count else None
+
+    def show(line: str) -> None:
+        text, event = from_line(line)
+        if next(numbers) >= said and (text or event is None):
+            _print(screen, text)
+
+    return show
+
+
+def _print(screen: "Console", text: str) -> None:
+    screen.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _note(text: str) -> None:

@@ -73,14 +73,14 @@ def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
         check_uri("the target", options["target"])
         if options["origin"]:
             check_uri("--from", options["origin"])
-        return named(kind.value, options["source"], words, data=options["target"])
+        return named(kind.value, f"shard-{options['source']}", words, data=options["target"])
     if kind is Kind.evaluate:
         for name in options["names"]:
             check_uri("RUN", name if "/" in name else options["runs"])
         if options["data"]:
             check_uri("--data", options["data"])
-        subject = options["names"][0].rstrip("/").rpartition("/")[2]
-        return named(kind.value, subject, words, run=" ".join(options["names"]))
+        first = options["names"][0].rstrip("/").rpartition("/")[2]
+        return named(kind.value, f"evaluate-{first}", words, run=" ".join(options["names"]))
     return _resuming(options, words) if options["resume"] else _training(options, words, address)
 
 
@@ -97,10 +97,9 @@ def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> 
 def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "Request":
     from bcl_ray import runs
     from bcl_ray.config import TrackingConfig
-    from bcl_ray.submit.request import check_uri, named
+    from bcl_ray.submit.request import resuming
 
     changes = [options["recipe"] or "", *(options["overrides"] or [])]
     roots = [text.partition("=")[2] for text in changes if text.startswith("tracking.runs=")]
     uri = runs.run_uri(options["resume"], roots[-1] if roots else TrackingConfig().runs)
-    check_uri("--resume", uri)
-    return named("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)
+    return resuming(uri, words)

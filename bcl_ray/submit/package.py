@@ -133,6 +133,6 @@ def _refuse_large(made: Package) -> None:
     shown = ", ".join(f"{file} ({file.stat().st_size / mib:,.0f} MiB)" for file in largest)
     raise ValueError(
         f"the job's working directory is {made.bytes / mib:,.0f} MiB, and at most {LIMIT // mib} "
-        f"can be sent: {shown} {'are' if len(largest) > 1 else 'is'} the largest; put them where the "
-        "cluster reads data, and name their URI"
+        f"can be sent: {shown} {'are' if len(largest) > 1 else 'is'} the largest; put "
+        "them where the cluster reads data, and name their URI"
     )

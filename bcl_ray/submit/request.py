@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -47,10 +47,29 @@ class Request:
     notes: tuple[str, ...] = ()
 
 
-def named(kind: str, subject: str, words: tuple[str, ...], **metadata: str) -> Request:
-    """A request named by its kind, its subject and the time."""
-    name = _plain(f"{kind}-{subject}-{time.strftime('%m%d-%H%M%S')}")
+def named(kind: str, label: str, words: tuple[str, ...], **metadata: str) -> Request:
+    """A request named by a label and the time."""
+    name = _plain(f"{label}-{time.strftime('%m%d-%H%M%S')}")
     return Request(name, kind, words, {"kind": kind, **metadata, **versions()})
+
+
+def resuming(uri: str, words: tuple[str, ...]) -> Request:
+    """A request to continue the run in a folder.
+
+    Raises:
+        ValueError: there is no run, where its folder can be read from here.
+    """
+    check_uri("--resume", uri)
+    notes = []
+    try:
+        within(LOOK_SECONDS, lambda: runs.open_run(uri))
+    except (OSError, ImportError) as error:
+        notes = [f"run not checked from here, the job will: {error}"]
+    except ValueError:
+        if not runs.is_local(uri):  # the nodes may mount a folder that this machine does not
+            raise
+    made = named("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)
+    return replace(made, notes=tuple(notes))
 
 
 def training(recipe: str, experiment: Experiment, words: tuple[str, ...], address: str) -> Request:
