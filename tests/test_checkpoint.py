@@ -1,4 +1,6 @@
+import hashlib
 import os
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +59,14 @@ def fields_of(state):
     return {name: getattr(state, name) for name in state.__dataclass_fields__}
 
 
+def write(content, folder):
+    """Any content in a checkpoint's place, with a hash that fits it."""
+    file = folder / checkpoint.FILE
+    torch.save(content, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / checkpoint.HASH_FILE).write_text(f"{digest}  {file.name}\n")
+
+
 def test_a_state_comes_back_bit_for_bit(tmp_path):
     state = state_of(trained())
     assert any(entry["momentum_buffer"].any() for entry in state.optimizer["state"].values())
@@ -100,7 +110,7 @@ class Malicious:
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
     proof = tmp_path / "executed"
     content = fields_of(state_of(trained())) | {"uid": Malicious(str(proof))}
-    torch.save(content, tmp_path / checkpoint.FILE)
+    write(content, tmp_path)
     with pytest.raises(ValueError, match="holds more than tensors and plain values") as refusal:
         checkpoint.load(tmp_path)
     assert not proof.exists()
@@ -114,21 +124,44 @@ def test_a_file_that_was_cut_short_is_refused_by_name(tmp_path, share):
     checkpoint.save(state_of(trained(ema=0)), tmp_path)
     file = tmp_path / checkpoint.FILE
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    with pytest.raises(ValueError, match="cut short") as refusal:
+    with pytest.raises(checkpoint.UnusableCheckpointError, match="is damaged: it has") as refusal:
         checkpoint.load(tmp_path)
     assert str(file) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
+def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path):
+    checkpoint.save(state_of(trained(ema=0)), tmp_path)
+    file = tmp_path / checkpoint.FILE
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(checkpoint.UnusableCheckpointError, match="is damaged"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_state_whose_hash_was_not_written_yet_is_none(tmp_path):
+    checkpoint.save(state_of(trained(ema=0)), tmp_path)
+    (tmp_path / checkpoint.HASH_FILE).unlink()
+    with pytest.raises(checkpoint.UnusableCheckpointError, match=r"holds no complete state\.pt"):
+        checkpoint.load(tmp_path)
+
+
+def test_the_hash_is_one_that_sha256sum_checks(tmp_path):
+    checkpoint.save(state_of(trained(ema=0)), tmp_path, tmp_path / "best")
+    for folder in (tmp_path, tmp_path / "best"):
+        subprocess.run(["sha256sum", "-c", checkpoint.HASH_FILE], cwd=folder, check=True)
+
+
 @pytest.mark.parametrize("content", [{"step": 3}, [1, 2], {"step": 3, "colour": "red"}], ids=str)
 def test_another_file_of_torch_is_no_checkpoint(tmp_path, content):
-    torch.save(content, tmp_path / checkpoint.FILE)
+    write(content, tmp_path)
     with pytest.raises(ValueError, match=r"state\.pt is no checkpoint of this version"):
         checkpoint.load(tmp_path)
 
 
 def test_a_folder_without_a_state_is_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no state\.pt: it is not a checkpoint"):
+    with pytest.raises(ValueError, match=r"holds no complete state\.pt: it is not a check"):
         checkpoint.load(tmp_path)
 
 

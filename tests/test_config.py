@@ -158,3 +158,27 @@ def test_what_determines_the_result_changes_the_digest(override):
 def test_published_momentum_and_decay_are_the_defaults():
     defaults = OptimConfig(global_batch_size=256, lr=0.1, schedule="step")
     assert (defaults.momentum, defaults.gamma, defaults.decay_norms_and_biases) == (0.9, 0.1, True)
+
+
+def test_elastic_workers_are_the_divisors_of_the_global_batch_from_least_to_most():
+    run = with_overrides(cifar10_lt(), ["scale.workers=[2,16]", "optim.global_batch_size=240"])
+    assert run.worker_counts == (2, 3, 4, 5, 6, 8, 10, 12, 15, 16)
+    assert (run.scale.min_workers, run.scale.max_workers) == (2, 16)
+    assert run.scale.shown_workers == "2 to 16 workers"
+    fixed = with_overrides(cifar10_lt(), ["scale.workers=4"])
+    assert fixed.worker_counts == (4,)
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ("[4,2]", r"^scale.workers \[4, 2\] must be \[least, most\]"),
+        ("[1,3]", r"^optim.global_batch_size \(256\) must be divisible by scale.workers \(3\)"),
+        ("[3,4]", r"^optim.global_batch_size \(256\) must be divisible by scale.workers \(3\)"),
+        ("[0,4]", r"scale.workers"),
+        ("[4,32]", r"^scale.workers \(32\) must be at most data.max_workers \(16\)"),
+    ],
+)
+def test_elastic_workers_that_cannot_be_are_refused(workers, message):
+    with pytest.raises(ValueError, match=message):
+        with_overrides(cifar10_lt(), [f"scale.workers={workers}"])

@@ -173,6 +173,17 @@ def broken_on_one_worker(here: slice) -> str:
     return "no error"
 
 
+def signalled_by_one_worker(here: slice) -> list[tuple[int, list[str]]]:
+    """What a worker learns at each step, when the last one gives a signal from its second on."""
+    learner = Learner(experiment(), CLASS_COUNTS, 3, torch.device("cpu"))
+
+    def signals() -> frozenset[str]:
+        return frozenset({"preempted"} if here.stop == B and learner.step >= 1 else ())
+
+    steps = train_epoch(learner, batches(here), epoch=0, signals=signals)
+    return [(step.step, sorted(step.wishes)) for step in steps]
+
+
 def evaluated(workers: int) -> tuple[dict[str, float], np.ndarray]:
     """Seven images: three workers have one, two and four, and of four the last has none."""
     cuts = {1: [0, 7], 2: [0, 3, 7], 3: [0, 1, 3, 7], 4: [0, 1, 3, 7, 7]}[workers]
@@ -212,6 +223,7 @@ def report(worker: int, workers: int) -> dict[str, Any]:
         "trained": trained(here, "per_worker"),
         "trained, sync": trained(here, "sync"),
         "broken": broken_on_one_worker(here),
+        "signalled": signalled_by_one_worker(here),
         "evaluated": evaluated(workers),
     }
 
@@ -395,7 +407,8 @@ def test_training_steps_are_those_of_one_worker(workers, alone):
 def test_a_fresh_set_of_workers_repeats_every_bit(groups, tmp_path):
     again = start(tmp_path, 3)[3]
     for first, second in zip(groups[3], again, strict=True):
-        assert second.pop("broken") == first["broken"]
+        for told in ("broken", "signalled"):
+            assert second.pop(told) == first[told]
         for case, found in second.items():
             assert_same(found, first[case])
 
@@ -411,3 +424,10 @@ def test_evaluation_counts_uneven_and_empty_parts(workers, alone):
     for worker in workers:
         assert worker["evaluated"][0] == pytest.approx(expected, rel=1e-6)
         np.testing.assert_allclose(worker["evaluated"][1], per_class)
+
+
+def test_what_one_worker_signals_all_learn_at_the_same_step(groups, alone):
+    expected = [(1, []), (2, []), (3, ["preempted"])]
+    assert alone["signalled"] == expected
+    for reports in groups.values():
+        assert [report["signalled"] for report in reports] == [expected] * len(reports)

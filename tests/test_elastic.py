@@ -1,0 +1,128 @@
+"""Which number of workers a cluster gets, and what is said when it has too little."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bcl_ray.parse import with_overrides
+from bcl_ray.recipes import digits_lt
+
+pytest.importorskip("ray")
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from bcl_ray.elastic import (
+    Failures,
+    MissingResourcesError,
+    PreemptedError,
+    chosen_workers,
+    missing,
+    places,
+    preempted,
+)
+
+ONE_CPU = {"CPU": 1.0}
+
+
+def experiment(*overrides: str):
+    own = ["scale.cpus_per_worker=1", "scale.cpus_per_data_task=1"]
+    return with_overrides(digits_lt(), [*own, *overrides])
+
+
+def nodes(*cpus: float) -> list[dict[str, float]]:
+    return [{"CPU": cpu, "memory": 1e9} for cpu in cpus]
+
+
+def test_a_node_of_one_cpu_has_ten_places_of_a_tenth():
+    assert places(nodes(1.0), {"CPU": 0.1}) == 10
+
+
+def test_places_are_not_shared_between_nodes():
+    assert places(nodes(1.5, 1.5), ONE_CPU) == 2
+
+
+def test_the_scarcest_resource_counts():
+    cluster = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
+    assert places(cluster, {"CPU": 1.0, "GPU": 1.0}) == 2
+
+
+def test_a_number_that_does_not_divide_the_global_batch_is_not_taken():
+    elastic = experiment("optim.global_batch_size=32", "scale.workers=[1,4]")
+    assert chosen_workers(elastic, nodes(4.0), ONE_CPU) == 2, "three would fit beside the stream"
+
+
+def test_a_cpu_is_left_for_the_stream():
+    elastic = experiment("scale.workers=[1,4]")
+    assert chosen_workers(elastic, nodes(4.0), ONE_CPU) == 2
+    assert chosen_workers(elastic, nodes(5.0), ONE_CPU) == 4
+
+
+def test_fewer_places_than_the_least_is_no_number_at_all():
+    assert chosen_workers(experiment("scale.workers=[2,4]"), nodes(2.0), ONE_CPU) == 0
+
+
+@settings(deadline=None)
+@given(
+    cpus=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]), max_size=6),
+    least=st.sampled_from([1, 2, 4]),
+    more=st.sampled_from([1, 2, 4]),
+)
+def test_the_number_is_the_largest_that_fits_and_divides_the_batch(cpus, least, more):
+    run = experiment("optim.global_batch_size=48", f"scale.workers=[{least},{least * more}]")
+    found = chosen_workers(run, nodes(*cpus), ONE_CPU)
+
+    def fits(count: int) -> bool:
+        return count <= sum(int(cpu) for cpu in cpus) and count + 1 <= sum(cpus)
+
+    possible = [n for n in range(least, least * more + 1) if 48 % n == 0 and fits(n)]
+    assert found == max(possible, default=0)
+
+
+def test_what_is_missing_is_named_with_what_is_there():
+    gpus = experiment("scale.workers=4")
+    have = [{"CPU": 16.0, "GPU": 2.0}]
+    assert missing(gpus, have, {"CPU": 1.0, "GPU": 1.0}) == "4 GPU, and there are 2"
+    assert missing(gpus, [], ONE_CPU) == "5 CPU, and there are 0"
+    assert missing(gpus, nodes(1.0), ONE_CPU) == "5 CPU, and there is 1"
+
+
+def test_a_fit_in_all_but_on_no_node_is_named_too():
+    wide = experiment("scale.workers=2", "scale.cpus_per_worker=3")
+    found = missing(wide, nodes(2.0, 2.0, 2.0, 2.0), {"CPU": 3.0})
+    assert found == "nodes with 3 CPU free for each of 2 workers"
+
+
+@pytest.fixture
+def failures():
+    said: list[str] = []
+    return Failures(FailureConfig(max_failures=1), said.append), said
+
+
+def failed(error: Exception) -> WorkerGroupError:
+    return WorkerGroupError("text", {1: UserExceptionWithTraceback(error, "traceback")})
+
+
+def test_failures_are_counted_and_said_until_the_budget_is_spent(failures):
+    policy, said = failures
+    assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RETRY
+    assert said == [
+        "worker 1: ValueError: x: starting again from the last checkpoint (0 more failures allowed)"
+    ]
+    assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RAISE
+
+
+def test_nodes_that_are_taken_away_cost_no_failure(failures):
+    policy, said = failures
+    for _ in range(5):
+        assert policy.make_decision(failed(PreemptedError("saved"))) == FailureDecision.RETRY
+    assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RETRY
+    assert said[0] == "a node is being taken away: starting again on the others"
+    assert not preempted(failed(ValueError("x")))
+
+
+def test_waiting_too_long_is_not_tried_again(failures):
+    policy, _ = failures
+    error = ControllerError(MissingResourcesError("no workers after 5 s"))
+    assert policy.make_decision(error) == FailureDecision.RAISE
