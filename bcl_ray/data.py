@@ -144,18 +144,24 @@ def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> 
 @functools.lru_cache(maxsize=4096)
 def footer(uri: str) -> pq.FileMetaData:
     """A shard's footer, read once per process instead of once per row group."""
-    filesystem, path = storage.resolve(uri)
-    with storage.plain_errors(uri), filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file).metadata
+
+    def read(filesystem: Any, path: str) -> pq.FileMetaData:
+        with filesystem.open_input_file(path) as file:
+            return pq.ParquetFile(file).metadata
+
+    return storage.retried(read, uri)
 
 
 def _row_group(uri: str, row_group: int) -> Any:
     metadata = footer(uri)
-    filesystem, path = storage.resolve(uri)
-    with storage.plain_errors(uri), filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file, metadata=metadata, pre_buffer=True).read_row_group(
-            row_group, use_threads=False
-        )
+
+    def read(filesystem: Any, path: str) -> Any:
+        with filesystem.open_input_file(path) as file:
+            return pq.ParquetFile(file, metadata=metadata, pre_buffer=True).read_row_group(
+                row_group, use_threads=False
+            )
+
+    return storage.retried(read, uri)
 
 
 @dataclass(frozen=True)
