@@ -63,8 +63,8 @@ def package(kind: str, words: Sequence[str], *, with_code: bool = False) -> Pack
     """
     files = {f"jobs/{kind}.py": entry_point(kind)}
     sent = []
-    for word in words:
-        _refuse_secret(f"the argument '{word.partition('=')[0]}'", word)
+    for number, word in enumerate(words, 1):
+        _refuse_secret(f"argument {number} of {kind}", word)
         before, file = _named_file(word)
         if file is None:
             sent.append(word)
