@@ -38,6 +38,7 @@ ORDER = {
     "learner": "torch",
     "loop": "torch",
     "cluster": "ray",
+    "access": "ray",
     "elastic": "ray",
     "data": "ray",
     "journal": "",

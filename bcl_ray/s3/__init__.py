@@ -4,6 +4,7 @@ pyarrow moves the data that it reads; boto3 does what pyarrow cannot, and is imp
 is first needed.
 """
 
+from bcl_ray.s3.check import ACTIONS, check_access
 from bcl_ray.s3.faults import (
     CHECKSUMS,
     Fault,
@@ -18,6 +19,7 @@ from bcl_ray.s3.place import QUICK, Place, client, filesystem, forget, is_s3, pl
 from bcl_ray.s3.uploads import StaleUpload, Upload, abort_uploads, create, stale_uploads
 
 __all__ = [
+    "ACTIONS",
     "CHECKSUMS",
     "QUICK",
     "Fault",
@@ -26,6 +28,7 @@ __all__ = [
     "Upload",
     "abort_uploads",
     "brief",
+    "check_access",
     "client",
     "create",
     "explain",

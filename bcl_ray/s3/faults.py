@@ -59,7 +59,7 @@ _CREDENTIALS = {
     "tokenretrievalerror",
 }
 _REGION = {"permanentredirect", "authorizationheadermalformed", "301", "illegallocationconstraint"}
-ACTIONS = {  # of the protocol: ours, and the permission's name
+_ACTIONS = {  # of the protocol: ours, and the permission's name
     "ListObjectsV2": ("list", "s3:ListBucket"),
     "ListObjects": ("list", "s3:ListBucket"),
     "HeadBucket": ("list", "s3:ListBucket"),
@@ -129,13 +129,13 @@ def brief(error: BaseException) -> str:
     fault = fault_of(error)
     if fault is None:
         return " ".join(str(error).split()) or type(error).__name__
-    if fault.code in ("networkconnection", "") or fault.code.endswith("error"):
-        detail = re.search(r"Details: (.*)", fault.text)
-        return (
-            detail[1] if detail else f"HTTP status {fault.status}" if fault.status else fault.text
-        )
-    named = re.search(r"\((\w+)\) when calling|AWS Error ([A-Z]\w+)", fault.text)
-    return next(filter(None, named.groups())) if named else fault.code
+    if detail := re.search(r"Details: (.*)", fault.text):
+        return detail[1]
+    named = re.search(r"\((\w+)\) when calling|ExceptionName: (\w+)", fault.text)
+    named = named or re.search(r"AWS Error (?!UNKNOWN)(\w+)", fault.text)
+    if named:
+        return str(next(filter(None, named.groups())))
+    return f"HTTP status {fault.status}" if fault.status else fault.text
 
 
 def precise(error: BaseException, place: Place) -> BaseException:
@@ -179,7 +179,7 @@ def explained(uri: str, place: Place) -> Iterator[None]:
 
 
 def _words(fault: Fault, place: Place) -> str:  # noqa: PLR0911 (a table with conditions)
-    what, permission = ACTIONS.get(fault.action, ("use", "the action"))
+    what, permission = _ACTIONS.get(fault.action, ("use", "the action"))
     if fault.code == "nosuchbucket":
         return (
             f"there is no bucket '{place.bucket}' at {place.server}: create it, or check its name "
@@ -234,7 +234,9 @@ def _unreachable(fault: Fault, place: Place) -> str:
             f"{place.server} does not answer as an S3 server: check AWS_ENDPOINT_URL, its scheme "
             "(http or https) and port, and AWS_CA_BUNDLE"
         )
-    if fault.code in ("networkconnection", "connecttimeouterror", "endpointconnectionerror"):
+    if fault.code == "networkconnection" or fault.code.endswith(
+        ("connectionerror", "timeouterror")
+    ):
         return f"{place.server} does not answer: check AWS_ENDPOINT_URL, and that it is up"
     if fault.code in _TRANSIENT or fault.status >= 500:
         return f"{place.server} is too busy or broken, and was so each time: try again later"
@@ -242,7 +244,7 @@ def _unreachable(fault: Fault, place: Place) -> str:
 
 
 def _shortened(text: str) -> str:
-    text = re.sub(r"\(Request ID: [^)]*\)", "", text)
+    text = re.sub(r"\(Request ID: [^)]*\)|: \"https?://[^\"]*\"", "", text).strip()
     return text if len(text) <= 300 else text[:297] + "..."
 
 
