@@ -51,7 +51,7 @@ ORDER = {
     "events": "",
     "display": "",
     "submit": "ray",
-    "local": "",
+    "local": "ray",
     "render": "",
     "cli": "",
     "__main__": "",
@@ -59,6 +59,7 @@ ORDER = {
 FRAMEWORKS = {"ray", "mlflow", "torch"}
 EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train]
 RAY = {  # these, and no others, need Ray
+    "access",
     "submit",
     "cluster",
     "elastic",

@@ -69,6 +69,22 @@ class S3Server(ABC):
     @abstractmethod
     def _start(self) -> None: ...
 
+    def make_bucket(self, name: str) -> None:
+        """Make a bucket, where it is not there already."""
+        import boto3  # noqa: PLC0415 (half a second, which `status` need not wait)
+        from botocore.config import Config  # noqa: PLC0415
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=REGION,
+            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 10}),
+        )
+        if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket=name)
+
     def alive(self) -> bool:
         """Whether all its processes run."""
         names = self.processes.names()
