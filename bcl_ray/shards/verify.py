@@ -1,6 +1,7 @@
 """Verifying shards: read everything again and compare it with the manifest."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -57,23 +58,34 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
 
 def _verify_shard(uri: str, shard: ShardInfo, split: Split, counts: NDArray[np.int64]) -> list[str]:
     """Differences of one shard; adds its labels to the split's counts."""
-    filesystem, path = storage.resolve(storage.join(uri, shard.file))
-    size, sha256 = 0, hashlib.sha256()
-    with storage.plain_errors(uri), filesystem.open_input_stream(path) as stream:
-        while chunk := stream.read(8 << 20):
-            size += len(chunk)
-            sha256.update(chunk)
+    file = storage.join(uri, shard.file)
+    size, sha256 = storage.retried(_digest, file)
     if size != shard.bytes:
         return [f"{shard.file}: {size} bytes instead of {shard.bytes}"]
-    if sha256.hexdigest() != shard.sha256:
+    if sha256 != shard.sha256:
         return [f"{shard.file}: SHA-256 differs, so its content was changed"]
-    with storage.plain_errors(uri), filesystem.open_input_file(path) as handle:
-        file = pq.ParquetFile(handle)
-        labels = file.read(["label"]).column(0).to_numpy()
-        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    labels, groups = storage.retried(_labels_and_groups, file)
     if len(labels) != shard.rows:
         return [f"{shard.file}: {len(labels)} rows instead of {shard.rows}"]
     if any(rows != split.row_group_rows for rows in groups[:-1]):
         return [f"{shard.file}: row groups are not of {split.row_group_rows} rows"]
     counts += np.bincount(labels, minlength=len(counts))[: len(counts)]
     return []
+
+
+def _digest(filesystem: Any, path: str) -> tuple[int, str]:
+    """Bytes of a file, and their SHA-256."""
+    size, sha256 = 0, hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(8 << 20):
+            size += len(chunk)
+            sha256.update(chunk)
+    return size, sha256.hexdigest()
+
+
+def _labels_and_groups(filesystem: Any, path: str) -> tuple[NDArray[np.int32], list[int]]:
+    """All labels of a shard, and the rows of each of its row groups."""
+    with filesystem.open_input_file(path) as handle:
+        file = pq.ParquetFile(handle)
+        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        return file.read(["label"]).column(0).to_numpy(), groups

@@ -73,8 +73,9 @@ def write_shards(
         progress: called with a stage, the rows done and the rows in all.
 
     Raises:
-        ValueError: an option out of range, a target in use, bad images (the first ten and their
-            number), ids that repeat, or a class without training images.
+        ValueError: an option out of range, a target in use (by a data set, or by another writer),
+            bad images (the first ten and their number), ids that repeat, or a class without
+            training images.
         OSError: the source, the target or the temporary folder cannot be read or written.
     """
     if profile == "natural" and imbalance_factor is not None:
@@ -119,9 +120,25 @@ def write_shards(
         fingerprint="",
     )
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
-    storage.write_bytes(storage.join(target, MANIFEST), manifest.model_dump_json(indent=2).encode())
-    storage.delete(storage.join(target, INCOMPLETE))
+    _publish(target, manifest)
     return manifest
+
+
+def _publish(target: str, manifest: Manifest) -> None:
+    """Make a folder a data set; of two writers at once, the second is refused.
+
+    Their shards have the same names, so that neither's can be relied upon afterwards.
+    """
+    try:
+        storage.create_bytes(
+            storage.join(target, MANIFEST), manifest.model_dump_json(indent=2).encode()
+        )
+    except FileExistsError:
+        raise ValueError(
+            f"another `bcl-ray shard` has written to {target} at the same time, and the shards of "
+            "both are mixed there: delete the folder, and shard again"
+        ) from None
+    storage.delete(storage.join(target, INCOMPLETE))
 
 
 def row_group_rows(rows: int, mean_bytes: int) -> int:
