@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
+READY = 60.0  # seconds for which a cluster may have no agent that takes jobs
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 CA_FILES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -114,12 +116,27 @@ class Cluster(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
             raise OSError(f"{self.address} answered {answer.status_code} to {endpoint}: {last}")
         return answer
 
+    def send(self, **job: Any) -> None:
+        """Submit a job, as `submit_job` takes it; a cluster that has just begun is waited for."""
+        end = time.monotonic() + READY
+        while True:
+            try:
+                self.submit_job(**job)
+                return
+            except OSError as error:
+                if "No available agent" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(1)
+
     def versions(self) -> dict[str, str]:
-        """Versions of the cluster's Ray, and of its Python where the dashboard tells it."""
-        found = {"ray": str(self._do_request("GET", "/api/version").json()["ray_version"])}
+        """Versions of the cluster's Ray, and of its Python where the dashboard tells it.
+
+        As `bcl_ray.versions.client_versions` has them.
+        """
+        found = {"Ray": str(self._do_request("GET", "/api/version").json()["ray_version"])}
         try:
             data = self._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
-            found["python"] = str(data["pythonVersion"])
+            found["Python"] = ".".join(str(data["pythonVersion"]).split(".")[:2])
         except (KeyError, TypeError, ValueError, OSError):
             pass  # an undocumented route; the job itself checks again
         return found

@@ -134,7 +134,7 @@ def submit(cluster: Any, request: Request, package: Package) -> None:
     }
     with tempfile.TemporaryDirectory(prefix="bcl_ray-") as folder:
         package.write(Path(folder))
-        cluster.submit_job(
+        cluster.send(
             submission_id=request.name,
             entrypoint=shlex.join(["python", f"jobs/{request.kind}.py", *package.words]),
             runtime_env={"working_dir": folder, "env_vars": settings},
