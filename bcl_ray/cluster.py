@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private.state import state  # Ray Data asks it, too, what an autoscaler may add
@@ -12,6 +13,8 @@ from ray.exceptions import RayTaskError
 
 from bcl_ray.config import Experiment
 from bcl_ray.runs import is_local
+
+logger = logging.getLogger("ray.messages")  # not ours: workers' own warnings go to the person
 
 POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
 
@@ -47,11 +50,17 @@ def connected() -> Iterator[Resources]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     for name in ("ray.data", "ray.train"):  # they set themselves up to print
         logging.getLogger(name).setLevel(logging.ERROR)
+    ray._private.worker.print_to_stdstream = _log_ray_message
     try:
         yield _resources()
     finally:
         if begun:
             ray.shutdown()
+
+
+def _log_ray_message(data: dict[str, Any], **_: Any) -> None:
+    """Keep what nodes tell every driver, a worker's death above all, off the terminal."""
+    logger.warning("%s", "\n".join(data["lines"]))
 
 
 def _resources() -> Resources:
@@ -110,6 +119,7 @@ def root_cause(error: BaseException) -> BaseException:
     """What went wrong first, beneath what Ray wraps around it."""
     while True:
         cause = error.cause if isinstance(error, RayTaskError) else error.__cause__
+        cause = getattr(error, "health_check_failure", cause)  # Ray Train's, of a dead worker
         if cause is None:
             return error
         error = cause

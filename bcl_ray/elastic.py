@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import ray.train.torch
 from ray._private.state import state as cluster_state
+from ray.exceptions import RayActorError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -165,7 +166,10 @@ def _own(failure: BaseException) -> BaseException:
 
 def _first_failure(error: WorkerGroupError) -> str:
     worker, failure = next(iter(error.worker_failures.items()))
-    return f"worker {worker}: {one_line(_own(failure))}"
+    own = _own(failure)
+    return f"worker {worker} " + (
+        "died" if isinstance(own, RayActorError) else f"failed ({one_line(own)})"
+    )
 
 
 class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]

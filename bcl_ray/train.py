@@ -18,7 +18,7 @@ import ray.train.torch
 from ray.train.v2.api.exceptions import ControllerError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bcl_ray import checkpoint, runs, storage
+from bcl_ray import access, checkpoint, runs, storage
 from bcl_ray.budget import Budget, budget, check_store, preflight
 from bcl_ray.cluster import Resources, check_places, connected, one_line, uses_gpus
 from bcl_ray.config import Experiment
@@ -100,9 +100,16 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
 
 def _check(experiment: Experiment, manifest: Manifest, resources: Resources) -> None:
     """What could only be checked once the cluster is known."""
-    check_store(budget(experiment, manifest, resources.cpus), resources.store_bytes)
+    if not resources.grows:
+        check_store(budget(experiment, manifest, resources.cpus), resources.store_bytes)
     check_places(experiment, resources)
-    uses_gpus(experiment, resources)
+    access.check_everywhere(
+        {
+            "data.path": (experiment.data.path, {"list", "read"}),
+            "tracking.runs": (experiment.tracking.runs, {"list", "read", "write", "delete"}),
+        },
+        worker=_needs(experiment, resources),
+    )
 
 
 @contextlib.contextmanager
@@ -208,8 +215,7 @@ def _stoppable(function: Callable[[], Any], mailbox: Any, signals: list[int]) ->
 def _trainer(
     run: Run, experiment: Experiment, manifest: Manifest, resources: Resources, mailbox: Any
 ) -> Any:
-    scale = experiment.scale
-    use_gpu = uses_gpus(experiment, resources)
+    scale, needs = experiment.scale, _needs(experiment, resources)
     filesystem, path = storage.resolve(run.uri)
     parent, _, name = path.rstrip("/").rpartition("/")
     return Trainer(
@@ -227,8 +233,8 @@ def _trainer(
         torch_config=ray.train.torch.TorchConfig(timeout_s=int(2 * scale.hang_timeout) + 1),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scale.min_workers, scale.max_workers),
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            use_gpu="GPU" in needs,
+            resources_per_worker=needs,
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -240,6 +246,12 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _needs(experiment: Experiment, resources: Resources) -> dict[str, float]:
+    """Resources of one worker."""
+    gpu = {"GPU": 1.0} if uses_gpus(experiment, resources) else {}
+    return {"CPU": experiment.scale.cpus_per_worker, **gpu}
 
 
 def _mailbox() -> Any:
