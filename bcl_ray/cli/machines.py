@@ -1,13 +1,20 @@
-"""Commands on machines: cluster render."""
+"""Commands on machines: a cluster on this one, and files for real ones."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bcl_ray.cli.terminal import console
+
+if TYPE_CHECKING:
+    from bcl_ray.local import Cluster
+
 app = typer.Typer()
-cluster_app = typer.Typer(help="Clusters: files for real ones.", no_args_is_help=True)
+cluster_app = typer.Typer(
+    help="Clusters: one on this machine, and files for real ones.", no_args_is_help=True
+)
 app.add_typer(cluster_app, name="cluster")
 
 
@@ -35,3 +42,136 @@ def cluster_render(
     files = render(target.value, read(description))
     for path in write(files, out or Path("cluster") / target.value):
         typer.echo(path)
+
+
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Of the cluster; else BCL_RAY_CLUSTER, else ~/.cache/bcl_ray/cluster."),
+]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="As `cluster status` prints it.")]
+
+
+class Part(StrEnum):
+    """What of a cluster can be stopped and started again."""
+
+    s3 = "s3"
+    mlflow = "mlflow"
+    head = "head"
+
+
+def _local(folder: Path | None) -> "Cluster":
+    try:
+        from bcl_ray.local import Cluster
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed: pip install 'bcl-ray[local]' has what a cluster on "
+            "one machine needs"
+        ) from None
+    return Cluster(folder)
+
+
+@cluster_app.command("up")
+def cluster_up(
+    workers: Annotated[int, typer.Option(help="Nodes beside the head; a third for data.")] = 3,
+    folder: Folder = None,
+    store: Annotated[
+        str, typer.Option(help="S3: swift, ceph, or s3://BUCKET/PREFIX of one that is there.")
+    ] = "swift",
+    database: Annotated[str, typer.Option(help="Behind MLflow: sqlite or postgres.")] = "sqlite",
+    cpus: Annotated[int, typer.Option(help="CPUs that each node says it has.")] = 2,
+    store_mib: Annotated[int, typer.Option(help="Ray's object store on each node, MiB.")] = 512,
+    port: Annotated[int, typer.Option(help="First of 20 ports.")] = 9600,
+) -> None:
+    """Start a cluster on this machine: Ray head and nodes, an S3 server, an MLflow server."""
+    cluster = _local(folder)
+    with console().status("starting, which takes half a minute"):
+        cluster.up(
+            workers,
+            store=store,
+            database=database,
+            port=port,
+            cpus=cpus,
+            store_mib=store_mib,
+            say=lambda text: typer.echo(f"{text}", err=True),
+        )
+    there = cluster.environment()
+    nodes = [name for name in cluster.nodes() if name != "head"]
+    for name, text in (
+        ("dashboard", there["RAY_ADDRESS"]),
+        ("nodes", f"{', '.join(nodes)} ({cpus} CPUs each)"),
+        ("store", f"{there['BCL_RAY_STORE']} at {there.get('AWS_ENDPOINT_URL', 'AWS')}"),
+        ("MLflow", there["MLFLOW_TRACKING_URI"]),
+        ("to use it", f"source {cluster.folder}/environment"),
+    ):
+        typer.echo(f"{name:<10} {text}")
+
+
+@cluster_app.command("status")
+def cluster_status(folder: Folder = None) -> None:
+    """Every process of the cluster: name, pid, address, and whether it runs."""
+    from rich.table import Table
+
+    cluster = _local(folder)
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("name", "pid", "address", "state"):
+        table.add_column(column, justify="right" if column == "pid" else "left")
+    rows = cluster.status()
+    for row in rows:
+        table.add_row(row.name, str(row.pid), row.address, "up" if row.alive else "down")
+    console().print(table if rows else f"no cluster is in {cluster.folder}")
+
+
+@cluster_app.command("down")
+def cluster_down(
+    folder: Folder = None,
+    wipe: Annotated[bool, typer.Option("--wipe", help="Delete S3 and MLflow's data too.")] = False,
+) -> None:
+    """End the cluster; what is in its S3 and MLflow stays for the next time."""
+    _local(folder).down(wipe=wipe)
+
+
+@cluster_app.command("kill-node")
+def cluster_kill_node(node: Node, folder: Folder = None) -> None:
+    """Kill a node with all that runs on it, as a power cut would."""
+    _local(folder).kill_node(node)
+
+
+@cluster_app.command("add-node")
+def cluster_add_node(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Its name: data-2, train-3.")],
+    folder: Folder = None,
+    group: Annotated[str | None, typer.Option(help="data or train; else by its name.")] = None,
+) -> None:
+    """Start one more node, or one that was killed."""
+    _local(folder).add_node(node, group)
+
+
+@cluster_app.command("drain-node")
+def cluster_drain_node(
+    node: Node,
+    folder: Folder = None,
+    notice: Annotated[int, typer.Option(min=1, help="Seconds until it ends.")] = 30,
+) -> None:
+    """Give notice that a node ends, as a cloud does of a spot machine; then it is killed."""
+    _local(folder).drain_node(node, notice)
+
+
+@cluster_app.command("stop")
+def cluster_stop(
+    part: Annotated[Part, typer.Argument(help="What to stop; the head is killed.")],
+    folder: Folder = None,
+) -> None:
+    """Stop a part of the cluster; `start` brings it back with what it had."""
+    cluster = _local(folder)
+    stops = {Part.s3: cluster.stop_s3, Part.mlflow: cluster.stop_mlflow}
+    stops.get(part, cluster.kill_head)()
+
+
+@cluster_app.command("start")
+def cluster_start(
+    part: Annotated[Part, typer.Argument(help="What to start again.")], folder: Folder = None
+) -> None:
+    """Start a part that was stopped."""
+    cluster = _local(folder)
+    starts = {Part.s3: cluster.start_s3, Part.mlflow: cluster.start_mlflow}
+    starts.get(part, cluster.start_head)()

@@ -16,6 +16,7 @@ from bcl_ray.local import ray_nodes, tracking_server
 from bcl_ray.local.ceph import Ceph
 from bcl_ray.local.description import Description
 from bcl_ray.local.ports import LOOPBACK, answers, check_free
+from bcl_ray.local.postgres import Postgres
 from bcl_ray.local.processes import Processes
 from bcl_ray.local.secret import kept
 from bcl_ray.local.store import S3Server
@@ -106,8 +107,10 @@ class Cluster:
             return
         with records.held(self.folder):
             self._clear()
-        if wipe:
-            shutil.rmtree(self.folder)
+            if wipe:
+                for database in self.folder.glob("mlflow-*/postgres/data"):
+                    shutil.rmtree(database.resolve(), ignore_errors=True)  # root's is elsewhere
+                shutil.rmtree(self.folder)
 
     def environment(self) -> dict[str, str]:
         """What a client, a driver or a test sets to use it; secrets among it.
@@ -200,7 +203,7 @@ class Cluster:
         """
         self._check_runs(name)
         ports = self._description().ports
-        node = ray_nodes.node_id(name, ports, self._token)
+        node = ray_nodes.node_id(name, self.processes.created(name), ports, self._token)
         if node is None:
             raise OSError(f"the head does not know '{name}': look at `bcl-ray cluster status`")
         done = subprocess.run(  # noqa: S603 (the command is ours)
@@ -222,10 +225,16 @@ class Cluster:
 
     def start_head(self) -> None:
         """Start the head again, and wait until it answers; nodes that wait for it come back."""
+        self._launch_head()
+        self._join("head")
+
+    def _launch_head(self) -> None:
         description = self._description()
-        ports = description.ports
-        command = ray_nodes.head_command(ports, Path(description.ray_folder) / "head")
-        environment = ray_nodes.head_environment(ports, Path(description.ray_folder) / "gcs")
+        ports, folder = description.ports, Path(description.ray_folder)
+        # Where it is there, Ray takes the nodes that wait for the head for one that runs.
+        (folder / "head" / "ray_current_cluster").unlink(missing_ok=True)
+        command = ray_nodes.head_command(ports, folder / "head")
+        environment = ray_nodes.head_environment(ports, folder / "gcs")
         self.processes.start("head", command, {**self._node_environment(), **environment})
         self.processes.wait("head", answers(ports.gcs), START_SECONDS)
 
@@ -247,9 +256,17 @@ class Cluster:
         port = description.ports.mlflow
         command = tracking_server.command(port, f"{description.bucket}/mlflow")
         # A database says where its artifacts are, so each store has a database of its own.
-        kind = description.store.partition(":")[0]
-        uri = tracking_server.sqlite(self.folder / f"mlflow-{kind}")
-        environment = {**self._node_environment(), **tracking_server.environment(uri)}
+        folder = self.folder / f"mlflow-{description.store.partition(':')[0]}"
+        environment = self._node_environment()
+        if description.database == "postgres":
+            database = Postgres(folder / "postgres", description.ports.postgres, self.processes)
+            if not self.processes.alive("postgres"):
+                database.start()
+            environment |= database.environment()
+            uri = database.address
+        else:
+            uri = tracking_server.sqlite(folder)
+        environment |= tracking_server.environment(uri)
         self.processes.start("mlflow", command, environment)
         self.processes.wait("mlflow", answers(port), START_SECONDS)
 
@@ -271,11 +288,11 @@ class Cluster:
             server.make_bucket("bcl-ray")
 
     def _start_ray(self) -> None:
-        self.start_head()
+        self._launch_head()
         names = list(self._description().nodes)
         for name in names:
             self._start_node(name)
-        for name in names:
+        for name in ("head", *names):
             self._join(name)
 
     def _start_node(self, name: str) -> None:
@@ -291,7 +308,8 @@ class Cluster:
         self.processes.start(name, command, self._node_environment())
 
     def _join(self, name: str) -> None:
-        joined = ray_nodes.registered(name, self._description().ports, self._token)
+        since, ports = self.processes.created(name), self._description().ports
+        joined = ray_nodes.registered(name, since, ports, self._token)
         self.processes.wait(name, joined, START_SECONDS)
 
     def _node_environment(self) -> dict[str, str]:
@@ -330,6 +348,8 @@ class Cluster:
     def _check_ports(self, description: Description) -> None:
         ports, server = description.ports, self._server(description)
         wanted = {**ports.head(), "MLflow": ports.mlflow}
+        if description.database == "postgres":
+            wanted["PostgreSQL"] = ports.postgres
         for number in server.ports if server else []:
             wanted[f"S3 {number}"] = number
         check_free(wanted)

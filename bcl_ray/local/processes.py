@@ -26,7 +26,8 @@ def program(name: str, remedy: str) -> str:
     Raises:
         FileNotFoundError: it is not installed; with the remedy.
     """
-    for folder in (BIN, *map(Path, os.get_exec_path())):
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # not on the PATH
+    for folder in (BIN, *map(Path, os.get_exec_path()), *debian):
         if (folder / name).is_file() and os.access(folder / name, os.X_OK):
             return str(folder / name)
     raise FileNotFoundError(f"{name} is not installed: {remedy}")
@@ -42,8 +43,18 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().absolute()
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        user: str | None = None,
+    ) -> int:
         """Start a command in a session of its own, in the folder; returns its pid.
+
+        Args:
+            user: whom it runs as; this process's where it is not given.
 
         Raises:
             OSError: it runs already, or cannot be started.
@@ -61,6 +72,7 @@ class Processes:
                 env={**environment, MARK: str(self._file(name))},
                 cwd=self.folder,
                 start_new_session=True,
+                user=user,
             )
         _children[child.pid] = child
         record = {"pid": child.pid, "created": psutil.Process(child.pid).create_time()}
@@ -80,6 +92,11 @@ class Processes:
         """Its pid, dead or alive; None where it was never started."""
         record = self._record(name)
         return int(record["pid"]) if record else None
+
+    def created(self, name: str) -> float:
+        """When it was started, seconds since the epoch; 0 where it never was."""
+        record = self._record(name)
+        return record["created"] if record else 0
 
     def alive(self, name: str) -> bool:
         """Whether it runs."""

@@ -163,7 +163,7 @@ def listed(ports: Ports, token: Path, timeout: float = 10) -> list[Mapping[str, 
         OSError: no head answers.
     """
     request = urllib.request.Request(
-        f"http://{LOOPBACK}:{ports.dashboard}/api/v0/nodes?limit=1000",
+        f"http://{LOOPBACK}:{ports.dashboard}/api/v0/nodes?detail=1&limit=1000",
         headers={"Authorization": f"Bearer {token.read_text()}"},
     )
     with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
@@ -171,18 +171,30 @@ def listed(ports: Ports, token: Path, timeout: float = 10) -> list[Mapping[str, 
     return found
 
 
-def node_id(name: str, ports: Ports, token: Path) -> str | None:
-    """Ray's name of the node that is alive under ours; None where there is none."""
+def node_id(name: str, since: float, ports: Ports, token: Path) -> str | None:
+    """Ray's name of the node that is alive under ours; None where there is none.
+
+    Args:
+        since: when its process was started, seconds since the epoch: for some seconds the head
+            takes a node that was killed for alive.
+    """
     try:
         nodes = listed(ports, token)
     except (OSError, ValueError, KeyError, TypeError):  # a head that is starting says odd things
         return None
-    alive = (n for n in nodes if n["node_name"] == name and n["state"] == "ALIVE")
-    return next((str(node["node_id"]) for node in alive), None)
+    return next(
+        (
+            str(node["node_id"])
+            for node in nodes
+            if node["node_name"] == name and node["state"] == "ALIVE"
+            if node["start_time_ms"] / 1000 >= since - 1  # clocks are read in different ways
+        ),
+        None,
+    )
 
 
-def registered(name: str, ports: Ports, token: Path) -> Iterator[bool]:
+def registered(name: str, since: float, ports: Ports, token: Path) -> Iterator[bool]:
     """Whether a node has joined; ask again and again."""
     while True:
-        yield node_id(name, ports, token) is not None
+        yield node_id(name, since, ports, token) is not None
         time.sleep(0.2)
