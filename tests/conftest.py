@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3_servers import bucket, proxy, s3_server  # noqa: F401  (fixtures)
+
 # Two threads per process on two cores cost more than they bring, in processes that run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

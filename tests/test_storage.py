@@ -1,15 +1,20 @@
+import errno
+import os
 import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from bcl_ray import storage
+from bcl_ray import retry, storage
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
+def bucket_of_another_kind(tmp_path, monkeypatch):
     """A filesystem that is not local, as an object store is not, for URIs of test://."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     local = storage.resolve
@@ -31,9 +36,10 @@ def test_bytes_come_back_from_every_kind_of_path(tmp_path, monkeypatch):
     assert storage.list_files(str(tmp_path)) == {"a b": 3, "x": 3}
 
 
-def test_a_store_that_is_not_local_works_too(bucket):
+def test_a_store_that_is_not_local_works_too(bucket_of_another_kind):
+    bucket = bucket_of_another_kind
     storage.write_bytes(f"{bucket}file", b"12")
-    assert storage.list_files(bucket) == {"file": 2}
+    assert storage.list_files(bucket_of_another_kind) == {"file": 2}
     assert storage.read_bytes(f"{bucket}file") == b"12"
     storage.delete(f"{bucket}file")
     assert not storage.exists(f"{bucket}file")
@@ -119,3 +125,83 @@ def test_a_folder_below_a_file_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=f"{tmp_path}/file/x: "):
         storage.write_bytes(f"{tmp_path}/file/x", b"")
+
+
+def test_of_racing_creators_of_a_local_file_one_wins(tmp_path):
+    def create(uri, number, start):
+        start.wait()
+        try:
+            storage.create_bytes(uri, b"%d" % number)
+        except FileExistsError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(20):
+            uri, start = str(tmp_path / f"deep/{turn}"), threading.Barrier(8)
+            racing = [pool.submit(create, uri, number, start) for number in range(8)]
+            (winner,) = (one.result() for one in racing if one.result() is not None)
+            assert storage.read_bytes(uri) == b"%d" % winner
+    assert len(list((tmp_path / "deep").iterdir())) == 20
+    with pytest.raises(FileExistsError, match=f"{uri} exists already"):
+        storage.create_bytes(uri, b"")
+
+
+def test_a_store_that_is_not_local_creates_too(bucket_of_another_kind):
+    storage.create_bytes(f"{bucket_of_another_kind}file", b"1")
+    with pytest.raises(FileExistsError, match="test://file exists already"):
+        storage.create_bytes(f"{bucket_of_another_kind}file", b"2")
+    assert storage.read_bytes(f"{bucket_of_another_kind}file") == b"1"
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Files take no bytes until the returned moment; a write before that takes half, then none."""
+    moment = time.monotonic() + 1.5
+    opened = Path.open
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.halves = file, 1
+
+        def write(self, data):
+            if time.monotonic() < moment:
+                self.halves -= 1
+                if self.halves < 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return self.file.write(data[: len(data) // 2])
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+    def open_full(self, mode="r", **options):
+        file = opened(self, mode, **options)
+        return Full(file) if mode == "xb" else file
+
+    monkeypatch.setattr(Path, "open", open_full)
+    return moment
+
+
+def test_a_full_disk_is_waited_for_and_told(tmp_path, full_disk, caplog):
+    data = os.urandom(1 << 20)
+    storage.write_bytes(f"{tmp_path}/file", data)
+    assert time.monotonic() >= full_disk
+    assert (tmp_path / "file").read_bytes() == data
+    assert f"{tmp_path}/file: No space left on device, trying again for up to 300 s" in (
+        caplog.text.replace("[Errno 28] ", "")
+    )
+
+
+def test_a_disk_that_stays_full_is_an_error_with_its_number(tmp_path, full_disk, monkeypatch):
+    monkeypatch.setattr(retry, "PATIENCE", 0.3)
+    with pytest.raises(OSError, match=f"{tmp_path}/file: the disk is full: make room") as raised:
+        storage.write_bytes(f"{tmp_path}/file", bytes(1 << 20))
+    assert raised.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
