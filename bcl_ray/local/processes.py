@@ -104,11 +104,11 @@ class Processes:
 
     def any_alive(self) -> bool:
         """Whether one of them, or what one of them has left behind, runs."""
-        return any(self._members(name) for name in self.names())
+        return any(self.tree(name) for name in self.names())
 
     def end(self, *names: str, patience: float = 10) -> None:
         """Ask them to end (SIGTERM), and kill what is there of them after `patience` seconds."""
-        members = [member for name in names for member in self._members(name)]
+        members = [member for name in names for member in self.tree(name)]
         for root in filter(None, map(self._root, names)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 root.terminate()
@@ -124,7 +124,7 @@ class Processes:
             OSError: something is still there after 30 s.
         """
         deadline = time.monotonic() + 30
-        while members := [member for name in names for member in self._members(name)]:
+        while members := [member for name in names for member in self.tree(name)]:
             for member in members:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
@@ -180,7 +180,7 @@ class Processes:
         except psutil.NoSuchProcess:
             return None
 
-    def _members(self, name: str) -> list[psutil.Process]:
+    def tree(self, name: str) -> list[psutil.Process]:
         """The process and all that it started, also where what stood between has died."""
         root, record = self._root(name), self._record(name)
         found = {} if root is None else {root.pid: root}
