@@ -106,6 +106,19 @@ class Processes:
         """Whether one of them, or what one of them has left behind, runs."""
         return any(self.tree(name) for name in self.names())
 
+    def tree(self, name: str) -> list[psutil.Process]:
+        """The process and all that it started, also where what stood between has died."""
+        root, pid = self._root(name), self.pid(name)
+        # A session keeps its number from being a pid again, until all of it has ended.
+        ours = pid is not None and (self._leader(name) is not None or not psutil.pid_exists(pid))
+        found = {} if root is None else {root.pid: root}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {child.pid: child for child in root.children(recursive=True)} if root else {}
+        for other in psutil.process_iter():
+            if other.pid not in found and self._is_orphan(other, name, pid if ours else None):
+                found[other.pid] = other
+        return [p for p in found.values() if _runs(p) and p.pid != os.getpid()]
+
     def end(self, *names: str, patience: float = 10) -> None:
         """Ask them to end (SIGTERM), and kill what is there of them after `patience` seconds."""
         members = [member for name in names for member in self.tree(name)]
@@ -168,37 +181,28 @@ class Processes:
             return None
         return record
 
-    def _root(self, name: str) -> psutil.Process | None:
+    def _leader(self, name: str) -> psutil.Process | None:
+        """The process, also as a zombie; none where it is gone or its pid is somebody else's."""
         record = self._record(name)
-        if record is None:
-            return None
         try:
-            found = psutil.Process(int(record["pid"]))
+            found = psutil.Process(int(record["pid"])) if record else None
             # The clock may be set while it runs; a pid does not come round again in a second.
-            same = abs(found.create_time() - record["created"]) < 1
-            return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+            same = record and found and abs(found.create_time() - record["created"]) < 1
         except psutil.NoSuchProcess:
             return None
+        return found if same else None
 
-    def tree(self, name: str) -> list[psutil.Process]:
-        """The process and all that it started, also where what stood between has died."""
-        root, record = self._root(name), self._record(name)
-        found = {} if root is None else {root.pid: root}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found |= {child.pid: child for child in root.children(recursive=True)} if root else {}
-        for other in psutil.process_iter():
-            if other.pid not in found and self._is_orphan(other, name, record):
-                found[other.pid] = other
-        return [p for p in found.values() if _runs(p) and p.pid != os.getpid()]
+    def _root(self, name: str) -> psutil.Process | None:
+        leader = self._leader(name)
+        return leader if leader and _runs(leader) else None
 
-    def _is_orphan(
-        self, other: psutil.Process, name: str, record: Mapping[str, float] | None
-    ) -> bool:
+    def _is_orphan(self, other: psutil.Process, name: str, session: int | None) -> bool:
         try:
             mark = other.environ().get(MARK)
             # A process that renames itself, as Ray's workers do, may lose its environment.
-            in_session = record is not None and os.getsid(other.pid) == record["pid"]
-            return mark == str(self._file(name)) or (mark is None and in_session)
+            return mark == str(self._file(name)) or (
+                mark is None and session is not None and os.getsid(other.pid) == session
+            )
         except (psutil.Error, OSError):
             return False
 
