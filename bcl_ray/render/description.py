@@ -329,10 +329,11 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"field '{name}' is missing"
     message = first["msg"].removeprefix("Value error, ")
+    shown = "" if "@" in str(first["input"]) else f"={first['input']}"  # it may hold a password
     if first["type"] == "value_error":  # ours; those that compare fields name them
         compares = message.startswith(tuple(Description.model_fields))
-        return message if compares else f"{name}={first['input']} {message}"
-    return f"{name}={first['input']}: {message[0].lower()}{message[1:]}"
+        return message if compares else f"{name}{shown} {message}"
+    return f"{name}{shown}: {message[0].lower()}{message[1:]}"
 
 
 def _fields(path: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?")
 LONGEST_NAME = {"RayCluster": 53, "RayJob": 47}
 MOST_GROUPS = 17  # Kueue's 18 pod sets less the head's
+MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN$|ACCESS_KEY", re.IGNORECASE)
 V2_VARIABLE = "RAY_enable_autoscaler_v2"
@@ -156,6 +157,8 @@ def _job(spec: Plain) -> Iterator[str]:
         yield "suspend needs shutdownAfterJobFinishes"
     if retries < 0:
         yield f"backoffLimit ({retries}) must be at least 0"
+    if mode not in MODES:  # a plain string in the schema
+        yield f"submissionMode '{mode}' is none of {', '.join(MODES)}"
     if mode == "InteractiveMode" and retries:
         yield "backoffLimit must be 0 in InteractiveMode"
     if mode == "SidecarMode" and spec.keys() & {"submitterPodTemplate", "submitterConfig"}:

@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+from bcl_ray.render import read
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def description():
+    return read(ROOT / "cluster" / "cluster.yaml")
