@@ -51,6 +51,7 @@ ORDER = {
     "events": "",
     "display": "",
     "submit": "ray",
+    "doctor": "ray torch",
     "local": "ray",
     "render": "",
     "cli": "",

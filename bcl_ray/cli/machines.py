@@ -1,5 +1,7 @@
-"""Commands on machines: a cluster on this one, and files for real ones."""
+"""Commands on machines: a cluster on this one, files for real ones, and a doctor for both."""
 
+import os
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +11,7 @@ import typer
 from bcl_ray.cli.terminal import console
 
 if TYPE_CHECKING:
+    from bcl_ray.doctor.finding import Finding
     from bcl_ray.local import Cluster
 
 app = typer.Typer()
@@ -175,3 +178,53 @@ def cluster_start(
     cluster = _local(folder)
     starts = {Part.s3: cluster.start_s3, Part.mlflow: cluster.start_mlflow}
     starts.get(part, cluster.start_head)()
+
+
+@app.command()
+def doctor(
+    store: Annotated[
+        str | None, typer.Option(help="s3://BUCKET/FOLDER that runs use.", envvar="BCL_RAY_STORE")
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(help="The MLflow server.", envvar="MLFLOW_TRACKING_URI")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The dashboard; else RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else none."),
+    ] = None,
+    ca_file: Annotated[str | None, typer.Option(help="Certificates to trust for https.")] = None,
+    on_nodes: Annotated[bool, typer.Option("--on-nodes", hidden=True)] = False,
+) -> None:
+    """Look at all that a run needs, here and on every node; exit status 1 if something is wrong."""
+    if on_nodes:  # the job by which this command asks the nodes
+        from bcl_ray.doctor.nodes import examine_nodes
+        from bcl_ray.doctor.remote import show
+
+        for finding in examine_nodes(store, mlflow):
+            print(show(finding), flush=True)  # noqa: T201 (for the one who reads the job's log)
+        return
+    bad = 0
+    for finding in _findings(address, ca_file, store, mlflow):
+        bad += not finding.good
+        mark = "✓" if finding.good else "✗"
+        typer.echo(f"{mark} {finding.subject:<10} {finding.where:<10} {finding.text}")
+    if bad:
+        raise typer.Exit(1)
+
+
+def _findings(
+    address: str | None, ca_file: str | None, store: str | None, mlflow: str | None
+) -> "Iterator[Finding]":
+    from bcl_ray.doctor.machine import examine
+
+    yield from examine("here", store, mlflow, {})
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if named and named.startswith(("http://", "https://")):
+        from bcl_ray.doctor.remote import examine_cluster
+
+        yield from examine_cluster(named.rstrip("/"), ca_file, store, mlflow)
+    elif named:
+        from bcl_ray.doctor.finding import merged
+        from bcl_ray.doctor.nodes import examine_nodes
+
+        yield from merged(examine_nodes(store, mlflow))
