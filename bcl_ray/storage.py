@@ -29,8 +29,8 @@ Result = TypeVar("Result")
 def resolve(uri: str) -> tuple[Any, str]:
     """The pyarrow filesystem of a path or URI, and the path within it.
 
-    S3's tries again by itself for about 100 s, and may be pickled: it holds no credentials, and
-    takes those of the machine that it comes to.
+    S3's tries again by itself for about 100 s. Pickled, it holds no settings and no credentials,
+    and takes those of the machine that it comes to.
 
     Raises:
         ValueError: a scheme that pyarrow does not know, or a malformed URI.
@@ -122,16 +122,27 @@ def list_folders(uri: str) -> list[str]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """A whole file."""
+    """A whole file: one version of it, also while it is being replaced."""
 
     def read(filesystem: Any, path: str) -> bytes:
         with filesystem.open_input_file(path) as file:
-            data = bytes(file.read())
+            data, version = bytes(file.read()), _version(file)
             if len(data) < file.size():
                 raise ConnectionError(f"{len(data)} of {file.size()} bytes came")
-            return data
+        # pyarrow asks for an object's size, then for its bytes, perhaps those of another one.
+        if version is not None:
+            with filesystem.open_input_file(path) as file:
+                if _version(file) != version:
+                    raise ConnectionError("it was replaced while it was read")
+        return data
 
     return retried(read, uri)
+
+
+def _version(file: Any) -> bytes | None:
+    """An object's ETag; None of a local file, which an open handle keeps."""
+    version: bytes | None = (file.metadata() or {}).get("ETag")
+    return version
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -84,6 +84,28 @@ def test_the_address_may_stand_in_the_uri(bucket, monkeypatch):
     assert bucket.server.endpoint not in os.environ.values()
 
 
+def test_readers_see_one_version_of_an_object_that_is_being_replaced(bucket):
+    versions = [b"a" * 100, b"b" * 300]
+    storage.write_bytes(bucket.uri("file"), versions[0])
+    stopped = threading.Event()
+
+    def replace() -> None:
+        for version in itertools.cycle(versions):
+            if stopped.is_set():
+                return
+            storage.write_bytes(bucket.uri("file"), version)
+            time.sleep(0.05)  # else no reading would come to an end between two of them
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        seen = {storage.read_bytes(bucket.uri("file")) for _ in range(30)}
+    finally:
+        stopped.set()
+        writer.join()
+    assert seen <= set(versions)
+
+
 def test_large_objects_appear_whole(bucket, small_parts):
     uri = f"{bucket.uri}/large"
     storage.write_bytes(uri, b"old")

@@ -135,7 +135,7 @@ def brief(error: BaseException) -> str:
     named = named or re.search(r"AWS Error (?!UNKNOWN)(\w+)", fault.text)
     if named:
         return str(next(filter(None, named.groups())))
-    return f"HTTP status {fault.status}" if fault.status else fault.text
+    return f"HTTP status {fault.status}" if fault.status else _shortened(fault.text)
 
 
 def precise(error: BaseException, place: Place) -> BaseException:
@@ -240,6 +240,8 @@ def _unreachable(fault: Fault, place: Place) -> str:
         return f"{place.server} does not answer: check AWS_ENDPOINT_URL, and that it is up"
     if fault.code in _TRANSIENT or fault.status >= 500:
         return f"{place.server} is too busy or broken, and was so each time: try again later"
+    if not fault.status:
+        return "a setting is wrong: check the AWS_ variables of the environment, and the profile"
     return f"{place.server} refused it: check that AWS_ENDPOINT_URL is an S3 server's"
 
 

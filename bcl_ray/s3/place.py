@@ -10,7 +10,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from pyarrow import fs
 
@@ -36,14 +36,14 @@ class Place:
         key: of an object, or the prefix of a folder; without '/' at either end.
         endpoint: URL of a server other than AWS.
         region: None: whatever the profile or the instance says.
-        bucket_options: allow_bucket_creation, allow_bucket_deletion.
+        options: of the URI.
     """
 
     bucket: str
     key: str
     endpoint: str | None
     region: str | None
-    bucket_options: tuple[tuple[str, bool], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> str:
@@ -91,12 +91,7 @@ def place_of(uri: str) -> Place:
         or os.environ.get("AWS_DEFAULT_REGION")
         or ("us-east-1" if endpoint else None)
     )
-    allowed = tuple(
-        (name, value.lower() in ("true", "1"))
-        for name, value in options.items()
-        if name.startswith("allow_")
-    )
-    return Place(bucket, unquote(key).strip("/"), endpoint, region, allowed)
+    return Place(bucket, unquote(key).strip("/"), endpoint, region, tuple(options.items()))
 
 
 def filesystem(
@@ -128,7 +123,7 @@ def forget() -> None:
 
 
 def _server_only(place: Place) -> Place:
-    return Place("", "", place.endpoint, place.region, place.bucket_options)
+    return Place("", "", place.endpoint, place.region, place.options)
 
 
 def _environment() -> str:
@@ -142,7 +137,12 @@ def _filesystem(
     _: str, bucket: str, place: Place, attempts: int, timeouts: tuple[float, float]
 ) -> Any:
     url = urlsplit(place.endpoint or "")
-    return fs.S3FileSystem(
+    allowed = {
+        name: value.lower() in ("true", "1")
+        for name, value in place.options
+        if name.startswith("allow_")
+    }
+    made = _Rebuilt(
         endpoint_override=url.netloc + url.path.rstrip("/") or None,
         scheme=url.scheme or None,
         region=place.region or _region_of(bucket),
@@ -151,8 +151,27 @@ def _filesystem(
         request_timeout=timeouts[1],
         retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
         allow_delayed_open=True,  # a small object takes one request instead of three
-        **dict(place.bucket_options),
+        **allowed,
     )
+    made.parts = (bucket, place.options, attempts, *timeouts)
+    return made
+
+
+class _Rebuilt(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
+    """Built afresh where it is unpickled, from the environment there.
+
+    pyarrow's own would bring this machine's endpoint, and forget how often to try again.
+    """
+
+    parts: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self.parts
+
+
+def _rebuild(bucket: str, options: tuple[tuple[str, str], ...], *settings: Any) -> Any:
+    place = place_of(f"s3://{bucket}" + ("?" + urlencode(options) if options else ""))
+    return filesystem(place, *settings)
 
 
 def _region_of(bucket: str) -> str | None:
