@@ -108,6 +108,8 @@ class Slurm:
             "SLURM_JOB_NODELIST": ",".join(self.addresses),
             "SLURM_NNODES": str(len(self.addresses)),
             "SLURM_CPUS_ON_NODE": "1",
+            # Nodes share this machine's name, by which Gloo would find a neighbour.
+            **({"GLOO_SOCKET_IFNAME": "node0"} if self.holders else {}),
         }
         environment = {
             key: value for key, value in environment.items() if not key.startswith("RAY_")

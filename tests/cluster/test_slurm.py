@@ -35,7 +35,7 @@ def sbatch(description, folder: Path, nodes: int) -> Path:
                 "train.epochs=6",
                 "train.eval_every=6",
                 "train.checkpoint_every_steps=5",
-                "scale.cpus_per_worker=0.4",
+                f"scale.cpus_per_worker={0.8 if nodes == 2 else 0.4}",  # one a node
                 "scale.cpus_per_data_task=0.1",
             ),
         }
@@ -86,5 +86,4 @@ def test_a_signal_before_the_time_is_up_cuts_a_checkpoint_and_the_requeued_job_e
     assert mlflow.execute("select status from runs").fetchall() == [("FINISHED",)]
     steps = mlflow.execute("select step from metrics where key = 'loss/total' order by step")
     assert [step for (step,) in steps] == [0, 1, 2, 3, 4, 5]
-    jobs = folder / "jobs"
-    assert [file.name for file in jobs.iterdir()] == ["7.stopped"], "the token is gone"
+    assert list((folder / "jobs").iterdir()) == [], "the token is gone"

@@ -1,0 +1,46 @@
+import re
+
+import pytest
+
+from bcl_ray.recipes import RECIPES
+from tests.cluster.conftest import ROOT
+
+README = (ROOT / "cluster" / "README.md").read_text()
+ROWS = [
+    [cell.strip(" `") for cell in line.strip("|").split("|")]
+    for line in README.splitlines()
+    if re.match(r"\| `\w+` \| \d+ ", line)
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_the_estimates_follow_from_their_assumptions(row):
+    recipe, (images, test, epochs, v, gpus, hours, price, cost, cpus) = row[0], map(float, row[1:])
+    experiment = RECIPES[recipe]()
+    assert experiment.train.epochs == epochs
+    assert 1 + experiment.num_contrastive == 3
+    seconds = (3 * images * epochs / v + test * epochs / (3 * v)) / gpus
+    assert seconds / 3600 == pytest.approx(hours, abs=0.051 if hours > 1 else 0.005)
+    assert hours * price == pytest.approx(cost, rel=0.02)
+    per_cpu = 13800 if recipe.startswith("cifar") else 189
+    assert v * gpus / 3 / per_cpu == pytest.approx(cpus, abs=0.051)
+
+
+def test_there_is_an_estimate_for_each_published_setting():
+    assert [row[0] for row in ROWS] == ["cifar100_lt", "imagenet_lt", "inat18"]
+
+
+def test_every_file_that_the_readme_names_exists():
+    named = set(re.findall(r"cluster/(?:kuberay|aws|slurm)/[\w./-]+\w|cluster/Dockerfile", README))
+    assert len(named) > 5
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_command_that_the_readme_names_exists():
+    from typer.main import get_command
+
+    from bcl_ray.cli import app
+
+    known = get_command(app).commands
+    named = set(re.findall(r"(?:^|`|-- )bcl-ray (\w+)", README, re.MULTILINE))
+    assert {"submit", "shard", "cluster"} <= named <= set(known)
