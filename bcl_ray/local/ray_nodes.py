@@ -140,6 +140,7 @@ def _start(name: str, temporary: Path, store_mib: int) -> list[str]:
         *("--object-store-memory", str(store_mib * 2**20)),
         *("--temp-dir", str(temporary)),
         *("--min-worker-port", "0", "--max-worker-port", "0"),  # else two nodes choose the same
+        *("--dashboard-agent-listen-port", "0"),  # likewise, and jobs need that of the head
     ]
 
 
