@@ -4,16 +4,19 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test bench check format clean
+.PHONY: help quickstart test test-faults bench check format clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: .venv/.run ## train cross-entropy and BCL on real long-tailed digits, and compare
 	@bash quickstart.sh
 
-test: .venv/.dev ## all tests
-	$(BIN)/pytest
+test: .venv/.dev ## all tests but the drills
+	$(BIN)/pytest --ignore tests/faults
+
+test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
+	$(BIN)/pytest tests/faults
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
 	@for name in loss views plan stream epoch; do $(BIN)/python -m benchmarks.$$name || exit 1; done
