@@ -12,7 +12,8 @@ import tempfile
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,14 +42,19 @@ def examine(
         resources: what Ray says that the node has; empty where it is none.
         disk_folder: where Ray keeps what does not fit into memory; else the temporary folder.
     """
-    yield look("versions", where, versions)
-    yield look("disk", where, lambda: disk(Path(disk_folder or tempfile.gettempdir())))
-    yield look("memory", where, lambda: shared_memory(resources.get("object_store_memory", 0)))
-    yield look("GPUs", where, lambda: gpus(resources.get("GPU") if resources else None))
+    folder = Path(disk_folder or tempfile.gettempdir())
+    checks: dict[str, Callable[[], str]] = {
+        "versions": versions,
+        "disk": lambda: disk(folder),
+        "memory": lambda: shared_memory(resources.get("object_store_memory", 0)),
+        "GPUs": lambda: gpus(resources.get("GPU", 0) if resources else None),
+    }
     if store:
-        yield look("S3", where, lambda: object_store(store), SECONDS + 1)
+        checks["S3"] = lambda: object_store(store)
     if mlflow:
-        yield look("MLflow", where, lambda: tracking_server(mlflow))
+        checks["MLflow"] = lambda: tracking_server(mlflow)
+    with ThreadPoolExecutor(len(checks)) as pool:  # those that wait do so together
+        yield from pool.map(lambda name: look(name, where, checks[name]), checks)
 
 
 def versions() -> str:
@@ -127,7 +133,7 @@ def object_store(uri: str) -> str:
     if not s3.is_s3(uri):
         raise ValueError(f"'{uri}' is not s3://BUCKET/FOLDER")
     actions = ("list", "read", "write", "delete")
-    problems = s3.check_access(uri, actions, SECONDS)
+    problems = s3.check_access(uri, actions, SECONDS - 1)
     if problems:
         raise OSError("; ".join(problems))
     return f"{uri} on {s3.place_of(uri).server}: {', '.join(actions)}"
