@@ -85,6 +85,21 @@ def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
         return _persist(attempt, uri)
 
 
+def check_usable(uri: str, *actions: str) -> None:
+    """Say within 15 s what stands in the way of using a place of S3; other places are passed over.
+
+    Args:
+        uri: of a folder.
+        actions: those that will be needed, of list, read, write and delete.
+
+    Raises:
+        ValueError: what to do about it.
+    """
+    problems = s3.check_access(uri, actions) if s3.is_s3(uri) else []
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
 def join(uri: str, *parts: str) -> str:
     """The URI of a file below a folder; options after '?' stay at the end."""
     base, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
@@ -123,26 +138,16 @@ def list_folders(uri: str) -> list[str]:
 
 def read_bytes(uri: str) -> bytes:
     """A whole file: one version of it, also while it is being replaced."""
+    if s3.is_s3(uri):
+        # Not by pyarrow, which asks for an object's size, then for the bytes of perhaps another.
+        with plain_errors(uri):
+            return _persist(lambda: s3.read(s3.place_of(uri)), uri)
 
     def read(filesystem: Any, path: str) -> bytes:
-        with filesystem.open_input_file(path) as file:
-            data, version = bytes(file.read()), _version(file)
-            if len(data) < file.size():
-                raise ConnectionError(f"{len(data)} of {file.size()} bytes came")
-        # pyarrow asks for an object's size, then for its bytes, perhaps those of another one.
-        if version is not None:
-            with filesystem.open_input_file(path) as file:
-                if _version(file) != version:
-                    raise ConnectionError("it was replaced while it was read")
-        return data
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
 
     return retried(read, uri)
-
-
-def _version(file: Any) -> bytes | None:
-    """An object's ETag; None of a local file, which an open handle keeps."""
-    version: bytes | None = (file.metadata() or {}).get("ETag")
-    return version
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """Storage on real S3 servers, undisturbed and behind a proxy with faults."""
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -152,6 +153,14 @@ def test_shards_in_a_bucket_are_as_those_in_a_folder(bucket, tmp_path):
     assert list(storage.list_files(there)) == list(storage.list_files(here))
     with pytest.raises(ValueError, match="already holds a data set"):
         write_shards(source, there)
+
+
+def test_a_bucket_that_is_not_there_is_told_when_shards_are_written_and_read(bucket):
+    for access in (lambda uri: write_shards(balanced(8), uri), verify_shards):
+        with pytest.raises(ValueError, match=f"there is no bucket '{bucket.uri[5:]}-none'"):
+            access(f"{bucket.uri}-none/digits")
+        with pytest.raises(ValueError, match="holds no manifest.json, so it is not a data set"):
+            verify_shards(f"{bucket.uri}/digits")
 
 
 def test_of_two_writers_of_shards_the_second_is_refused(bucket):

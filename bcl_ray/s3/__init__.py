@@ -16,7 +16,7 @@ from bcl_ray.s3.faults import (
     precise,
 )
 from bcl_ray.s3.place import QUICK, Place, client, filesystem, forget, is_s3, place_of
-from bcl_ray.s3.uploads import StaleUpload, Upload, abort_uploads, create, stale_uploads
+from bcl_ray.s3.uploads import StaleUpload, Upload, abort_uploads, create, read, stale_uploads
 
 __all__ = [
     "ACTIONS",
@@ -40,5 +40,6 @@ __all__ = [
     "patience",
     "place_of",
     "precise",
+    "read",
     "stale_uploads",
 ]

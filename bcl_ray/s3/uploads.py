@@ -98,6 +98,22 @@ class Upload(io.RawIOBase):
         return client(self._place)
 
 
+def read(place: Place) -> bytes:
+    """A whole object, in one request, so that all of it is of one version.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        found = client(place, attempts=1).get_object(Bucket=place.bucket, Key=place.key)
+        return bytes(found["Body"].read())
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is not None and fault.code == "nosuchkey":
+            raise FileNotFoundError from None
+        raise
+
+
 def create(place: Place, data: bytes, persist: Persist) -> None:
     """Write an object unless there is one.
 
