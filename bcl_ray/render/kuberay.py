@@ -210,7 +210,7 @@ def _pod(
     if shared_path(description):
         volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": SHARED_CLAIM}})
         mounts.append({"name": "shared", "mountPath": shared_path(description)})
-    leave = "bcl-ray-stop-drivers" if role == "head" else "bcl-ray-leave"
+    leave = "bcl-ray-stop-jobs" if role == "head" else "bcl-ray-leave"
     container = {
         "name": f"ray-{'head' if role == 'head' else 'worker'}",
         "image": description.image.gpu if gpus else description.image.cpu,

@@ -1,12 +1,15 @@
 """The image's recipe and the scripts on every node: linted, and run against real processes."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -108,37 +111,71 @@ def test_leaving_a_ray_that_is_gone_is_said_and_does_not_hang(tmp_path):
     assert seconds < 10
 
 
-@pytest.fixture
-def driver(tmp_path):
-    """A driver that takes a second over its last checkpoint, started as the image starts it."""
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "bcl-ray"
-    program.write_text(
-        "import pathlib, signal, sys, time\n"
-        "def stop(*_):\n    time.sleep(1)\n    print('checkpoint', flush=True)\n    sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\ntime.sleep(60)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, program, "train", "x"], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    yield process
-    process.kill()
-    process.wait()
+class Dashboard(BaseHTTPRequestHandler):
+    """Ray's Jobs API: a job that takes a second to stop, one that is over, and a driver."""
+
+    stopped: ClassVar = []
+
+    def do_GET(self):
+        assert self.path == "/api/jobs/"
+        done = self.stopped and time.monotonic() - self.stopped[0][1] > 1
+        jobs = [
+            {"submission_id": "a", "status": "STOPPED" if done else "RUNNING"},
+            {"submission_id": "b", "status": "FAILED"},
+            {"submission_id": None, "status": "RUNNING"},
+        ]
+        self.reply(jobs)
+
+    def do_POST(self):
+        self.stopped.append((self.path, time.monotonic()))
+        self.reply({"stopped": True})
+
+    def reply(self, content):
+        assert self.headers["Authorization"] == "Bearer secret"
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
-def test_a_head_that_ends_waits_for_its_drivers_last_checkpoint(driver, monkeypatch):
-    reaper = threading.Thread(target=driver.wait)
-    reaper.start()
-    # Only this test's driver, whatever else runs here.
-    text = (NODE / "stop-drivers.sh").read_text()
-    only = text.replace(r"(\S*/bin/bcl-ray", rf"({Path(driver.args[1])}")
-    assert only != text
-    done = subprocess.run(["bash", "-c", only, "stop-drivers", "20"], timeout=30, check=False)
-    reaper.join(5)
+def stop_jobs(address):
+    environment = {**os.environ, "BCL_RAY_DASHBOARD": address, "RAY_AUTH_TOKEN": "secret"}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [NODE / "stop-jobs.py", "20"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    return done, time.monotonic() - begun
+
+
+def test_a_head_that_ends_stops_its_jobs_once_and_waits_for_them():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        done, seconds = stop_jobs(f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path for path, _ in Dashboard.stopped] == ["/api/jobs/a/stop"]
+    assert 1 < seconds < 15
+
+
+def test_a_head_whose_ray_is_gone_ends_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        done, seconds = stop_jobs(f"http://127.0.0.1:{free.getsockname()[1]}")
     assert done.returncode == 0
-    assert driver.returncode == 143
-    assert driver.stdout.read() == "checkpoint\n"
+    assert "jobs were not stopped: <urlopen error [Errno 111] Connection refused>" in done.stderr
+    assert seconds < 10
 
 
 class Metadata(BaseHTTPRequestHandler):
