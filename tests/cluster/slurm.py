@@ -96,7 +96,7 @@ class Slurm:
         pid = self._inside(self.holders[node])
         return ["nsenter", f"--target={pid}", "--net", "--pid", "--mount", "--"]
 
-    def run(self, script: Path, *, job: int, then=lambda _: None, seconds: float = 250) -> str:
+    def run(self, script: Path, *, job: int, then=lambda _: None, seconds: float = 420) -> str:
         """Run a batch script on the first node to its end; returns what it printed.
 
         Args:

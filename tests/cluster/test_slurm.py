@@ -54,7 +54,7 @@ def sbatch(description, folder: Path, nodes: int) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_signal_before_the_time_is_up_cuts_a_checkpoint_and_the_requeued_job_ends_the_run(
     description, slurm, tmp_path
 ):
