@@ -87,6 +87,8 @@ class Cluster(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
             logging.getLogger(name).setLevel(logging.WARNING)  # they set themselves up to print
         try:
             super().__init__(address, headers=dict(self.headers), verify=self.ca_file or True)
+        except AuthenticationError:  # Ray wants a token before it asks anybody
+            raise self._refused(missing=True) from None
         except (KeyError, TypeError, RuntimeError, requests.RequestException):
             raise ValueError(
                 f"{address} answers, but is no Ray dashboard: name the dashboard, which has port "
@@ -97,18 +99,22 @@ class Cluster(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         """Which certificates are trusted, as aiohttp takes it."""
         return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else True
 
+    def _refused(self, missing: bool) -> PermissionError:
+        if missing:
+            return PermissionError(
+                f"{self.address} wants a token (401), and there is {self.token_place}: put the "
+                "cluster's into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"
+            )
+        return PermissionError(
+            f"{self.address} does not accept the token of {self.token_place} (403): it is "
+            "another cluster's, or an old one"
+        )
+
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         try:
             answer = super()._do_request(method, endpoint, **{"timeout": TIMEOUT, **options})
         except AuthenticationError as error:
-            missing = str(error).startswith("Authentication required")
-            raise PermissionError(
-                f"{self.address} wants a token (401), and there is {self.token_place}: put the "
-                "cluster's into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"
-                if missing
-                else f"{self.address} does not accept the token of {self.token_place} (403): it is "
-                "another cluster's, or an old one"
-            ) from None
+            raise self._refused(missing=str(error).startswith("Authentication required")) from None
         except requests.RequestException as error:
             raise ConnectionError(f"{self.address} {_plain(error)}") from None
         if answer.status_code >= 400 and answer.status_code != 404:
