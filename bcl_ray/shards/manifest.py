@@ -92,6 +92,7 @@ def load_manifest(uri: str) -> Manifest:
     try:
         content = json.loads(storage.read_bytes(file))
     except FileNotFoundError:
+        storage.check_usable(uri, "list")  # a bucket that is not there is another matter
         cut = storage.exists(storage.join(uri, INCOMPLETE))
         why = "sharding was interrupted: run it again" if cut else "write one with `bcl-ray shard`"
         raise ValueError(f"{uri} holds no {MANIFEST}, so it is not a data set; {why}") from None

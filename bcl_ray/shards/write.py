@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bcl_ray import storage
+from bcl_ray import s3, storage
 from bcl_ray.longtail import Profile, class_counts_for, kept_rows
 from bcl_ray.shards.manifest import (
     FORMAT_VERSION,
@@ -161,6 +161,7 @@ def _check_names(source: Source) -> None:
 
 
 def _check_target(target: str) -> None:
+    storage.check_usable(target, *s3.ACTIONS)
     files = storage.list_files(target)
     if MANIFEST in files:
         raise ValueError(
