@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from bcl_ray.render import aws, kuberay, rules, services, slurm
+from bcl_ray.render import aws, kuberay, network, rules, services, slurm
 from bcl_ray.render.description import Description
 from bcl_ray.render.pods import Plain, resources, shared_path
 
@@ -92,7 +92,7 @@ def _base(description: Description) -> dict[str, list[Plain]]:
     files = {
         "namespace.yaml": [services.namespace(description)],
         "serviceaccounts.yaml": services.service_accounts(description),
-        "networkpolicies.yaml": services.network_policies(description),
+        "networkpolicies.yaml": network.network_policies(description),
     }
     if description.tracking.uri is None:
         files["mlflow.yaml"] = services.mlflow(description)

@@ -13,6 +13,7 @@ RAY_ROLES = ("head", "data", "steady", "spot")
 USER = 1000  # of cluster/Dockerfile
 TOKEN_SECRET, DATABASE_SECRET, REDIS_SECRET = "ray-token", "postgresql", "redis"
 SHARED_CLAIM = "shared"
+MLFLOW_PORT, POSTGRESQL_PORT, REDIS_PORT, DASHBOARD_PORT = 5000, 5432, 6379, 8265
 
 
 def metadata(description: Description, name: str, role: str | None = None, **more: Any) -> Plain:

@@ -1,12 +1,11 @@
-"""What stands beside Ray: accounts, MLflow, its database, Redis, network policies."""
-
-from urllib.parse import urlsplit
+"""What stands beside Ray: accounts, MLflow, its database, Redis."""
 
 from bcl_ray.render.description import Description
 from bcl_ray.render.pods import (
-    CLIENT,
     DATABASE_SECRET,
-    RAY_ROLES,
+    MLFLOW_PORT,
+    POSTGRESQL_PORT,
+    REDIS_PORT,
     REDIS_SECRET,
     ROLE,
     SHARED_CLAIM,
@@ -23,7 +22,6 @@ from bcl_ray.render.pods import (
 )
 
 POSTGRESQL, REDIS = "postgres:17.6", "redis:7.4.5"
-MLFLOW_PORT, POSTGRESQL_PORT, REDIS_PORT, DASHBOARD_PORT = 5000, 5432, 6379, 8265
 DATABASE_USER = 999  # of both images
 
 
@@ -188,106 +186,6 @@ def shared_claim(description: Description, *, mode: str = "ReadWriteMany") -> Pl
             "resources": {"requests": {"storage": f"{description.tracking.storage_gib}Gi"}},
         },
     }
-
-
-def network_policies(description: Description) -> list[Plain]:
-    """Nobody reaches anybody, but for what is listed here.
-
-    A token guards Ray's ports as well; it is no encryption, which is a service mesh's or the
-    network's to give.
-    """
-    ray = [_from_roles(*RAY_ROLES)]
-    operator = {
-        "namespaceSelector": {
-            "matchLabels": {
-                "kubernetes.io/metadata.name": description.kubernetes.operator_namespace
-            }
-        }
-    }
-    client = {"podSelector": {"matchLabels": {CLIENT: "true"}}}
-    world = [*_outside(description), _dns()]
-    tcp = _ports
-    policies: list[tuple[str, Plain, list[Plain], list[Plain]]] = [
-        ("default-deny", {}, [], []),
-        (
-            "ray",
-            _roles(*RAY_ROLES),
-            [{"from": ray}],
-            [{"to": ray}, {"to": [_from_roles("mlflow")], "ports": tcp(MLFLOW_PORT)}, *world],
-        ),
-        (
-            "ray-head",
-            _roles("head"),
-            [{"from": [operator, client, _from_roles("submitter")], "ports": tcp(DASHBOARD_PORT)}],
-            [{"ports": tcp(443, 6443)}],  # the Kubernetes API, for the autoscaler
-        ),
-        (
-            "submitter",
-            _roles("submitter"),
-            [],
-            [{"to": [_from_roles("head")], "ports": tcp(DASHBOARD_PORT)}, _dns()],
-        ),
-        (
-            "mlflow",
-            _roles("mlflow"),
-            [{"from": [*ray, client], "ports": tcp(MLFLOW_PORT)}],
-            [{"to": [_from_roles("postgresql")], "ports": tcp(POSTGRESQL_PORT)}, *world],
-        ),
-        (
-            "postgresql",
-            _roles("postgresql"),
-            [{"from": [_from_roles("mlflow")], "ports": tcp(POSTGRESQL_PORT)}],
-            [],
-        ),
-    ]
-    if description.head.redis:
-        to_redis = [{"to": [_from_roles("redis")], "ports": tcp(REDIS_PORT)}]
-        from_head = [{"from": [_from_roles("head")], "ports": tcp(REDIS_PORT)}]
-        policies.append(("redis", _roles("redis"), from_head, []))
-        policies.append(("ray-head-to-redis", _roles("head"), [], to_redis))
-    return [
-        {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": metadata(description, name),
-            "spec": {
-                "podSelector": selector,
-                "policyTypes": ["Ingress", "Egress"],
-                **({"ingress": ingress} if ingress else {}),
-                **({"egress": egress} if egress else {}),
-            },
-        }
-        for name, selector, ingress, egress in policies
-    ]
-
-
-def _outside(description: Description) -> list[Plain]:
-    """To the object store and to what gives out its credentials, but not to a node's metadata."""
-    ports = {443}
-    for address in (description.object_store.endpoint, description.tracking.uri):
-        if address:
-            parts = urlsplit(address)
-            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
-    anywhere = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
-    return [{"to": [anywhere], "ports": _ports(*sorted(ports))}]
-
-
-def _dns() -> Plain:
-    system = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
-    ports = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    return {"to": [{"namespaceSelector": system}], "ports": ports}
-
-
-def _roles(*roles: str) -> Plain:
-    return {"matchExpressions": [{"key": ROLE, "operator": "In", "values": list(roles)}]}
-
-
-def _from_roles(*roles: str) -> Plain:
-    return {"podSelector": _roles(*roles)}
-
-
-def _ports(*ports: int) -> list[Plain]:
-    return [{"protocol": "TCP", "port": port} for port in ports]
 
 
 def _probe(*, period: int, failures: int) -> Plain:

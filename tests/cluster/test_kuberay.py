@@ -6,7 +6,7 @@ import yaml
 from mlflow.server.security_utils import is_allowed_host_header
 
 from bcl_ray.cli import app
-from bcl_ray.render import TARGETS, kuberay, render, rules, services
+from bcl_ray.render import TARGETS, kuberay, network, render, rules, services
 from bcl_ray.render.files import TARGETS as ALL
 from tests.cluster import schemas
 from tests.cluster.conftest import ROOT
@@ -180,7 +180,7 @@ def test_network_policies_let_through_what_is_needed_and_no_more(
     description, source, target, port, answer
 ):
     head = description.head.model_copy(update={"redis": True})
-    policies = services.network_policies(description.model_copy(update={"head": head}))
+    policies = network.network_policies(description.model_copy(update={"head": head}))
     assert allowed(policies, source, target, port) is answer
 
 

@@ -9,7 +9,7 @@ from functools import reduce
 import pytest
 import yaml
 
-from bcl_ray.render import kuberay, rules, services
+from bcl_ray.render import kuberay, network, rules, services
 from bcl_ray.render.rules import check, complaints
 from tests.cluster import schemas
 
@@ -32,7 +32,7 @@ def objects(description):
         "budget": kuberay.disruption_budget(free, "bcl-ray", "head", 1),
         "mlflow": services.mlflow(free)[0],
         "database": services.postgresql(free)[0],
-        "policy": services.network_policies(redis)[1],
+        "policy": network.network_policies(redis)[1],
     }
 
 
