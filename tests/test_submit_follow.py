@@ -225,6 +225,15 @@ def test_a_token_that_is_refused_in_the_middle_ends_the_following(dashboard):
         follow.follow(cluster, JOB, print, print)
 
 
+def test_following_ends_when_nobody_reads_what_is_shown(dashboard):
+    def closed(line):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        follow.follow(Cluster(dashboard.address), JOB, closed, print)
+    assert dashboard.connections == 1
+
+
 def test_an_unknown_job_is_refused_with_the_nearest(dashboard):
     with pytest.raises(ValueError, match=f"knows no job 'long-1224': did you mean {JOB}"):
         Cluster(dashboard.address).job("long-1224")

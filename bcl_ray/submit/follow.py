@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import aiohttp
@@ -65,16 +66,17 @@ async def _follow(cluster: Cluster, name: str, show: Show, tell: Show) -> JobDet
     while True:
         try:
             lines.reconnected()
-            async for chunk in _chunks(cluster, name, tell):
-                failures = 0
-                for line in lines.feed(chunk):
-                    show(line)
+            async with aclosing(_chunks(cluster, name, tell)) as chunks:
+                async for chunk in chunks:
+                    failures = 0
+                    for line in lines.feed(chunk):
+                        show(line)
             job = await asyncio.to_thread(cluster.job, name)
             if job.status.is_terminal():
                 break
             raise ConnectionError("the log ended before the job")
         except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, PermissionError):
+            if isinstance(error, PermissionError | BrokenPipeError):  # nobody reads what is shown
                 raise
             since = since if failures else time.monotonic()
             if failures and (ended := await _ended(cluster, name)):
@@ -103,7 +105,7 @@ async def _ended(cluster: Cluster, name: str) -> JobDetails | None:
     return job if job.status.is_terminal() else None
 
 
-async def _chunks(cluster: Cluster, name: str, tell: Show) -> AsyncIterator[str]:
+async def _chunks(cluster: Cluster, name: str, tell: Show) -> AsyncGenerator[str, None]:
     """The log as one connection sends it.
 
     Raises:
