@@ -1,5 +1,7 @@
 """PostgreSQL behind MLflow: its data stay, and a password is needed."""
 
+import shutil
+
 import psutil
 import pytest
 
@@ -17,6 +19,8 @@ def processes(tmp_path):
     found = Processes(tmp_path / "processes")
     yield found
     found.kill(*found.names())
+    # Root's database is another user's, who cannot go where this test's folder is.
+    shutil.rmtree((tmp_path / "postgres" / "data").resolve(), ignore_errors=True)
 
 
 @pytest.mark.slow

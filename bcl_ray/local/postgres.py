@@ -5,9 +5,10 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from bcl_ray.local.ports import LOOPBACK, answers
+from bcl_ray.local.ports import LOOPBACK
 from bcl_ray.local.processes import Processes, program
 from bcl_ray.local.secret import kept, write_private
 
@@ -56,7 +57,19 @@ class Postgres:
         # The port may have changed since the last time.
         write_private(self._password_file, f"{LOOPBACK}:{self.port}:*:{USER}:{password}\n")
         self.processes.start("postgres", command, dict(os.environ), user=self._user)
-        self.processes.wait("postgres", answers(self.port), seconds=60)
+        self.processes.wait("postgres", self._takes_queries(), seconds=60)
+
+    def _takes_queries(self) -> Iterator[bool]:
+        """Whether it has started; it accepts connections before that, and refuses what they say."""
+        import psycopg2  # noqa: PLC0415 (only where this database is asked for)
+
+        address = self.address.replace("+psycopg2", "")
+        while True:
+            try:
+                psycopg2.connect(address, passfile=str(self._password_file)).close()
+                yield True
+            except psycopg2.OperationalError:
+                yield False
 
     def _make(self, data: Path) -> None:
         """Make the database; a folder that is not complete never gets its name."""
