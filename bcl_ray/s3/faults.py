@@ -144,7 +144,7 @@ def precise(error: BaseException, place: Place) -> BaseException:
     if fault is None or "No response body" not in fault.text or fault.status >= 500:
         return error
     try:
-        client(place, attempts=1).list_objects_v2(Bucket=place.bucket, MaxKeys=1)
+        client(place).list_objects_v2(Bucket=place.bucket, MaxKeys=1)
     except Exception as clearer:
         found = fault_of(clearer)
         same = found is None or found.code in _DENIED or found.code in _TRANSIENT

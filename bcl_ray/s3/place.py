@@ -107,11 +107,11 @@ def filesystem(
 
 def client(
     place: Place,
-    attempts: int = QUICK + 1,
+    attempts: int = 1,
     connect_seconds: float = CONNECT_SECONDS,
     silence_seconds: float = SILENCE_SECONDS,
 ) -> Any:
-    """The boto3 client of a place, kept likewise."""
+    """The boto3 client of a place, kept likewise; its callers try again themselves."""
     timeouts = (connect_seconds, silence_seconds)
     return _client(_environment(), _server_only(place), attempts, timeouts)
 

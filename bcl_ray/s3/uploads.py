@@ -72,7 +72,7 @@ class Upload(io.RawIOBase):
     def abort(self) -> None:
         """Give back the space of the parts; where that fails, `stale_uploads` lists them."""
         if self._id is not None:
-            s3 = client(self._place, attempts=1)
+            s3 = client(self._place, attempts=3)
             s3.abort_multipart_upload(**self._key, UploadId=self._id)
 
     def _send(self, data: bytes) -> None:
@@ -105,7 +105,7 @@ def read(place: Place) -> bytes:
         FileNotFoundError: there is none.
     """
     try:
-        found = client(place, attempts=1).get_object(Bucket=place.bucket, Key=place.key)
+        found = client(place).get_object(Bucket=place.bucket, Key=place.key)
         return bytes(found["Body"].read())
     except Exception as error:
         fault = fault_of(error)
@@ -128,7 +128,7 @@ def create(place: Place, data: bytes, persist: Persist) -> None:
         tried += 1
         try:
             # One attempt each, so that we know of all of them.
-            client(place, attempts=1).put_object(**key, Body=data, IfNoneMatch="*")
+            client(place).put_object(**key, Body=data, IfNoneMatch="*")
         except Exception as error:
             fault = fault_of(error)
             if fault is not None and fault.status == 501:  # it knows no conditions
@@ -165,7 +165,7 @@ def stale_uploads(uri: str, older_than: timedelta = timedelta(days=1)) -> list[S
     """
     place, before = place_of(uri), datetime.now(UTC) - older_than
     with explained(uri, place):
-        pages = client(place).get_paginator("list_multipart_uploads")
+        pages = client(place, attempts=3).get_paginator("list_multipart_uploads")
         found = [
             StaleUpload(f"s3://{place.bucket}/{item['Key']}", item["Initiated"], item["UploadId"])
             for page in pages.paginate(Bucket=place.bucket, Prefix=place.key)
@@ -182,7 +182,7 @@ def abort_uploads(uri: str, uploads: list[StaleUpload]) -> None:
         key = {"Bucket": place.bucket, "Key": upload.uri.removeprefix(f"s3://{place.bucket}/")}
         with explained(upload.uri, place):
             try:
-                client(place).abort_multipart_upload(**key, UploadId=upload.upload_id)
+                client(place, attempts=3).abort_multipart_upload(**key, UploadId=upload.upload_id)
             except Exception as error:
                 fault = fault_of(error)
                 if fault is None or fault.code != "nosuchupload":
