@@ -70,7 +70,14 @@ class Dashboard:
         self.call(self._start())
 
     def stop(self):
-        self.call(self.runner.cleanup())
+        self.call(self._stop())
+
+    async def _stop(self):
+        await self.runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _start(self):
         app = web.Application()
