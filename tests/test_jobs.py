@@ -178,7 +178,7 @@ def test_ctrl_c_detaches_and_a_stop_is_waited_for_with_a_last_checkpoint(head, w
     out, err = follower.communicate(timeout=30)
     assert follower.returncode == 130
     assert err == f"bcl-ray: job {job} stopped: Job was intentionally stopped.\n"
-    assert (out.count("\nrun "), out.count("epoch    1/2000")) == (1, 1)
+    assert (out.count("run      long"), out.count("epoch    1/2000")) == (1, 1)
     assert head.run("jobs", "stop", job) == (
         2,
         "",
