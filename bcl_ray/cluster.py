@@ -16,6 +16,7 @@ from bcl_ray.runs import is_local
 
 logger = logging.getLogger("ray.messages")  # not ours: workers' own warnings go to the person
 
+MARKET = "bcl-ray.io/market"  # a node's label: steady, or spot where it may be taken away
 POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
 
 
@@ -29,6 +30,7 @@ class Resources:
         store_bytes: of the nodes that are there.
         nodes: resources of each of them.
         grows: whether an autoscaler adds nodes.
+        markets: values of the label MARKET that nodes carry.
     """
 
     cpus: float
@@ -36,6 +38,12 @@ class Resources:
     store_bytes: float
     nodes: tuple[dict[str, float], ...]
     grows: bool = False
+    markets: frozenset[str] = frozenset()
+
+    @property
+    def has_steady_nodes(self) -> bool:
+        """Whether there are nodes, or will be, that are marked as not to be taken away."""
+        return "steady" in self.markets or (self.grows and bool(self.markets))
 
 
 @contextlib.contextmanager
@@ -69,7 +77,11 @@ def _resources() -> Resources:
     most = state.get_max_resources_from_cluster_config()
     cpus, gpus = (max(total.get(name, 0.0), (most or {}).get(name, 0)) for name in ("CPU", "GPU"))
     store = total.get("object_store_memory", 0.0)
-    return Resources(cpus, gpus, store, nodes, grows=most is not None)
+    labels = [
+        node["Labels"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    markets = frozenset(label[MARKET] for label in labels if MARKET in label)
+    return Resources(cpus, gpus, store, nodes, most is not None, markets)
 
 
 def uses_gpus(experiment: Experiment, resources: Resources) -> bool:

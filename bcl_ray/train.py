@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray import access, checkpoint, runs, storage
 from bcl_ray.budget import Budget, budget, check_store, preflight
-from bcl_ray.cluster import Resources, check_places, connected, one_line, uses_gpus
+from bcl_ray.cluster import MARKET, Resources, check_places, connected, one_line, uses_gpus
 from bcl_ray.config import Experiment
 from bcl_ray.elastic import Trainer
 from bcl_ray.runs import Run
@@ -235,6 +235,7 @@ def _trainer(
             num_workers=(scale.min_workers, scale.max_workers),
             use_gpu="GPU" in needs,
             resources_per_worker=needs,
+            label_selector=_rank_zero_stays(scale.max_workers, resources),
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -252,6 +253,14 @@ def _needs(experiment: Experiment, resources: Resources) -> dict[str, float]:
     """Resources of one worker."""
     gpu = {"GPU": 1.0} if uses_gpus(experiment, resources) else {}
     return {"CPU": experiment.scale.cpus_per_worker, **gpu}
+
+
+def _rank_zero_stays(max_workers: int, resources: Resources) -> list[dict[str, str]] | None:
+    """Keep the worker that writes checkpoints on a node that is not taken away."""
+    if not resources.has_steady_nodes:
+        return None
+    # Ray Train numbers workers node by node, beginning with the first of its placement group.
+    return [{MARKET: "steady"}, *({} for _ in range(max_workers - 1))]
 
 
 def _mailbox() -> Any:

@@ -57,3 +57,21 @@ def test_the_root_cause_is_told_in_one_line():
     outer.__cause__ = ValueError("image with id 3 does not decode\nand more")
     assert root_cause(outer) is outer.__cause__
     assert one_line(outer) == "ValueError: image with id 3 does not decode"
+
+
+def test_the_market_of_a_node_is_named_as_rendered_files_name_it():
+    from bcl_ray.cluster import MARKET
+    from bcl_ray.render.kuberay import MARKET as RENDERED
+
+    assert MARKET == RENDERED
+
+
+def test_rank_zero_is_kept_on_steady_nodes_where_there_are_any():
+    from bcl_ray.train import _rank_zero_stays
+
+    spot = Resources(8, 0, 2.0**30, (), markets=frozenset({"spot"}))
+    mixed = Resources(8, 0, 2.0**30, (), markets=frozenset({"spot", "steady"}))
+    to_come = Resources(8, 0, 2.0**30, (), grows=True, markets=frozenset({"spot"}))
+    assert _rank_zero_stays(3, spot) is None
+    for cluster_of in (mixed, to_come):
+        assert _rank_zero_stays(3, cluster_of) == [{"bcl-ray.io/market": "steady"}, {}, {}]

@@ -1,0 +1,248 @@
+"""A cluster of real processes, and training jobs on it that faults happen to."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from bcl_ray import storage
+from bcl_ray.evaluate import load_state
+from bcl_ray.local import Cluster
+from bcl_ray.runs import open_run
+from tests.e2e.conftest import assert_same_run
+
+EPOCHS, STEPS, IMAGES = 6, 44, 360  # STEPS per epoch; IMAGES to evaluate
+OPTIONS = (
+    f"train.epochs={EPOCHS}",
+    "train.eval_every=3",
+    "train.checkpoint_every_steps=10",
+    "views.image_size=64",  # so many bytes that reading goes on while training does
+    "views.eval_resize=64",
+    "model.width=4",
+    "scale.cpus_per_worker=1",
+)
+STORE = "s3://bcl-ray"
+
+
+class Job:
+    """A submitted training, as its terminal shows it."""
+
+    def __init__(self, folder: Path, name: str, *overrides: str) -> None:
+        self.name, self.uri = name, f"{STORE}/runs/{name}"
+        self._log = folder / f"{len(list(folder.glob('*.log')))}-{name}.log"
+        command = ["submit", "train", "digits_lt", "--restartable", *OPTIONS, *overrides]
+        places = [f"data.path={STORE}/digits", f"tracking.runs={STORE}/runs"]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bcl_ray", *command, *places, f"tracking.run={name}"],
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def id(self) -> str:
+        found = re.search(r"^job +(\S+)", self.output, re.MULTILINE)
+        assert found, self.output
+        return found[1]
+
+    def wait(self, seconds: float = 280) -> int:
+        return self.process.wait(seconds)
+
+    def succeed(self) -> None:
+        assert self.wait() == 0, self.output
+
+    def wait_for(self, condition, seconds: float = 200) -> None:
+        """Until a condition holds; the job must still run then."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"it ended too early:\n{self.output}"
+            assert time.monotonic() < deadline, f"nothing happened in time:\n{self.output}"
+            time.sleep(0.1)
+
+    def wait_for_mid_epoch(self, epoch: int = 1) -> None:
+        """Until the last checkpoint was cut within this epoch or a later one."""
+        self.wait_for(lambda: (s := self.last_step()) > epoch * STEPS and s % STEPS)
+
+    def last_step(self) -> int:
+        """Step of the last checkpoint that Ray Train has noted."""
+        return int(self._noted()["metrics"]["step"])
+
+    def last_checkpoint(self) -> str:
+        """Its folder's name."""
+        return str(self._noted()["checkpoint_dir_name"])
+
+    def _noted(self) -> dict:
+        snapshot = storage.join(self.uri, "checkpoint_manager_snapshot.json")
+        try:
+            return json.loads(storage.read_bytes(snapshot))["latest_checkpoint_result"]
+        except FileNotFoundError:
+            return {"metrics": {"step": 0}, "checkpoint_dir_name": ""}
+
+    def starts(self) -> list[int]:
+        """The step that each start of the workers began at."""
+        found = re.findall(r"workers? started(?: at step ([\d,]+))?", self.output)
+        return [int(step.replace(",", "") or 0) for step in found]
+
+    def state(self):
+        return load_state(open_run(self.uri)[0])
+
+
+class Drill:
+    """Starts jobs on a cluster, finds their processes, and compares their ends."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.jobs: list[Job] = []
+        self._undisturbed = None
+
+    def start(self, name: str, *overrides: str) -> Job:
+        self.jobs.append(Job(self.folder, name, *overrides))
+        return self.jobs[-1]
+
+    def processes(self, title: str, node: str | None = None) -> list[psutil.Process]:
+        """Ray processes with a word in their title, on a node or on any."""
+        pids = self.cluster.nodes()
+        roots = [pids[node]] if node else pids.values()
+        found = []
+        for root in roots:
+            for process in psutil.Process(root).children(recursive=True):
+                try:
+                    if title in " ".join(process.cmdline()):
+                        found.append(process)
+                except psutil.Error:
+                    continue
+        return found
+
+    def workers(self, node: str | None = None) -> list[psutil.Process]:
+        return self.processes("ray::RayTrainWorker", node)
+
+    def node_of_workers(self) -> str:
+        """A node, not the head, that trains."""
+        names = [name for name in self.cluster.nodes() if name != "head"]
+        return next(name for name in names if self.workers(name))
+
+    def driver_of(self, job: Job) -> psutil.Process:
+        """The process that a job's entry point is."""
+        (driver,) = (
+            process
+            for process in self.processes(f"tracking.run={job.name}", "head")
+            if process.cmdline()[0].rpartition("/")[2].startswith("python")
+        )
+        return driver
+
+    @contextlib.contextmanager
+    def small_disks(self):
+        """Every node's own folder on a small disk of its own; yields those folders."""
+        root = Path(json.loads((self.cluster.folder / "cluster.json").read_text())["ray_folder"])
+        folders = {name: root / name for name in self.names}
+        for name in folders:
+            self.cluster.kill_node(name)
+        mounted = []
+        try:
+            for folder in folders.values():
+                mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+                if subprocess.run(mount, check=False, capture_output=True).returncode:
+                    pytest.skip("a small disk cannot be mounted: this test needs root")
+                mounted.append(folder)
+            for name in folders:
+                self.cluster.add_node(name)
+            yield folders
+        finally:
+            for name in folders:
+                if name in self.cluster.nodes():
+                    self.cluster.kill_node(name)
+            for folder in mounted:
+                subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+    def tracked_status(self, job: Job) -> str:
+        return self._tracked(job)[1][0].info.status
+
+    def undisturbed(self):
+        """The end of a run that nothing happened to; made once."""
+        if self._undisturbed is None:
+            job = self.start("undisturbed")
+            job.succeed()
+            self._undisturbed = job.state()
+            self.check_tracked(job)
+        return self._undisturbed
+
+    def check_same(self, job: Job) -> None:
+        """Weights, momentum and metrics are those of the undisturbed run, bit for bit."""
+        assert_same_run(job.state(), self.undisturbed())
+        self.check_counted(job.state())
+        self.check_tracked(job)
+
+    def check_counted(self, state) -> None:
+        counts = [r["images/evaluated"] for r in state.history if "images/evaluated" in r]
+        assert counts == [IMAGES] * 2
+
+    def check_tracked(self, job: Job) -> None:
+        """One MLflow run, finished, with each epoch once and its artifacts in S3."""
+        client, runs = self._tracked(job)
+        assert [run.info.status for run in runs] == ["FINISHED"]
+        history = client.get_metric_history(runs[0].info.run_id, "loss/total")
+        assert sorted(metric.step for metric in history) == list(range(EPOCHS))
+        assert "experiment.yaml" in [f.path for f in client.list_artifacts(runs[0].info.run_id)]
+        assert "model.uri" in runs[0].data.tags
+
+    def _tracked(self, job: Job):
+        client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+        experiment = client.get_experiment_by_name("bcl-ray")
+        return client, client.search_runs([experiment.experiment_id], f"run_name = '{job.name}'")
+
+    def mend(self) -> None:
+        """End what runs, and bring back what was taken away."""
+        for job in self.jobs:
+            if job.process.poll() is None:
+                job.process.kill()
+        alive = self.cluster.nodes()
+        if "head" not in alive:
+            self.cluster.start_head()
+        for name in self.names:
+            if name not in alive:
+                self.cluster.add_node(name)
+
+    @property
+    def names(self) -> list[str]:
+        return ["data-1", "train-1", "train-2"]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A cluster of three nodes with S3 and MLflow; this process sees them as a laptop does."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    cluster.up(workers=3, port=9700, store_mib=128)
+    before = dict(os.environ)
+    os.environ.update(cluster.environment())
+    try:
+        shard = ["shard", "digits", f"{STORE}/digits"]
+        subprocess.run([sys.executable, "-m", "bcl_ray", *shard], check=True, stdout=sys.stderr)
+        yield cluster
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        cluster.down(wipe=True)
+
+
+@pytest.fixture(scope="session")
+def laid_out(cluster, tmp_path_factory):
+    return Drill(cluster, tmp_path_factory.mktemp("jobs"))
+
+
+@pytest.fixture
+def drill(laid_out):
+    yield laid_out
+    laid_out.mend()

@@ -1,0 +1,92 @@
+"""Faults of what a run depends on: object storage, tracking, disks, its own checkpoints."""
+
+import contextlib
+import shutil
+import time
+
+import pytest
+
+from bcl_ray import storage
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+OUTAGE = 60  # seconds
+
+
+def test_s3_down_for_a_minute_while_training_reads(drill):
+    job = drill.start("s3-down-reading")
+    job.wait_for(lambda: "epoch 1/" in job.output)
+    job.wait_for_mid_epoch()
+    with outage(drill.cluster.stop_s3, drill.cluster.start_s3):
+        time.sleep(OUTAGE)
+        assert job.process.poll() is None, job.output
+    job.succeed()
+    assert job.starts() == [0], "nothing was started again"
+    assert "trying again for up to" in job.output
+    drill.check_same(job)
+
+
+def test_s3_down_for_a_minute_during_checkpoint_uploads(drill):
+    job = drill.start("s3-down-writing", "train.checkpoint_every_steps=1")
+    job.wait_for_mid_epoch()
+    with outage(drill.cluster.stop_s3, drill.cluster.start_s3):
+        time.sleep(OUTAGE)
+    job.succeed()
+    assert job.starts() == [0]
+    assert "/checkpoint_" in job.output, "the upload that waited is named"
+    drill.check_same(job)
+
+
+def test_mlflow_down_for_a_whole_epoch(drill):
+    job = drill.start("mlflow-down")
+    job.wait_for(lambda: "epoch 1/" in job.output)
+    with outage(drill.cluster.stop_mlflow, drill.cluster.start_mlflow):
+        job.wait_for(lambda: "epoch 3/" in job.output)
+    job.succeed()
+    assert job.starts() == [0]
+    drill.check_same(job)
+
+
+def test_nodes_whose_disks_are_full(drill):
+    """Checkpoints go from memory to the store: of a node's disk, training needs nothing."""
+    with drill.small_disks() as folders:
+        job = drill.start("disk-full")
+        job.wait_for_mid_epoch()
+        for folder in folders.values():
+            fill(folder)
+        job.succeed()
+        assert [shutil.disk_usage(folder).free for folder in folders.values()] == [0, 0, 0]
+    assert job.starts() == [0]
+    drill.check_same(job)
+
+
+def test_a_damaged_checkpoint(drill):
+    job = drill.start("checkpoint-damaged")
+    job.wait_for_mid_epoch()
+    drill.driver_of(job).kill()
+    assert job.wait() != 0
+    kept = [name for name in storage.list_folders(job.uri) if name.startswith("checkpoint_")]
+    step, last = job.last_step(), job.last_checkpoint()
+    file = storage.join(job.uri, last, "state.pt")
+    storage.write_bytes(file, storage.read_bytes(file)[:1000])
+    again = drill.start("checkpoint-damaged")
+    again.succeed()
+    assert f"{last}/state.pt is damaged" in again.output
+    assert "going on from the checkpoint before" in again.output
+    assert len(kept) >= 2
+    assert again.starts()[0] < step
+    drill.check_same(again)
+
+
+def fill(folder):
+    with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@contextlib.contextmanager
+def outage(stop, start):
+    stop()
+    try:
+        yield
+    finally:
+        start()

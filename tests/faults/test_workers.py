@@ -1,0 +1,105 @@
+"""Faults of what trains and reads: processes, nodes, and machines that are taken away."""
+
+import signal
+import time
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_killed_worker(drill):
+    drill.undisturbed()
+    job = drill.start("worker-killed")
+    job.wait_for_mid_epoch()
+    drill.workers()[1].send_signal(signal.SIGKILL)
+    job.succeed()
+    first, second = job.starts()
+    assert first == 0
+    assert second > 44
+    assert "worker 1 died: starting again from the last checkpoint (2 more" in job.output
+    drill.check_same(job)
+
+
+def test_a_killed_data_task(drill):
+    job = drill.start("task-killed")
+    killed = []
+
+    def killed_one() -> bool:
+        for process in drill.processes("ray::MapBatches"):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+            killed.append(process.pid)
+        return bool(killed)
+
+    job.wait_for(lambda: "epoch 1/" in job.output)
+    job.wait_for(killed_one)
+    job.succeed()
+    assert job.starts() == [0], "Ray Data runs the task again; training does not notice"
+    drill.check_same(job)
+
+
+def test_a_killed_node(drill):
+    job = drill.start("node-killed")
+    job.wait_for_mid_epoch()
+    drill.cluster.kill_node(drill.node_of_workers())
+    job.succeed()
+    assert len(job.starts()) == 2
+    assert job.starts()[1] > 44
+    drill.check_same(job)
+
+
+def test_a_node_that_is_drained_with_notice_loses_no_step(drill):
+    job = drill.start("node-drained")
+    job.wait_for_mid_epoch()
+    node, begun = drill.node_of_workers(), time.monotonic()
+    drill.cluster.drain_node(node, 30)
+    job.wait_for(lambda: "a node is being taken away" in job.output)
+    saved = time.monotonic() - begun
+    assert saved < 30, "the state is saved within the notice"
+    step = job.last_step()
+    job.succeed()
+    assert job.starts() == [0, step], "not one step is repeated"
+    drill.check_same(job)
+
+
+def test_elastic_workers_go_on_with_fewer_and_compute_the_same(drill):
+    """Of three nodes with two CPUs, two train; when one of them is lost, one does."""
+    options = ("scale.workers=[1,2]", "scale.cpus_per_worker=2", "optim.lr=0.01")
+    whole = drill.start("elastic-undisturbed", *options)
+    whole.succeed()
+    job = drill.start("elastic", *options)
+    job.wait_for_mid_epoch()
+    drill.cluster.kill_node(drill.node_of_workers())
+    job.succeed()
+    assert "2 workers started, " in job.output
+    assert "1 worker started at step" in job.output
+    state, expected = job.state(), whole.state()
+    drill.check_counted(state)
+    drill.check_tracked(job)
+    for record, other in zip(state.history, expected.history, strict=True):
+        for name in ("loss/total", "loss/classification", "loss/contrastive"):
+            assert record[name] == pytest.approx(other[name], rel=0.02), name
+
+
+def test_a_run_that_waits_too_long_for_nodes_says_what_is_missing(drill):
+    job = drill.start("waiting", "scale.workers=2", "scale.wait_timeout=5")
+    job.wait_for_mid_epoch(0)
+    for name in drill.names[1:]:
+        drill.cluster.kill_node(name)
+    assert job.wait() == 1
+    assert "no workers after scale.wait_timeout (5 s): the run needs 2.5 CPU" in job.output
+    assert "add nodes, or lower scale.workers" in job.output
+
+
+def test_a_worker_that_hangs(drill):
+    job = drill.start("worker-hung", "scale.hang_timeout=20")
+    job.wait_for_mid_epoch()
+    drill.workers()[1].send_signal(signal.SIGSTOP)
+    job.succeed()
+    assert "worker 0 made no progress for 2" in job.output
+    assert len(job.starts()) == 2
+    drill.check_same(job)
