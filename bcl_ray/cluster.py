@@ -17,6 +17,7 @@ from bcl_ray.runs import is_local
 logger = logging.getLogger("ray.messages")  # not ours: workers' own warnings go to the person
 
 MARKET = "bcl-ray.io/market"  # a node's label: steady, or spot where it may be taken away
+NOTICE_POLL = "1"  # seconds; of a notice of 30 s, Ray Train would take up to 5 to see it
 POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
 
 
@@ -50,6 +51,7 @@ class Resources:
 def connected() -> Iterator[Resources]:
     """The cluster, for as long as the block lasts; one that this process uses already is kept."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", NOTICE_POLL)
     begun = not ray.is_initialized()
     if begun:
         remote = bool(os.environ.get("RAY_ADDRESS"))

@@ -19,14 +19,11 @@ from bcl_ray.local import Cluster
 from bcl_ray.runs import open_run
 from tests.e2e.conftest import assert_same_run
 
-EPOCHS, STEPS, IMAGES = 6, 44, 360  # STEPS per epoch; IMAGES to evaluate
+EPOCHS, STEPS, IMAGES = 10, 12, 360  # STEPS per epoch; IMAGES to evaluate
 OPTIONS = (
     f"train.epochs={EPOCHS}",
-    "train.eval_every=3",
-    "train.checkpoint_every_steps=10",
-    "views.image_size=64",  # so many bytes that reading goes on while training does
-    "views.eval_resize=64",
-    "model.width=4",
+    "train.eval_every=5",
+    "train.checkpoint_every_steps=4",
     "scale.cpus_per_worker=1",
 )
 STORE = "s3://bcl-ray"
@@ -228,7 +225,8 @@ def cluster(tmp_path_factory):
     before = dict(os.environ)
     os.environ.update(cluster.environment())
     try:
-        shard = ["shard", "digits", f"{STORE}/digits"]
+        shard = ["shard", "digits", f"{STORE}/digits", "--profile", "exponential"]
+        shard += ["--imbalance-factor", "50"]
         subprocess.run([sys.executable, "-m", "bcl_ray", *shard], check=True, stdout=sys.stderr)
         yield cluster
     finally:
