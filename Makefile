@@ -4,13 +4,16 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-faults bench check format clean
+.PHONY: help quickstart cluster test test-faults bench check format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: .venv/.run ## train cross-entropy and BCL on real long-tailed digits, and compare
 	@bash quickstart.sh
+
+cluster: .venv/.local ## a whole cluster on this machine: Ray, S3, MLflow
+	@bcl-ray cluster up --workers 3
 
 test: .venv/.dev ## all tests but the drills
 	$(BIN)/pytest --ignore tests/faults
@@ -40,6 +43,10 @@ clean: ## remove the environment and caches; data and runs stay
 .venv/.run: .venv/.made pyproject.toml constraints.txt
 	@echo "installing into .venv: about 3 minutes and 6 GB, most of it PyTorch"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+.venv/.local: .venv/.run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[local]'
 	@touch $@
 
 .venv/.dev: .venv/.run

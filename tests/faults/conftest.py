@@ -164,6 +164,9 @@ class Drill:
             for folder in mounted:
                 subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
+    def run_id(self, job: Job) -> str:
+        return self._tracked(job)[1][0].info.run_id
+
     def tracked_status(self, job: Job) -> str:
         return self._tracked(job)[1][0].info.status
 
