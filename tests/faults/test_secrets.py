@@ -1,0 +1,64 @@
+"""What a finished job has left behind holds none of the secrets that it used."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from bcl_ray import runs, storage
+from tests.faults.conftest import STORE
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_no_secret_is_in_the_job_the_run_or_mlflow(drill, tmp_path):
+    drill.undisturbed()
+    job = next(job for job in drill.jobs if job.name == "undisturbed")
+    secrets = [
+        os.environ["AWS_SECRET_ACCESS_KEY"],
+        Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip(),
+    ]
+    left = {"output": job.output.encode(), **records(job), **files(job)}
+    left |= tracked(drill.run_id(job), tmp_path)
+    assert len(left) > 10
+    for name, content in left.items():
+        for secret in secrets:
+            assert len(secret) >= 16
+            assert secret.encode() not in content, name
+
+
+def records(job) -> dict[str, bytes]:
+    """What the cluster says of the job."""
+    commands = {name: ["jobs", name, job.id] for name in ("status", "logs")}
+    return {
+        name: subprocess.run(
+            [sys.executable, "-m", "bcl_ray", *command], check=True, capture_output=True
+        ).stdout
+        for name, command in commands.items()
+    }
+
+
+def files(job) -> dict[str, bytes]:
+    """The run's own files, in S3 and on its driver's machine."""
+    folders = [job.uri, *(storage.join(job.uri, name) for name in storage.list_folders(job.uri))]
+    found = {
+        uri: storage.read_bytes(uri)
+        for folder in folders
+        for uri in (storage.join(folder, name) for name in storage.list_files(folder))
+    }
+    local = runs.local_folder(runs.open_run(job.uri)[0])
+    return found | {str(f): f.read_bytes() for f in local.rglob("*") if f.is_file()}
+
+
+def tracked(run_id: str, folder: Path) -> dict[str, bytes]:
+    """All that MLflow has, artifacts too, which lie in S3."""
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    run = client.get_run(run_id)
+    there = storage.list_folders(f"{STORE}/mlflow")
+    assert there, "artifacts are in S3"
+    client.download_artifacts(run_id, "", str(folder))
+    found = {str(f): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    return found | {"MLflow's run": str(run.to_dictionary()).encode()}
