@@ -160,6 +160,17 @@ class Cluster(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
                 f"{self.address} knows no job '{name}': {self._nearest(name)}"
             ) from None
 
+    def is_supervised(self, name: str) -> bool:
+        """Whether the actor lives that runs a job's driver, and says when it has ended.
+
+        A head that comes back with its old state lists jobs as running whose drivers died with
+        it, until it is sent another one.
+        """
+        actor = f"_ray_internal_job_actor_{name}"
+        query = f"filter_keys=name&filter_predicates=%3D&filter_values={actor}"
+        answer = self._do_request("GET", f"/api/v0/actors?{query}").json()
+        return any(found["state"] != "DEAD" for found in answer["data"]["result"]["result"])
+
     def jobs(self) -> list[JobDetails]:
         """All jobs that were submitted, the newest first."""
         submitted = [job for job in self.list_jobs() if job.submission_id]

@@ -19,6 +19,10 @@ PAUSES = (1.0, 2.0, 5.0, 10.0)  # seconds before the next connection
 Show = Callable[[str], None]
 
 
+class DriverDiedError(OSError):
+    """A job that ended without a word, with the node that its driver ran on."""
+
+
 class Lines:
     """The lines of a text that every connection sends from its beginning; each line once."""
 
@@ -56,7 +60,8 @@ def follow(cluster: Cluster, name: str, show: Show, tell: Show) -> JobDetails:
 
     Raises:
         ValueError: there is no such job.
-        OSError: the cluster was out of reach for PATIENCE seconds.
+        OSError: the cluster was out of reach for PATIENCE seconds, or the job's driver died with
+            its node.
     """
     return asyncio.run(_follow(cluster, name, show, tell))
 
@@ -95,13 +100,25 @@ async def _follow(cluster: Cluster, name: str, show: Show, tell: Show) -> JobDet
 
 
 async def _ended(cluster: Cluster, name: str) -> JobDetails | None:
-    """The job, where the cluster answers and says that it has ended."""
+    """The job, where the cluster answers and says that it has ended.
+
+    Raises:
+        DriverDiedError: it says that the job runs, and it does not.
+    """
     try:
         job = await asyncio.to_thread(cluster.job, name)
+        running = job.status == JobStatus.RUNNING
+        if running and await asyncio.to_thread(cluster.is_supervised, name):
+            return None
     except PermissionError:
         raise
-    except OSError:
+    except (OSError, KeyError, TypeError):  # a head that is starting says odd things
         return None
+    if running:
+        raise DriverDiedError(
+            f"job {name} ended when its node did, though the cluster lists it as running: send it "
+            "again, and with --restartable it goes on from its last checkpoint"
+        )
     return job if job.status.is_terminal() else None
 
 
