@@ -317,7 +317,8 @@ class ScaleConfig(Section):
         600.0,
         gt=0,
         description="Seconds without a step or an evaluated batch after which a worker is taken "
-        "to hang: its stacks are logged, and all workers start again from the last checkpoint.",
+        "to hang: its stacks are logged, and all workers start again from the last checkpoint. "
+        "Outages of the object store, which are waited for, are to be shorter.",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ stand in their places; they run in Ray Train's controller.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -17,7 +17,8 @@ from ray.exceptions import RayActorError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+from ray.train.v2._internal.util import time_monotonic
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
 from bcl_ray.cluster import one_line, root_cause
@@ -27,10 +28,12 @@ Tell = Callable[[str], None]
 Nodes = Iterable[Mapping[str, float]]
 
 PAUSE = 1.0  # seconds between two looks at the cluster; Ray's controller would spin
+SETTLE = 10.0  # seconds in which what ended workers held comes free again
+GROWTH = 60.0  # seconds of training at least between two restarts with more workers
 
 
-class PreemptedError(RuntimeError):
-    """A node is about to be taken away, and the state has been saved."""
+class RestartError(RuntimeError):
+    """Workers are to start again on the nodes that there are; their state has been saved."""
 
 
 class MissingResourcesError(RuntimeError):
@@ -76,21 +79,36 @@ def missing(experiment: Experiment, nodes: Nodes, needs: Mapping[str, float]) ->
     return "; ".join(short) or f"nodes with {each} free for each of {scale.min_workers} workers"
 
 
-def usable_nodes() -> list[dict[str, float]]:
-    """Resources of the nodes that are there to stay, not of those with notice to go."""
+def usable_nodes() -> dict[str, dict[str, float]]:
+    """Resources by node, of those that are there to stay, not of those with notice to go."""
     going = cluster_state.get_draining_nodes() or {}
-    return [
-        node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going
-    ]
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return {node: resources for node, resources in alive.items() if node not in going}
+
+
+def free_resources(nodes: Collection[str]) -> list[dict[str, float]]:
+    """What nobody holds of some nodes."""
+    free = cluster_state.available_resources_per_node()
+    return [free[node] for node in nodes if node in free]
 
 
 class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
-    """As many workers as there is room for, of those that divide the global batch."""
+    """As many workers as there is room for, of those that divide the global batch.
 
-    def __init__(self, config: ScalingConfig, experiment: Experiment, tell: Tell) -> None:
+    Args:
+        config: Ray Train's.
+        experiment: whose scale is followed.
+        tell: takes what a person should know.
+        restart: asks workers to save their state and to give up.
+    """
+
+    def __init__(
+        self, config: ScalingConfig, experiment: Experiment, tell: Tell, restart: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._experiment, self._tell = experiment, tell
+        self._experiment, self._tell, self._restart = experiment, tell, restart
         self._waiting_since: float | None = None
+        self._nodes: set[str] = set()  # that the last decision was made for
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """How many workers to start, now or later.
@@ -98,32 +116,49 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         Raises:
             MissingResourcesError: it has been too long.
         """
-        decision = super().make_decision_for_non_running_worker_group()
+        self._maybe_send_resource_request()
         now, patience = time.monotonic(), self._experiment.scale.wait_timeout
-        if self._waiting_since is None:
-            self._waiting_since = now
-            if not isinstance(decision, ResizeDecision):
-                self._tell(f"waiting up to {patience:g} s for {self._missing()}")
-        if now - self._waiting_since > patience:
+        begins = self._waiting_since is None
+        since = self._waiting_since = now if self._waiting_since is None else self._waiting_since
+        nodes = usable_nodes()
+        workers = self._workers(nodes, settled=now - since > SETTLE)
+        if now - since > patience:
             raise MissingResourcesError(
                 f"no workers after scale.wait_timeout ({patience:g} s): the run needs "
-                f"{self._missing()}; add nodes, or lower scale.workers"
+                f"{missing(self._experiment, nodes.values(), self._needs)}; add nodes, or lower "
+                "scale.workers"
             )
-        if not isinstance(decision, ResizeDecision):
-            time.sleep(PAUSE)
-        return decision
+        if workers:
+            self._nodes = set(nodes)
+            return self._get_resize_decision(workers)
+        if begins and not chosen_workers(self._experiment, nodes.values(), self._needs):
+            lacking = missing(self._experiment, nodes.values(), self._needs)
+            self._tell(f"waiting up to {patience:g} s for {lacking}")
+        time.sleep(PAUSE)
+        return NoopDecision()
 
-    def make_decision_for_running_worker_group(self, *args: Any, **options: Any) -> Any:
-        """Whether to start again with another number of workers."""
+    def _workers(self, nodes: Mapping[str, Mapping[str, float]], settled: bool) -> int:
+        """How many to start; 0: none yet."""
+        room = chosen_workers(self._experiment, nodes.values(), self._needs)
+        free = chosen_workers(self._experiment, free_resources(nodes), self._needs)
+        least = self._experiment.worker_counts[0]
+        if room in (0, least) or free >= room:
+            return room
+        # What others hold is no room; but the fewest wait in Ray's queue, not here.
+        return max(free, least) if settled else 0
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, _: Any) -> Any:
+        """Never a new size: workers are asked to save their state first, where nodes have come."""
         self._waiting_since = None
-        return super().make_decision_for_running_worker_group(*args, **options)
-
-    def _count_possible_workers(self, _: Any) -> int:
-        # Not what the coordinator has reserved: it counts nodes that are about to go.
-        return chosen_workers(self._experiment, usable_nodes(), self._needs)
-
-    def _missing(self) -> str:
-        return missing(self._experiment, usable_nodes(), self._needs)
+        self._maybe_send_resource_request()
+        old_enough = time_monotonic() - worker_group_state.start_time > GROWTH
+        if old_enough and self._experiment.scale.min_workers < self._experiment.scale.max_workers:
+            nodes = usable_nodes()
+            wanted = chosen_workers(self._experiment, nodes.values(), self._needs)
+            if set(nodes) - self._nodes and wanted > worker_group_state.num_workers:
+                self._nodes = set(nodes)
+                self._restart()
+        return NoopDecision()
 
     @property
     def _needs(self) -> dict[str, float]:
@@ -140,8 +175,8 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: Exception) -> Any:
         """Whether to start the workers again; says so."""
         error = training_failed_error
-        if isinstance(error, PreemptionError) or preempted(error):
-            self._tell("a node is being taken away: starting again on the others")
+        if asked := restart_of(error):
+            self._tell(f"{asked}; starting again on the nodes that there are")
             return FailureDecision.RETRY
         decision = super().make_decision(training_failed_error=error)
         if decision == FailureDecision.RETRY and isinstance(error, WorkerGroupError):
@@ -150,13 +185,17 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
                 f"{_first_failure(error)}: starting again from the last checkpoint "
                 f"({left} more failures allowed)"
             )
+        elif decision == FailureDecision.RETRY and isinstance(error, PreemptionError):
+            self._tell("a node was taken away: starting again from the last checkpoint")
+        elif decision == FailureDecision.RETRY:
+            self._tell(f"workers did not start ({one_line(error)}): trying again")
         return decision
 
 
-def preempted(error: Exception) -> bool:
-    """Whether workers gave up because a node is to go, after they had saved their state."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return any(isinstance(_own(failure), PreemptedError) for failure in failures)
+def restart_of(error: Exception) -> RestartError | None:
+    """What workers raised that gave up to start again, after they had saved their state."""
+    failures = map(_own, getattr(error, "worker_failures", {}).values())
+    return next((failure for failure in failures if isinstance(failure, RestartError)), None)
 
 
 def _own(failure: BaseException) -> BaseException:
@@ -165,11 +204,13 @@ def _own(failure: BaseException) -> BaseException:
 
 
 def _first_failure(error: WorkerGroupError) -> str:
-    worker, failure = next(iter(error.worker_failures.items()))
-    own = _own(failure)
-    return f"worker {worker} " + (
-        "died" if isinstance(own, RayActorError) else f"failed ({one_line(own)})"
-    )
+    """The failure that the others follow from: when a worker dies, its peers lose it."""
+    failures = {worker: _own(failure) for worker, failure in error.worker_failures.items()}
+    dead = [worker for worker, own in failures.items() if isinstance(own, RayActorError)]
+    if dead:
+        return f"worker {dead[0]} died"
+    worker, own = next(iter(failures.items()))
+    return f"worker {worker} failed ({one_line(own)})"
 
 
 class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
@@ -177,15 +218,24 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
 
     Args:
         experiment: whose scale they follow.
-        tell: takes what they have to say to the person; called in the controller.
+        tell, restart: see `Scaling`; called in the controller.
         options: TorchTrainer's.
     """
 
-    def __init__(self, *args: Any, experiment: Experiment, tell: Tell, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        experiment: Experiment,
+        tell: Tell,
+        restart: Callable[[], None],
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
-        self._experiment, self._tell = experiment, tell
+        self._experiment, self._tell, self._restart = experiment, tell, restart
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        options["scaling_policy"] = Scaling(self.scaling_config, self._experiment, self._tell)
+        options["scaling_policy"] = Scaling(
+            self.scaling_config, self._experiment, self._tell, self._restart
+        )
         options["failure_policy"] = Failures(self.run_config.failure_config, self._tell)
         return super()._initialize_and_run_controller(**options)

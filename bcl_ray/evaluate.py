@@ -55,7 +55,19 @@ def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
     Raises:
         ValueError: the run has none yet.
     """
-    return checkpoint.load(storage.join(run.uri, BEST) if best else last_checkpoint(run))
+    return checkpoint.load(best_checkpoint(run) if best else last_checkpoint(run))
+
+
+def best_checkpoint(run: Run) -> str:
+    """Folder of the checkpoint with the highest accuracy.
+
+    Raises:
+        ValueError: nothing has been evaluated yet.
+    """
+    found = [name for name in storage.list_folders(run.uri) if name.startswith(BEST)]
+    if not found:
+        raise ValueError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
+    return storage.join(run.uri, found[-1])  # while a better one replaces it, there may be two
 
 
 def last_checkpoint(run: Run) -> str:

@@ -26,7 +26,7 @@ from bcl_ray.precision import autocast
 from bcl_ray.views.device import device_views, normalized
 
 Batch = dict[str, np.ndarray]
-SIGNALS = ("stop", "preempted")  # what a worker may tell the others while it trains
+SIGNALS = ("stop", "restart")  # what a worker may tell the others while it trains
 
 
 @dataclass

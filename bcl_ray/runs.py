@@ -4,7 +4,8 @@
 <runs>/<name>/run.json           identity and digest; a folder without it holds no run
 <runs>/<name>/journal.jsonl      what the tracker was told (a local run's folder)
 <runs>/<name>/driver.log         what libraries logged; driver.lock keeps a second driver off
-<runs>/<name>/checkpoint_*/      Ray Train's checkpoints: the last and the best
+<runs>/<name>/checkpoint_*/      the last two checkpoints, which Ray Train keeps account of
+<runs>/<name>/best_*/            the one with the highest accuracy
 <runs>/<name>/final/             the last one, from which MLflow gets its model
 """
 

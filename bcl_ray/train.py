@@ -7,7 +7,6 @@ import io
 import logging
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,44 +14,30 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray import access, checkpoint, runs, storage
 from bcl_ray.budget import Budget, budget, check_store, preflight
 from bcl_ray.cluster import MARKET, Resources, check_places, connected, one_line, uses_gpus
 from bcl_ray.config import Experiment
 from bcl_ray.elastic import Trainer
+from bcl_ray.mailbox import Event, grow, open_mailbox, tell
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
+from bcl_ray.stopping import Stopped, stop_signals, stoppable
 from bcl_ray.tracking import Tracker, tracking_uri
 from bcl_ray.worker import train_worker
 
 logger = logging.getLogger(__name__)
 
-Event = dict[str, Any]
 Follow = Callable[[Event], None]
 
 MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking server
-STOP_PATIENCE = 60.0  # seconds that workers have to write a last checkpoint
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingError(RuntimeError):
     """A run that ended without a result; says why, and how to go on."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop.
-
-    Args:
-        text: what became of it.
-        signum: the signal that asked for it.
-    """
-
-    def __init__(self, text: str, signum: int) -> None:
-        super().__init__(text)
-        self.signum = signum
 
 
 def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) -> Event:
@@ -68,7 +53,7 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
         ValueError: the run cannot work, or the name is taken; before anything is written.
         TrainingError: the run began and failed.
         Stopped: SIGINT or SIGTERM came (in the main thread); a checkpoint was written, unless
-            workers did not do so within STOP_PATIENCE, or the signal came again.
+            workers did not do so in time, or the signal came again.
     """
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
@@ -86,12 +71,17 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
         new = resume is None
         run = runs.create(uri, experiment, manifest.fingerprint) if new else runs.open_run(uri)[0]
         folder = runs.local_folder(run)
-        with runs.held(folder), _logs(folder), Tracker(run, experiment, folder) as tracker:
+        with (
+            runs.held(folder),
+            _logs(folder),
+            stop_signals() as signals,
+            Tracker(run, experiment, folder) as tracker,
+        ):
             tracker.start(manifest, experiment.data.path)
             follow(_begin_event(run, experiment, manifest, wanted, tracker))
-            mailbox = _mailbox()
+            mailbox = open_mailbox()
             trainer = _trainer(run, experiment, manifest, resources, mailbox)
-            outcome = _run(run, trainer, mailbox, Follower(mailbox, tracker, manifest, follow))
+            outcome = _run(run, trainer, signals, Follower(mailbox, tracker, manifest, follow))
             outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
             outcome["problem"] = tracker.problem
     follow({"kind": "end", **outcome})
@@ -140,14 +130,14 @@ def _begin_event(
     }
 
 
-def _run(run: Run, trainer: Any, mailbox: Any, follower: "Follower") -> Event:
+def _run(run: Run, trainer: Any, signals: list[int], follower: "Follower") -> Event:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
     resume = f"bcl-ray train --resume {runs.reference(run)}"
     try:
-        with _stop_signals() as signals:
-            result = _stoppable(trainer.fit, mailbox, signals)
-    except ray.train.TrainingFailedError as failure:
+        result = stoppable(trainer.fit, signals, follower.ask_to_stop)
+    # Ray's own: its controller may have died, or found its snapshot damaged.
+    except (ray.train.TrainingFailedError, RayError) as failure:
         raise TrainingError(f"{_cause(failure, run)}\ncontinue with: {resume}") from None
     except Stopped as stop:
         raise Stopped(f"{stop}; go on with: {resume}", stop.signum) from None
@@ -162,56 +152,6 @@ def _run(run: Run, trainer: Any, mailbox: Any, follower: "Follower") -> Event:
     return _finished(run, result, follower)
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """The signals to stop that have come; the program goes on, unless one comes again."""
-    received: list[int] = []
-
-    def receive(signum: int, _: object) -> None:
-        if received:
-            raise Stopped("stopped at once", signum)
-        received.append(signum)
-
-    if threading.current_thread() is not threading.main_thread():  # Python allows no other
-        yield received
-        return
-    before = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stoppable(function: Callable[[], Any], mailbox: Any, signals: list[int]) -> Any:
-    """Call a function in a thread, for signals to reach us: Ray Train would exit with 0.
-
-    Raises:
-        Stopped: a signal came, and workers did not stop within STOP_PATIENCE.
-    """
-    outcome: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            outcome["result"] = function()
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=call, name="trainer", daemon=True)
-    thread.start()
-    deadline = None
-    while thread.is_alive():
-        thread.join(0.2)
-        if signals and deadline is None:
-            deadline = time.monotonic() + STOP_PATIENCE
-            mailbox.stop.remote()
-        if deadline is not None and time.monotonic() > deadline:
-            raise Stopped("stopped, without a last checkpoint", signals[0])
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
-
-
 def _trainer(
     run: Run, experiment: Experiment, manifest: Manifest, resources: Resources, mailbox: Any
 ) -> Any:
@@ -221,7 +161,8 @@ def _trainer(
     return Trainer(
         train_worker,
         experiment=experiment,
-        tell=functools.partial(_tell, mailbox),
+        tell=functools.partial(tell, mailbox),
+        restart=functools.partial(grow, mailbox),
         train_loop_config={
             "experiment": experiment.to_yaml(),
             "manifest": manifest.model_dump_json(),
@@ -263,45 +204,6 @@ def _rank_zero_stays(max_workers: int, resources: Resources) -> list[dict[str, s
     return [{MARKET: "steady"}, *({} for _ in range(max_workers - 1))]
 
 
-def _mailbox() -> Any:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)(Mailbox)
-    return actor.remote()
-
-
-def _tell(mailbox: Any, text: str) -> None:
-    mailbox.put.remote({"kind": "note", "text": text})
-
-
-class Mailbox:
-    """Carries workers' events to the driver, and its wish to stop to them; on the driver's node."""
-
-    def __init__(self) -> None:
-        import asyncio  # noqa: PLC0415  the queue belongs to the actor's loop
-
-        self._events: Any = asyncio.Queue()
-        self._stop = asyncio.Event()
-
-    async def stop(self) -> None:
-        """Ask workers to stop."""
-        self._stop.set()
-
-    async def stopping(self) -> None:
-        """Return when workers are to stop."""
-        await self._stop.wait()
-
-    async def put(self, event: Event) -> None:
-        """Leave an event."""
-        await self._events.put(event)
-
-    async def take(self) -> list[Event]:
-        """All events that wait; at least one."""
-        events = [await self._events.get()]
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        return events
-
-
 class Follower(threading.Thread):
     """Passes on what workers tell, until it is stopped; epochs are tracked on the way.
 
@@ -315,6 +217,7 @@ class Follower(threading.Thread):
         self.follow: Follow = follow
         self.tracked: set[int] = set()
         self.failure: Exception | None = None
+        self.started = False
         self.paged = False
 
     def run(self) -> None:
@@ -329,6 +232,11 @@ class Follower(threading.Thread):
                     except Exception as error:
                         logger.exception("%s failed", event["kind"])
                         self.failure = self.failure or error
+
+    def ask_to_stop(self) -> bool:
+        """Ask workers to save their state and stop; False where there have been none."""
+        self.mailbox.stop.remote()
+        return self.started
 
     def stop(self) -> None:
         """Wait until all that was told before has been passed on."""
@@ -349,6 +257,7 @@ class Follower(threading.Thread):
             self.tracker.text("class_accuracy.csv", _class_table(event, self.manifest))
 
     def _show(self, event: Event) -> None:
+        self.started = self.started or event["kind"] == "start"
         if event["kind"] == "classes" or self.failure:
             return
         self.follow(event)

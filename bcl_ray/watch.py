@@ -23,6 +23,7 @@ from bcl_ray.distributed import rank
 Item = TypeVar("Item")
 
 LOOK = 0.5  # seconds between two looks at the clock
+STALL = 20.0  # seconds without progress that a person is told of
 HUNG = 75  # exit status
 
 
@@ -36,19 +37,26 @@ class Watch:
 
     def __init__(self, mailbox: Any, patience: float) -> None:
         self._mailbox, self._patience = mailbox, patience
-        self._stop = threading.Event()
+        self._stop, self._grow = threading.Event(), threading.Event()
         self._progress = time.monotonic()
         self._busy = threading.Event()  # progress is expected
         threading.Thread(target=self._watch, name="hang-watch", daemon=True).start()
         if rank() == 0:  # one is enough: signals reach all workers
-            threading.Thread(target=self._listen, name="stop-listener", daemon=True).start()
+            for name, event in (("stopping", self._stop), ("growing", self._grow)):
+                threading.Thread(
+                    target=self._listen, args=(name, event), name=name, daemon=True
+                ).start()
 
     def signals(self) -> frozenset[str]:
         """What this worker has to tell the others."""
-        # Ray's public function for a notice is a barrier of all workers, 2.6 ms a step.
-        noticed = get_train_context().preemption_context.preemption_info is not None
-        wanted = {"stop": self._stop.is_set(), "preempted": noticed}
+        wanted = {"stop": self._stop.is_set(), "restart": self.noticed or self._grow.is_set()}
         return frozenset(name for name, given in wanted.items() if given)
+
+    @property
+    def noticed(self) -> bool:
+        """Whether a node of this run's workers is to be taken away."""
+        # Ray's public function is a barrier of all workers, 2.6 ms at every step.
+        return get_train_context().preemption_context.preemption_info is not None
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items, each of which is progress; a hang until they end is noticed."""
@@ -59,26 +67,41 @@ class Watch:
                 yield item
                 self._progress = time.monotonic()
         finally:
-            self._busy.clear()
+            self.rest()
 
-    def _listen(self) -> None:
+    def rest(self) -> None:
+        """Progress is not expected any more."""
+        self._busy.clear()
+
+    def _listen(self, name: str, event: threading.Event) -> None:
         with contextlib.suppress(RayError):  # the driver is gone, and this worker soon, too
-            ray.get(self._mailbox.stopping.remote())
-            self._stop.set()
+            ray.get(getattr(self._mailbox, name).remote())
+            event.set()
 
     def _watch(self) -> None:
+        told_of = None
         while True:
             time.sleep(LOOK)
-            idle = time.monotonic() - self._progress
-            if self._busy.is_set() and idle > self._patience:
+            since = self._progress
+            idle = time.monotonic() - since
+            if not self._busy.is_set():
+                continue
+            if idle > self._patience:
                 self._give_up(idle)
+            if idle > STALL and told_of != since:
+                told_of = since
+                self._tell(f"worker {rank()}: no progress for {idle:.0f} s, still waiting")
+
+    def _tell(self, text: str) -> Any:
+        return self._mailbox.put.remote({"kind": "note", "text": text})
 
     def _give_up(self, idle: float) -> None:
         what = f"worker {rank()} made no progress for {idle:.0f} s (scale.hang_timeout)"
-        told = self._mailbox.put.remote({"kind": "note", "text": f"{what}: it ends itself"})
-        sys.stderr.write(f"{what}; its threads:\n")
-        faulthandler.dump_traceback(all_threads=True)
-        sys.stderr.flush()
-        with contextlib.suppress(RayError):
+        try:
+            told = self._tell(f"{what}: it ends itself")
+            sys.stderr.write(f"{what}; its threads:\n")
+            faulthandler.dump_traceback(all_threads=True)
+            sys.stderr.flush()
             ray.get(told, timeout=5)
-        os._exit(HUNG)
+        finally:
+            os._exit(HUNG)

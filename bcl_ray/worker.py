@@ -23,7 +23,7 @@ from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches, training_batches
 from bcl_ray.distributed import rank, sum_over_workers, world_size
-from bcl_ray.elastic import PreemptedError
+from bcl_ray.elastic import RestartError
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.loop import Step, evaluate, train_epoch
 from bcl_ray.optim import learning_rate
@@ -33,7 +33,8 @@ from bcl_ray.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-BEST = "best"  # folder of the checkpoint with the highest accuracy, beside Ray Train's last two
+BEST = "best_"  # begins the folder of the checkpoint with the highest accuracy
+LAST = "checkpoint_"  # begins those of Ray Train's last two
 TICK = 0.5  # seconds between a worker's progress events
 
 
@@ -68,6 +69,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             return {"error": str(error)}
         except StoppedError:
             return {"stopped": worker.learner.step}
+        finally:
+            worker.watch.rest()  # an error may keep the batches from ending
     return {}
 
 
@@ -131,8 +134,15 @@ class _Worker:
                 continue
             for problem in problems:
                 logger.warning("%s; going on from the checkpoint before", problem)
+            self._clear(names)
             return folder
         raise checkpoint.UnusableCheckpointError("; ".join(problems))
+
+    def _clear(self, kept: list[str]) -> None:
+        """Remove checkpoints that were written when their workers died, and so never noted."""
+        for name in storage.list_folders(self.run):
+            if name.startswith(LAST) and name not in kept:
+                storage.delete_folder(storage.join(self.run, name))
 
     def tell(self, kind: str, **content: Any) -> None:
         """Send the driver an event; from one worker, without waiting."""
@@ -141,7 +151,7 @@ class _Worker:
 
     def run_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]]) -> None:
         """Train on what is left of an epoch, evaluate where it is due, and report."""
-        begun, waited, images = time.perf_counter(), 0.0, 0
+        begun, waited, images, wishes = time.perf_counter(), 0.0, 0, frozenset[str]()
         every = self.experiment.train.checkpoint_every_steps
         for step in train_epoch(
             self.learner, self.watch.over(batches), epoch=epoch, signals=self.watch.signals
@@ -149,11 +159,12 @@ class _Worker:
             waited += step.waited
             images += step.images
             self._progress(epoch, step)
-            if step.wishes or (every and step.step % every == 0 and step.step % self.steps):
+            wishes, in_epoch = step.wishes, step.step % self.steps != 0
+            if in_epoch and (wishes or (every and step.step % every == 0)):
                 self.learner.check()
                 self._report({"step": step.step})
-            if step.wishes:
-                self._leave(step.wishes)
+            if in_epoch and wishes:
+                self._leave(wishes)
         record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
         if (epoch + 1) % self.experiment.train.eval_every == 0 or (
             epoch + 1 == self.experiment.train.epochs
@@ -165,6 +176,8 @@ class _Worker:
         self.learner.sums.zero_()
         self._report({"step": self.learner.step, **record}, best=best)
         self.tell("epoch", epochs=self.experiment.train.epochs, records=[record])
+        if wishes and epoch + 1 < self.experiment.train.epochs:
+            self._leave(wishes)
 
     def _progress(self, epoch: int, step: Step) -> None:
         if time.monotonic() - self.told > TICK:
@@ -216,11 +229,13 @@ class _Worker:
         found = None
         if rank() == 0:
             # The name is new even if an earlier start of the workers wrote the same step.
-            name = f"checkpoint_{self.learner.step:08d}_{secrets.token_hex(4)}"
-            folder = storage.join(self.run, name)
-            checkpoint.save(
-                self._state(), folder, *([storage.join(self.run, BEST)] if best else [])
-            )
+            step = f"{self.learner.step:08d}"
+            folder = storage.join(self.run, f"{LAST}{step}_{secrets.token_hex(4)}")
+            bests = [storage.join(self.run, BEST + step)] if best else []
+            checkpoint.save(self._state(), folder, *bests)
+            for name in storage.list_folders(self.run) if best else []:
+                if name.startswith(BEST) and name != BEST + step:
+                    storage.delete_folder(storage.join(self.run, name))
             filesystem, path = storage.resolve(folder)
             found = ray.train.Checkpoint(path, filesystem)
         ray.train.report(
@@ -232,13 +247,14 @@ class _Worker:
 
         Raises:
             StoppedError: training was asked to stop.
-            PreemptedError: a node is to go.
+            RestartError: a node is to go, or there is room for more workers.
         """
         # Returns when Ray Train has noted the checkpoint, which a failure could overtake.
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
         if "stop" in wishes:
             raise StoppedError
-        raise PreemptedError(f"a node is to go; everything up to step {self.learner.step} is saved")
+        why = "a node is being taken away" if self.watch.noticed else "there are more nodes"
+        raise RestartError(f"{why}: everything up to step {self.learner.step:,} is saved")
 
     def _state(self) -> checkpoint.State:
         return self.learner.state(

@@ -178,7 +178,7 @@ def signalled_by_one_worker(here: slice) -> list[tuple[int, list[str]]]:
     learner = Learner(experiment(), CLASS_COUNTS, 3, torch.device("cpu"))
 
     def signals() -> frozenset[str]:
-        return frozenset({"preempted"} if here.stop == B and learner.step >= 1 else ())
+        return frozenset({"restart"} if here.stop == B and learner.step >= 1 else ())
 
     steps = train_epoch(learner, batches(here), epoch=0, signals=signals)
     return [(step.step, sorted(step.wishes)) for step in steps]
@@ -427,7 +427,7 @@ def test_evaluation_counts_uneven_and_empty_parts(workers, alone):
 
 
 def test_what_one_worker_signals_all_learn_at_the_same_step(groups, alone):
-    expected = [(1, []), (2, []), (3, ["preempted"])]
+    expected = [(1, []), (2, []), (3, ["restart"])]
     assert alone["signalled"] == expected
     for reports in groups.values():
         assert [report["signalled"] for report in reports] == [expected] * len(reports)

@@ -1,5 +1,7 @@
 """Which number of workers a cluster gets, and what is said when it has too little."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,12 @@ from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
 
 pytest.importorskip("ray")
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.exceptions import RayActorError
+from ray.train import ScalingConfig
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -16,11 +23,12 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from bcl_ray.elastic import (
     Failures,
     MissingResourcesError,
-    PreemptedError,
+    RestartError,
+    Scaling,
     chosen_workers,
     missing,
     places,
-    preempted,
+    restart_of,
 )
 
 ONE_CPU = {"CPU": 1.0}
@@ -113,13 +121,102 @@ def test_failures_are_counted_and_said_until_the_budget_is_spent(failures):
     assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RAISE
 
 
-def test_nodes_that_are_taken_away_cost_no_failure(failures):
+def test_what_follows_from_a_dead_worker_is_not_told_as_the_cause(failures):
     policy, said = failures
+    lost = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "traceback")
+    dead = WorkerHealthCheckFailedError("failed", RayActorError())
+    policy.make_decision(WorkerGroupError("text", {0: lost, 1: dead}))
+    assert said[0].startswith("worker 1 died: starting again")
+
+
+def test_workers_that_saved_their_state_first_cost_no_failure(failures):
+    policy, said = failures
+    asked = failed(RestartError("a node is being taken away: everything up to step 7 is saved"))
     for _ in range(5):
-        assert policy.make_decision(failed(PreemptedError("saved"))) == FailureDecision.RETRY
+        assert policy.make_decision(asked) == FailureDecision.RETRY
     assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RETRY
-    assert said[0] == "a node is being taken away: starting again on the others"
-    assert not preempted(failed(ValueError("x")))
+    assert said[0] == (
+        "a node is being taken away: everything up to step 7 is saved; starting again on the nodes "
+        "that there are"
+    )
+    assert restart_of(failed(ValueError("x"))) is None
+
+
+class Clustered:
+    """A cluster that a test makes larger and smaller, and a clock that it moves."""
+
+    def __init__(self, monkeypatch, run):
+        self.total, self.free, self.now = {}, {}, 100.0
+        self.said, self.restarts = [], []
+        monkeypatch.setattr("bcl_ray.elastic.usable_nodes", lambda: self.total)
+        monkeypatch.setattr("bcl_ray.elastic.free_resources", lambda _: list(self.free.values()))
+        monkeypatch.setattr("bcl_ray.elastic.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("bcl_ray.elastic.time_monotonic", lambda: self.now)
+        monkeypatch.setattr("bcl_ray.elastic.time.sleep", lambda _: None)
+        monkeypatch.setattr(Scaling, "_maybe_send_resource_request", lambda _: None)
+        workers = (run.scale.min_workers, run.scale.max_workers)
+        config = ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0})
+        self.policy = Scaling(config, run, self.said.append, lambda: self.restarts.append(self.now))
+
+    def have(self, total, free=None):
+        self.total = {f"node{i}": {"CPU": float(cpus)} for i, cpus in enumerate(total)}
+        values = total if free is None else free
+        self.free = {f"node{i}": {"CPU": float(cpus)} for i, cpus in enumerate(values)}
+
+    def starts(self):
+        decision = self.policy.make_decision_for_non_running_worker_group()
+        return getattr(decision, "num_workers", 0)
+
+    def runs(self, workers, since):
+        state = SimpleNamespace(num_workers=workers, start_time=since)
+        self.policy.make_decision_for_running_worker_group(state, None)
+        return len(self.restarts)
+
+
+def test_what_others_hold_is_waited_for_a_moment_and_then_is_no_room(monkeypatch):
+    cluster = Clustered(monkeypatch, experiment("scale.workers=[1,4]"))
+    cluster.have(total=[5], free=[3])
+    assert cluster.starts() == 0
+    cluster.now += 11
+    assert cluster.starts() == 2
+    cluster.have(total=[5], free=[0])
+    assert cluster.starts() == 1, "the fewest wait in Ray's queue"
+
+
+def test_workers_save_their_state_before_more_of_them_start(monkeypatch):
+    cluster = Clustered(monkeypatch, experiment("scale.workers=[1,4]"))
+    cluster.have(total=[3])
+    assert cluster.starts() == 2
+    assert cluster.runs(2, since=cluster.now) == 0
+    cluster.now += 61
+    assert cluster.runs(2, since=100.0) == 0, "no node has come"
+    cluster.have(total=[3, 2])
+    assert cluster.runs(2, since=cluster.now) == 0, "they have just begun"
+    assert cluster.runs(2, since=100.0) == 1
+    assert cluster.runs(2, since=100.0) == 1, "asked once for each node"
+
+
+def test_a_node_less_without_workers_of_ours_changes_nothing(monkeypatch):
+    cluster = Clustered(monkeypatch, experiment("scale.workers=[1,4]"))
+    cluster.have(total=[3, 2])
+    assert cluster.starts() == 4
+    cluster.have(total=[3])
+    cluster.now += 61
+    assert cluster.runs(4, since=100.0) == 0
+
+
+def test_waiting_says_what_is_missing_and_ends(monkeypatch):
+    cluster = Clustered(monkeypatch, experiment("scale.workers=2", "scale.wait_timeout=60"))
+    cluster.have(total=[1])
+    assert cluster.starts() == 0
+    assert cluster.said == ["waiting up to 60 s for 3 CPU, and there is 1"]
+    cluster.now += 61
+    message = (
+        r"^no workers after scale.wait_timeout \(60 s\): the run needs 3 CPU, and there is 1; "
+    )
+    with pytest.raises(MissingResourcesError, match=message):
+        cluster.starts()
+    assert len(cluster.said) == 1
 
 
 def test_waiting_too_long_is_not_tried_again(failures):

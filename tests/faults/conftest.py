@@ -206,8 +206,13 @@ class Drill:
     def mend(self) -> None:
         """End what runs, and bring back what was taken away."""
         for job in self.jobs:
-            if job.process.poll() is None:
+            if job.process.poll() is None:  # its test has failed
                 job.process.kill()
+                stop = [sys.executable, "-m", "bcl_ray", "jobs", "stop", job.id]
+                subprocess.run(stop, check=False, capture_output=True)
+        notices = [name for name in self.cluster.processes.names() if name.startswith("notice-")]
+        while any(self.cluster.processes.alive(name) for name in notices):
+            time.sleep(0.5)  # the node that it is for ends with it
         alive = self.cluster.nodes()
         if "head" not in alive:
             self.cluster.start_head()
