@@ -80,8 +80,18 @@ class Follower:
         self._progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Print one event of `bcl_ray.train.fit`."""
-        getattr(self, f"_{event['kind']}")(event)
+        """Print one event of `bcl_ray.train.fit`; those of a later version are passed over."""
+        kinds = {
+            "begin": self._begin,
+            "page": self._page,
+            "start": self._start,
+            "step": self._step,
+            "epoch": self._epoch,
+            "note": self._note,
+            "end": self._end,
+        }
+        if show := kinds.get(event["kind"]):
+            show(event)
 
     def _say(self, line: str, style: str | None = None) -> None:
         """Print text that may hold paths and errors: no markup in it, and no breaks either."""

@@ -116,7 +116,8 @@ def test_failures_are_counted_and_said_until_the_budget_is_spent(failures):
     policy, said = failures
     assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RETRY
     assert said == [
-        "worker 1 failed (ValueError: x): starting again from the last checkpoint (0 more failures allowed)"
+        "worker 1 failed (ValueError: x): starting again from the last checkpoint "
+        "(0 more failures allowed)"
     ]
     assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RAISE
 

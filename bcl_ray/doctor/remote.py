@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from urllib.parse import urlsplit
 
 import requests
 
@@ -32,7 +33,13 @@ def examine_cluster(
         ca_file: certificates to trust for https.
         store: s3:// address, or None.
         mlflow: tracking URI as the nodes reach it, or None.
+
+    Raises:
+        ValueError: an address holds a secret, which a job's record would keep.
     """
+    for option, uri in (("--store", store), ("--mlflow", mlflow)):
+        if uri and "@" in urlsplit(uri).netloc:  # it is not shown
+            raise ValueError(f"{option} holds a user name or a password: take it out")
     reached: list[Cluster] = []
 
     def dashboard() -> str:

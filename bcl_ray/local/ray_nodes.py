@@ -92,6 +92,9 @@ def head_environment(ports: Ports, state: Path) -> dict[str, str]:
         "RAY_gcs_storage": "rocksdb",
         "RAY_gcs_storage_path": str(state),
         "RAY_health_check_period_ms": "1000",  # a dead node is missed after 5 s, not 15
+        # Of jobs that are sent by other means than ours: time for a last checkpoint.
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        "RAY_JOB_STOP_WAIT_TIME_S": "90",
         "AUTOSCALER_METRIC_PORT": str(ports.head()["Ray monitor"]),
         "DASHBOARD_METRIC_PORT": str(ports.head()["Ray metrics"]),
     }
