@@ -247,6 +247,23 @@ def test_faults_that_pass_are_survived(bucket, proxy, fault, method, times):
     assert proxy.met[fault] == times
 
 
+def test_what_others_do_with_the_filesystem_once_survives_denials_too(bucket, proxy):
+    """As Ray Train does it: write a snapshot, look at it, read it, remove a checkpoint."""
+    filesystem, path = storage.resolve(f"{bucket.uri}/run/snapshot.json")
+    filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
+    for step in ("write", "look", "remove"):
+        proxy.plan("denied", times=2)
+        if step == "write":
+            with filesystem.open_output_stream(path) as sink:
+                sink.write(b"{}")
+        elif step == "look":
+            assert filesystem.get_file_info(path).size == 2
+        else:
+            filesystem.delete_dir(path.rpartition("/")[0])
+    assert proxy.met["denied"] == 6
+    assert not storage.exists(f"{bucket.uri}/run/snapshot.json")
+
+
 def test_a_large_upload_survives_faults_in_its_parts(bucket, proxy, small_parts):
     uri, data = f"{bucket.uri}/large", os.urandom(2 * small_parts + 1)
     with storage.open_write(uri) as sink:

@@ -7,12 +7,17 @@ machine that uses a client resolves them; neither a URI nor a pickled client hol
 
 import functools
 import hashlib
+import io
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from pyarrow import fs
+
+from bcl_ray.retry import persist
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 20.0  # without a byte; a busy store's first byte may take long
@@ -142,7 +147,8 @@ def _filesystem(
         for name, value in place.options
         if name.startswith("allow_")
     }
-    made = _Rebuilt(
+    kind = _Patient if attempts == PATIENT else _Rebuilt
+    made = kind(
         endpoint_override=url.netloc + url.path.rstrip("/") or None,
         scheme=url.scheme or None,
         region=place.region or _region_of(bucket),
@@ -169,9 +175,45 @@ class _Rebuilt(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
         return _rebuild, self.parts
 
 
+class _Patient(_Rebuilt):
+    """For callers that try once, Ray Train above all: denials and longer outages pass, too."""
+
+    def get_file_info(self, paths_or_selector: Any) -> Any:
+        return self._persist(super().get_file_info, paths_or_selector)
+
+    def create_dir(self, path: str, *, recursive: bool = True) -> None:
+        self._persist(super().create_dir, path, recursive=recursive)
+
+    def delete_dir(self, path: str) -> None:
+        self._persist(super().delete_dir, path)
+
+    def delete_file(self, path: str) -> None:
+        self._persist(super().delete_file, path)
+
+    @contextmanager
+    def open_output_stream(self, path: str, *_: Any, **__: Any) -> Iterator[io.BytesIO]:
+        """A sink whose bytes are kept in memory until the block ends, then sent as one object."""
+        sink = io.BytesIO()
+        yield sink
+        bucket, key = path.split("/", 1)
+        place = _placed(self.parts[0], self.parts[1])
+        self._persist(
+            lambda: client(place).put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+        )
+
+    def _persist(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        from bcl_ray.s3.faults import brief, patience  # noqa: PLC0415 (they import this module)
+
+        what = f"s3://{arguments[0]}" if arguments and isinstance(arguments[0], str) else "s3"
+        return persist(lambda: function(*arguments, **options), what, patience, brief)
+
+
 def _rebuild(bucket: str, options: tuple[tuple[str, str], ...], *settings: Any) -> Any:
-    place = place_of(f"s3://{bucket}" + ("?" + urlencode(options) if options else ""))
-    return filesystem(place, *settings)
+    return filesystem(_placed(bucket, options), *settings)
+
+
+def _placed(bucket: str, options: tuple[tuple[str, str], ...]) -> Place:
+    return place_of(f"s3://{bucket}" + ("?" + urlencode(options) if options else ""))
 
 
 def _region_of(bucket: str) -> str | None:

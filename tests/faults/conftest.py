@@ -32,11 +32,11 @@ STORE = "s3://bcl-ray"
 class Job:
     """A submitted training, as its terminal shows it."""
 
-    def __init__(self, folder: Path, name: str, *overrides: str) -> None:
+    def __init__(self, folder: Path, name: str, *overrides: str, address: str = "") -> None:
         self.name, self.uri = name, f"{STORE}/runs/{name}"
         self._log = folder / f"{len(list(folder.glob('*.log')))}-{name}.log"
         command = ["submit", "train", "digits_lt", "--restartable", *OPTIONS, *overrides]
-        places = [f"data.path={STORE}/digits", f"tracking.runs={STORE}/runs"]
+        places = [f"data.path={STORE}/digits{address}", f"tracking.runs={STORE}/runs{address}"]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bcl_ray", *command, *places, f"tracking.run={name}"],
@@ -105,8 +105,9 @@ class Drill:
         self.jobs: list[Job] = []
         self._undisturbed = None
 
-    def start(self, name: str, *overrides: str) -> Job:
-        self.jobs.append(Job(self.folder, name, *overrides))
+    def start(self, name: str, *overrides: str, address: str = "") -> Job:
+        """Submit a training; `address`: of S3, as a URI's options, if it is not the usual one."""
+        self.jobs.append(Job(self.folder, name, *overrides, address=address))
         return self.jobs[-1]
 
     def processes(self, title: str, node: str | None = None) -> list[psutil.Process]:
