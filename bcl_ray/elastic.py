@@ -147,8 +147,11 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         # What others hold is no room; but the fewest wait in Ray's queue, not here.
         return max(free, least) if settled else 0
 
-    def make_decision_for_running_worker_group(self, worker_group_state: Any, _: Any) -> Any:
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
         """Never a new size: workers are asked to save their state first, where nodes have come."""
+        del worker_group_status  # part of Ray's signature
         self._waiting_since = None
         self._maybe_send_resource_request()
         old_enough = time_monotonic() - worker_group_state.start_time > GROWTH

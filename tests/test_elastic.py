@@ -170,7 +170,9 @@ class Clustered:
 
     def runs(self, workers, since):
         state = SimpleNamespace(num_workers=workers, start_time=since)
-        self.policy.make_decision_for_running_worker_group(state, None)
+        self.policy.make_decision_for_running_worker_group(
+            worker_group_state=state, worker_group_status=None
+        )
         return len(self.restarts)
 
 
