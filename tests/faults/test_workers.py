@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.conftest import STEPS
 
+ROUNDING = 0.05  # relative; what one worker sums in another order than two, 100 steps later
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -68,33 +69,25 @@ def test_a_node_that_is_drained_with_notice_loses_no_step(drill):
     drill.check_same(job)
 
 
-def test_elastic_workers_go_on_with_fewer_and_compute_the_same(drill):
-    """Of three nodes with two CPUs, two train; when one of them is lost, one does."""
-    options = ("scale.workers=[1,2]", "scale.cpus_per_worker=2", "optim.lr=0.01")
-    whole = drill.start("elastic-undisturbed", *options)
-    whole.succeed()
-    job = drill.start("elastic", *options)
+def test_elastic_workers_go_on_with_fewer_and_compute_the_same_to_rounding(drill):
+    """Of three nodes with two CPUs, two train, and one when one of them is lost."""
+    job = drill.start("elastic", "scale.workers=[1,2]", "scale.cpus_per_worker=2")
     job.wait_for_mid_epoch()
     drill.cluster.kill_node(drill.node_of_workers())
     job.succeed()
     assert "2 workers started, " in job.output
     assert "1 worker started at step" in job.output
-    state, expected = job.state(), whole.state()
+    state, expected = job.state(), drill.undisturbed()
     drill.check_counted(state)
     drill.check_tracked(job)
+    assert {record["scale/workers"] for record in state.history} == {1, 2}
     for record, other in zip(state.history, expected.history, strict=True):
-        for name in ("loss/total", "loss/classification", "loss/contrastive"):
-            assert record[name] == pytest.approx(other[name], rel=0.02), name
-
-
-def test_a_run_that_waits_too_long_for_nodes_says_what_is_missing(drill):
-    job = drill.start("waiting", "scale.workers=2", "scale.wait_timeout=5")
-    job.wait_for_mid_epoch(0)
-    for name in drill.names[1:]:
-        drill.cluster.kill_node(name)
-    assert job.wait() == 1
-    assert "no workers after scale.wait_timeout (5 s): the run needs 2.5 CPU" in job.output
-    assert "add nodes, or lower scale.workers" in job.output
+        assert record["optim/lr"] == other["optim/lr"]
+        assert record["loss/total"] == pytest.approx(other["loss/total"], rel=ROUNDING)
+    for name, value in expected.model.items():
+        if value.is_floating_point():
+            distance = (state.model[name] - value).norm() / value.norm()
+            assert distance < ROUNDING, name
 
 
 def test_a_worker_that_hangs(drill):
