@@ -59,15 +59,13 @@ class Watch:
         return get_train_context().preemption_context.preemption_info is not None
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, each of which is progress; a hang until they end is noticed."""
+        """The same items, each of which is progress; from here on until `rest` it is expected."""
         self._progress = time.monotonic()
         self._busy.set()
-        try:
-            for item in items:
-                yield item
-                self._progress = time.monotonic()
-        finally:
-            self.rest()
+        for item in items:
+            self._progress = time.monotonic()
+            yield item
+            self._progress = time.monotonic()
 
     def rest(self) -> None:
         """Progress is not expected any more."""

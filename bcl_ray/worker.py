@@ -63,7 +63,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         )
         try:
             with contextlib.closing(epochs):
-                for epoch, batches in epochs:
+                for epoch, batches in worker.watch.over(epochs):
                     worker.run_epoch(epoch, batches)
         except NonFiniteLossError as error:
             return {"error": str(error)}

@@ -111,15 +111,29 @@ class Swift(S3Server):
         command = program("swift-proxy-server", INSTALL)
         self._configure()
         etc, environment = self.folder / "etc", dict(os.environ)
-        servers = ("account", "container", "object", "proxy")
-        for name in servers:
-            server = command.replace("proxy", name)
-            self.processes.start(
-                name, [server, str(etc / f"{name}-server.conf"), "--verbose"], environment
-            )
+        # Without the other servers, the proxy says that there is no such bucket.
+        for names in (("account", "container", "object"), ("proxy",)):
+            for name in names:
+                server = command.replace("proxy", name)
+                self.processes.start(
+                    name, [server, str(etc / f"{name}-server.conf"), "--verbose"], environment
+                )
+            for name in names:
+                self.processes.wait(name, answers(self._port_of(name)), seconds=60)
         self.processes.start("updater", [sys.executable, "-c", UPDATER, str(etc)], environment)
-        for name, port in zip(servers, [*self.ports[1:], self.port], strict=True):
-            self.processes.wait(name, answers(port), seconds=60)
+
+    def stop(self) -> None:
+        """End it, the proxy first; the data stay."""
+        self.processes.end("proxy")
+        super().stop()
+
+    def kill(self) -> None:
+        """Kill it at once, as a power cut would; the data stay."""
+        self.processes.kill("proxy")
+        super().kill()
+
+    def _port_of(self, name: str) -> int:
+        return self.port + ("proxy", "account", "container", "object").index(name)
 
     def _configure(self) -> None:
         etc = self.folder / "etc"

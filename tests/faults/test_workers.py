@@ -91,10 +91,10 @@ def test_elastic_workers_go_on_with_fewer_and_compute_the_same_to_rounding(drill
 
 
 def test_a_worker_that_hangs(drill):
-    job = drill.start("worker-hung", "scale.hang_timeout=20")
+    job = drill.start("worker-hung", "scale.hang_timeout=40")
     job.wait_for_mid_epoch()
     drill.workers()[1].send_signal(signal.SIGSTOP)
     job.succeed()
-    assert "worker 0 made no progress for 2" in job.output
+    assert "worker 0 made no progress for 4" in job.output
     assert len(job.starts()) == 2
     drill.check_same(job)
