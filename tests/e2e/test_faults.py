@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from tests.e2e.conftest import OPTIONS, assert_same_run, last_state, latest_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-STEPS = 11  # per epoch
+STEPS = 12  # per epoch
 
 
 def in_mid_epoch(workplace, name):
@@ -28,22 +28,6 @@ def assert_tracked_once(workplace, name):
     assert runs[0].info.status == "FINISHED"
     history = client.get_metric_history(runs[0].info.run_id, "loss/total")
     assert sorted(metric.step for metric in history) == [0, 1, 2, 3]
-
-
-def test_a_killed_worker_is_replaced_and_the_run_ends_bit_for_bit_the_same(
-    start, workplace, undisturbed
-):
-    command = start("train", "digits_lt", *OPTIONS, "tracking.run=worker-killed")
-    command.wait_for(lambda: in_mid_epoch(workplace, "worker-killed"))
-    workers = [p for p in command.children() if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert len(workers) == 2
-    workers[1].send_signal(signal.SIGKILL)
-    assert command.wait() == 0, command.output
-    first, second = command.start_steps()
-    assert first == 0
-    assert second > STEPS
-    assert_same_run(last_state(workplace, "worker-killed"), undisturbed[0])
-    assert_tracked_once(workplace, "worker-killed")
 
 
 def test_a_killed_driver_is_resumed_in_mid_epoch_bit_for_bit_or_with_other_workers(
