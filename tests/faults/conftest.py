@@ -1,9 +1,11 @@
 """A cluster of real processes, and training jobs on it that faults happen to."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -196,6 +198,10 @@ class Drill:
         assert [run.info.status for run in runs] == ["FINISHED"]
         history = client.get_metric_history(runs[0].info.run_id, "loss/total")
         assert sorted(metric.step for metric in history) == list(range(EPOCHS))
+        ends = [metric.timestamp / 1000 for metric in history]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(ends)]
+        standstill = max(gaps) - statistics.median(gaps)
+        print(f"{job.name}: stood still {standstill:.0f} s; workers started at {job.starts()}")
         assert "experiment.yaml" in [f.path for f in client.list_artifacts(runs[0].info.run_id)]
         assert "model.uri" in runs[0].data.tags
 
