@@ -74,7 +74,9 @@ def test_a_run_has_one_driver_and_ctrl_c_ends_it_as_killed(start, workplace):
     assert "is being trained by another process" in second.output
     command.process.send_signal(signal.SIGINT)
     assert command.wait(60) == 130, command.output
-    assert command.output.endswith("stopped; go on with: bcl-ray train --resume interrupted\n")
+    step = latest_step(workplace, "interrupted")
+    last = f"bcl-ray: stopped at step {step}; go on with: bcl-ray train --resume interrupted\n"
+    assert command.output.endswith(last)
     client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("bcl-ray")
     (run,) = client.search_runs([experiment.experiment_id], "run_name = 'interrupted'")
