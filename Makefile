@@ -19,7 +19,7 @@ test: .venv/.dev ## all tests but the drills
 	$(BIN)/pytest --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
-	$(BIN)/pytest tests/faults tests/cluster/test_slurm.py
+	$(BIN)/pytest $(PYTEST) tests/faults tests/cluster/test_slurm.py
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
 	@for name in loss views plan stream epoch; do $(BIN)/python -m benchmarks.$$name || exit 1; done
