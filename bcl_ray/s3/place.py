@@ -176,19 +176,22 @@ class _Rebuilt(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
 
 
 class _Patient(_Rebuilt):
-    """For callers that try once, Ray Train above all: denials and longer outages pass, too."""
+    """For callers that try once, Ray Train above all: denials and longer outages pass, too.
+
+    Each attempt is a quick one: pyarrow's own would wait 51 s for the next after a minute.
+    """
 
     def get_file_info(self, paths_or_selector: Any) -> Any:
-        return self._persist(super().get_file_info, paths_or_selector)
+        return self._persist("get_file_info", paths_or_selector)
 
     def create_dir(self, path: str, *, recursive: bool = True) -> None:
-        self._persist(super().create_dir, path, recursive=recursive)
+        self._persist("create_dir", path, recursive=recursive)
 
     def delete_dir(self, path: str) -> None:
-        self._persist(super().delete_dir, path)
+        self._persist("delete_dir", path)
 
     def delete_file(self, path: str) -> None:
-        self._persist(super().delete_file, path)
+        self._persist("delete_file", path)
 
     @contextmanager
     def open_output_stream(self, path: str, *_: Any, **__: Any) -> Iterator[io.BytesIO]:
@@ -197,15 +200,22 @@ class _Patient(_Rebuilt):
         yield sink
         bucket, key = path.split("/", 1)
         place = _placed(self.parts[0], self.parts[1])
-        self._persist(
-            lambda: client(place).put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+        _persistently(
+            lambda: client(place).put_object(Bucket=bucket, Key=key, Body=sink.getvalue()), path
         )
 
-    def _persist(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        from bcl_ray.s3.faults import brief, patience  # noqa: PLC0415 (they import this module)
+    def _persist(self, name: str, what: Any, **options: Any) -> Any:
+        place = _placed(self.parts[0], self.parts[1])
+        return _persistently(
+            lambda: getattr(filesystem(place, attempts=QUICK), name)(what, **options), what
+        )
 
-        what = f"s3://{arguments[0]}" if arguments and isinstance(arguments[0], str) else "s3"
-        return persist(lambda: function(*arguments, **options), what, patience, brief)
+
+def _persistently(function: Callable[[], Any], what: Any) -> Any:
+    from bcl_ray.s3.faults import brief, patience  # noqa: PLC0415 (they import this module)
+
+    shown = what.base_dir if isinstance(what, fs.FileSelector) else what
+    return persist(function, f"s3://{shown}", patience, brief)
 
 
 def _rebuild(bucket: str, options: tuple[tuple[str, str], ...], *settings: Any) -> Any:
