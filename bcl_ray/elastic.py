@@ -174,6 +174,7 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
     def __init__(self, config: Any, tell: Tell) -> None:
         super().__init__(config)
         self._tell = tell
+        self._told = ""
 
     def make_decision(self, training_failed_error: Exception) -> Any:
         """Whether to start the workers again; says so."""
@@ -191,8 +192,14 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
         elif decision == FailureDecision.RETRY and isinstance(error, PreemptionError):
             self._tell("a node was taken away: starting again from the last checkpoint")
         elif decision == FailureDecision.RETRY:
-            self._tell(f"workers did not start ({one_line(error)}): trying again")
+            self._tell_once(f"workers did not start ({_last_line(error)}): trying again")
         return decision
+
+    def _tell_once(self, text: str) -> None:
+        """Tell what may repeat itself every few seconds."""
+        if text != self._told:
+            self._told = text
+            self._tell(text)
 
 
 def restart_of(error: Exception) -> RestartError | None:
@@ -204,6 +211,12 @@ def restart_of(error: Exception) -> RestartError | None:
 def _own(failure: BaseException) -> BaseException:
     """What a worker raised, beneath Ray Train's wrapper."""
     return root_cause(getattr(failure, "_base_exc", failure))
+
+
+def _last_line(error: Exception) -> str:
+    """Of a controller's failure; its first lines are a worker's traceback."""
+    cause = getattr(error, "controller_failure", error)
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[-1].strip()
 
 
 def _first_failure(error: WorkerGroupError) -> str:

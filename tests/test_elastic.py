@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
     WorkerHealthCheckFailedError,
 )
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -220,6 +221,15 @@ def test_waiting_says_what_is_missing_and_ends(monkeypatch):
     with pytest.raises(MissingResourcesError, match=message):
         cluster.starts()
     assert len(cluster.said) == 1
+
+
+def test_workers_that_do_not_start_are_told_of_once(failures):
+    policy, said = failures
+    cause = "One of the worker actors failed to initialize:\n  File x\nOSError: No space left\n"
+    for _ in range(9):
+        error = ControllerError(WorkerGroupStartupFailedError(cause))
+        assert policy.make_decision(error) == FailureDecision.RETRY
+    assert said == ["workers did not start (OSError: No space left): trying again"]
 
 
 def test_waiting_too_long_is_not_tried_again(failures):
