@@ -80,7 +80,7 @@ def test_the_module_is_the_script():
 
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [("bcl-ray sh", ["shard", "shards"]), ("bcl-ray train --re", ["--resume"])],
+    [("bcl-ray sh", ["shard", "shards"]), ("bcl-ray train --resu", ["--resume"])],
 )
 def test_a_shell_completes(words, completed):
     position = str(len(words.split()) - 1)
