@@ -1,5 +1,6 @@
 """Faults of what trains and reads: processes, nodes, and machines that are taken away."""
 
+import re
 import signal
 import time
 
@@ -92,6 +93,6 @@ def test_a_worker_that_hangs(drill):
     job.wait_for_mid_epoch()
     drill.workers()[1].send_signal(signal.SIGSTOP)
     job.succeed()
-    assert "worker 0 made no progress for 4" in job.output
+    assert re.search(r"worker \d made no progress for 4\d s", job.output)
     assert len(job.starts()) == 2
     drill.check_same(job)
