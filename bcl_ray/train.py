@@ -46,7 +46,7 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
     Args:
         experiment: what to train. On resume, only data.path, scale and tracking may differ.
         follow: called from a thread with every event of the run: `begin`, `start`, `step`,
-            `epoch`, `page`, `end`.
+            `epoch`, `page`, `note`, `end`.
         resume: path or URI of the folder of a run to continue.
 
     Raises:
