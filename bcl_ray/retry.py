@@ -27,19 +27,23 @@ def persist(
     Args:
         attempt: the operation; must be safe to repeat.
         what: the file, for the log.
-        patience: seconds that an error is worth, from the first failure on; 0: raise it at once.
+        patience: seconds that an error is worth, counted from the first of a row of failures
+            that are worth no more; 0: raise it at once.
         reason: what the log says of an error, in a few words.
     """
-    failed: list[float] = []  # when
+    since: dict[float, float] = {}  # when failures worth so many seconds began
     told = False
 
     def stop(state: RetryCallState) -> bool:
-        failed.append(time.monotonic())
-        return failed[-1] - failed[0] >= patience(_error(state))
+        now, worth = time.monotonic(), patience(_error(state))
+        # A denial between throttled requests says no more than that the store is throttling.
+        for shorter in [seconds for seconds in since if seconds < worth]:
+            del since[shorter]
+        return now - since.setdefault(worth, now) >= worth
 
     def tell(state: RetryCallState) -> None:
         nonlocal told
-        if not told and failed[-1] - failed[0] + state.upcoming_sleep >= QUIET:
+        if not told and time.monotonic() - min(since.values()) + state.upcoming_sleep >= QUIET:
             told, error = True, _error(state)
             log.warning("%s: %s, trying again for up to %g s", what, reason(error), patience(error))
 
@@ -51,7 +55,7 @@ def persist(
         reraise=True,
     )(attempt)
     if told:
-        log.warning("%s: works again, after %.0f s", what, time.monotonic() - failed[0])
+        log.warning("%s: works again, after %.0f s", what, time.monotonic() - min(since.values()))
     return result
 
 

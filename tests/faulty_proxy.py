@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import socket
 import struct
 import threading
@@ -38,6 +39,7 @@ class FaultyProxy:
         self._target = urlsplit(target).netloc
         self._lock = threading.Lock()
         self._plan: list[list] = []
+        self._spoil: tuple[Iterator[str], int] | None = None
         self._live: set[socket.socket] = set()
         self.met: Counter = Counter()  # faults that requests have met
         self.requests: list[tuple[str, str]] = []  # method and path
@@ -55,10 +57,16 @@ class FaultyProxy:
         with self._lock:
             self._plan.append([fault, times, method])
 
+    def spoil(self, faults: tuple[str, ...], every: int) -> None:
+        """One of so many requests meets a fault, from now on; the faults take turns."""
+        with self._lock:
+            self._spoil = itertools.cycle(faults), every
+
     def calm(self) -> None:
         """Plan nothing more."""
         with self._lock:
             self._plan.clear()
+            self._spoil = None
 
     @contextmanager
     def outage(self) -> Iterator[None]:
@@ -92,6 +100,10 @@ class FaultyProxy:
                     planned[1] -= 1
                     self.met[fault] += 1
                     return fault
+            if self._spoil and len(self.requests) % self._spoil[1] == 0:
+                fault = next(self._spoil[0])
+                self.met[fault] += 1
+                return fault
         return ""
 
     def forward(self, method: str, path: str, headers, body: bytes):

@@ -49,6 +49,33 @@ def test_patience_ends():
         attempt()  # not all of the thousand were tried
 
 
+def test_denials_between_other_faults_do_not_end_patience_but_a_row_of_them_does(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    worth = {"throttled": 300.0, "denied": 30.0}
+
+    def ends_at(*faults):
+        """Seconds at which the last of the faults ends it; one fault in ten seconds."""
+        now[0], left = -10.0, list(faults)
+
+        def attempt():
+            now[0] += 10
+            if left:
+                raise OSError(left.pop(0))
+
+        try:
+            retry.persist(attempt, "f", lambda error: worth[str(error)])
+        except OSError:
+            return now[0]
+        return None
+
+    assert ends_at(*["throttled", "denied"] * 14) is None
+    assert ends_at(*["throttled", "denied"] * 20) == 300
+    assert ends_at("throttled", "denied", "denied", "denied", "denied") == 40
+    assert ends_at("denied", "denied", "denied", "throttled", "denied") is None
+
+
 @pytest.mark.parametrize(("number", "worth"), [(errno.ENOSPC, True), (errno.EIO, False)])
 def test_only_a_full_disk_is_waited_for(number, worth):
     assert (retry.local_patience(OSError(number, "x")) > 0) is worth

@@ -3,16 +3,17 @@
 import contextlib
 import os
 import re
-import threading
 import time
 
 import pytest
 
 from bcl_ray import storage
+from tests.faults.conftest import EPOCHS
 from tests.faulty_proxy import FaultyProxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 OUTAGE = 60  # seconds
+FAULTS = ("slow_down", "denied", "reset", "slow_first_byte", "truncated", "internal_error")
 
 
 def test_s3_down_for_a_minute_while_training_reads(drill):
@@ -96,33 +97,19 @@ def outage(stop, start):
         start()
 
 
-FAULTS = ("slow_down", "denied", "reset", "slow_first_byte", "truncated", "internal_error")
-
-
 def test_a_store_that_throttles_denies_resets_and_truncates(drill):
-    """All that the job reads and writes goes through a proxy, which spoils a part of it."""
+    """All that the job reads and writes goes through a proxy, which spoils every third request."""
     proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
     address = f"?endpoint_override=127.0.0.1:{proxy.port}&scheme=http"
-    spoiling = threading.Event()
-
-    def spoil() -> None:
-        while not spoiling.wait(0.5):
-            for fault in FAULTS:
-                proxy.plan(fault, method="GET" if fault == "truncated" else "")
-
     try:
         job = drill.start("store-spoiled", address=address)
         job.wait_for(lambda: "workers started" in job.output)
-        thread = threading.Thread(target=spoil)
-        thread.start()
-        job.wait_for(lambda: "epoch  6/" in job.output)
-        spoiling.set()
-        thread.join()
+        proxy.spoil(FAULTS, every=3)
+        job.wait_for(lambda: f"epoch  {EPOCHS - 1}/" in job.output)
         proxy.calm()
         job.succeed()
         assert all(proxy.met[fault] >= 3 for fault in FAULTS), proxy.met
-        assert job.starts() == [0]
+        assert job.starts() == [0], "nothing was started again"
         drill.check_same(job)
     finally:
-        spoiling.set()
         proxy.stop()
