@@ -10,7 +10,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +21,25 @@ Write = Callable[[Entry], None]
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts to reach a target that is down
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a journal is about: a training run, or a search that is the parent of many.
+
+    Args:
+        uid: 32 hex digits, by which the target finds it again; stable over resumes.
+        name: for a person.
+        experiment: of MLflow, which holds it; a parent and its children share one.
+        parameters: options, told once.
+        tags: told when it is first made.
+    """
+
+    uid: str
+    name: str
+    experiment: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class RefusedError(Exception):

@@ -4,8 +4,10 @@ Only MLflow's client is used: what `mlflow.start_run` and `set_tracking_uri` set
 everybody's in this process.
 """
 
+import getpass
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,29 @@ from typing import Any
 import mlflow.pytorch
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils import mlflow_tags
 
 from bcl_ray import checkpoint
-from bcl_ray.config import Experiment
-from bcl_ray.journal import Entry, RefusedError
+from bcl_ray.journal import Entry, RefusedError, Subject
 from bcl_ray.model import Classifier, TwoBranch
 from bcl_ray.parse import from_yaml
-from bcl_ray.runs import Run
 
-UID_TAG, MODEL_TAG = "bcl_ray.uid", "model.uri"
+UID_TAG, PARENT_TAG, MODEL_TAG = "bcl_ray.uid", "bcl_ray.parent", "model.uri"
 PARAM_CHARACTERS = 6000  # of a parameter's value, at most
+DIGEST_CHARACTERS = 36  # of a data set's digest, at most
 REFUSAL = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
@@ -36,19 +46,21 @@ class MlflowRun:
 
     Args:
         uri: of the tracking server or database.
-        run: whose tag finds the MLflow run that was made before.
-        experiment: its options become parameters.
+        subject: whose tag finds the MLflow run that was made before.
         begun: when the run began, if it must be made; seconds since 1970.
     """
 
-    def __init__(self, uri: str, run: Run, experiment: Experiment, begun: float) -> None:
+    def __init__(self, uri: str, subject: Subject, begun: float) -> None:
         self.client, self.uri = MlflowClient(uri), uri
-        info = self._find(run.uid) or self._create(run, experiment, begun)
+        info = self._find(subject.uid) or self._create(subject, begun)
         self.run_id = str(info.run_id)
         page = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
         self.page = page if uri.startswith("http") else None  # where a person sees it
-        self._set_params(experiment)
+        data = self.client.get_run(self.run_id).data
+        self._set_params(subject, data.params)
         self._known: dict[str, set[int]] = {}  # steps that MLflow has, by metric
+        joined = mlflow_tags.MLFLOW_PARENT_RUN_ID in data.tags
+        self._missing = None if joined else data.tags.get(PARENT_TAG)  # uid of a parent
 
     def _find(self, uid: str) -> Any:
         for experiments in self._experiments():
@@ -67,8 +79,8 @@ class MlflowRun:
             yield [found.experiment_id for found in page]
             token, first = page.token, False
 
-    def _create(self, run: Run, experiment: Experiment, begun: float) -> Any:
-        name = experiment.tracking.experiment
+    def _create(self, subject: Subject, begun: float) -> Any:
+        name = subject.experiment
         existing = self.client.get_experiment_by_name(name)
         if existing:
             experiment_id = existing.experiment_id
@@ -77,18 +89,15 @@ class MlflowRun:
             experiment_id = self.client.create_experiment(name, folder.as_uri())
         else:
             experiment_id = self.client.create_experiment(name)
-        tags = {UID_TAG: run.uid, "recipe": experiment.name, "digest": run.digest}
-        return self.client.create_run(experiment_id, int(1000 * begun), tags, run.name).info
+        tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: _user(), **subject.tags}
+        return self.client.create_run(experiment_id, int(1000 * begun), tags, subject.name).info
 
-    def _set_params(self, experiment: Experiment) -> None:
+    def _set_params(self, subject: Subject, have: Mapping[str, str]) -> None:
         """Options as parameters, once; a resume may change scale, which parameters cannot."""
-        have = self.client.get_run(self.run_id).data.params
         params = [
-            Param(f"{section}.{name}", str(value)[:PARAM_CHARACTERS])
-            for section, options in experiment.model_dump(mode="json").items()
-            if isinstance(options, dict)
-            for name, value in options.items()
-            if f"{section}.{name}" not in have
+            Param(name, value[:PARAM_CHARACTERS])
+            for name, value in subject.parameters.items()
+            if name not in have
         ]
         self.client.log_batch(self.run_id, params=params)
 
@@ -99,6 +108,7 @@ class MlflowRun:
             RefusedError: it can never be written.
         """
         try:
+            self._join_parent()
             getattr(self, f"_{entry['kind']}")(entry)
         except MlflowException as error:
             if error.error_code == REFUSAL:
@@ -108,8 +118,25 @@ class MlflowRun:
     def _status(self, entry: Entry) -> None:
         if entry["status"] == "RUNNING":
             self.client.update_run(self.run_id, "RUNNING")
-        else:
-            self.client.set_terminated(self.run_id, entry["status"], int(1000 * entry["time"]))
+            return
+        self.client.set_terminated(self.run_id, entry["status"], int(1000 * entry["time"]))
+        if self._missing:  # the end is told all the same, and the parent may come yet
+            raise ConnectionError(
+                f"the run with tag {UID_TAG} = {self._missing}, which is to be the parent of "
+                "this one, is not there yet"
+            )
+
+    def _parent(self, entry: Entry) -> None:
+        self.client.set_tag(self.run_id, PARENT_TAG, entry["uid"])
+        self._missing = entry["uid"]
+        self._join_parent()
+
+    def _join_parent(self) -> None:
+        """Put the run below its parent as soon as MLflow has that one; nothing else waits."""
+        parent = self._find(self._missing) if self._missing else None
+        if parent is not None:
+            self.client.set_tag(self.run_id, mlflow_tags.MLFLOW_PARENT_RUN_ID, parent.run_id)
+            self._missing = None
 
     def _tags(self, entry: Entry) -> None:
         tags = [RunTag(name, value) for name, value in entry["tags"].items()]
@@ -117,6 +144,31 @@ class MlflowRun:
 
     def _text(self, entry: Entry) -> None:
         self.client.log_text(self.run_id, entry["content"], entry["name"])
+
+    def _artifact(self, entry: Entry) -> None:
+        file, folder = Path(entry["path"]), entry["folder"]
+        if file.is_file():  # what a later start of the run has drawn takes the place of the earlier
+            self.client.log_artifact(self.run_id, str(file), folder or None)
+            return
+        there = {Path(found.path).name for found in self._listed(folder)}
+        if file.name not in there:
+            raise RefusedError(f"{file} was gone before MLflow got it")
+
+    def _listed(self, folder: str) -> Any:
+        return self.client.list_artifacts(self.run_id, folder or None)
+
+    def _dataset(self, entry: Entry) -> None:
+        uri = entry["source"]
+        dataset = Dataset(
+            name=entry["name"],
+            digest=entry["digest"][:DIGEST_CHARACTERS],
+            source_type="s3" if uri.startswith("s3://") else "local",
+            source=json.dumps({"uri": uri}),
+            schema=json.dumps({"mlflow_colspec": entry["columns"]}),
+            profile=json.dumps(entry["profile"]),
+        )
+        context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, entry["context"])
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, [context])])
 
     def _metrics(self, entry: Entry) -> None:
         epoch, moment = entry["epoch"], int(1000 * entry["time"])
@@ -162,6 +214,13 @@ class MlflowRun:
         if begun:
             return begun[0]
         return self.client.create_logged_model(experiment_id, "model", self.run_id)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def _export(source: Path, target: Path, about: Model) -> None:

@@ -1,4 +1,4 @@
-"""One MLflow run per training, written by one thread of one process.
+"""One MLflow run per training or search, written by one thread of one process.
 
 Everything goes to a journal first, so that a server that is down neither stops nor slows
 training: what it missed is replayed when it is back, by the same process or by `bcl-ray sync`.
@@ -14,12 +14,17 @@ from urllib.parse import urlsplit
 
 from bcl_ray import storage
 from bcl_ray.config import Experiment
-from bcl_ray.journal import Delivery, Journal, Write
+from bcl_ray.journal import Delivery, Journal, Subject, Write
 from bcl_ray.runs import Run, is_local
 from bcl_ray.shards import Manifest
-from bcl_ray.versions import versions
+from bcl_ray.versions import place, versions
 
 JOURNAL = "journal.jsonl"
+COLUMNS = [  # of a shard, in MLflow's words
+    {"name": "id", "type": "long", "required": True},
+    {"name": "image", "type": "binary", "required": True},
+    {"name": "label", "type": "integer", "required": True},
+]
 SETTINGS = {  # of MLflow's client, where the environment does not have them
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we repeat by ourselves
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds
@@ -70,25 +75,37 @@ def _checked(option: str, uri: str) -> str:
     return uri
 
 
+def subject(run: Run, experiment: Experiment) -> Subject:
+    """A training run as the tracker knows it: its options become parameters."""
+    parameters = {
+        f"{section}.{name}": str(value)
+        for section, options in experiment.model_dump(mode="json").items()
+        if isinstance(options, dict)
+        for name, value in options.items()
+    }
+    tags = {"recipe": experiment.name, "digest": run.digest}
+    return Subject(run.uid, run.name, experiment.tracking.experiment, parameters, tags)
+
+
 class Tracker:
     """Takes a run's records at once, and hands them to MLflow in the background.
 
     Args:
-        run: whose identity finds the MLflow run again.
-        experiment: the resolved experiment; its options become parameters.
+        subject: what is tracked, whose uid finds the MLflow run again: `subject` of a training.
+        uri: of MLflow: `tracking_uri`.
         folder: local folder of the journal.
 
     Raises:
-        ValueError: of `tracking_uri`, or a journal that cannot be read.
+        ValueError: a journal that cannot be read.
     """
 
-    def __init__(self, run: Run, experiment: Experiment, folder: Path) -> None:
+    def __init__(self, subject: Subject, uri: str, folder: Path) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        self.uri = tracking_uri(experiment)
+        self.uri = uri
         self.run_id: str | None = None  # MLflow's, once it has been reached
         self.page: str | None = None  # likewise: where a server shows it
-        self._run, self._experiment = run, experiment
+        self._subject = subject
         self._finished = False
         self._delivery = Delivery(Journal(folder / JOURNAL), self._connect)
 
@@ -105,14 +122,57 @@ class Tracker:
         """Why MLflow has not got everything; none where nothing is known to be wrong."""
         return self._delivery.problem
 
-    def start(self, manifest: Manifest, data: str) -> None:
-        """Record that the run goes on, and from what it learns: fingerprint, class counts."""
-        split = manifest.splits[self._experiment.data.train_split]
-        counts = dict(zip(manifest.class_names, split.class_counts, strict=True))
+    def start(self, parent: str | None = None) -> None:
+        """Record that the run goes on, with which software, and where.
+
+        Args:
+            parent: uid of the run that this one is part of: a trial's search. It may reach MLflow
+                later than this one.
+        """
         self._delivery.record({"kind": "status", "status": "RUNNING"})
-        self.tags({"data": data, "data.fingerprint": manifest.fingerprint, **versions()})
-        self.text("experiment.yaml", self._experiment.to_yaml())
+        if parent is not None:
+            self._delivery.record({"kind": "parent", "uid": parent})
+        self.tags({**versions(), **place()})
+
+    def describe(self, experiment: Experiment, manifest: Manifest) -> None:
+        """Record what is trained, and on which data."""
+        data = experiment.data
+        split = manifest.splits[data.train_split]
+        counts = dict(zip(manifest.class_names, split.class_counts, strict=True))
+        self.tags({"data": data.path, "data.fingerprint": manifest.fingerprint})
+        self.text("experiment.yaml", experiment.to_yaml())
         self.text("class_counts.json", json.dumps(counts, indent=1))
+        self.dataset(manifest, data.path, data.train_split, "training")
+        self.dataset(manifest, data.path, data.eval_split, "test")
+
+    def dataset(self, manifest: Manifest, uri: str, split: str, context: str) -> None:
+        """Record a split of a data set as an input of the run.
+
+        Args:
+            manifest: of the data set.
+            uri: where it lies.
+            split: its name.
+            context: what it is for: training, validation or test.
+        """
+        found = manifest.splits[split]
+        profile = {
+            "num_rows": found.rows,
+            "source": manifest.source,
+            **manifest.profile.model_dump(mode="json"),
+            "class_counts": dict(zip(manifest.class_names, found.class_counts, strict=True)),
+        }
+        name = f"{uri.partition('?')[0].rstrip('/').rpartition('/')[2]}/{split}"
+        self._delivery.record(
+            {
+                "kind": "dataset",
+                "name": name,
+                "digest": manifest.fingerprint,
+                "source": uri,
+                "context": context,
+                "columns": COLUMNS,
+                "profile": profile,
+            }
+        )
 
     def metrics(self, values: Mapping[str, float], epoch: int) -> None:
         """Record an epoch's metrics; those that MLflow has of that epoch already are skipped."""
@@ -125,6 +185,13 @@ class Tracker:
     def text(self, name: str, content: str) -> None:
         """Record a text artifact."""
         self._delivery.record({"kind": "text", "name": name, "content": content})
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record a local file as an artifact, in a folder of them.
+
+        The file must stay until MLflow has got it.
+        """
+        self._delivery.record({"kind": "artifact", "path": str(path.absolute()), "folder": folder})
 
     def model(self, folder: Path) -> None:
         """Record the model of a checkpoint, as `mlflow.pytorch.load_model` brings it back.
@@ -152,13 +219,13 @@ class Tracker:
         # Seconds of import, while training starts; in the delivery's thread, as everything here.
         from bcl_ray.mlflow_run import MlflowRun  # noqa: PLC0415
 
-        target = MlflowRun(self.uri, self._run, self._experiment, begun)
+        target = MlflowRun(self.uri, self._subject, begun)
         self.run_id, self.page = target.run_id, target.page
         return target.write
 
 
-def sync(run: Run, experiment: Experiment, folder: Path, patience: float) -> str:
-    """Hand MLflow what a run's journal has; returns the tracking URI.
+def sync(subject: Subject, uri: str, folder: Path, patience: float) -> None:
+    """Hand MLflow what a run's journal has.
 
     Raises:
         ValueError: there is no journal in `folder`, or MLflow has not taken everything after
@@ -166,10 +233,9 @@ def sync(run: Run, experiment: Experiment, folder: Path, patience: float) -> str
     """
     if not (folder / JOURNAL).exists():
         raise ValueError(
-            f"run '{run.name}' has no {JOURNAL} in {folder}: run this on the machine that its "
+            f"run '{subject.name}' has no {JOURNAL} in {folder}: run this on the machine that its "
             "training was started on"
         )
-    tracker = Tracker(run, experiment, folder)
+    tracker = Tracker(subject, uri, folder)
     if not tracker.drain(patience):
-        raise ValueError(f"MLflow at {tracker.uri} did not take everything: {tracker.problem}")
-    return tracker.uri
+        raise ValueError(f"MLflow at {uri} did not take everything: {tracker.problem}")

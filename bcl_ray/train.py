@@ -26,7 +26,7 @@ from bcl_ray.mailbox import Event, grow, open_mailbox, tell
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.stopping import Stopped, stop_signals, stoppable
-from bcl_ray.tracking import Tracker, tracking_uri
+from bcl_ray.tracking import Tracker, subject, tracking_uri
 from bcl_ray.worker import train_worker
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,9 @@ class TrainingError(RuntimeError):
     """A run that ended without a result; says why, and how to go on."""
 
 
-def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) -> Event:
+def fit(
+    experiment: Experiment, *, follow: Follow, resume: str | None = None, parent: str | None = None
+) -> Event:
     """Train, evaluate and track a run; returns its name and its history.
 
     Args:
@@ -48,6 +50,7 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
         follow: called from a thread with every event of the run: `begin`, `start`, `step`,
             `epoch`, `page`, `note`, `end`.
         resume: path or URI of the folder of a run to continue.
+        parent: uid of the run that MLflow shows this one below: a search.
 
     Raises:
         ValueError: the run cannot work, or the name is taken; before anything is written.
@@ -58,7 +61,7 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     wanted, _ = preflight(experiment, manifest)
-    tracking_uri(experiment)
+    tracked_at = tracking_uri(experiment)
     uri = resume or runs.run_uri(
         experiment.tracking.run or runs.default_name(experiment), experiment.tracking.runs
     )
@@ -75,9 +78,10 @@ def fit(experiment: Experiment, *, follow: Follow, resume: str | None = None) ->
             runs.held(folder),
             _logs(folder),
             stop_signals() as signals,
-            Tracker(run, experiment, folder) as tracker,
+            Tracker(subject(run, experiment), tracked_at, folder) as tracker,
         ):
-            tracker.start(manifest, experiment.data.path)
+            tracker.start(parent)
+            tracker.describe(experiment, manifest)
             follow(_begin_event(run, experiment, manifest, wanted, tracker))
             mailbox = open_mailbox()
             trainer = _trainer(run, experiment, manifest, resources, mailbox)

@@ -1,11 +1,14 @@
-"""What a run was made with: versions of the software, and the commit of this project."""
+"""What a run was made with, and where: versions, the commit of this project, job, cluster."""
 
 import json
+import os
 import platform
+import socket
 import subprocess
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bcl_ray import __version__
 
@@ -23,6 +26,20 @@ def versions() -> dict[str, str]:
             continue
     commit = git_commit(Path(__file__).parents[1])
     return {**found, "git.commit": commit} if commit else found
+
+
+def place() -> dict[str, str]:
+    """Tags of a run: `cluster`, and `job` where a scheduler started this process."""
+    environment = os.environ
+    name = environment.get("RAY_CLUSTER_NAME") or environment.get("SLURM_CLUSTER_NAME")
+    address = environment.get("RAY_ADDRESS", "")
+    host = urlsplit(address if "://" in address else f"//{address}").hostname
+    here = host in (None, "local", "auto", "localhost", "127.0.0.1")
+    found = {"cluster": name or (socket.gethostname() if here else str(host))}
+    # Ray's supervisor of a job tells the job's driver so.
+    settings = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    job = settings.get("metadata", {}).get("job_submission_id") or environment.get("SLURM_JOB_ID")
+    return {**found, "job": job} if job else found
 
 
 def client_versions() -> dict[str, str]:

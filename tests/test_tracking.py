@@ -20,17 +20,18 @@ import yaml
 from mlflow import MlflowClient
 
 from bcl_ray import checkpoint, journal, mlflow_run, runs, tracking
+from bcl_ray.journal import Subject
 from bcl_ray.learner import Learner
 from bcl_ray.model import Classifier
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
 from bcl_ray.shards import Manifest
-from bcl_ray.tracking import Tracker, sync, tracking_uri
+from bcl_ray.tracking import Tracker, subject, tracking_uri
 
 PATIENCE = 120  # seconds: far more than anything here takes
 COUNTS = (20, 5, 3)
 NAMES = ("a", "b", "ü")
-DATA = "s3://bucket/shards"
+DATA = "s3://bucket/digits"
 FINGERPRINT = "f" * 64
 
 
@@ -114,7 +115,8 @@ def environment(monkeypatch):
 
 def experiment_in(root, *changes):
     small = ("model.width=4", "model.hidden_dim=8", "model.feature_dim=4", "train.ema_decay=0.5")
-    return with_overrides(digits_lt(), [f"tracking.runs={root}", *small, *changes])
+    places = (f"tracking.runs={root}", f"data.path={DATA}")
+    return with_overrides(digits_lt(), [*places, *small, *changes])
 
 
 @pytest.fixture
@@ -137,7 +139,18 @@ def begin(experiment, name="first"):
 
 
 def tracker_of(run, experiment):
-    return Tracker(run, experiment, runs.local_folder(run))
+    return Tracker(subject(run, experiment), tracking_uri(experiment), runs.local_folder(run))
+
+
+def start(tracker, experiment, parent=None):
+    tracker.start(parent)
+    tracker.describe(experiment, manifest())
+
+
+def sync(run, experiment, patience=PATIENCE):
+    tracking.sync(
+        subject(run, experiment), tracking_uri(experiment), runs.local_folder(run), patience
+    )
 
 
 def manifest():
@@ -206,7 +219,7 @@ def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_
     folder, _ = final_checkpoint(tmp_path / "final", experiment)
     client = MlflowClient(session_server.uri)
     tracker = tracker_of(run, experiment)
-    tracker.start(manifest(), DATA)
+    start(tracker, experiment)
     tracker.metrics(record_of(0), 0)
     wait_for(lambda: tracker.problem)
     assert "Connection refused" in tracker.problem
@@ -227,9 +240,9 @@ def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_
     assert tracker.problem
     ended = time.time()
     with pytest.raises(ValueError, match=f"MLflow at {session_server.uri} did not take everything"):
-        sync(run, experiment, runs.local_folder(run), 0.3)
+        sync(run, experiment, 0.3)
     session_server.up()
-    assert sync(run, experiment, runs.local_folder(run), PATIENCE) == session_server.uri
+    sync(run, experiment)
     _, recorded = found(experiment, run)
     assert steps_of(client, recorded.info.run_id) == [0, 1, 2]
     assert recorded.info.run_id == tracker.run_id
@@ -247,7 +260,7 @@ def test_mlflow_has_everything_about_a_run(request, tmp_path, kind, capfd):
     folder, network = final_checkpoint(tmp_path / "final", experiment)
     capfd.readouterr()
     tracker = tracker_of(run, experiment)
-    tracker.start(manifest(), DATA)
+    start(tracker, experiment)
     for epoch in range(3):
         tracker.metrics(record_of(epoch), epoch)
     tracker.model(folder)
@@ -334,7 +347,7 @@ def check_model(client, recorded, experiment, network):
 def test_a_resumed_run_is_the_same_mlflow_run_with_each_epoch_once(sqlite):
     run = begin(sqlite)
     first = tracker_of(run, sqlite)
-    first.start(manifest(), DATA)
+    start(first, sqlite)
     for epoch in range(3):
         first.metrics(record_of(epoch), epoch)
     assert first.finish("FAILED", PATIENCE)
@@ -343,7 +356,7 @@ def test_a_resumed_run_is_the_same_mlflow_run_with_each_epoch_once(sqlite):
     again, _ = runs.open_run(run.uri)
     resumed = with_overrides(sqlite, ["scale.workers=1", "tracking.experiment=another"])
     second = tracker_of(again, resumed)
-    second.start(manifest(), DATA)
+    start(second, resumed)
     for epoch in range(5):  # a resumed run tells its history again, with other times
         second.metrics(record_of(epoch), epoch)
     wait_for(lambda: second.run_id and steps_of(found(sqlite, run)[0], second.run_id)[-1:] == [4])
@@ -356,7 +369,7 @@ def test_a_resumed_run_is_the_same_mlflow_run_with_each_epoch_once(sqlite):
         assert steps_of(client, second.run_id, metric) == [0, 1, 2, 3, 4]
     assert recorded.data.params["scale.workers"] == "2", "parameters are the first start's"
 
-    sync(run, resumed, runs.local_folder(run), PATIENCE)
+    sync(run, resumed)
     assert steps_of(client, second.run_id) == [0, 1, 2, 3, 4], "also after another replay"
     assert found(sqlite, run)[1].info.status == "FINISHED"
 
@@ -387,18 +400,21 @@ def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
 
     names = ("create_experiment", "create_run", "log_batch", "log_text", "create_logged_model")
     names += ("log_model_artifacts", "finalize_logged_model", "log_outputs", "set_tag")
+    names += ("log_artifact", "log_inputs")
     for name in (*names, "set_terminated", "update_run"):
         monkeypatch.setattr(MlflowClient, name, losing(name, getattr(MlflowClient, name)))
     # Exporting a network takes seconds, and is tested elsewhere.
     monkeypatch.setattr(mlflow_run, "_export", lambda source, target, about: target.mkdir())
     run = begin(sqlite)
     with tracker_of(run, sqlite) as tracker:
-        tracker.start(manifest(), DATA)
+        start(tracker, sqlite)
         for epoch in range(3):
             tracker.metrics(record_of(epoch), epoch)
+        tracker.artifact(picture(tmp_path), "figures")
         tracker.model(tmp_path)
         assert tracker.finish("FINISHED", PATIENCE), tracker.problem
     assert {name for name in names if not failed[name]} == set()
+    check_inputs(found(sqlite, run)[1].inputs.dataset_inputs)
     client, recorded = found(sqlite, run)
     assert steps_of(client, tracker.run_id) == [0, 1, 2]
     assert len(client.search_logged_models([recorded.info.experiment_id])) == 1
@@ -410,9 +426,9 @@ def test_a_process_that_is_killed_loses_and_doubles_nothing(sqlite):
     script = f"""
 import os, signal
 from bcl_ray import runs
-from bcl_ray.tracking import Tracker
+from bcl_ray.tracking import Tracker, subject, tracking_uri
 run, experiment = runs.open_run({run.uri!r})
-tracker = Tracker(run, experiment, runs.local_folder(run))
+tracker = Tracker(subject(run, experiment), tracking_uri(experiment), runs.local_folder(run))
 for epoch in range(50):
     tracker.metrics({{"loss/total": 1.0}}, epoch)
     if tracker.run_id is None:  # some of it reaches MLflow, some does not
@@ -421,12 +437,117 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL
-    sync(run, sqlite, runs.local_folder(run), PATIENCE)
+    sync(run, sqlite)
     client, recorded = found(sqlite, run)
     assert steps_of(client, recorded.info.run_id) == list(range(50))
     entries = journal.Journal(Path(run.uri) / "journal.jsonl").entries()
     times = [one.timestamp for one in client.get_metric_history(recorded.info.run_id, "loss/total")]
     assert times == [int(1000 * entry["time"]) for entry in entries]
+
+
+def picture(folder, content="a picture"):
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "classes.png"
+    file.write_text(content)
+    return file
+
+
+def test_artifacts_and_data_sets_are_there_once_after_any_number_of_replays(tmp_path, sqlite):
+    run = begin(sqlite)
+    file = picture(tmp_path / "figures")
+    for content in ("first", "second"):  # a resumed run draws again, and tells its data again
+        picture(file.parent, content)
+        with tracker_of(run, sqlite) as tracker:
+            start(tracker, sqlite)
+            tracker.artifact(file, "figures")
+            tracker.artifact(file)
+            assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    file.unlink()
+    sync(run, sqlite)
+    client, recorded = found(sqlite, run)
+    names = [one.path for one in client.list_artifacts(tracker.run_id)]
+    assert names == ["class_counts.json", "classes.png", "experiment.yaml", "figures"]
+    assert [one.path for one in client.list_artifacts(tracker.run_id, "figures")] == [
+        "figures/classes.png"
+    ]
+    kept = artifact(client, tracker.run_id, "figures/classes.png")
+    assert mlflow.artifacts.load_text(kept) == "second"
+    check_inputs(recorded.inputs.dataset_inputs)
+
+
+def check_inputs(inputs):
+    inputs = sorted(inputs, key=lambda one: one.dataset.name, reverse=True)
+    assert [one.dataset.name for one in inputs] == ["digits/train", "digits/test"]
+    assert [one.tags[0].value for one in inputs] == ["training", "test"]
+    for one in inputs:
+        assert one.dataset.digest == FINGERPRINT[:36]
+        assert (one.dataset.source_type, json.loads(one.dataset.source)) == ("s3", {"uri": DATA})
+        profile = json.loads(one.dataset.profile)
+        assert (profile["num_rows"], profile["source"]) == (28, "by hand")
+        assert profile["class_counts"] == {"a": 20, "b": 5, "ü": 3}
+
+
+def test_an_artifact_that_is_gone_is_told_and_holds_up_nothing(tmp_path, sqlite):
+    run = begin(sqlite)
+    tracker = tracker_of(run, sqlite)
+    tracker.artifact(tmp_path / "gone.png")
+    tracker.metrics(record_of(0), 0)
+    assert not tracker.finish("FINISHED", PATIENCE)
+    assert f"{tmp_path}/gone.png was gone before MLflow got it" in tracker.problem
+    assert steps_of(found(sqlite, run)[0], tracker.run_id) == [0]
+
+
+def search_of(experiment, uid="5" * 32):
+    """A run that is no training: it has no experiment of its own."""
+    about = Subject(uid, "a search", experiment.tracking.experiment, {"trials": "2"}, {"k": "v"})
+    return Tracker(about, tracking_uri(experiment), Path(experiment.tracking.runs) / "search")
+
+
+def test_a_run_is_below_its_parent_which_needs_no_experiment(sqlite):
+    run = begin(sqlite)
+    for _ in range(2):  # both are resumed
+        with search_of(sqlite) as search, tracker_of(run, sqlite) as trial:
+            search.start()
+            start(trial, sqlite, parent="5" * 32)
+            trial.metrics(record_of(0), 0)
+            assert search.drain(PATIENCE)
+            assert trial.finish("FINISHED", PATIENCE), trial.problem
+    client, recorded = found(sqlite, run)
+    parent = client.get_run(search.run_id)
+    assert recorded.data.tags["mlflow.parentRunId"] == search.run_id
+    assert (parent.info.run_name, parent.data.params) == ("a search", {"trials": "2"})
+    assert parent.data.tags["k"] == "v"
+    assert parent.info.experiment_id == recorded.info.experiment_id
+    assert len(client.search_runs([parent.info.experiment_id])) == 2
+
+
+def test_a_run_whose_parent_is_not_there_yet_does_not_wait_for_it(sqlite):
+    run = begin(sqlite)
+    tracker = tracker_of(run, sqlite)
+    start(tracker, sqlite, parent="5" * 32)
+    tracker.metrics(record_of(0), 0)
+    assert not tracker.finish("FINISHED", 3)
+    assert "which is to be the parent of this one, is not there yet" in tracker.problem
+    client, recorded = found(sqlite, run)
+    assert recorded.info.status == "FINISHED"
+    assert steps_of(client, tracker.run_id) == [0]
+    with search_of(sqlite) as search:
+        search.start()
+        assert search.drain(PATIENCE)
+    sync(run, sqlite)
+    assert found(sqlite, run)[1].data.tags["mlflow.parentRunId"] == search.run_id
+
+
+def test_tags_say_which_job_and_cluster(sqlite, monkeypatch):
+    settings = {"metadata": {"job_submission_id": "job-7"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(settings))
+    monkeypatch.setenv("RAY_ADDRESS", "http://head.example:8265")
+    run = begin(sqlite)
+    with tracker_of(run, sqlite) as tracker:
+        start(tracker, sqlite)
+        assert tracker.finish("FINISHED", PATIENCE)
+    tags = found(sqlite, run)[1].data.tags
+    assert (tags["job"], tags["cluster"]) == ("job-7", "head.example")
 
 
 def test_a_server_that_swallows_every_packet_holds_nobody_up(tmp_path):
@@ -436,7 +557,7 @@ def test_a_server_that_swallows_every_packet_holds_nobody_up(tmp_path):
         run = begin(experiment)
         begun = time.monotonic()
         tracker = tracker_of(run, experiment)
-        tracker.start(manifest(), DATA)
+        start(tracker, experiment)
         for epoch in range(1000):
             tracker.metrics(record_of(epoch), epoch)
         assert not tracker.finish("FINISHED", 0.2)
@@ -524,7 +645,7 @@ def test_a_journal_that_ends_in_a_torn_line_is_delivered_up_to_it(sqlite):
 def test_a_run_without_a_journal_here_is_not_called_delivered(sqlite):
     run = begin(sqlite)
     with pytest.raises(ValueError, match=r"run 'first' has no journal\.jsonl in .*: run this on"):
-        sync(run, sqlite, runs.local_folder(run), PATIENCE)
+        sync(run, sqlite)
 
 
 def test_nothing_of_mlflow_reaches_the_terminal(tmp_path, server):
@@ -540,14 +661,16 @@ from pathlib import Path
 from bcl_ray import runs
 from bcl_ray.parse import from_file, with_overrides
 from bcl_ray.shards import Manifest
-from bcl_ray.tracking import Tracker
+from bcl_ray.tracking import Tracker, subject, tracking_uri
 here = Path({str(tmp_path)!r})
 manifest = Manifest.model_validate_json((here / "manifest.json").read_text())
 for name, change in (("a", []), ("b", ["tracking.uri={server.uri}"])):
     experiment = with_overrides(from_file(here / "experiment.yaml"), change)
     run = runs.create(runs.run_uri(name, experiment.tracking.runs), experiment, "f")
-    with Tracker(run, experiment, runs.local_folder(run)) as tracker:
-        tracker.start(manifest, "data")
+    told = subject(run, experiment), tracking_uri(experiment), runs.local_folder(run)
+    with Tracker(*told) as tracker:
+        tracker.start()
+        tracker.describe(experiment, manifest)
         tracker.metrics({{"loss/total": 1.0}}, 0)
         if name == "b":  # once is enough: it takes seconds
             tracker.model(Path({str(folder)!r}))

@@ -195,9 +195,11 @@ def sync(
 
     run, experiment = folders.open_run(folders.run_uri(name, runs))
     quiet()
+    from bcl_ray.tracking import subject, tracking_uri
     from bcl_ray.tracking import sync as deliver
 
-    uri = deliver(run, experiment, folders.local_folder(run), patience)
+    uri = tracking_uri(experiment)
+    deliver(subject(run, experiment), uri, folders.local_folder(run), patience)
     typer.echo(f"{run.name}: MLflow at {uri} has everything")
 
 
