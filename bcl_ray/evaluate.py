@@ -1,124 +1,110 @@
-"""Evaluate runs again from their checkpoints, side by side, in one process."""
+"""Evaluate models again from their checkpoints, side by side, in one process."""
 
-from collections.abc import Sequence
-from pathlib import PurePosixPath
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import ray.train
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import RayError
 
-from bcl_ray import checkpoint, runs, storage
 from bcl_ray.cluster import connected, one_line
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches
-from bcl_ray.loop import evaluate
-from bcl_ray.model import TwoBranch
-from bcl_ray.parse import from_yaml, with_overrides
-from bcl_ray.runs import Run
+from bcl_ray.loop import Batch, evaluate
+from bcl_ray.models import OpenModel, open_model
+from bcl_ray.parse import with_overrides
 from bcl_ray.shards import Manifest, read_manifest
-from bcl_ray.worker import BEST
 
-Evaluated = tuple[Run, Experiment, dict[str, float]]
+Evaluated = tuple[OpenModel, dict[str, float]]
 
 
-def evaluate_runs(
+def evaluate_models(
     names: Sequence[str], root: str, *, best: bool = False, data: str | None = None
 ) -> list[Evaluated]:
-    """Metrics of each run's last checkpoint, on its own data or on other shards.
+    """Metrics of each model on its own data or on other shards.
 
     Args:
-        names: runs, by name below `root` or by folder or URI.
+        names: as `open_model` takes them.
         root: folder or URI that holds runs.
-        best: take the best checkpoint that was kept instead of the last.
-        data: folder or URI of shards with the same classes, instead of the runs' own.
+        best: of a run, take the best checkpoint that was kept instead of the last.
+        data: folder or URI of shards instead of the models' own. Their classes must be the
+            model's, or some of them, in any order.
 
     Raises:
-        ValueError: no such run, a run without a checkpoint, or other classes; before the first
+        ValueError: no such model, a run without a checkpoint, or other classes; before the first
             evaluation. Or an image that does not decode.
     """
     with connected():
-        found = [(run, *_checked(run, state, data)) for run, state in _states(names, root, best)]
+        opened = [open_model(name, root, last=not best) for name in names]
+        found = [(model, *_checked(model, data)) for model in opened]
         try:
-            return [
-                (run, experiment, _evaluate(state, experiment, manifest))
-                for run, state, experiment, manifest in found
-            ]
+            return [(model, _evaluate(model, *of_model)) for model, *of_model in found]
         except RayError as error:
             raise ValueError(one_line(error)) from error
 
 
-def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
-    """The last checkpoint of a run, or the best that was kept.
+def label_map(
+    model_names: Sequence[str], data_names: Sequence[str], *, where: str
+) -> NDArray[np.int64]:
+    """The model's label of each class of a data set, found by name.
+
+    Args:
+        model_names: the model's classes, (K,).
+        data_names: the data set's, which may be fewer, and in another order.
+        where: what the two are, for the error.
+
+    Returns:
+        (data's classes,), int64 in [0, K).
 
     Raises:
-        ValueError: the run has none yet.
+        ValueError: a class that the model has not learned, or names that occur twice, which tell
+            nothing.
     """
-    return checkpoint.load(best_checkpoint(run) if best else last_checkpoint(run))
+    if list(model_names) == list(data_names):
+        return np.arange(len(model_names))
+    label_of = {name: label for label, name in enumerate(model_names)}
+    unknown = [name for name in data_names if name not in label_of]
+    if unknown:
+        shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        raise ValueError(
+            f"{where}: {len(unknown)} of the data's {len(data_names)} classes are not among the "
+            f"model's {len(model_names)}: {shown}"
+        )
+    for names in (model_names, data_names):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ValueError(
+                f"{where}: the class lists differ, and '{twice}' occurs twice in one of them, so "
+                "that classes cannot be told apart by name"
+            )
+    return np.array([label_of[name] for name in data_names])
 
 
-def best_checkpoint(run: Run) -> str:
-    """Folder of the checkpoint with the highest accuracy.
-
-    Raises:
-        ValueError: nothing has been evaluated yet.
-    """
-    found = [name for name in storage.list_folders(run.uri) if name.startswith(BEST)]
-    if not found:
-        raise ValueError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
-    return storage.join(run.uri, found[-1])  # while a better one replaces it, there may be two
-
-
-def last_checkpoint(run: Run) -> str:
-    """Folder of the last checkpoint that Ray Train has noted.
-
-    Raises:
-        ValueError: there is none yet.
-    """
-    filesystem, path = storage.resolve(run.uri)
-    try:
-        result: Any = ray.train.Result.from_path(path, filesystem)
-    except RuntimeError:
-        result = None
-    if result is None or result.checkpoint is None:
-        raise ValueError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
-    return storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
-
-
-def _states(names: Sequence[str], root: str, best: bool) -> list[tuple[Run, checkpoint.State]]:
-    opened = [runs.open_run(runs.run_uri(name, root))[0] for name in names]
-    return [(run, load_state(run, best=best)) for run in opened]
-
-
-def _checked(
-    run: Run, state: checkpoint.State, data: str | None
-) -> tuple[checkpoint.State, Experiment, Manifest]:
-    experiment = from_yaml(state.experiment, origin=run.uri)
+def _checked(model: OpenModel, data: str | None) -> tuple[Experiment, Manifest, NDArray[np.int64]]:
+    experiment = model.experiment
     if data is not None:
         experiment = with_overrides(experiment, [f"data.path={data}"])
     manifest = read_manifest(experiment.data.path)
-    differing = set(manifest.class_names).symmetric_difference(state.class_names)
-    if list(manifest.class_names) != state.class_names:
-        shown = ", ".join(sorted(differing)[:10]) or "the same names in another order"
-        raise ValueError(
-            f"run '{run.name}' learned other classes than {experiment.data.path} has: {shown}"
-        )
-    return state, experiment, manifest
+    where = f"'{model.name}' cannot be evaluated on {experiment.data.path}"
+    return experiment, manifest, label_map(model.class_names, manifest.class_names, where=where)
 
 
 def _evaluate(
-    state: checkpoint.State, experiment: Experiment, manifest: Manifest
+    model: OpenModel, experiment: Experiment, manifest: Manifest, labels: NDArray[np.int64]
 ) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = TwoBranch(experiment.model, len(state.class_names))
-    model.load_state_dict(checkpoint.evaluated_weights(state))
     metrics, _ = evaluate(
-        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        evaluation_batches(experiment, manifest, rank=0, world_size=1),
+        model.network(device),
+        _relabelled(evaluation_batches(experiment, manifest, rank=0, world_size=1), labels),
         experiment=experiment,
-        class_counts=np.array(state.class_counts),
+        class_counts=np.array(model.state.class_counts),
         rows=manifest.splits[experiment.data.eval_split].rows,
         device=device,
     )
     return metrics
+
+
+def _relabelled(batches: Iterable[Batch], labels: NDArray[np.int64]) -> Iterator[Batch]:
+    """The same batches, with the model's labels instead of the data's."""
+    for batch in batches:
+        yield {**batch, "labels": labels[batch["labels"]]}

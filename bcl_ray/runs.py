@@ -24,6 +24,7 @@ from bcl_ray.parse import from_yaml
 
 RUN_FILE = "run.json"
 EXPERIMENT_FILE = "experiment.yaml"
+BEST = "best_"  # begins the folder of the checkpoint with the highest accuracy
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.loop import Step, evaluate, train_epoch
 from bcl_ray.optim import learning_rate
 from bcl_ray.parse import from_yaml
+from bcl_ray.runs import BEST
 from bcl_ray.shards import Manifest
 from bcl_ray.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-BEST = "best_"  # begins the folder of the checkpoint with the highest accuracy
 LAST = "checkpoint_"  # begins those of Ray Train's last two
 TICK = 0.5  # seconds between a worker's progress events
 

@@ -1,7 +1,7 @@
+import numpy as np
 import pytest
 import torch
 
-from bcl_ray import runs
 from bcl_ray.checkpoint import State
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
@@ -10,8 +10,7 @@ from bcl_ray.sources import open_source
 
 pytest.importorskip("ray")
 from bcl_ray import evaluate
-
-RUN = runs.Run("runs/first", "0" * 32, "digest", "fingerprint")
+from bcl_ray.models import OpenModel
 
 
 @pytest.fixture(scope="module")
@@ -21,32 +20,49 @@ def digits(tmp_path_factory):
     return folder
 
 
-def state(path: str, class_names: list[str]) -> State:
+def model(path: str, class_names: list[str]) -> OpenModel:
     experiment = with_overrides(digits_lt(), [f"data.path={path}"])
     counts = [1] * len(class_names)
     text = experiment.to_yaml()
-    return State(1, {}, {}, None, torch.zeros(3), [], text, "f", class_names, counts, "0" * 32)
+    state = State(1, {}, {}, None, torch.zeros(3), [], text, "f", class_names, counts, "0" * 32)
+    return OpenModel("first", "runs/first/best_1", state, experiment)
 
 
-def test_a_run_is_evaluated_on_its_own_data_or_on_other_shards_of_its_classes(digits):
+def test_a_model_is_evaluated_on_its_own_data_or_on_other_shards_of_its_classes(digits):
     names = list(read_manifest(digits).class_names)
-    _, own, _ = evaluate._checked(RUN, state(digits, names), None)
+    own, _, labels = evaluate._checked(model(digits, names), None)
     assert own.data.path == digits
-    _, other, manifest = evaluate._checked(RUN, state("gone", names), digits)
+    assert labels.tolist() == list(range(10))
+    other, manifest, _ = evaluate._checked(model("gone", names), digits)
     assert other.data.path == digits
     assert list(manifest.class_names) == names
 
 
+def test_classes_in_another_order_or_fewer_of_them_are_found_by_name():
+    where = "'m' cannot be evaluated on d"
+    assert evaluate.label_map(["a", "b", "c"], ["c", "a"], where=where).tolist() == [2, 0]
+    assert evaluate.label_map(["a", "b", "a"], ["a", "b", "a"], where=where).tolist() == [0, 1, 2]
+
+
 def test_shards_of_other_classes_are_refused_with_the_names_that_differ(digits):
     names = list(read_manifest(digits).class_names)
-    message = r"^run 'first' learned other classes than .* has: nine|^run 'first' .*: 9, nine"
-    with pytest.raises(ValueError, match=message):
-        evaluate._checked(RUN, state(digits, [*names[:-1], "nine"]), None)
-    with pytest.raises(ValueError, match="the same names in another order"):
-        evaluate._checked(RUN, state(digits, names[::-1]), None)
+    message = f"^'first' cannot be evaluated on {digits}: 1 of the data's 10 classes are not among"
+    with pytest.raises(ValueError, match=message + r" the model's 10: 9$"):
+        evaluate._checked(model(digits, [*names[:-1], "nine"]), None)
+    many = [f"class {number}" for number in range(12)]
+    shown = ", ".join(many[:10])
+    with pytest.raises(ValueError, match=rf"12 of the data's 13 .* model's 1: {shown}, \.\.\.$"):
+        evaluate.label_map(["a"], ["a", *many], where="")
 
 
-def test_a_run_without_a_checkpoint_says_so(tmp_path):
-    run = runs.create(str(tmp_path / "runs" / "first"), digits_lt(), "f")
-    with pytest.raises(ValueError, match=r"^run 'first' in .* has no checkpoint yet$"):
-        evaluate.load_state(run)
+@pytest.mark.parametrize("data", [["b", "a"], ["a", "a"]], ids=str)
+def test_names_that_occur_twice_tell_nothing(data):
+    with pytest.raises(ValueError, match="and 'a' occurs twice in one of them"):
+        evaluate.label_map(["a", "b", "a"], data, where="")
+
+
+def test_labels_become_the_models_and_the_rest_of_a_batch_stays():
+    batch = {"labels": np.array([1, 0, 1]), "ids": np.array([7, 8, 9])}
+    (found,) = evaluate._relabelled([batch], np.array([5, 2]))
+    assert found["labels"].tolist() == [2, 5, 2]
+    assert found["ids"] is batch["ids"]

@@ -44,6 +44,7 @@ ORDER = {
     "journal": "",
     "mlflow_run": "mlflow",
     "tracking": "",
+    "models": "ray mlflow torch",
     "mailbox": "ray",
     "stopping": "",
     "watch": "ray torch",

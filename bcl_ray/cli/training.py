@@ -157,30 +157,35 @@ def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:
 
 @app.command()
 def evaluate(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names, folders or URIs.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Runs, checkpoints' folders, or models:/NAME@ALIAS."
+        ),
+    ],
     runs: Runs = "runs",
     best: Annotated[
-        bool, typer.Option("--best", help="The best checkpoint kept, instead of the last.")
+        bool, typer.Option("--best", help="A run's best checkpoint, instead of the last.")
     ] = False,
     data: Annotated[
-        str | None, typer.Option(help="Shards to evaluate on, instead of the run's own.")
+        str | None, typer.Option(help="Shards to evaluate on, instead of the model's own.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Evaluate runs again, from their checkpoints, side by side."""
-    from bcl_ray import runs as folders
+    """Evaluate models again, from their checkpoints, side by side."""
+    quiet()
+    from bcl_ray.models import find_checkpoint
 
     for name in names:  # before Ray is imported, which takes seconds
-        folders.open_run(folders.run_uri(name, runs))
-    quiet()
+        find_checkpoint(name, runs, last=not best)
     from bcl_ray.display import accuracy_table, method
-    from bcl_ray.evaluate import evaluate_runs
+    from bcl_ray.evaluate import evaluate_models
 
-    found = evaluate_runs(names, runs, best=best, data=data)
+    found = evaluate_models(names, runs, best=best, data=data)
     if as_json:
-        typer.echo(json.dumps({run.name: metrics for run, _, metrics in found}, indent=1))
+        typer.echo(json.dumps({model.name: metrics for model, metrics in found}, indent=1))
         return
-    rows = [(run.name, method(experiment), metrics) for run, experiment, metrics in found]
+    rows = [(model.name, method(model.experiment), metrics) for model, metrics in found]
     console().print(accuracy_table(rows))
 
 

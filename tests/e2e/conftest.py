@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bcl_ray import checkpoint
-from bcl_ray.evaluate import load_state
+from bcl_ray.models import load_state
 from bcl_ray.runs import open_run
 
 # Small, and slow enough to be killed in the middle; several checkpoints per epoch.

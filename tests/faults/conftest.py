@@ -16,8 +16,8 @@ import pytest
 from mlflow import MlflowClient
 
 from bcl_ray import storage
-from bcl_ray.evaluate import load_state
 from bcl_ray.local import Cluster
+from bcl_ray.models import load_state
 from bcl_ray.runs import open_run
 from tests.e2e.conftest import assert_same_run
 

@@ -1,0 +1,167 @@
+"""What MODEL names: a run, a registered model, or a checkpoint's folder; and what it leads to."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+
+from bcl_ray import checkpoint, runs, storage
+from bcl_ray.config import Experiment
+from bcl_ray.model import TwoBranch
+from bcl_ray.parse import from_yaml
+from bcl_ray.runs import BEST, Run
+from bcl_ray.tracking import SETTINGS
+
+CHECKPOINT_TAG = "bcl_ray.checkpoint"  # of a registered version: folder of its checkpoint
+REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that can be used: evaluated, asked for predictions, exported.
+
+    Args:
+        name: as a table calls it.
+        uri: folder of the checkpoint that it is.
+        state: what is in there.
+        experiment: with which it was trained.
+    """
+
+    name: str
+    uri: str
+    state: checkpoint.State
+    experiment: Experiment
+
+    @property
+    def class_names(self) -> list[str]:
+        """(K,)."""
+        return self.state.class_names
+
+    @property
+    def temperature(self) -> float | None:
+        """What calibrates: probabilities are softmax(logits / temperature); None: never fitted."""
+        found = [r["calibration/temperature"] for r in self.state.history if _is_calibrated(r)]
+        return found[-1] if found else None
+
+    def network(self, device: torch.device) -> TwoBranch:
+        """The network that its run evaluated, ready to classify."""
+        model = TwoBranch(self.experiment.model, len(self.state.class_names))
+        model.load_state_dict(checkpoint.evaluated_weights(self.state))
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.eval()
+
+
+def open_model(name: str, root: str = "runs", *, last: bool = False) -> OpenModel:
+    """Load a model by any of its names.
+
+    Args:
+        name: of a run below `root`, or a run's folder or URI: its best checkpoint;
+            models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's registry; or a checkpoint's
+            folder or URI.
+        root: folder or URI that holds runs.
+        last: of a run, take the last checkpoint instead of the best.
+
+    Raises:
+        ValueError: there is no such model, or a run has no such checkpoint yet.
+    """
+    uri = find_checkpoint(name, root, last=last)
+    state = checkpoint.load(uri)
+    return OpenModel(_called(name, uri), uri, state, from_yaml(state.experiment, origin=uri))
+
+
+def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str:
+    """Folder of the checkpoint that a model is; as `open_model`, without reading it."""
+    if name.startswith("models:"):
+        return _registered(name, root)
+    uri = runs.absolute(runs.run_uri(name, root))
+    if storage.exists(storage.join(uri, runs.RUN_FILE)):
+        run = runs.open_run(uri)[0]
+        return last_checkpoint(run) if last else best_checkpoint(run)
+    if storage.exists(storage.join(uri, checkpoint.FILE)):
+        return uri
+    raise ValueError(
+        f"'{name}' is no model: {runs.shown(uri)} holds neither a run nor a checkpoint; name a "
+        "run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
+    )
+
+
+def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
+    """The last checkpoint of a run, or the best that was kept.
+
+    Raises:
+        ValueError: the run has none yet.
+    """
+    return checkpoint.load(best_checkpoint(run) if best else last_checkpoint(run))
+
+
+def best_checkpoint(run: Run) -> str:
+    """Folder of the checkpoint with the highest accuracy.
+
+    Raises:
+        ValueError: nothing has been evaluated yet.
+    """
+    found = [name for name in storage.list_folders(run.uri) if name.startswith(BEST)]
+    if not found:
+        raise ValueError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
+    return storage.join(run.uri, found[-1])  # while a better one replaces it, there may be two
+
+
+def last_checkpoint(run: Run) -> str:
+    """Folder of the last checkpoint that Ray Train has noted.
+
+    Raises:
+        ValueError: there is none yet.
+    """
+    from ray.train import Result  # noqa: PLC0415  seconds that the best checkpoint need not pay
+
+    filesystem, path = storage.resolve(run.uri)
+    try:
+        result: Any = Result.from_path(path, filesystem)
+    except RuntimeError:
+        result = None
+    if result is None or result.checkpoint is None:
+        raise ValueError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
+    return storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
+
+
+def _registered(name: str, root: str) -> str:
+    """The checkpoint of a version in MLflow's registry, which `bcl-ray register` tagged with it."""
+    match = REGISTERED.fullmatch(name)
+    if match is None:
+        raise ValueError(f"'{name}' must be models:/NAME@ALIAS or models:/NAME/VERSION")
+    for setting, value in SETTINGS.items():
+        os.environ.setdefault(setting, value)
+    from mlflow import MlflowClient  # noqa: PLC0415  seconds that a run's name need not pay
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute(root)}/mlflow.db"
+    client = MlflowClient(store)
+    try:
+        if match["alias"]:
+            version = client.get_model_version_by_alias(match["name"], match["alias"])
+        else:
+            version = client.get_model_version(match["name"], match["version"])
+    except MlflowException as error:
+        raise ValueError(f"MLflow at {store} has no {name}: {error.message}") from None
+    if CHECKPOINT_TAG not in version.tags:
+        raise ValueError(
+            f"{name} in MLflow at {store} was not registered by `bcl-ray register`: it has no tag "
+            f"{CHECKPOINT_TAG}; name its run instead"
+        )
+    return str(version.tags[CHECKPOINT_TAG])
+
+
+def _called(name: str, uri: str) -> str:
+    """A run's name, a registered model's, or a checkpoint's with its run's."""
+    if name.startswith("models:"):
+        return name
+    parts = name.partition("?")[0].rstrip("/").split("/")
+    is_checkpoint = parts[-1] == uri.partition("?")[0].rpartition("/")[2]
+    return "/".join(parts[-2:] if is_checkpoint else parts[-1:])
+
+
+def _is_calibrated(record: dict[str, float]) -> bool:
+    return "calibration/temperature" in record
