@@ -45,6 +45,8 @@ ORDER = {
     "mlflow_run": "mlflow",
     "tracking": "",
     "models": "ray mlflow torch",
+    "figures": "matplotlib",
+    "report": "",
     "mailbox": "ray",
     "stopping": "",
     "watch": "ray torch",
@@ -60,7 +62,7 @@ ORDER = {
     "cli": "",
     "__main__": "",
 }
-FRAMEWORKS = {"ray", "mlflow", "torch"}
+FRAMEWORKS = {"ray", "mlflow", "torch", "matplotlib"}
 EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train]
 RAY = {  # these, and no others, need Ray
     "access",
@@ -75,6 +77,8 @@ RAY = {  # these, and no others, need Ray
     "evaluate",
 }
 MLFLOW = {"mlflow_run", "tracking", "train", "evaluate"}
+
+DRAWING = {"figures", "report"}  # these need matplotlib, which takes a second to import
 
 
 def module_of(file: Path) -> str:
@@ -169,7 +173,7 @@ print([step.step for step in train_epoch(learner, [batch, batch], epoch=0)])
 def test_what_surrounds_the_middle_imports_without_any_framework():
     """Experiments, shards, plan, budget, runs and the command line need none of bcl-ray[train]."""
     torch = {name for name, marks in ORDER.items() if "torch" in marks} - {"views"}
-    run_without(EXTRA, importing(set(ORDER) - RAY - MLFLOW - torch))
+    run_without(EXTRA, importing(set(ORDER) - RAY - MLFLOW - torch - DRAWING))
 
 
 def test_help_recipes_and_plan_work_without_any_framework():
