@@ -6,34 +6,18 @@ everybody's in this process.
 
 import getpass
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow.pytorch
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelOutput,
-    Metric,
-    Param,
-    RunTag,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
-from mlflow.types import Schema, TensorSpec
 from mlflow.utils import mlflow_tags
 
-from bcl_ray import checkpoint
 from bcl_ray.journal import Entry, RefusedError, Subject
-from bcl_ray.model import Classifier, TwoBranch
-from bcl_ray.parse import from_yaml
+from bcl_ray.mlflow_model import log_model
 
 UID_TAG, PARENT_TAG, MODEL_TAG = "bcl_ray.uid", "bcl_ray.parent", "model.uri"
 PARAM_CHARACTERS = 6000  # of a parameter's value, at most
@@ -52,32 +36,15 @@ class MlflowRun:
 
     def __init__(self, uri: str, subject: Subject, begun: float) -> None:
         self.client, self.uri = MlflowClient(uri), uri
-        info = self._find(subject.uid) or self._create(subject, begun)
+        found = find_run(self.client, subject.uid) or self._create(subject, begun)
+        info, data = found.info, found.data
         self.run_id = str(info.run_id)
         page = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
         self.page = page if uri.startswith("http") else None  # where a person sees it
-        data = self.client.get_run(self.run_id).data
         self._set_params(subject, data.params)
         self._known: dict[str, set[int]] = {}  # steps that MLflow has, by metric
         joined = mlflow_tags.MLFLOW_PARENT_RUN_ID in data.tags
         self._missing = None if joined else data.tags.get(PARENT_TAG)  # uid of a parent
-
-    def _find(self, uid: str) -> Any:
-        for experiments in self._experiments():
-            found = self.client.search_runs(
-                experiments, f"tags.`{UID_TAG}` = '{uid}'", max_results=1
-            )
-            if found:
-                return found[0].info
-        return None
-
-    def _experiments(self) -> Iterator[list[str]]:
-        """Ids of all MLflow experiments, page by page: a resume may name another one."""
-        token, first = None, True
-        while token or first:
-            page = self.client.search_experiments(page_token=token)
-            yield [found.experiment_id for found in page]
-            token, first = page.token, False
 
     def _create(self, subject: Subject, begun: float) -> Any:
         name = subject.experiment
@@ -90,7 +57,7 @@ class MlflowRun:
         else:
             experiment_id = self.client.create_experiment(name)
         tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: _user(), **subject.tags}
-        return self.client.create_run(experiment_id, int(1000 * begun), tags, subject.name).info
+        return self.client.create_run(experiment_id, int(1000 * begun), tags, subject.name)
 
     def _set_params(self, subject: Subject, have: Mapping[str, str]) -> None:
         """Options as parameters, once; a resume may change scale, which parameters cannot."""
@@ -133,9 +100,10 @@ class MlflowRun:
 
     def _join_parent(self) -> None:
         """Put the run below its parent as soon as MLflow has that one; nothing else waits."""
-        parent = self._find(self._missing) if self._missing else None
+        parent = find_run(self.client, self._missing) if self._missing else None
         if parent is not None:
-            self.client.set_tag(self.run_id, mlflow_tags.MLFLOW_PARENT_RUN_ID, parent.run_id)
+            name = mlflow_tags.MLFLOW_PARENT_RUN_ID
+            self.client.set_tag(self.run_id, name, parent.info.run_id)
             self._missing = None
 
     def _tags(self, entry: Entry) -> None:
@@ -189,31 +157,22 @@ class MlflowRun:
 
     def _model(self, entry: Entry) -> None:
         run = self.client.get_run(self.run_id)
-        if MODEL_TAG in run.data.tags:
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            folder, about = Path(scratch) / "model", Model(run_id=self.run_id)
-            try:
-                _export(Path(entry["folder"]), folder, about)
-            except Exception as error:  # it would fail again
-                raise RefusedError(f"model of {entry['folder']}: {error}") from error
-            logged = self._logged_model(run.info.experiment_id)
-            about.model_id = about.model_uuid = logged.model_id
-            about.save(str(folder / "MLmodel"))
-            self.client.log_model_artifacts(logged.model_id, str(folder))
-        self.client.finalize_logged_model(logged.model_id, "READY")
-        if not run.outputs.model_outputs:
-            self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        self.client.set_tag(self.run_id, MODEL_TAG, logged.model_uri)
+        if MODEL_TAG not in run.data.tags:
+            logged = log_model(self.client, run, Path(entry["folder"]))
+            self.client.set_tag(self.run_id, MODEL_TAG, logged.model_uri)
 
-    def _logged_model(self, experiment_id: str) -> Any:
-        """The run's model, also where an earlier attempt began it."""
-        begun = self.client.search_logged_models(
-            [experiment_id], f"source_run_id = '{self.run_id}'", max_results=1
-        )
-        if begun:
-            return begun[0]
-        return self.client.create_logged_model(experiment_id, "model", self.run_id)
+
+def find_run(client: MlflowClient, uid: str) -> Any:
+    """The MLflow run with a uid's tag, or None."""
+    token, first = None, True
+    while token or first:  # all experiments, page by page: a resume may name another one
+        page = client.search_experiments(page_token=token)
+        ids = [found.experiment_id for found in page]
+        found = client.search_runs(ids, f"tags.`{UID_TAG}` = '{uid}'", max_results=1)
+        if found:
+            return found[0]
+        token, first = page.token, False
+    return None
 
 
 def _user() -> str:
@@ -221,28 +180,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return "unknown"
-
-
-def _export(source: Path, target: Path, about: Model) -> None:
-    """Save a checkpoint's network as an MLflow model: pixels in [0, 1] to logits."""
-    state = checkpoint.load(source)
-    experiment, num_classes = from_yaml(state.experiment), len(state.class_names)
-    model = TwoBranch(experiment.model, num_classes)
-    model.load_state_dict(checkpoint.evaluated_weights(state))
-    classifier = Classifier(model, experiment.views.mean, experiment.views.std).eval()
-    image = (3, experiment.views.image_size, experiment.views.image_size)
-    float32 = np.dtype(np.float32)
-    mlflow.pytorch.save_model(
-        classifier,
-        str(target),
-        mlflow_model=about,
-        # Two images: torch.export would take a batch of one for a batch that is always one.
-        input_example=np.zeros((2, *image), float32),
-        signature=ModelSignature(
-            inputs=Schema([TensorSpec(float32, (-1, *image), "images")]),
-            outputs=Schema([TensorSpec(float32, (-1, num_classes), "logits")]),
-        ),
-        # Stated, so that MLflow does not find out by loading the model in another process.
-        pip_requirements=[f"torch=={version('torch').partition('+')[0]}", "numpy"],
-        serialization_format="pt2",
-    )

@@ -34,19 +34,27 @@ SETTINGS = {  # of MLflow's client, where the environment does not have them
 
 
 def tracking_uri(experiment: Experiment) -> str:
-    """Where the run is tracked: the option, the environment, or SQLite beside local runs.
+    """Where a run is tracked: as `store` says of its options."""
+    return store(experiment.tracking.uri, experiment.tracking.runs)
+
+
+def store(uri: str | None, runs: str) -> str:
+    """MLflow's URI: the option, the environment, or SQLite beside local runs.
+
+    Args:
+        uri: the option tracking.uri.
+        runs: folder or URI that holds runs.
 
     Raises:
         ValueError: an address that is neither SQLite nor a server's, or that holds a secret;
             or none, while runs are remote, so that every machine would track alone.
     """
-    for option, uri in (
-        ("tracking.uri", experiment.tracking.uri),
+    for option, address in (
+        ("tracking.uri", uri),
         ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")),
     ):
-        if uri:
-            return _checked(option, uri)
-    runs = experiment.tracking.runs
+        if address:
+            return _checked(option, address)
     if not is_local(runs):
         raise ValueError(
             f"tracking.runs is {runs}, so tracking.uri (or MLFLOW_TRACKING_URI) must name an "

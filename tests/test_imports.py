@@ -42,8 +42,10 @@ ORDER = {
     "elastic": "ray",
     "data": "ray",
     "journal": "",
+    "mlflow_model": "mlflow torch",
     "mlflow_run": "mlflow",
     "tracking": "",
+    "registry": "mlflow torch",
     "models": "ray mlflow torch",
     "figures": "matplotlib",
     "report": "",
@@ -76,7 +78,7 @@ RAY = {  # these, and no others, need Ray
     "train",
     "evaluate",
 }
-MLFLOW = {"mlflow_run", "tracking", "train", "evaluate"}
+MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "train", "evaluate"}
 
 DRAWING = {"figures", "report"}  # these need matplotlib, which takes a second to import
 

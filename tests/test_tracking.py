@@ -18,8 +18,9 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
+from mlflow.models import Model
 
-from bcl_ray import checkpoint, journal, mlflow_run, runs, tracking
+from bcl_ray import checkpoint, journal, mlflow_model, runs, tracking
 from bcl_ray.journal import Subject
 from bcl_ray.learner import Learner
 from bcl_ray.model import Classifier
@@ -331,6 +332,15 @@ def check_model(client, recorded, experiment, network):
     assert (about.run_id, about.model_id) == (recorded.info.run_id, logged.model_id)
     assert about.signature.inputs.inputs[0].shape == (-1, 3, 8, 8)
     assert about.signature.outputs.inputs[0].shape == (-1, 3)
+    assert about.saved_input_example_info["artifact_path"] == "input_example.json"
+    folder = Path(logged.artifact_location.removeprefix("file://"))
+    if folder.exists():  # no server in between
+        example = Model.load(folder).load_input_example(folder)
+        assert (example.shape, example.dtype) == ((2, 3, 8, 8), np.float32)
+        served = mlflow.pyfunc.load_model(str(folder))
+        np.testing.assert_allclose(
+            served.predict(example), loaded(torch.tensor(example)).detach(), atol=1e-5
+        )
     views = experiment.views
     own = Classifier(network, views.mean, views.std).eval()
     with torch.no_grad():
@@ -404,7 +414,7 @@ def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
     for name in (*names, "set_terminated", "update_run"):
         monkeypatch.setattr(MlflowClient, name, losing(name, getattr(MlflowClient, name)))
     # Exporting a network takes seconds, and is tested elsewhere.
-    monkeypatch.setattr(mlflow_run, "_export", lambda source, target, about: target.mkdir())
+    monkeypatch.setattr(mlflow_model, "_export", lambda source, target, about: target.mkdir())
     run = begin(sqlite)
     with tracker_of(run, sqlite) as tracker:
         start(tracker, sqlite)
