@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from tests.s3_servers import bucket, proxy, s3_server  # noqa: F401  (fixtures)
 
 # Two threads per process on two cores cost more than they bring, in processes that run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts what runs in the background without SIGINT, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
