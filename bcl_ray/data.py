@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray.data
 from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -32,7 +31,7 @@ from bcl_ray import storage
 from bcl_ray.budget import TASK_BYTES, epoch_plan, layout
 from bcl_ray.config import Experiment
 from bcl_ray.plan import EpochPlan, Read, evaluation_reads
-from bcl_ray.shards import Manifest
+from bcl_ray.shards import Manifest, read_row_group
 from bcl_ray.views import host
 
 Batch = dict[str, np.ndarray]
@@ -63,7 +62,7 @@ class Source:
     def load(self, epoch: int, reads: Iterable[Read]) -> Batch:
         """Read, decode and crop rows: views uint8 (N, 1 + V, H, W, 3), labels, ids (N,)."""
         tables = [
-            _row_group(storage.join(self.path, self.files[read.shard]), read.row_group).take(
+            read_row_group(storage.join(self.path, self.files[read.shard]), read.row_group).take(
                 read.rows
             )
             for read in reads
@@ -139,29 +138,6 @@ def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> 
     name = experiment.data.train_split if training else experiment.data.eval_split
     files = tuple(shard.file for shard in manifest.splits[name].shards)
     return Source(experiment.data.path, files, experiment, training)
-
-
-@functools.lru_cache(maxsize=4096)
-def footer(uri: str) -> pq.FileMetaData:
-    """A shard's footer, read once per process instead of once per row group."""
-
-    def read(filesystem: Any, path: str) -> pq.FileMetaData:
-        with filesystem.open_input_file(path) as file:
-            return pq.ParquetFile(file).metadata
-
-    return storage.retried(read, uri)
-
-
-def _row_group(uri: str, row_group: int) -> Any:
-    metadata = footer(uri)
-
-    def read(filesystem: Any, path: str) -> Any:
-        with filesystem.open_input_file(path) as file:
-            return pq.ParquetFile(file, metadata=metadata, pre_buffer=True).read_row_group(
-                row_group, use_threads=False
-            )
-
-    return storage.retried(read, uri)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -134,6 +135,30 @@ def list_files(uri: str) -> dict[str, int]:
 def list_folders(uri: str) -> list[str]:
     """Names of the folders directly in a folder, sorted; none where there is no folder."""
     return [info.base_name for info in _list(uri) if info.type == fs.FileType.Directory]
+
+
+def walk(uri: str) -> Iterator[str]:
+    """Paths of all files below a folder, as seen from there, in the order of their bytes.
+
+    A file is left out whose name, or one of its folders', starts with a dot. There are held a page
+    of 1,000 in S3; elsewhere the entries of a folder, and of those above it.
+    """
+    if not s3.is_s3(uri):
+        yield from _walk(uri, ())
+        return
+
+    def persist(attempt: Callable[[], Result]) -> Result:
+        with plain_errors(uri):
+            return _persist(attempt, uri)
+
+    for key in s3.keys(s3.place_of(uri), persist):
+        if not any(part.startswith(".") for part in key.split("/")):
+            yield key
+
+
+def file_in(folder: str, path: str) -> str:
+    """URI or path of a file that `walk` has found in a folder, whatever characters it has."""
+    return join(folder, quote(path) if "://" in folder else path)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -313,6 +338,20 @@ def _list(uri: str) -> list[Any]:
         return sorted(found, key=lambda info: str(info.path))
 
     return retried(read, uri)
+
+
+def _walk(uri: str, above: tuple[str, ...]) -> Iterator[str]:
+    folder = file_in(uri, "/".join(above)) if above else uri
+    entries = [(info.base_name, info.type) for info in _list(folder)]
+    # With its '/' a folder comes where its files do in the order of whole paths.
+    is_folder = fs.FileType.Directory
+    for name, kind in sorted(entries, key=lambda e: (e[0] + "/" * (e[1] == is_folder)).encode()):
+        if name.startswith("."):
+            continue
+        if kind == is_folder:
+            yield from _walk(uri, (*above, name))
+        elif kind == fs.FileType.File:
+            yield "/".join((*above, name))
 
 
 def _persist(attempt: Callable[[], Result], uri: str) -> Result:

@@ -15,6 +15,7 @@ from bcl_ray.s3.faults import (
     patience,
     precise,
 )
+from bcl_ray.s3.listing import keys
 from bcl_ray.s3.place import QUICK, Place, client, filesystem, forget, is_s3, place_of
 from bcl_ray.s3.uploads import StaleUpload, Upload, abort_uploads, create, read, stale_uploads
 
@@ -37,6 +38,7 @@ __all__ = [
     "filesystem",
     "forget",
     "is_s3",
+    "keys",
     "patience",
     "place_of",
     "precise",

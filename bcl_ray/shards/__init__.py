@@ -17,6 +17,7 @@ from bcl_ray.shards.manifest import (
     Split,
     read_manifest,
 )
+from bcl_ray.shards.read import read_row_group
 from bcl_ray.shards.verify import verify_shards
 from bcl_ray.shards.write import MAX_PIXELS, SHARD_BYTES, write_shards
 
@@ -31,6 +32,7 @@ __all__ = [
     "ShardInfo",
     "Split",
     "read_manifest",
+    "read_row_group",
     "verify_shards",
     "write_shards",
 ]

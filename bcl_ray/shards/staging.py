@@ -9,7 +9,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -184,24 +184,32 @@ def image_fault(content: Content, max_pixels: int) -> str | None:
     """
     if isinstance(content, FileNotFoundError):
         return "the file does not exist"
-    if not content:
-        return "the image is empty"
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            (width, height), mode = image.size, image.mode
-    except Exception as error:  # on hostile bytes, decoders raise anything
-        reason = re.sub(r"<_io.BytesIO.*?>", "its bytes", " ".join(str(error).split()))
-        return f"does not decode: {reason or type(error).__name__}"
-    if width * height > max_pixels:
-        return f"{width} x {height} pixels are more than max_pixels ({max_pixels:,})"
-    return _decoding_fault(content, mode)
-
-
-def _decoding_fault(content: bytes, mode: str) -> str | None:
-    if mode not in MODES:
-        return f"its mode {mode} is none of {', '.join(MODES)}: convert it to RGB"
-    try:
+        image_sides(content, max_pixels)
         decode(content)
     except ValueError as error:
         return str(error)
     return None
+
+
+def image_sides(
+    content: bytes, max_pixels: int, formats: Sequence[str] = FORMATS
+) -> tuple[int, int]:
+    """Width and height of an image by its header; call it within `checking`.
+
+    Raises:
+        ValueError: an image that OpenCV would not decode to Pillow's pixels, or too large a one.
+    """
+    if not content:
+        raise ValueError("the image is empty")
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            (width, height), mode = image.size, image.mode
+    except Exception as error:  # on hostile bytes, decoders raise anything
+        reason = re.sub(r"<_io.BytesIO.*?>", "its bytes", " ".join(str(error).split()))
+        raise ValueError(f"does not decode: {reason or type(error).__name__}") from None
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels are more than max_pixels ({max_pixels:,})")
+    if mode not in MODES:
+        raise ValueError(f"its mode {mode} is none of {', '.join(MODES)}: convert it to RGB")
+    return width, height

@@ -49,7 +49,7 @@ def train_views(
         keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _TRIES).tolist()
         for view in range(len(kinds))
     ]
-    with _one_thread():
+    with one_thread():
         for n, image in enumerate(images):
             pixels = _decoded(image, ids[n])
             for view, kind in enumerate(kinds):
@@ -71,21 +71,29 @@ def eval_views(
     """
     size = config.image_size
     views = np.empty((len(images), 1, size, size, 3), np.uint8)
-    with _one_thread():
+    with one_thread():
         for n, image in enumerate(images):
-            pixels = _decoded(image, n if ids is None else ids[n])
-            height, width = pixels.shape[:2]
-            shorter = min(height, width)
-            height = height * config.eval_resize // shorter
-            width = width * config.eval_resize // shorter
-            whole = resized(pixels, height, width)
-            top, left = round((height - size) / 2), round((width - size) / 2)
-            views[n, 0] = whole[top : top + size, left : left + size]
+            views[n, 0] = eval_view(_decoded(image, n if ids is None else ids[n]), config)
     return views
 
 
+def eval_view(pixels: Pixels, config: ViewsConfig) -> Pixels:
+    """The one view of evaluation of decoded pixels, (H, W, 3), RGB; call it in `one_thread`."""
+    size = config.image_size
+    height, width = resized_sides(pixels.shape[0], pixels.shape[1], config)
+    whole = resized(pixels, height, width)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return whole[top : top + size, left : left + size]
+
+
+def resized_sides(height: int, width: int, config: ViewsConfig) -> tuple[int, int]:
+    """Height and width that an image has in evaluation before its centre is cut out."""
+    shorter = min(height, width)
+    return height * config.eval_resize // shorter, width * config.eval_resize // shorter
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep OpenCV to the calling thread: a data task owns one core, and its neighbours the others.
 
     OpenCV's setting is the process's, so it is put back. Both calls take under a microsecond.
