@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -143,51 +142,6 @@ def test_a_training_is_followed_to_its_end_as_if_it_ran_here(head, words):
     _, shown, _ = head.run("jobs", "status", job)
     for text in ("succeeded", "digits_lt", fingerprint, client_versions()["Ray"]):
         assert text in shown
-
-
-def test_ctrl_c_detaches_and_a_stop_is_waited_for_with_a_last_checkpoint(head, words):
-    long = (*words, "train.epochs=2000", "tracking.run=long")
-    follower, seen = head.begin("submit", "train", "digits_lt", *long), []
-    try:
-        while not seen or not seen[-1].startswith("epoch"):
-            seen.append(follower.stdout.readline())
-            assert seen[-1], follower.stderr.read()
-    except BaseException:
-        follower.kill()
-        raise
-    job = seen[0].split()[1]
-    follower.send_signal(signal.SIGINT)
-    _, err = follower.communicate(timeout=30)
-    assert follower.returncode == 130
-    assert err.strip() == (
-        f"bcl-ray: detached, and the job goes on; follow it with `bcl-ray jobs logs {job} "
-        f"--follow`, stop it with `bcl-ray jobs stop {job}`"
-    )
-    cluster = Cluster(head.address)
-    assert cluster.job(job).status == "RUNNING"
-
-    follower = head.begin("jobs", "logs", job, "--follow")
-    status, out, err = head.run("jobs", "stop", job)
-    assert (status, err) == (0, "")
-    assert out.startswith("SIGINT sent; the job has 90 s to end\n")
-    assert "stopped at step " in out
-    assert re.search(rf"job {job} stopped after \d+ s\n", out)
-    run = f"{head.runs}/long"
-    assert out.endswith(f"go on with: bcl-ray submit train --resume {run}\n")
-    assert status_in_mlflow(head, "long") == "KILLED"
-    out, err = follower.communicate(timeout=30)
-    assert follower.returncode == 130
-    assert err == f"bcl-ray: job {job} stopped: Job was intentionally stopped.\n"
-    assert (out.count("run      long"), out.count("epoch    1/2000")) == (1, 1)
-    assert head.run("jobs", "stop", job) == (
-        2,
-        "",
-        f"bcl-ray: job {job} has ended before: stopped\n",
-    )
-    answer = cluster._do_request(
-        "GET", "/api/v0/actors?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE&detail=0"
-    )
-    assert "TrainWorker" not in answer.text
 
 
 def test_a_job_gets_sigint_and_longer_than_rays_own_three_seconds(head):

@@ -1,5 +1,6 @@
 """A cluster on one machine: what starts, who may reach it, what survives, and that all ends."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,18 +19,6 @@ from bcl_ray.local.cluster import _names
 from tests.s3_servers import free_block
 
 CLUSTER = (sys.executable, "-m", "bcl_ray", "cluster")
-# A driver as a user writes one: an actor that outlives it, asked again by the next driver.
-COUNTER = """
-import os, ray
-class Counter:
-    def __init__(self): self.n = 0
-    def count(self): self.n += 1; return self.n, os.environ["MLFLOW_TRACKING_URI"]
-ray.init(os.environ["BCL_RAY_GCS_ADDRESS"], namespace="test", log_to_driver=False)
-counter = ray.remote(Counter).options(
-    name="counter", lifetime="detached", get_if_exists=True, num_cpus=1, resources={"train": 1}
-).remote()
-print(*ray.get(counter.count.remote()))
-"""
 
 
 def processes_of(cluster) -> list[psutil.Process]:
@@ -100,12 +89,12 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_everything_listens_on_this_machine_alone(local_cluster):
-    found = {
-        (one.name(), held.laddr.ip)
-        for one in processes_of(local_cluster)
-        for held in one.net_connections("tcp")
-        if held.status == psutil.CONN_LISTEN
-    }
+    found = set()
+    for one in processes_of(local_cluster):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            for held in one.net_connections("tcp"):
+                if held.status == psutil.CONN_LISTEN:
+                    found.add((one.name(), held.laddr.ip))
     assert {"raylet", "gcs_server"} <= {name for name, _ in found}
     assert {ip for _, ip in found} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
@@ -187,21 +176,6 @@ def test_a_node_with_notice_takes_no_work_and_ends(local_cluster):
         time.sleep(0.1)
     with pytest.raises(ValueError, match="no node 'data-2' runs"):
         local_cluster.drain_node("data-2", 3)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_nodes_and_actors_outlive_the_head(local_cluster):
-    uri = local_cluster.environment()["MLFLOW_TRACKING_URI"]
-    assert driver(local_cluster, COUNTER) == f"1 {uri}"  # nodes have the environment too
-    before = local_cluster.nodes()
-    local_cluster.kill_head()
-    assert "head" not in local_cluster.nodes()
-    local_cluster.start_head()
-    after = local_cluster.nodes()
-    assert after.pop("head") != before.pop("head")
-    assert after == before
-    assert driver(local_cluster, COUNTER + "ray.kill(counter)") == f"2 {uri}"
 
 
 @pytest.mark.ray

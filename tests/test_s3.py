@@ -297,7 +297,7 @@ def test_an_outage_is_outlasted_and_told_once(bucket, proxy, caplog, monkeypatch
 
 @pytest.mark.slow
 @ON_SWIFT
-def test_a_minute_without_s3_is_outlasted(bucket, proxy):
+def test_ray_trains_filesystem_outlasts_an_outage_as_we_do(bucket, proxy):
     """By our functions, and by the filesystem that Ray Train writes checkpoints with."""
     data = os.urandom(1 << 20)
     storage.write_bytes(f"{bucket.uri}/f", data)
@@ -311,14 +311,12 @@ def test_a_minute_without_s3_is_outlasted(bucket, proxy):
         with filesystem.open_input_file(f"{path}/f") as file:
             return file.read()
 
-    began = time.monotonic()
-    with ThreadPoolExecutor(4) as pool, proxy.outage_for(60):
+    with ThreadPoolExecutor(4) as pool, proxy.outage_for(10):
         ours = pool.submit(storage.read_bytes, f"{bucket.uri}/f")
         creating = pool.submit(storage.create_bytes, f"{bucket.uri}/manifest", data)
         theirs, writing = pool.submit(read), pool.submit(write)
         assert ours.result() == theirs.result() == data
         creating.result(), writing.result()
-    assert 60 < time.monotonic() - began < 110
     assert storage.list_files(bucket.uri) == dict.fromkeys(["checkpoint", "f", "manifest"], 1 << 20)
 
 

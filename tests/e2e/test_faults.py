@@ -1,10 +1,8 @@
-"""Real kills: what is left of the run ends as if nothing had happened."""
+"""A run that is interrupted ends as if nothing had happened; kills are drilled in tests/faults."""
 
-import contextlib
 import shutil
 import signal
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -20,38 +18,35 @@ def in_mid_epoch(workplace, name):
     return step > STEPS and step % STEPS != 0
 
 
-def assert_tracked_once(workplace, name):
+def tracked(workplace, name):
+    """MLflow's client, and the one run that it has by that name."""
     client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("bcl-ray")
-    runs = client.search_runs([experiment.experiment_id], f"run_name = '{name}'")
-    assert len(runs) == 1
-    assert runs[0].info.status == "FINISHED"
-    history = client.get_metric_history(runs[0].info.run_id, "loss/total")
-    assert sorted(metric.step for metric in history) == [0, 1, 2, 3]
+    (run,) = client.search_runs([experiment.experiment_id], f"run_name = '{name}'")
+    return client, run
 
 
-def test_a_killed_driver_is_resumed_in_mid_epoch_bit_for_bit_or_with_other_workers(
+def test_an_interrupted_run_is_resumed_in_mid_epoch_bit_for_bit_or_with_other_workers(
     start, workplace, undisturbed
 ):
-    command = start("train", "digits_lt", *OPTIONS, "tracking.run=driver-killed")
-    command.wait_for(lambda: in_mid_epoch(workplace, "driver-killed"))
-    others = command.children()
-    workers = [p for p in others if "RayTrainWorker" in " ".join(p.cmdline())]
-    command.process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive
-    for process in others:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    stopped = latest_step(workplace, "driver-killed")
-    assert 0 < stopped < 4 * STEPS
-    shutil.copytree(workplace / "runs" / "driver-killed", workplace / "runs" / "fewer-workers")
+    command = start("train", "digits_lt", *OPTIONS, "tracking.run=interrupted")
+    command.wait_for(lambda: in_mid_epoch(workplace, "interrupted"))
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait(60) == 130, command.output
+    step = latest_step(workplace, "interrupted")
+    last = f"bcl-ray: stopped at step {step}; go on with: bcl-ray train --resume interrupted\n"
+    assert command.output.endswith(last)
+    assert tracked(workplace, "interrupted")[1].info.status == "KILLED"
+    shutil.copytree(workplace / "runs" / "interrupted", workplace / "runs" / "fewer-workers")
 
-    resumed = start("train", "--resume", "driver-killed")
+    resumed = start("train", "--resume", "interrupted")
     assert resumed.wait() == 0, resumed.output
-    assert resumed.start_steps() == [stopped]
-    assert_same_run(last_state(workplace, "driver-killed"), undisturbed[0])
-    assert_tracked_once(workplace, "driver-killed")
+    assert resumed.start_steps() == [step]
+    assert_same_run(last_state(workplace, "interrupted"), undisturbed[0])
+    client, run = tracked(workplace, "interrupted")
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert sorted(metric.step for metric in history) == [0, 1, 2, 3]
 
     resumed = start("train", "--resume", "fewer-workers", "scale.workers=1")
     assert resumed.wait() == 0, resumed.output
@@ -64,20 +59,3 @@ def test_a_run_is_not_continued_with_another_experiment(start, undisturbed):
     command = start("train", "--resume", "undisturbed", "loss.tau=0")
     assert command.wait() == 2
     assert "only data.path, scale.* and tracking.* may change on --resume" in command.output
-
-
-def test_a_run_has_one_driver_and_ctrl_c_ends_it_as_killed(start, workplace):
-    command = start("train", "digits_lt", *OPTIONS, "train.epochs=40", "tracking.run=interrupted")
-    command.wait_for(lambda: latest_step(workplace, "interrupted") > 0)
-    second = start("train", "--resume", "interrupted")
-    assert second.wait() == 2
-    assert "is being trained by another process" in second.output
-    command.process.send_signal(signal.SIGINT)
-    assert command.wait(60) == 130, command.output
-    step = latest_step(workplace, "interrupted")
-    last = f"bcl-ray: stopped at step {step}; go on with: bcl-ray train --resume interrupted\n"
-    assert command.output.endswith(last)
-    client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("bcl-ray")
-    (run,) = client.search_runs([experiment.experiment_id], "run_name = 'interrupted'")
-    assert run.info.status == "KILLED"

@@ -1,6 +1,9 @@
 """Faults of a job's driver and of the head that it runs on."""
 
+import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -21,18 +24,37 @@ def test_a_killed_driver(drill):
     drill.check_same(again)
 
 
-def test_sigterm_to_a_job_writes_a_last_checkpoint(drill):
+def test_a_job_that_is_stopped_or_terminated_writes_a_last_checkpoint(drill):
+    """Detached with Ctrl-C, stopped by `jobs stop`; sent again, and its driver gets SIGTERM."""
     job = drill.start("terminated")
     job.wait_for_mid_epoch()
+    job.process.send_signal(signal.SIGINT)
+    assert job.wait(30) == 130
+    assert (
+        f"detached, and the job goes on; follow it with `bcl-ray jobs logs {job.id}" in job.output
+    )
+    said = command("jobs", "stop", job.id)
+    assert said.startswith("SIGINT sent; the job has 90 s to end\n")
+    stopped = job.last_step()
+    assert f"stopped at step {stopped}; go on with: bcl-ray train --resume" in said
+    assert re.search(rf"job {job.id} stopped after \d+ s\n", said)
+    assert said.endswith(f"go on with: bcl-ray submit train --resume {job.uri}\n")
+    assert drill.tracked_status(job) == "KILLED"
+    assert not drill.workers(), "resources are free again"
+
+    job = drill.start("terminated")
+    job.wait_for(lambda: job.last_step() > max(stopped, 4 * STEPS))
     drill.driver_of(job).send_signal(signal.SIGTERM)
     assert job.wait() != 0
-    step = job.last_step()
-    assert f"stopped at step {step}; go on with: bcl-ray train --resume" in job.output
+    assert job.starts() == [stopped], "not one step is repeated"
+    terminated = job.last_step()
+    assert f"stopped at step {terminated}; go on with: bcl-ray train --resume" in job.output
     assert drill.tracked_status(job) == "KILLED"
-    again = drill.start("terminated")
-    again.succeed()
-    assert again.starts() == [step], "not one step is repeated"
-    drill.check_same(again)
+
+    job = drill.start("terminated")
+    job.succeed()
+    assert job.starts() == [terminated]
+    drill.check_same(job)
 
 
 def test_a_head_that_is_stopped_and_started_again(drill):
@@ -49,3 +71,11 @@ def test_a_head_that_is_stopped_and_started_again(drill):
     alive = drill.cluster.nodes()
     assert {name: alive[name] for name in drill.names} == {n: nodes[n] for n in drill.names}
     drill.check_same(again)
+
+
+def command(*words: str) -> str:
+    """What a command of the command line prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bcl_ray", *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout
