@@ -196,7 +196,10 @@ def interrupted_up(cluster, how: signal.Signals) -> list[psutil.Process]:
             time.sleep(0.05)
         tree = processes_of(cluster)
         up.send_signal(how)
-        assert up.wait(60) == (130 if how == signal.SIGINT else -how)
+        status = up.wait(60)
+        if status == 0:  # it was up before the signal came
+            cluster.down(wipe=True)
+        assert status == (130 if how == signal.SIGINT else -how)
     return tree
 
 
