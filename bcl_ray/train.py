@@ -252,7 +252,8 @@ class Follower(threading.Thread):
         for record in records:
             epoch = int(record["epoch"])
             if epoch not in self.tracked:
-                self.tracker.metrics(record, epoch)
+                named = {name: value for name, value in record.items() if name != "epoch"}
+                self.tracker.metrics(named, epoch)
                 self.tracked.add(epoch)
 
     def _track(self, event: Event) -> None:
@@ -262,7 +263,7 @@ class Follower(threading.Thread):
 
     def _show(self, event: Event) -> None:
         self.started = self.started or event["kind"] == "start"
-        if event["kind"] == "classes" or self.failure:
+        if event["kind"] in ("classes", "system") or self.failure:
             return
         self.follow(event)
         if self.tracker.page and not self.paged:  # MLflow is reached when training has begun
@@ -277,6 +278,9 @@ def _class_table(event: Event, manifest: Manifest) -> str:
     writer.writerow(["class", "training_images", "accuracy"])
     rows = zip(manifest.class_names, event["counts"], event["accuracy"], strict=True)
     writer.writerows(rows)
+        if event["kind"] == "system":
+            values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
+            self.tracker.metrics(values, event["epoch"])
     return table.getvalue()
 
 

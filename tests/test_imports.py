@@ -55,6 +55,7 @@ ORDER = {
     "worker": "ray torch",
     "train": "ray",
     "evaluate": "ray torch",
+    "system": "ray",
     "events": "",
     "display": "",
     "submit": "ray",
@@ -79,6 +80,7 @@ RAY = {  # these, and no others, need Ray
     "evaluate",
 }
 MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "train", "evaluate"}
+    "system",
 
 DRAWING = {"figures", "report"}  # these need matplotlib, which takes a second to import
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import mlflow
 import numpy as np
@@ -49,6 +50,12 @@ def test_mlflow_has_one_complete_run(undisturbed, runs):
     history = client.get_metric_history(run.info.run_id, "loss/total")
     assert [metric.step for metric in history] == [0, 1, 2, 3]
     assert [metric.value for metric in history] == [r["loss/total"] for r in state.history]
+    node = socket.gethostname().partition(".")[0]
+    cpu = client.get_metric_history(run.info.run_id, f"system/{node}/cpu_percent")
+    assert [metric.step for metric in cpu] == [0, 1, 2, 3]
+    assert all(0 < metric.value <= 100 for metric in cpu)
+    contexts = [one.tags[0].value for one in run.inputs.dataset_inputs]
+    assert sorted(contexts) == ["test", "training"]
 
 
 def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):

@@ -1,0 +1,65 @@
+import time
+
+import psutil
+import pytest
+
+from bcl_ray import system
+from bcl_ray.system import Sampler
+
+
+@pytest.fixture
+def sampler(monkeypatch):
+    monkeypatch.setattr(system, "LOOK", 3600)  # it looks only when it is asked
+    return Sampler()
+
+
+def test_memory_is_that_of_the_machine(sampler):
+    before = psutil.virtual_memory().percent
+    assert sampler.take()["memory_percent"] == pytest.approx(before, abs=10)
+
+
+def test_work_between_two_takes_is_seen_and_belongs_to_one_of_them(sampler):
+    sampler.take()
+    until = time.process_time() + 0.3
+    while time.process_time() < until:  # at least one core is busy
+        pass
+    busy = sampler.take()["cpu_percent"]
+    assert 100 / (psutil.cpu_count() + 1) <= busy <= 100
+    assert set(sampler._sums.values()) == set(), "nothing is left for the next one"
+
+
+def test_traffic_is_counted_from_one_take_to_the_next(sampler, monkeypatch):
+    flows = {"network_received": 10 * 2**20, "network_sent": 0}
+    monkeypatch.setattr(sampler, "_flows", dict.fromkeys(flows, 0))
+    monkeypatch.setattr(sampler, "_since", time.monotonic() - 2)
+    monkeypatch.setattr(system, "_flows", lambda: flows)
+    found = sampler.take()
+    assert found["network_received_mib_per_second"] == pytest.approx(5, rel=0.1)
+    assert sampler.take()["network_received_mib_per_second"] == 0
+
+
+def test_gpus_are_told_one_by_one_and_one_that_does_not_answer_is_left_out(sampler, monkeypatch):
+    """Stands in for NVIDIA's library: there is no GPU here."""
+
+    class Answer:
+        def __init__(self, **values):
+            vars(self).update(values)
+
+    def memory(gpu):
+        if gpu == "broken":
+            raise system.pynvml.NVMLError(system.pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return Answer(used=20, total=80)
+
+    monkeypatch.setattr(system.pynvml, "nvmlDeviceGetMemoryInfo", memory)
+    monkeypatch.setattr(system.pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: Answer(gpu=90))
+    monkeypatch.setattr(sampler, "_gpus", ["good", "broken"])
+    found = sampler.take()
+    gpus = {name: value for name, value in found.items() if name.startswith("gpu")}
+    assert gpus == {"gpu_0_percent": 90, "gpu_0_memory_percent": 25}
+
+
+def test_a_look_costs_next_to_nothing(sampler):
+    begun = time.process_time()
+    for _ in range(100):
+        sampler._look()
+    assert (time.process_time() - begun) / 100 / system.LOOK < 0.001, "of one core"
