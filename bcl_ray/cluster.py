@@ -96,7 +96,7 @@ def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
     device, workers = experiment.scale.device, experiment.scale.min_workers
     if device == "cpu" or (device == "auto" and resources.gpus == 0):
         return False
-    if resources.gpus < workers:
+    if resources.gpus < workers * experiment.scale.gpus_per_worker:
         raise ValueError(
             f"scale.workers ({workers}) is more than the cluster has GPUs ({resources.gpus:g}): "
             "lower it, or set scale.device=cpu"

@@ -293,6 +293,13 @@ class ScaleConfig(Section):
     cpus_per_worker: float = Field(
         1.0, gt=0, description="CPUs that a worker's training step holds."
     )
+    gpus_per_worker: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a GPU that a worker holds, where it trains on one. Below 1 with one "
+        "worker only, for trials of a search that share a GPU.",
+    )
     cpus_per_data_task: float = Field(
         1.0, gt=0, description="CPUs of one task that reads, decodes and crops."
     )
@@ -326,6 +333,11 @@ class ScaleConfig(Section):
         if self.min_workers > self.max_workers:
             raise ValueError(
                 f"scale.workers [{self.min_workers}, {self.max_workers}] must be [least, most]"
+            )
+        if self.gpus_per_worker < 1 and self.max_workers > 1:
+            raise ValueError(
+                f"scale.gpus_per_worker ({self.gpus_per_worker:g}) must be 1 with more than one "
+                "worker: NCCL refuses two workers of a run on one GPU"
             )
         return self
 

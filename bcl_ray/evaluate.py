@@ -19,7 +19,12 @@ Evaluated = tuple[OpenModel, dict[str, float]]
 
 
 def evaluate_models(
-    names: Sequence[str], root: str, *, best: bool = False, data: str | None = None
+    names: Sequence[str],
+    root: str,
+    *,
+    best: bool = False,
+    data: str | None = None,
+    split: str | None = None,
 ) -> list[Evaluated]:
     """Metrics of each model on its own data or on other shards.
 
@@ -29,6 +34,7 @@ def evaluate_models(
         best: of a run, take the best checkpoint that was kept instead of the last.
         data: folder or URI of shards instead of the models' own. Their classes must be the
             model's, or some of them, in any order.
+        split: of the data, instead of the one that the model's run evaluated on.
 
     Raises:
         ValueError: no such model, a run without a checkpoint, or other classes; before the first
@@ -36,7 +42,7 @@ def evaluate_models(
     """
     with connected():
         opened = [open_model(name, root, last=not best) for name in names]
-        found = [(model, *_checked(model, data)) for model in opened]
+        found = [(model, *_checked(model, data, split)) for model in opened]
         try:
             return [(model, _evaluate(model, *of_model)) for model, *of_model in found]
         except RayError as error:
@@ -80,10 +86,12 @@ def label_map(
     return np.array([label_of[name] for name in data_names])
 
 
-def _checked(model: OpenModel, data: str | None) -> tuple[Experiment, Manifest, NDArray[np.int64]]:
-    experiment = model.experiment
-    if data is not None:
-        experiment = with_overrides(experiment, [f"data.path={data}"])
+def _checked(
+    model: OpenModel, data: str | None, split: str | None
+) -> tuple[Experiment, Manifest, NDArray[np.int64]]:
+    given = {"data.path": data, "data.eval_split": split}
+    changes = [f"{name}={value}" for name, value in given.items() if value is not None]
+    experiment = with_overrides(model.experiment, changes)
     manifest = read_manifest(experiment.data.path)
     where = f"'{model.name}' cannot be evaluated on {experiment.data.path}"
     return experiment, manifest, label_map(model.class_names, manifest.class_names, where=where)

@@ -1,4 +1,4 @@
-"""A run that is asked to stop: SIGINT and SIGTERM, and what they become."""
+"""A run that is asked to stop: SIGINT and SIGTERM, or a caller; and what that becomes."""
 
 import contextlib
 import signal
@@ -24,42 +24,59 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
 
 
+class Wish:
+    """Whether somebody wishes a run to stop; the first reason counts."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.signum: int = signal.SIGINT
+
+    def stop(self, reason: str, signum: int = signal.SIGINT) -> None:
+        """Wish it, from any thread."""
+        if self.reason is None:
+            self.signum = signum
+            self.reason = reason
+
+
 @contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """The signals to stop that have come; the program goes on, unless one comes again.
+def stop_signals(wish: Wish | None = None) -> Iterator[Wish]:
+    """The wish to stop, which signals become; the program goes on, unless one comes again.
+
+    Args:
+        wish: what else may stop the run.
 
     Raises:
         Stopped: it came again.
     """
-    received: list[int] = []
+    wish = Wish() if wish is None else wish
 
     def receive(signum: int, _: object) -> None:
-        if received:
+        if wish.reason is not None:
             raise Stopped("stopped at once", signum)
-        received.append(signum)
+        wish.stop(signal.Signals(signum).name, signum)
 
     if threading.current_thread() is not threading.main_thread():  # Python allows no other
-        yield received
+        yield wish
         return
     before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
-        yield received
+        yield wish
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def stoppable(function: Callable[[], Any], signals: list[int], ask: Callable[[], bool]) -> Any:
+def stoppable(function: Callable[[], Any], wish: Wish, ask: Callable[[], bool]) -> Any:
     """Call a function in a thread, for signals to reach us: Ray Train would exit with 0.
 
     Args:
         function: what may take long.
-        signals: those that have come.
-        ask: called once when there are any; asks the function to end, and says whether that is
+        wish: to stop it.
+        ask: called once when it is wished; asks the function to end, and says whether that is
             worth waiting for.
 
     Raises:
-        Stopped: a signal came, and the function did not end within PATIENCE.
+        Stopped: it was wished, and the function did not end within PATIENCE.
     """
     outcome: dict[str, Any] = {}
 
@@ -74,10 +91,10 @@ def stoppable(function: Callable[[], Any], signals: list[int], ask: Callable[[],
     deadline = None
     while thread.is_alive():
         thread.join(0.2)
-        if signals and deadline is None:
+        if wish.reason is not None and deadline is None:
             deadline = time.monotonic() + (PATIENCE if ask() else 0)
         if deadline is not None and time.monotonic() > deadline:
-            raise Stopped("stopped, without a last checkpoint", signals[0])
+            raise Stopped("stopped, without a last checkpoint", wish.signum)
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]

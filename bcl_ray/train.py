@@ -5,9 +5,8 @@ import csv
 import functools
 import io
 import logging
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +24,7 @@ from bcl_ray.elastic import Trainer
 from bcl_ray.mailbox import Event, grow, open_mailbox, tell
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
-from bcl_ray.stopping import Stopped, stop_signals, stoppable
+from bcl_ray.stopping import Stopped, Wish, stop_signals, stoppable
 from bcl_ray.tracking import Tracker, subject, tracking_uri
 from bcl_ray.worker import train_worker
 
@@ -41,7 +40,13 @@ class TrainingError(RuntimeError):
 
 
 def fit(
-    experiment: Experiment, *, follow: Follow, resume: str | None = None, parent: str | None = None
+    experiment: Experiment,
+    *,
+    follow: Follow,
+    resume: str | None = None,
+    parent: str | None = None,
+    wish: Wish | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Event:
     """Train, evaluate and track a run; returns its name and its history.
 
@@ -51,12 +56,14 @@ def fit(
             `epoch`, `page`, `note`, `end`.
         resume: path or URI of the folder of a run to continue.
         parent: uid of the run that MLflow shows this one below: a search.
+        wish: what may stop the run, beside signals.
+        callbacks: Ray Train's, of its controller.
 
     Raises:
         ValueError: the run cannot work, or the name is taken; before anything is written.
         TrainingError: the run began and failed.
-        Stopped: SIGINT or SIGTERM came (in the main thread); a checkpoint was written, unless
-            workers did not do so in time, or the signal came again.
+        Stopped: SIGINT or SIGTERM came (in the main thread), or a wish; a checkpoint was written,
+            unless workers did not do so in time, or the signal came again.
     """
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
@@ -77,15 +84,19 @@ def fit(
         with (
             runs.held(folder),
             _logs(folder),
-            stop_signals() as signals,
+            stop_signals(wish) as wished,
             Tracker(subject(run, experiment), tracked_at, folder) as tracker,
         ):
             tracker.start(parent)
             tracker.describe(experiment, manifest)
             follow(_begin_event(run, experiment, manifest, wanted, tracker))
             mailbox = open_mailbox()
-            trainer = _trainer(run, experiment, manifest, resources, mailbox)
-            outcome = _run(run, trainer, signals, Follower(mailbox, tracker, manifest, follow))
+            trainer = _trainer(run, experiment, manifest, resources, mailbox, callbacks=callbacks)
+            try:
+                outcome = _run(run, trainer, wished, Follower(mailbox, tracker, manifest, follow))
+            except Stopped:
+                tracker.tags({"stopped": wished.reason or ""})
+                raise
             outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
             outcome["problem"] = tracker.problem
     follow({"kind": "end", **outcome})
@@ -134,12 +145,12 @@ def _begin_event(
     }
 
 
-def _run(run: Run, trainer: Any, signals: list[int], follower: "Follower") -> Event:
+def _run(run: Run, trainer: Any, wish: Wish, follower: "Follower") -> Event:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
     resume = f"bcl-ray train --resume {runs.reference(run)}"
     try:
-        result = stoppable(trainer.fit, signals, follower.ask_to_stop)
+        result = stoppable(trainer.fit, wish, follower.ask_to_stop)
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
         raise TrainingError(f"{_cause(failure, run)}\ncontinue with: {resume}") from None
@@ -151,13 +162,19 @@ def _run(run: Run, trainer: Any, signals: list[int], follower: "Follower") -> Ev
     if "error" in returned:
         raise TrainingError(returned["error"])
     if "stopped" in returned:
-        signum = signals[0] if signals else signal.SIGINT
-        raise Stopped(f"stopped at step {returned['stopped']:,}; go on with: {resume}", signum)
+        text = f"stopped at step {returned['stopped']:,}; go on with: {resume}"
+        raise Stopped(text, wish.signum)
     return _finished(run, result, follower)
 
 
 def _trainer(
-    run: Run, experiment: Experiment, manifest: Manifest, resources: Resources, mailbox: Any
+    run: Run,
+    experiment: Experiment,
+    manifest: Manifest,
+    resources: Resources,
+    mailbox: Any,
+    *,
+    callbacks: Sequence[Any],
 ) -> Any:
     scale, needs = experiment.scale, _needs(experiment, resources)
     filesystem, path = storage.resolve(run.uri)
@@ -190,13 +207,14 @@ def _trainer(
             # The last, and the one before, should the last be damaged.
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=list(callbacks),
         ),
     )
 
 
 def _needs(experiment: Experiment, resources: Resources) -> dict[str, float]:
     """Resources of one worker."""
-    gpu = {"GPU": 1.0} if uses_gpus(experiment, resources) else {}
+    gpu = {"GPU": experiment.scale.gpus_per_worker} if uses_gpus(experiment, resources) else {}
     return {"CPU": experiment.scale.cpus_per_worker, **gpu}
 
 

@@ -1,0 +1,212 @@
+"""The command that searches: search."""
+
+import signal
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcl_ray.cli.terminal import console, quiet
+from bcl_ray.cli.training import Overrides, _experiment
+
+if TYPE_CHECKING:
+    from bcl_ray.config import Experiment
+    from bcl_ray.search.ledger import Extent, Settings
+
+app = typer.Typer()
+
+
+class SearcherName(StrEnum):
+    """Who chooses the next values."""
+
+    random = "random"
+    grid = "grid"
+    tpe = "tpe"
+
+
+class SchedulerName(StrEnum):
+    """Which trials are stopped early."""
+
+    asha = "asha"
+    hyperband = "hyperband"
+    median = "median"
+    none = "none"
+
+
+@app.command()
+def search(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name, or a YAML file; not with --resume.")
+    ] = None,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Name of the search, and of its folder.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="NAME", help="Go on with a search.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials in all; 0 has the published values. [20]")
+    ] = None,
+    workers_per_trial: Annotated[
+        int | None, typer.Option(min=1, help="Workers of each trial. [1]")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="Share of a GPU, with one worker per trial.")
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once. [as many as there is room for]")
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What varies, as YAML. [the loss]")
+    ] = None,
+    searcher: Annotated[
+        SearcherName | None, typer.Option(help="Who chooses values. [random]")
+    ] = None,
+    scheduler: Annotated[
+        SchedulerName | None, typer.Option(help="Which trials are stopped early. [asha]")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What counts, such as 0.5*accuracy/few+0.5*accuracy/all. [accuracy/all]"),
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="Share of each class that is cut from the training split. [0.2]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the choice and the cut. [0]")] = None,
+    confirm: Annotated[
+        str | None,
+        typer.Option(metavar="K,N", help="Train the best K again with N other seeds each."),
+    ] = None,
+) -> None:
+    """Try many values of some options, and keep those that are best on validation data."""
+    given = {
+        "space": None if space is None else _text(space),
+        "searcher": None if searcher is None else searcher.value,
+        "scheduler": None if scheduler is None else scheduler.value,
+        "metric": metric,
+        "validation": validation,
+        "seed": seed,
+    }
+    extent = {
+        "trials": trials,
+        "workers": workers_per_trial,
+        "gpus_per_worker": gpus_per_worker,
+        "max_concurrent": max_concurrent,
+        "confirm": None if confirm is None else parse_confirm(confirm),
+    }
+    wanted = resolve(recipe, overrides or [], name, resume, given, extent)
+    _check(*wanted[1:])
+    quiet()
+    from bcl_ray.search.display import follower
+    from bcl_ray.search.driver import SearchError
+    from bcl_ray.search.driver import search as run
+
+    try:
+        with follower(console()) as follow:
+            run(*wanted, follow=follow, resume=resume is not None)
+    except SearchError as error:
+        sys.stderr.write(f"bcl-ray: {error}\n")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"bcl-ray: {str(stop) or 'stopped'}\n")
+        raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
+
+
+def resolve(
+    recipe: str | None,
+    overrides: list[str],
+    name: str | None,
+    resume: str | None,
+    settings: dict[str, Any],
+    extent: dict[str, Any],
+) -> tuple[str, "Experiment", "Settings", "Extent"]:
+    """What a search is to be: the options given, and for the others their defaults.
+
+    Those of a search that goes on are its own.
+
+    Args:
+        recipe: name of a recipe, or a YAML file; or the first override, with `resume`.
+        overrides: of the experiment.
+        name: of a new search.
+        resume: name of one that goes on.
+        settings: those of `Settings`, None where they are not given.
+        extent: those of `Extent`, likewise.
+
+    Returns:
+        Name, experiment, settings and extent.
+
+    Raises:
+        ValueError: options that are missing, or that exclude each other.
+    """
+    from bcl_ray.search.ledger import Extent, Settings
+
+    settings = {key: value for key, value in settings.items() if value is not None}
+    extent = {key: value for key, value in extent.items() if value is not None}
+    if resume is None:
+        if recipe is None or name is None:
+            raise ValueError(
+                "search needs a recipe's name or a YAML file, and --name NAME; or --resume NAME"
+            )
+        experiment = _experiment(recipe, overrides)
+        return name, experiment, Settings(**settings), Extent(**extent)
+    if name is not None:
+        raise ValueError("--name and --resume exclude each other: a search keeps its name")
+    return _resumed(recipe, overrides, resume, settings, extent)
+
+
+def _resumed(
+    recipe: str | None,
+    overrides: list[str],
+    resume: str,
+    settings: dict[str, Any],
+    extent: dict[str, Any],
+) -> tuple[str, "Experiment", "Settings", "Extent"]:
+    from bcl_ray import runs
+    from bcl_ray.config import TrackingConfig
+    from bcl_ray.parse import with_overrides
+    from bcl_ray.search.ledger import open_search
+
+    if recipe is not None and "=" in recipe:
+        recipe, overrides = None, [recipe, *overrides]
+    roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
+    uri = runs.absolute(runs.run_uri(resume, roots[-1] if roots else TrackingConfig().runs))
+    ledger = open_search(uri)
+    experiment = ledger.experiment if recipe is None else _experiment(recipe, [])
+    experiment = with_overrides(experiment, [*overrides, f"tracking.runs={runs.parent(uri)}"])
+    return (
+        ledger.name,
+        experiment,
+        replace(ledger.settings, **settings),
+        replace(ledger.extent, **extent),
+    )
+
+
+def parse_confirm(text: str) -> tuple[int, int]:
+    """K,N of --confirm.
+
+    Raises:
+        ValueError: it is not two positive integers.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"--confirm {text} must be K,N: two positive integers, as in 3,3")
+    k, n = map(int, parts)
+    return k, n
+
+
+def _check(experiment: "Experiment", settings: "Settings", extent: "Extent") -> None:
+    """Refuse what cannot work in a moment, where Ray takes seconds to import."""
+    from bcl_ray.search.checks import check
+    from bcl_ray.shards import read_manifest
+
+    check(settings, extent, experiment, read_manifest(experiment.data.path))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"--space {file}: {str(error.strerror).lower()}; name a YAML file"
+        ) from None

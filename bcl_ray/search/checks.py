@@ -1,0 +1,32 @@
+"""What can be wrong with a search, found before Ray starts."""
+
+from bcl_ray.budget import preflight
+from bcl_ray.config import Experiment
+from bcl_ray.longtail import shot_groups
+from bcl_ray.search.ledger import Extent, Settings
+from bcl_ray.search.score import parse_score
+from bcl_ray.search.searchers import make_searcher
+from bcl_ray.search.space import parse_space
+from bcl_ray.shards import Manifest
+from bcl_ray.shards.cut import own_validation
+
+
+def check(settings: Settings, extent: Extent, experiment: Experiment, manifest: Manifest) -> None:
+    """Refuse what cannot work, before Ray starts.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if extent.trials < 1:
+        raise ValueError(f"--trials ({extent.trials}) must be at least 1")
+    if experiment.tracking.run is not None:
+        raise ValueError(
+            "tracking.run cannot be set: the search is named by --name, and its "
+            "trials by their numbers"
+        )
+    if own_validation(manifest) is None and not 0 < settings.validation < 1:
+        raise ValueError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
+    preflight(extent.of_trial(experiment), manifest)
+    groups = shot_groups(manifest.splits[experiment.data.train_split].class_counts)
+    parse_score(settings.metric).check_groups(["all", *groups])
+    make_searcher(settings.searcher, parse_space(settings.space, experiment), settings.seed)

@@ -1,0 +1,264 @@
+"""A search from its driver: check, cut validation data, run trials, confirm, name a winner."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bcl_ray import runs, storage
+from bcl_ray.budget import budget
+from bcl_ray.cluster import Resources, check_places, connected
+from bcl_ray.config import Experiment
+from bcl_ray.journal import Subject
+from bcl_ray.parse import with_overrides
+from bcl_ray.search import ledger as ledgers
+from bcl_ray.search.checks import check
+from bcl_ray.search.conclusion import conclude
+from bcl_ray.search.conductor import Follow
+from bcl_ray.search.ledger import Extent, Ledger, Settings, Trial, best, repeats, row
+from bcl_ray.search.placement import Keeper
+from bcl_ray.search.places import data_cpus, slots
+from bcl_ray.search.searchers import make_searcher
+from bcl_ray.search.tuning import Tuning, our_node
+from bcl_ray.shards import MANIFEST, Manifest, read_manifest
+from bcl_ray.shards.cut import hold_out, own_validation
+from bcl_ray.stopping import Stopped, Wish, stop_signals
+from bcl_ray.tracking import Tracker, tracking_uri
+
+TRACKING_PATIENCE = 60.0  # seconds that a finished search waits for its tracking server
+
+
+class SearchError(RuntimeError):
+    """A search that ended without a winner; says why."""
+
+
+def search(
+    name: str,
+    experiment: Experiment,
+    settings: Settings,
+    extent: Extent,
+    *,
+    follow: Follow,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run a search to its end; returns the winner, as the event `winner` has it.
+
+    Args:
+        name: of the search; its folder is <tracking.runs>/<name>.
+        experiment: what is searched around.
+        settings: which trials there are, and how they are compared.
+        extent: how many.
+        follow: called from any thread with events: `search`, `trial`, `note`, `winner`.
+        resume: go on with a search that was begun.
+
+    Raises:
+        ValueError: the search cannot work, its name is taken, or it was begun with another
+            configuration; before anything is written.
+        SearchError: no trial came to its end.
+        Stopped: SIGINT or SIGTERM came; running trials have written checkpoints.
+    """
+    experiment = runs.located(experiment)
+    manifest = read_manifest(experiment.data.path)
+    uri = runs.run_uri(name, experiment.tracking.runs)
+    check(settings, extent, experiment, manifest)
+    tracked_at = tracking_uri(experiment)
+    if resume:
+        ledger = ledgers.open_search(uri)
+        ledgers.check_resumable(ledger, settings, experiment, manifest.fingerprint)
+    else:
+        ledgers.check_free(uri, settings, experiment)
+    with connected() as resources:
+        count = _slots(extent, experiment, manifest, resources)
+        if resume:
+            ledger = ledgers.resume(ledger, extent, experiment)
+        else:
+            ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
+        folder = local_folder(ledger)
+        with (
+            runs.held(folder),
+            _logs(folder),
+            stop_signals() as wish,
+            Tracker(_subject(ledger), tracked_at, folder) as tracker,
+        ):
+            tracker.start()
+            tracker.text(runs.EXPERIMENT_FILE, experiment.to_yaml())
+            follow(_begin_event(ledger, extent, count, tracked_at))
+            news = _News(tracker, follow)
+            trials = _run(ledger, extent, manifest, resources, count, news, wish)
+            winner = conclude(ledger, trials, manifest, tracker, folder, news.note)
+            winner["tracked"] = tracker.finish("FINISHED", TRACKING_PATIENCE)
+            winner["problem"] = tracker.problem
+    follow({"kind": "winner", **winner})
+    return winner
+
+
+def local_folder(ledger: Ledger) -> Path:
+    """Where this machine keeps what a search records and draws."""
+    return runs.local_folder(runs.Run(ledger.uri, ledger.uid, ledger.digest, ledger.fingerprint))
+
+
+def _run(
+    ledger: Ledger,
+    extent: Extent,
+    manifest: Manifest,
+    resources: Resources,
+    count: int,
+    news: "_News",
+    wish: Wish,
+) -> list[Trial]:
+    """All trials, ended."""
+    known = ledger.trials()
+    for trial in known:
+        news.old(trial)
+    options = _options(ledger, extent, manifest, resources, count)
+    settings = ledger.settings
+    chooser = make_searcher(settings.searcher, ledger.space, settings.seed, len(known))
+    for trial in known:
+        if trial.status != "running" and trial.seed is None:
+            chooser.tell(trial.number, trial.point, trial.scores, trial.status)
+    with Keeper(ledger.uid, news.note) as keeper:
+        tuning = Tuning(ledger, count, options, news, keeper, wish)
+        try:
+            trials = tuning.run(known, total=extent.trials, chooser=chooser)
+            if best(trials) is None:
+                raise SearchError(_why_none(trials, extent.trials))
+            if extent.confirm:
+                again = repeats(trials, *extent.confirm, seed=ledger.experiment.train.seed)
+                trials = tuning.run(again)
+        except Stopped as stop:
+            text = f"{stop}; go on with: bcl-ray search --resume {_reference(ledger)}"
+            raise Stopped(text, stop.signum) from None
+    return trials
+
+
+def _reference(ledger: Ledger) -> str:
+    """How a command names a search, with where it lies unless that is the usual place."""
+    root = runs.shown(runs.parent(ledger.uri))
+    return ledger.name if root == "runs" else f"{ledger.name} tracking.runs={root}"
+
+
+def _why_none(trials: Sequence[Trial], wanted: int) -> str:
+    reasons = dict.fromkeys(str(trial.reason) for trial in trials if trial.status == "failed")
+    return (
+        f"no trial came to its end: {len(trials)} of {wanted} were begun, and failed: "
+        + "; ".join(list(reasons)[:3])
+    )
+
+
+def _options(
+    ledger: Ledger, extent: Extent, manifest: Manifest, resources: Resources, count: int
+) -> list[str]:
+    """Options that all trials have alike."""
+    trial = extent.of_trial(ledger.experiment)
+    cpus = data_cpus(trial, resources.cpus, count)
+    options = [
+        f"scale.workers={extent.workers}",
+        f"scale.gpus_per_worker={trial.scale.gpus_per_worker}",
+        f"scale.data_cpus={cpus:g}",
+        *_data_options(ledger, manifest),
+        f"tracking.runs={ledger.uri}",
+        f"tracking.uri={tracking_uri(ledger.experiment)}",
+    ]
+    trial = with_overrides(trial, options)
+    budget(trial, read_manifest(trial.data.path), None)  # fewer images than in the whole
+    return options
+
+
+def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
+    """Where trials' data lie: cut once, or as they came."""
+    own = own_validation(manifest)
+    if own is not None:
+        return [f"data.eval_split={own}"]
+    data, settings, target = ledger.experiment.data, ledger.settings, ledger.place("data")
+    if not storage.exists(storage.join(target, MANIFEST)):
+        share = settings.validation
+        hold_out(data.path, target, share, settings.seed, split=data.train_split)
+    return [f"data.path={target}", "data.train_split=train", "data.eval_split=validation"]
+
+
+def _slots(extent: Extent, experiment: Experiment, manifest: Manifest, resources: Resources) -> int:
+    trial = extent.of_trial(experiment)
+    check_places(trial, resources)
+    count = slots(trial, manifest, resources, our_node()["Resources"].get("memory", 0.0))
+    return min(count, extent.max_concurrent or count, extent.trials)
+
+
+def _subject(ledger: Ledger) -> Subject:
+    """A search as the tracker knows it."""
+    settings, experiment = ledger.settings, ledger.experiment
+    parameters = {
+        "searcher": settings.searcher,
+        "scheduler": settings.scheduler,
+        "metric": settings.metric,
+        "validation": str(settings.validation),
+        **{parameter.name: str(parameter) for parameter in ledger.space.parameters},
+    }
+    tags = {
+        "recipe": experiment.name,
+        "digest": ledger.digest,
+        "kind": "search",
+        "data.fingerprint": ledger.fingerprint,
+    }
+    return Subject(ledger.uid, ledger.name, experiment.tracking.experiment, parameters, tags)
+
+
+def _begin_event(ledger: Ledger, extent: Extent, count: int, tracked_at: str) -> dict[str, Any]:
+    settings, experiment = ledger.settings, ledger.experiment
+    return {
+        "kind": "search",
+        "search": ledger.name,
+        "folder": runs.shown(ledger.uri),
+        "recipe": experiment.name,
+        "data": runs.shown(experiment.data.path),
+        "trials": extent.trials,
+        "slots": count,
+        "workers": extent.of_trial(experiment).scale.shown_workers,
+        "epochs": experiment.train.epochs,
+        "searcher": settings.searcher,
+        "scheduler": settings.scheduler,
+        "metric": settings.metric,
+        "space": [str(parameter) for parameter in ledger.space.parameters],
+        "tracking_uri": tracked_at,
+    }
+
+
+class _News:
+    """Passes on what happens, to the person and to MLflow."""
+
+    def __init__(self, tracker: Tracker, follow: Follow) -> None:
+        self._tracker, self._follow = tracker, follow
+        self._ended: dict[str, float | None] = {}  # scores of trials
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """An event of a trial."""
+        self._follow(event)
+        if event["status"] != "running" and event["trial"] not in self._ended:
+            self._ended[event["trial"]] = event["score"] if event["status"] == "finished" else None
+            scores = [score for score in self._ended.values() if score is not None]
+            best = {"score/best": max(scores)} if scores else {}
+            self._tracker.metrics({**best, "trials/ended": len(self._ended)}, len(self._ended))
+
+    def old(self, trial: Trial) -> None:
+        """A trial of an earlier process."""
+        self({"kind": "trial", **row(trial), "old": True})
+
+    def note(self, text: str) -> None:
+        """What a person should know."""
+        self._follow({"kind": "note", "text": text})
+
+
+@contextlib.contextmanager
+def _logs(folder: Path) -> Iterator[None]:
+    """Send what libraries log in this process to the search's folder."""
+    handler = logging.FileHandler(folder / "driver.log", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(), logging.getLogger("ray")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()

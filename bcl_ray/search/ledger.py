@@ -1,0 +1,349 @@
+"""What a search has found so far, in files, from which it goes on.
+
+<tracking.runs>/<name>/search.json             settings, identity, digest; written once
+<tracking.runs>/<name>/experiment.yaml         what is searched around
+<tracking.runs>/<name>/data/                   the split that was cut, where one was
+<tracking.runs>/<name>/<trial>/trial.json      a trial's point, scores and end, beside its run
+<tracking.runs>/<name>/winner.yaml             the best trial, as a recipe
+"""
+
+import hashlib
+import json
+import secrets
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from bcl_ray import runs, storage
+from bcl_ray.config import Experiment
+from bcl_ray.parse import from_yaml, with_overrides
+from bcl_ray.search.searchers import SearcherName, Status
+from bcl_ray.search.space import Point, Space, parse_space
+
+SchedulerName = Literal["asha", "hyperband", "median", "none"]
+
+SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines which trials a search makes, and how they are compared.
+
+    Args:
+        space: YAML of `space`; None: the loss.
+        searcher: random, grid or tpe.
+        scheduler: asha, hyperband, median or none.
+        metric: as `parse_score` takes it.
+        validation: share of each class that is cut from the training split; unused where the data
+            set has a validation split.
+        seed: of the searcher and of the cut.
+    """
+
+    space: str | None = None
+    searcher: SearcherName = "random"
+    scheduler: SchedulerName = "asha"
+    metric: str = "accuracy/all"
+    validation: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is searched, and with what; none of it changes what a trial is.
+
+    Args:
+        trials: in all, with the published values.
+        workers: of each trial.
+        gpus_per_worker: share of a GPU; None: the experiment's.
+        max_concurrent: trials at once, at most; None: as many as the cluster has room for.
+        confirm: (k, n): train the best k again with n other seeds each.
+    """
+
+    trials: int = 20
+    workers: int = 1
+    gpus_per_worker: float | None = None
+    max_concurrent: int | None = None
+    confirm: tuple[int, int] | None = None
+
+    def of_trial(self, experiment: Experiment) -> Experiment:
+        """The experiment with a trial's workers.
+
+        Raises:
+            ValueError: it cannot have them.
+        """
+        share = self.gpus_per_worker or experiment.scale.gpus_per_worker
+        changes = [f"scale.workers={self.workers}", f"scale.gpus_per_worker={share}"]
+        return with_overrides(experiment, changes)
+
+
+@dataclass
+class Trial:
+    """One trial, as its file has it.
+
+    Args:
+        name: its run's.
+        number: in its search; 0 has the published values.
+        point: its values of the searched options.
+        seed: train.seed, where the trial repeats another one to confirm it.
+        scores: by epochs done, of every evaluation.
+        metrics: of the last evaluation.
+        status: running, finished, stopped (by the scheduler) or failed.
+        reason: why it failed.
+        seconds: that it has taken, over all processes.
+    """
+
+    name: str
+    number: int
+    point: Point
+    seed: int | None = None
+    scores: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    status: Status = "running"
+    reason: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done at the last evaluation; 0 before the first."""
+        return max(self.scores, default=0)
+
+    @property
+    def score(self) -> float | None:
+        """Of the last evaluation."""
+        return self.scores[self.epochs] if self.scores else None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A search's folder.
+
+    Args:
+        uri: of the folder.
+        uid: 32 hex digits, by which MLflow finds the search again.
+        settings: which trials there are.
+        extent: how many, as it was wanted last.
+        experiment: what is searched around; its data are the whole ones.
+        fingerprint: of those data.
+    """
+
+    uri: str
+    uid: str
+    settings: Settings
+    extent: Extent
+    experiment: Experiment
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the folder's path."""
+        return self.uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits of all that decides what a trial is and how it is compared."""
+        return digest(self.settings, self.experiment)
+
+    @property
+    def space(self) -> Space:
+        """The searched options."""
+        return parse_space(self.settings.space, self.experiment)
+
+    def place(self, *parts: str) -> str:
+        """URI of a file in the folder."""
+        return storage.join(self.uri, *parts)
+
+    def trials(self) -> list[Trial]:
+        """All trials that were begun, by number; repeats come after those that they repeat."""
+        return sorted(self._read(), key=lambda trial: (trial.number, trial.seed or -1))
+
+    def _read(self) -> Iterator[Trial]:
+        for folder in storage.list_folders(self.uri):
+            try:
+                content = json.loads(storage.read_bytes(self.place(folder, TRIAL_FILE)))
+            except FileNotFoundError:
+                continue
+            scores = {int(epoch): score for epoch, score in content.pop("scores").items()}
+            yield Trial(**content, scores=scores)
+
+    def save(self, trial: Trial) -> None:
+        """Write a trial down."""
+        content = json.dumps(asdict(trial), indent=1).encode()
+        storage.write_bytes(self.place(trial.name, TRIAL_FILE), content)
+
+
+def digest(settings: Settings, experiment: Experiment) -> str:
+    """Twelve hex digits of a search's settings and of the experiment that it changes."""
+    parameters = [asdict(p) for p in parse_space(settings.space, experiment).parameters]
+    content = {**asdict(settings), "space": parameters, "experiment": experiment.digest()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def begin(
+    uri: str, settings: Settings, extent: Extent, experiment: Experiment, fingerprint: str
+) -> Ledger:
+    """Begin a search in a folder of its own.
+
+    Raises:
+        ValueError: the folder holds a search or a run.
+    """
+    check_free(uri, settings, experiment)
+    ledger = Ledger(uri, secrets.token_hex(16), settings, extent, experiment, fingerprint)
+    storage.write_bytes(ledger.place(runs.EXPERIMENT_FILE), experiment.to_yaml().encode())
+    _write(ledger)
+    return ledger
+
+
+def _write(ledger: Ledger) -> None:
+    content = {
+        "uid": ledger.uid,
+        "digest": ledger.digest,
+        "fingerprint": ledger.fingerprint,
+        "settings": asdict(ledger.settings),
+        "extent": asdict(ledger.extent),
+    }
+    storage.write_bytes(ledger.place(SEARCH_FILE), json.dumps(content, indent=1).encode())
+
+
+def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
+    """Refuse a folder that holds a search or a run.
+
+    Raises:
+        ValueError: with how to go on.
+    """
+    if storage.exists(storage.join(uri, runs.RUN_FILE)):
+        raise ValueError(f"--name: {runs.shown(uri)} holds a run: give the search another name")
+    if not storage.exists(storage.join(uri, SEARCH_FILE)):
+        return
+    ledger = open_search(uri)
+    now = digest(settings, experiment)
+    if now != ledger.digest:
+        raise ValueError(_other(ledger, now))
+    raise ValueError(
+        f"search '{ledger.name}' exists in {runs.shown(runs.parent(uri))} with this configuration: "
+        f"go on with --resume {ledger.name}, or give the new one another --name"
+    )
+
+
+def open_search(uri: str) -> Ledger:
+    """A search that was begun.
+
+    Raises:
+        ValueError: the folder holds none, or its files were changed since.
+    """
+    try:
+        content = json.loads(storage.read_bytes(storage.join(uri, SEARCH_FILE)))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{runs.shown(uri)} holds no search (no {SEARCH_FILE}): name one that `bcl-ray search` "
+            "began, or set tracking.runs to where it is"
+        ) from None
+    file = storage.join(uri, runs.EXPERIMENT_FILE)
+    experiment = from_yaml(storage.read_bytes(file).decode(), origin=file)
+    extent = content["extent"]
+    if extent["confirm"]:
+        extent["confirm"] = tuple(extent["confirm"])
+    ledger = Ledger(
+        uri,
+        content["uid"],
+        Settings(**content["settings"]),
+        Extent(**extent),
+        experiment,
+        content["fingerprint"],
+    )
+    if ledger.digest != content["digest"]:
+        raise ValueError(
+            f"{file} or {SEARCH_FILE} is not what search '{ledger.name}' began with (digest "
+            f"{ledger.digest}, was {content['digest']}): restore it, or begin another search"
+        )
+    return ledger
+
+
+def check_resumable(
+    ledger: Ledger, settings: Settings, experiment: Experiment, fingerprint: str
+) -> None:
+    """Refuse to go on with a search with another configuration or other data.
+
+    Only data.path, scale and tracking of the experiment may differ.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    now = digest(settings, experiment)
+    if now != ledger.digest:
+        raise ValueError(_other(ledger, now))
+    if fingerprint != ledger.fingerprint:
+        raise ValueError(
+            f"data.path {experiment.data.path} holds other data (fingerprint {fingerprint[:12]}) "
+            f"than search '{ledger.name}' was begun with ({ledger.fingerprint[:12]})"
+        )
+
+
+def resume(ledger: Ledger, extent: Extent, experiment: Experiment) -> Ledger:
+    """A search that goes on, with another extent perhaps, and where things lie now."""
+    ledger = replace(ledger, extent=extent, experiment=experiment)
+    _write(ledger)
+    return ledger
+
+
+def _other(ledger: Ledger, now: str) -> str:
+    return (
+        f"search '{ledger.name}' was begun with another configuration (digest {ledger.digest}, now "
+        f"{now}): only --trials, --max-concurrent, --confirm, data.path, scale.* and tracking.* may "
+        "change; give another search another --name"
+    )
+
+
+def row(trial: Trial) -> dict[str, Any]:
+    """A trial as events and figures show it."""
+    return {
+        "trial": trial.name,
+        "number": trial.number,
+        "point": trial.point,
+        "status": trial.status,
+        "epochs": trial.epochs,
+        "score": trial.score,
+        "seconds": round(trial.seconds, 1),
+        "reason": trial.reason,
+    }
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """The search's own trials that came to their end, the best first; the first of equals."""
+    found = [t for t in trials if t.status == "finished" and t.seed is None]
+    return sorted(found, key=lambda trial: -(trial.score or 0.0))
+
+
+def best(trials: Sequence[Trial]) -> Trial | None:
+    """The best of them, by mean over seeds where there are repeats; None where none has ended."""
+    found = ranked(trials)
+    confirmed = [trial for trial in found if seeds_of(trial, trials)]
+    if confirmed:
+        return max(confirmed, key=lambda trial: statistics.mean(seeds_of(trial, trials)))
+    return found[0] if found else None
+
+
+def seeds_of(trial: Trial, trials: Sequence[Trial]) -> list[float]:
+    """Scores of a trial's repeats with other seeds."""
+    return [
+        float(other.score or 0.0)
+        for other in trials
+        if other.number == trial.number and other.seed is not None and other.status == "finished"
+    ]
+
+
+def repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Trial]:
+    """All trials, and n repeats of each of the best k, those that are there as they are.
+
+    Args:
+        trials: of the search.
+        k: how many are repeated.
+        n: other seeds of each.
+        seed: of the trials themselves.
+    """
+    known = {trial.name: trial for trial in trials}
+    for trial in ranked(trials)[:k]:
+        for other in range(seed + 1, seed + 1 + n):
+            name = f"{trial.name}-seed-{other}"
+            known.setdefault(name, Trial(name, trial.number, trial.point, seed=other))
+    return list(known.values())

@@ -1,0 +1,104 @@
+"""Which trials are stopped early: Ray Tune's schedulers, which spare the published values.
+
+Trial 0 always ends, for all others are compared with it. A resumed search hands its schedulers
+what they were told before.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+from ray.tune.schedulers.trial_scheduler import TrialScheduler
+
+from bcl_ray.config import TrainConfig
+from bcl_ray.search.ledger import Trial
+
+REDUCTION = 3  # of trials at every rung, a third goes on (Li et al., MLSys 2020, use 4)
+BRACKETS = 3
+RUNGS = 3  # at most, below the whole length
+
+Known = Callable[[int], Trial | None]  # what is known of a trial, by its number
+
+
+@dataclass(frozen=True, eq=False)
+class _Former:
+    """Stands for a trial of an earlier process."""
+
+    trial_id: str
+    config: dict[str, int]
+
+
+class _Spares:
+    """A scheduler that lets trial 0 end, and knows what was before."""
+
+    known: Known
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Hand on what the trial told in an earlier process; that was decided upon then."""
+        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
+        former = self.known(trial.config["number"])
+        for epochs, score in (former.scores if former else {}).items():
+            super().on_trial_result(  # type: ignore[misc]
+                tune_controller, trial, {"epochs": epochs, "score": score}
+            )
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP."""
+        decision: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        return TrialScheduler.CONTINUE if trial.config["number"] == 0 else decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Take note of an end, with a score or without."""
+        if "score" in result:
+            super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
+
+
+class _Asha(_Spares, AsyncHyperBandScheduler):  # type: ignore[misc]
+    """Asynchronous successive halving; with brackets, asynchronous HyperBand."""
+
+
+class _Median(_Spares, MedianStoppingRule):  # type: ignore[misc]
+    """Stop what is below the median of the others' means."""
+
+
+def first_rung(train: TrainConfig) -> int:
+    """Epochs before which no trial is stopped: a few evaluations, and a share of the whole."""
+    epochs, every = train.epochs, train.eval_every
+    wanted = max(every, math.ceil(epochs / REDUCTION**RUNGS))
+    return min(epochs, every * math.ceil(wanted / every))
+
+
+def make_scheduler(name: str, train: TrainConfig, known: Known, former: Iterable[Trial]) -> Any:
+    """A scheduler by name.
+
+    Args:
+        name: asha, hyperband, median or none.
+        train: of the trials.
+        known: what is known of a trial that goes on.
+        former: trials that ended in an earlier process.
+    """
+    options = {"time_attr": "epochs", "metric": "score", "mode": "max"}
+    if name == "none":
+        return FIFOScheduler()
+    if name == "median":
+        # Never to pause a trial, which would have to be started again.
+        made: Any = _Median(grace_period=first_rung(train), min_time_slice=math.inf, **options)
+    else:
+        made = _Asha(
+            grace_period=first_rung(train),
+            max_t=train.epochs,
+            reduction_factor=REDUCTION,
+            brackets=BRACKETS if name == "hyperband" else 1,
+            stop_last_trials=False,
+            **options,
+        )
+    made.known = known
+    for trial in former:
+        if trial.scores:
+            stub = _Former(trial.name, {"number": trial.number})
+            made.on_trial_add(None, stub)
+            last = {"epochs": trial.epochs, "score": trial.score}
+            made.on_trial_complete(None, stub, last)
+    return made
