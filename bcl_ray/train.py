@@ -278,6 +278,9 @@ class Follower(threading.Thread):
         self.track(event.get("records", []))
         if event["kind"] == "classes":
             self.tracker.text("class_accuracy.csv", _class_table(event, self.manifest))
+        if event["kind"] == "system":
+            values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
+            self.tracker.metrics(values, event["epoch"])
 
     def _show(self, event: Event) -> None:
         self.started = self.started or event["kind"] == "start"
@@ -296,9 +299,6 @@ def _class_table(event: Event, manifest: Manifest) -> str:
     writer.writerow(["class", "training_images", "accuracy"])
     rows = zip(manifest.class_names, event["counts"], event["accuracy"], strict=True)
     writer.writerows(rows)
-        if event["kind"] == "system":
-            values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
-            self.tracker.metrics(values, event["epoch"])
     return table.getvalue()
 
 
