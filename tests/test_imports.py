@@ -52,16 +52,20 @@ ORDER = {
     "mailbox": "ray",
     "stopping": "",
     "watch": "ray torch",
+    "system": "ray",
     "worker": "ray torch",
     "train": "ray",
     "evaluate": "ray torch",
-    "system": "ray",
+    "predict": "ray",
+    "export": "torch",
     "events": "",
     "display": "",
     "submit": "ray",
     "doctor": "ray torch",
     "local": "ray",
     "render": "",
+    "compare": "ray mlflow torch",
+    "ui": "",
     "cli": "",
     "__main__": "",
 }
@@ -75,12 +79,12 @@ RAY = {  # these, and no others, need Ray
     "data",
     "mailbox",
     "watch",
+    "system",
     "worker",
     "train",
     "evaluate",
 }
-MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "train", "evaluate"}
-    "system",
+MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "compare", "train", "evaluate"}
 
 DRAWING = {"figures", "report"}  # these need matplotlib, which takes a second to import
 
