@@ -106,6 +106,11 @@ def load(folder: str | Path) -> State:
         ) from error
 
 
+def sha256(folder: str | Path) -> str:
+    """What a checkpoint's hash file says of it."""
+    return storage.read_bytes(storage.join(str(folder), HASH_FILE)).decode().partition(" ")[0]
+
+
 def evaluated_weights(state: State) -> dict[str, Any]:
     """State dict of the network that a run evaluates: the moving average, where it keeps one."""
     return state.model if state.average is None else state.average

@@ -1,6 +1,7 @@
 """What a person sees of a run: one line per epoch, one bar while it runs, a table at the end."""
 
 import time
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -10,6 +11,9 @@ from bcl_ray import events
 from bcl_ray.config import Experiment
 from bcl_ray.events import Event
 from bcl_ray.runs import shown
+
+if TYPE_CHECKING:
+    from bcl_ray.outputs import Summary
 
 GROUPS = ("all", "many", "medium", "few")
 
@@ -42,6 +46,20 @@ def accuracy_table(rows: list[tuple[str, str, dict[str, float]]]) -> Table:
     return table
 
 
+def prediction_table(summary: "Summary") -> Table:
+    """Labelled images by shot group of their class."""
+    table = Table(title="images by the shot group of their likeliest class", title_justify="left")
+    for column in ("group", "images", "share", "mean probability"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    labelled = summary.images - summary.unreadable
+    for group, images in summary.groups.items():
+        mean = f"{100 * summary.confidence[group] / images:.1f} %"
+        table.add_row(group, f"{images:,}", f"{100 * images / labelled:.1f} %", mean)
+    if summary.unreadable:
+        table.add_row("unreadable", f"{summary.unreadable:,}", "", "")
+    return table
+
+
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
@@ -65,7 +83,7 @@ class Follower:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("{task.fields[count]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -89,6 +107,8 @@ class Follower:
             "epoch": self._epoch,
             "note": self._note,
             "end": self._end,
+            "predicting": self._predicting,
+            "images": self._images,
         }
         if show := kinds.get(event["kind"]):
             show(event)
@@ -116,9 +136,7 @@ class Follower:
         place = f" at step {event['step']:,}" if event["step"] else ""
         workers = _workers(event["workers"])
         self._say(f"{workers} started{place}, {seconds:.0f} s after the command")
-        self._progress.start()
-        if self._task is None:  # else workers were started again
-            self._task = self._progress.add_task("epoch", total=None)
+        self._advance("epoch", 0, None, "")
 
     def _page(self, event: Event) -> None:
         self._say(f"page     {event['page']}")
@@ -127,13 +145,9 @@ class Follower:
         self._say(event["text"], style="yellow")
 
     def _step(self, event: Event) -> None:
-        assert self._task is not None
-        self._progress.update(
-            self._task,
-            description=f"epoch {event['epoch'] + 1}/{self._epochs}",
-            completed=event["step"],
-            total=event["steps"],
-        )
+        step, steps = event["step"], event["steps"]
+        epoch = f"epoch {event['epoch'] + 1}/{self._epochs}"
+        self._advance(epoch, step, steps, f"step {step}/{steps}")
 
     def _epoch(self, event: Event) -> None:
         record = event["records"][-1]
@@ -149,6 +163,32 @@ class Follower:
             f"{record['time/epoch'] + record.get('time/evaluate', 0):.1f} s",
         ]
         self._say("   ".join(parts))
+
+    def _predicting(self, event: Event) -> None:
+        temperature = event["temperature"]
+        calibrated = "temperature 1, for it was never fitted: probabilities are not calibrated"
+        if temperature:
+            calibrated = f"temperature {temperature:.2f}"
+        done = f", {event['done']:,} of them labelled before" if event["done"] else ""
+        self._say(f"model    {event['model']}: {event['checkpoint']}, {calibrated}")
+        self._say(f"images   {event['images']}: {event['total']:,}{done}")
+        self._say(f"output   {event['output']}")
+        self._say(f"scale    {event['device']} on Ray")
+
+    def _images(self, event: Event) -> None:
+        done, total = event["done"], event["total"]
+        count = f"{done:,} images" if total is None else f"{done:,}/{total:,} images"
+        if event.get("unreadable"):
+            count += f", {event['unreadable']:,} unreadable"
+        self._advance(event["doing"], done, total, count)
+
+    def _advance(self, doing: str, done: int, total: int | None, count: str) -> None:
+        if self._task is None:  # else workers were started again
+            self._task = self._progress.add_task(doing, total=total, count=count)
+        self._progress.start()
+        self._progress.update(
+            self._task, description=doing, completed=done, total=total, count=count
+        )
 
     def _end(self, event: Event) -> None:
         self._progress.stop()

@@ -1,7 +1,5 @@
 """What MODEL names: a run, a registered model, or a checkpoint's folder; and what it leads to."""
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,11 +10,8 @@ from bcl_ray import checkpoint, runs, storage
 from bcl_ray.config import Experiment
 from bcl_ray.model import TwoBranch
 from bcl_ray.parse import from_yaml
+from bcl_ray.registry import resolve
 from bcl_ray.runs import BEST, Run
-from bcl_ray.tracking import SETTINGS
-
-CHECKPOINT_TAG = "bcl_ray.checkpoint"  # of a registered version: folder of its checkpoint
-REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
 @dataclass(frozen=True)
@@ -26,12 +21,14 @@ class OpenModel:
     Args:
         name: as a table calls it.
         uri: folder of the checkpoint that it is.
+        sha256: of the checkpoint's file.
         state: what is in there.
         experiment: with which it was trained.
     """
 
     name: str
     uri: str
+    sha256: str
     state: checkpoint.State
     experiment: Experiment
 
@@ -66,16 +63,27 @@ def open_model(name: str, root: str = "runs", *, last: bool = False) -> OpenMode
 
     Raises:
         ValueError: there is no such model, or a run has no such checkpoint yet.
+        OSError: a place or MLflow does not answer.
     """
     uri = find_checkpoint(name, root, last=last)
+    return open_checkpoint(uri, _called(name, uri))
+
+
+def open_checkpoint(uri: str, name: str) -> OpenModel:
+    """Load the model of a checkpoint's folder, under a name.
+
+    Raises:
+        UnusableCheckpointError: the folder holds none.
+    """
     state = checkpoint.load(uri)
-    return OpenModel(_called(name, uri), uri, state, from_yaml(state.experiment, origin=uri))
+    experiment = from_yaml(state.experiment, origin=uri)
+    return OpenModel(name, uri, checkpoint.sha256(uri), state, experiment)
 
 
 def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str:
     """Folder of the checkpoint that a model is; as `open_model`, without reading it."""
     if name.startswith("models:"):
-        return _registered(name, root)
+        return resolve(name, root)[1]
     uri = runs.absolute(runs.run_uri(name, root))
     if storage.exists(storage.join(uri, runs.RUN_FILE)):
         run = runs.open_run(uri)[0]
@@ -125,33 +133,6 @@ def last_checkpoint(run: Run) -> str:
     if result is None or result.checkpoint is None:
         raise ValueError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
     return storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
-
-
-def _registered(name: str, root: str) -> str:
-    """The checkpoint of a version in MLflow's registry, which `bcl-ray register` tagged with it."""
-    match = REGISTERED.fullmatch(name)
-    if match is None:
-        raise ValueError(f"'{name}' must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    for setting, value in SETTINGS.items():
-        os.environ.setdefault(setting, value)
-    from mlflow import MlflowClient  # noqa: PLC0415  seconds that a run's name need not pay
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute(root)}/mlflow.db"
-    client = MlflowClient(store)
-    try:
-        if match["alias"]:
-            version = client.get_model_version_by_alias(match["name"], match["alias"])
-        else:
-            version = client.get_model_version(match["name"], match["version"])
-    except MlflowException as error:
-        raise ValueError(f"MLflow at {store} has no {name}: {error.message}") from None
-    if CHECKPOINT_TAG not in version.tags:
-        raise ValueError(
-            f"{name} in MLflow at {store} was not registered by `bcl-ray register`: it has no tag "
-            f"{CHECKPOINT_TAG}; name its run instead"
-        )
-    return str(version.tags[CHECKPOINT_TAG])
 
 
 def _called(name: str, uri: str) -> str:

@@ -25,7 +25,7 @@ def model(path: str, class_names: list[str]) -> OpenModel:
     counts = [1] * len(class_names)
     text = experiment.to_yaml()
     state = State(1, {}, {}, None, torch.zeros(3), [], text, "f", class_names, counts, "0" * 32)
-    return OpenModel("first", "runs/first/best_1", state, experiment)
+    return OpenModel("first", "runs/first/best_1", "0" * 64, state, experiment)
 
 
 def test_a_model_is_evaluated_on_its_own_data_or_on_other_shards_of_its_classes(digits):

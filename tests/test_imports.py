@@ -35,6 +35,8 @@ ORDER = {
     "metrics": "torch",
     "checkpoint": "torch",
     "runs": "",
+    "inputs": "",
+    "outputs": "",
     "learner": "torch",
     "loop": "torch",
     "cluster": "ray",
@@ -46,7 +48,8 @@ ORDER = {
     "mlflow_run": "mlflow",
     "tracking": "",
     "registry": "mlflow torch",
-    "models": "ray mlflow torch",
+    "models": "ray torch",
+    "labeller": "torch",
     "figures": "matplotlib",
     "report": "",
     "mailbox": "ray",
@@ -57,7 +60,6 @@ ORDER = {
     "train": "ray",
     "evaluate": "ray torch",
     "predict": "ray",
-    "export": "torch",
     "events": "",
     "display": "",
     "submit": "ray",
@@ -83,6 +85,7 @@ RAY = {  # these, and no others, need Ray
     "worker",
     "train",
     "evaluate",
+    "predict",
 }
 MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "compare", "train", "evaluate"}
 

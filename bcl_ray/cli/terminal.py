@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,21 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logging.getLogger().addHandler(logging.NullHandler())
     logging.captureWarnings(True)
+
+
+@contextmanager
+def silent_core() -> Iterator[None]:
+    """Nothing on file descriptor 2: Ray's core writes there past Python; its log files have it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

@@ -1,0 +1,86 @@
+"""Commands that use a trained model: predict, export."""
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bcl_ray.cli.terminal import console, quiet, silent_core
+
+if TYPE_CHECKING:
+    from bcl_ray.outputs import Summary
+
+app = typer.Typer()
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A run, a checkpoint's folder, or models:/NAME@ALIAS."),
+]
+Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs.")]
+Last = Annotated[bool, typer.Option("--last", help="A run's last checkpoint, instead of the best.")]
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[
+        str,
+        typer.Argument(metavar="INPUT", help="Folder or URI of images, at any depth, or shards."),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URI for the tables.")],
+    top: Annotated[int, typer.Option(help="Classes to name of each image.")] = 5,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="The backbone's embeddings too (Parquet alone).")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Tables as CSV too.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Of shards; else the one that the run evaluates on.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that the network takes at once.")] = 128,
+    part_size: Annotated[
+        int, typer.Option(help="Images per file of the result, all that a kill costs.")
+    ] = 4096,
+    last: Last = False,
+    runs: Runs = "runs",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what OUTPUT holds, if anything.")
+    ] = False,
+) -> None:
+    """Label images: the likeliest classes of each, with calibrated probabilities."""
+    quiet()
+    from bcl_ray.models import find_checkpoint
+
+    find_checkpoint(model, runs, last=last)  # before Ray is imported, which takes seconds
+    from bcl_ray.display import follower, prediction_table
+    from bcl_ray.predict import Options, PredictionError
+    from bcl_ray.predict import predict as label
+
+    options = Options(last, split, top, embeddings, as_csv, batch_size, part_size, resume)
+    screen = console()
+    try:
+        with silent_core(), follower(screen) as follow:
+            summary = label(model, images, output, runs, options, follow=follow)
+    except PredictionError as error:
+        sys.stderr.write(f"bcl-ray: {error}\nwhat is done stays: go on with --resume\n")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("bcl-ray: stopped; what is done stays: go on with --resume\n")
+        raise typer.Exit(128 + signal.SIGINT) from None
+    screen.print(prediction_table(summary))
+    for line in _closing(summary, output, as_csv):
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _closing(summary: "Summary", output: str, as_csv: bool) -> list[str]:
+    """Where everything is, and what could not be read."""
+    from bcl_ray.storage import join
+
+    tables = join(output, "parquet") + (f" and {join(output, 'csv')}" if as_csv else "")
+    lines = [f"{summary.images - summary.unreadable:,} of {summary.images:,} images in {tables}"]
+    if summary.unreadable:
+        lines.append(f"{summary.unreadable:,} could not be read, see {join(output, 'errors.csv')}:")
+        lines += [f"  {name}: {reason}" for name, reason in summary.first]
+        if summary.unreadable > len(summary.first):
+            lines.append(f"  and {summary.unreadable - len(summary.first):,} more")
+    return lines

@@ -1,0 +1,5 @@
+"""Label images with a trained model, on a cluster: `bcl-ray predict`."""
+
+from bcl_ray.cli import main
+
+main("predict")
