@@ -145,6 +145,28 @@ def test_uploads_of_dead_processes_are_listed_and_aborted(bucket):
     assert uploads_of(bucket) == []
 
 
+def test_a_command_lists_and_aborts_them(bucket):
+    from typer.testing import CliRunner
+
+    from bcl_ray.cli import app
+
+    def command(*options):
+        done = CliRunner().invoke(app, ["uploads", bucket.uri, *options], catch_exceptions=False)
+        return done.output.splitlines()
+
+    assert command() == ["no upload is unfinished"]
+    name = s3.place_of(bucket.uri).bucket
+    for key in ("runs/a", "runs/b"):
+        bucket.client.create_multipart_upload(Bucket=name, Key=key)
+    time.sleep(2)  # Swift rounds their time up
+    assert command() == ["no upload is unfinished"], "a day old, by default"
+    *listed, last = command("--older-than", "0")
+    assert sorted(line.split()[-1] for line in listed) == [f"{bucket.uri}/runs/{x}" for x in "ab"]
+    assert last == "2 uploads unfinished, and cost space (--abort ends them)"
+    assert command("--older-than", "0", "--abort")[-1] == "2 uploads aborted"
+    assert uploads_of(bucket) == []
+
+
 def test_shards_in_a_bucket_are_as_those_in_a_folder(bucket, tmp_path):
     source = balanced(8)
     there, here = f"{bucket.uri}/digits", str(tmp_path / "digits")

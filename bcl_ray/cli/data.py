@@ -155,6 +155,32 @@ def shards_verify(target: Target) -> None:
     typer.echo(f"{target}: {shards} shards are what the manifest says")
 
 
+@app.command()
+def uploads(
+    uri: Annotated[str, typer.Argument(help="s3:// URI of a bucket or folder.")],
+    hours: Annotated[
+        float, typer.Option("--older-than", min=0, help="Hours ago that they were begun, at least.")
+    ] = 24.0,
+    abort: Annotated[
+        bool, typer.Option("--abort", help="End them, which gives back their space.")
+    ] = False,
+) -> None:
+    """List uploads that dead processes have left unfinished, or abort them."""
+    from datetime import timedelta
+
+    from bcl_ray import s3
+
+    if not s3.is_s3(uri):
+        raise ValueError(f"'{uri}' is not in S3, and only S3 has unfinished uploads")
+    found = s3.stale_uploads(uri, timedelta(hours=hours))
+    for upload in found:
+        typer.echo(f"{upload.begun:%Y-%m-%d %H:%M}  {upload.uri}")
+    if abort:
+        s3.abort_uploads(uri, found)
+    what = "aborted" if abort else "unfinished, and cost space (--abort ends them)"
+    typer.echo(f"{len(found)} uploads {what}" if found else "no upload is unfinished")
+
+
 def _pairs(texts: list[str]) -> dict[str, str]:
     pairs = {}
     for text in texts:
