@@ -80,6 +80,7 @@ class Follower:
         self.console = console
         self._began = time.monotonic()
         self._epochs = 0
+        self._elastic_batch: int | None = None  # the global batch, where workers may change
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -121,6 +122,7 @@ class Follower:
         experiment, budget = event["experiment"], event["budget"]
         self._epochs = experiment.train.epochs
         batch = experiment.optim.global_batch_size
+        self._elastic_batch = None if isinstance(experiment.scale.workers, int) else batch
         self._say(f"run      {event['run']}  in {event['folder']}")
         self._say(f"method   {method(experiment)}, {experiment.model.backbone}")
         self._say(
@@ -135,8 +137,17 @@ class Follower:
         seconds = event.get("at", time.monotonic() - self._began)
         place = f" at step {event['step']:,}" if event["step"] else ""
         workers = _workers(event["workers"])
-        self._say(f"{workers} started{place}, {seconds:.0f} s after the command")
+        self._say(
+            f"{workers} started{place}, {seconds:.0f} s after the command{self._share(event)}"
+        )
         self._advance("epoch", 0, None, "")
+
+    def _share(self, event: Event) -> str:
+        """What an elastic run's number of workers does not change."""
+        if self._elastic_batch is None:
+            return ""
+        each = self._elastic_batch // event["workers"]
+        return f": {each} images each, the global batch stays {self._elastic_batch}, and the lr"
 
     def _page(self, event: Event) -> None:
         self._say(f"page     {event['page']}")

@@ -115,6 +115,16 @@ def test_a_resumed_run_tells_its_step():
     assert line == "2 workers started at step 12,000, 0 s after the command"
 
 
+def test_an_elastic_run_tells_that_batch_and_learning_rate_stay():
+    experiment = with_overrides(cifar10_lt(), ["scale.workers=[1,4]"])
+    line = shown(BEGIN | {"experiment": experiment}, START | {"step": 12}).splitlines()[-1]
+    each = experiment.optim.global_batch_size // 2
+    assert line == (
+        f"2 workers started at step 12, 0 s after the command: {each} images each, the global "
+        f"batch stays {2 * each}, and the lr"
+    )
+
+
 def test_workers_that_start_again_keep_the_one_bar():
     follower = Follower(Console(file=io.StringIO(), force_terminal=True))
     with follower:
