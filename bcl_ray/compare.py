@@ -153,7 +153,12 @@ def _kept(run: Run) -> list[dict[str, float]]:
 
 
 def _evaluated(records: Iterable[Record]) -> tuple[Record, ...]:
-    return tuple(record for record in records if METRICS[0] in record)
+    names = ("epoch", *METRICS)
+    return tuple(
+        {name: record[name] for name in names if name in record}
+        for record in records
+        if METRICS[0] in record
+    )
 
 
 def _computed(options: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 What a version is, is in its tags: the run, the checkpoint, and the metric that it is compared by.
 """
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -174,7 +175,7 @@ def _aliased(client: "MlflowClient", name: str, alias: str) -> Any:
     """The version with an alias, or None; a list says whether there is one, an error might lie."""
     for model in client.search_registered_models(f"name = '{name}'"):
         if alias in model.aliases:
-            return client.get_model_version(name, model.aliases[alias])
+            return client.get_model_version(name, str(model.aliases[alias]))
     return None
 
 
@@ -188,6 +189,8 @@ def _find(client: "MlflowClient", name: str, tags: dict[str, str]) -> Any:
 
 
 def _create(client: "MlflowClient", run: Run, folder: str, name: str, tags: dict[str, str]) -> Any:
+    from mlflow.utils import mlflow_tags  # noqa: PLC0415  as in _client
+
     from bcl_ray.mlflow_model import log_model  # noqa: PLC0415  imports MLflow and torch
     from bcl_ray.mlflow_run import find_run  # noqa: PLC0415
 
@@ -200,9 +203,16 @@ def _create(client: "MlflowClient", run: Run, folder: str, name: str, tags: dict
     logged = log_model(client, found, folder, folder.rstrip("/").rpartition("/")[2])
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    return client.create_model_version(
-        name, logged.model_uri, found.info.run_id, tags, model_id=logged.model_id
+    # A server looks a model's address up; without one, MLflow would ask its default database.
+    local = client.tracking_uri.startswith("sqlite:")
+    source = logged.artifact_location if local else logged.model_uri
+    version = client.create_model_version(
+        name, source, found.info.run_id, tags, model_id=logged.model_id
     )
+    # By which MLflow's page of the model leads to its versions.
+    link = json.dumps([{"name": name, "version": int(version.version)}])
+    client.set_logged_model_tags(logged.model_id, {mlflow_tags.MLFLOW_MODEL_VERSIONS: link})
+    return version
 
 
 def _there_is(client: "MlflowClient", name: str) -> str:

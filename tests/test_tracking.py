@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 from pathlib import Path
 
@@ -20,20 +21,27 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from bcl_ray import checkpoint, journal, mlflow_model, runs, tracking
+from bcl_ray import journal, mlflow_model, runs, tracking
 from bcl_ray.journal import Subject
-from bcl_ray.learner import Learner
 from bcl_ray.model import Classifier
 from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import digits_lt
-from bcl_ray.shards import Manifest
-from bcl_ray.tracking import Tracker, subject, tracking_uri
-
-PATIENCE = 120  # seconds: far more than anything here takes
-COUNTS = (20, 5, 3)
-NAMES = ("a", "b", "ü")
-DATA = "s3://bucket/digits"
-FINGERPRINT = "f" * 64
+from bcl_ray.tracking import Tracker, tracking_uri
+from tests.tracked import (
+    DATA,
+    FINGERPRINT,
+    PATIENCE,
+    begin,
+    experiment_in,
+    final_checkpoint,
+    found,
+    manifest,
+    record_of,
+    start,
+    steps_of,
+    sync,
+    tracker_of,
+    wait_for,
+)
 
 
 class Server:
@@ -86,14 +94,6 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory):
-    """A new MLflow database, to be copied: making its tables takes seconds."""
-    file = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture(scope="session")
 def session_server(tmp_path_factory, database):
     server = Server(tmp_path_factory.mktemp("server"), database)
     yield server
@@ -114,100 +114,10 @@ def environment(monkeypatch):
         monkeypatch.setenv(name, tracking.SETTINGS[name])
 
 
-def experiment_in(root, *changes):
-    small = ("model.width=4", "model.hidden_dim=8", "model.feature_dim=4", "train.ema_decay=0.5")
-    places = (f"tracking.runs={root}", f"data.path={DATA}")
-    return with_overrides(digits_lt(), [*places, *small, *changes])
-
-
-@pytest.fixture
-def sqlite(tmp_path, database):
-    """Experiment of runs beside which MLflow has a database already."""
-    root = tmp_path / "runs"
-    root.mkdir()
-    shutil.copy(database, root / "mlflow.db")
-    return experiment_in(root)
-
-
 @pytest.fixture
 def served(tmp_path, server):
     """Experiment that is tracked by the real server."""
     return experiment_in(tmp_path / "runs", f"tracking.uri={server.uri}")
-
-
-def begin(experiment, name="first"):
-    return runs.create(runs.run_uri(name, experiment.tracking.runs), experiment, FINGERPRINT)
-
-
-def tracker_of(run, experiment):
-    return Tracker(subject(run, experiment), tracking_uri(experiment), runs.local_folder(run))
-
-
-def start(tracker, experiment, parent=None):
-    tracker.start(parent)
-    tracker.describe(experiment, manifest())
-
-
-def sync(run, experiment, patience=PATIENCE):
-    tracking.sync(
-        subject(run, experiment), tracking_uri(experiment), runs.local_folder(run), patience
-    )
-
-
-def manifest():
-    split = {"rows": 28, "class_counts": COUNTS, "row_group_rows": 28, "shards": ()}
-    profile = {"name": "natural", "imbalance_factor": None, "max_per_class": None, "seed": 0}
-    return Manifest.model_validate(
-        {
-            "format_version": 1,
-            "class_names": NAMES,
-            "splits": {"train": split, "test": split},
-            "source": "by hand",
-            "profile": profile,
-            "fingerprint": FINGERPRINT,
-        }
-    )
-
-
-def record_of(epoch):
-    return {"loss/total": 1 / (1 + epoch), "accuracy/all": 10.0 * epoch, "time/epoch": time.time()}
-
-
-def final_checkpoint(folder, experiment):
-    learner = Learner(experiment, np.array(COUNTS), 1, torch.device("cpu"))
-    for network in (learner.model, learner.average):
-        for weight in network.parameters():
-            weight.data += 0.1 * torch.randn_like(weight)
-    state = learner.state(
-        history=[],
-        fingerprint=FINGERPRINT,
-        class_names=list(NAMES),
-        class_counts=list(COUNTS),
-        uid="0" * 32,
-    )
-    folder.mkdir(parents=True)
-    checkpoint.save(state, folder)
-    return folder, learner.evaluated
-
-
-def found(experiment, run):
-    """The MLflow runs that have a run's tag: there must be one."""
-    client = MlflowClient(tracking_uri(experiment))
-    ids = [one.experiment_id for one in client.search_experiments()]
-    every = client.search_runs(ids, f"tags.`bcl_ray.uid` = '{run.uid}'")
-    assert len(every) == 1
-    return client, every[0]
-
-
-def steps_of(client, run_id, metric="loss/total"):
-    return [one.step for one in client.get_metric_history(run_id, metric)]
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_nothing(
@@ -536,15 +446,17 @@ def test_a_run_whose_parent_is_not_there_yet_does_not_wait_for_it(sqlite):
     tracker = tracker_of(run, sqlite)
     start(tracker, sqlite, parent="5" * 32)
     tracker.metrics(record_of(0), 0)
-    assert not tracker.finish("FINISHED", 3)
-    assert "which is to be the parent of this one, is not there yet" in tracker.problem
-    client, recorded = found(sqlite, run)
-    assert recorded.info.status == "FINISHED"
-    assert steps_of(client, tracker.run_id) == [0]
-    with search_of(sqlite) as search:
-        search.start()
-        assert search.drain(PATIENCE)
-    sync(run, sqlite)
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(tracker.finish, "FINISHED", PATIENCE)
+        waiting = "which is to be the parent of this one, is not there yet"
+        wait_for(lambda: waiting in (tracker.problem or ""))
+        client, recorded = found(sqlite, run)
+        assert recorded.info.status == "FINISHED"
+        assert steps_of(client, tracker.run_id) == [0]
+        with search_of(sqlite) as search:
+            search.start()
+            assert search.drain(PATIENCE)
+        assert ended.result()
     assert found(sqlite, run)[1].data.tags["mlflow.parentRunId"] == search.run_id
 
 
