@@ -60,6 +60,7 @@ ORDER = {
     "train": "ray",
     "evaluate": "ray torch",
     "predict": "ray",
+    "export": "torch",
     "events": "",
     "display": "",
     "submit": "ray",

@@ -84,3 +84,29 @@ def _closing(summary: "Summary", output: str, as_csv: bool) -> list[str]:
         if summary.unreadable > len(summary.first):
             lines.append(f"  and {summary.unreadable - len(summary.first):,} more")
     return lines
+
+
+@app.command()
+def export(
+    model: Model,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Path or URI: .safetensors, .pt2 or .onnx.")
+    ],
+    last: Last = False,
+    runs: Runs = "runs",
+) -> None:
+    """Write a model as a file that others load; it is compared with the model first."""
+    quiet()
+    from bcl_ray.export import export as write
+    from bcl_ray.export import format_of
+    from bcl_ray.models import open_model
+    from bcl_ray.runs import shown
+
+    format_of(file)
+    opened = open_model(model, runs, last=last)
+    written = write(opened, file)
+    typer.echo(
+        f"{file}: {written.bytes / 2**20:.1f} MiB of {shown(opened.uri)}\n"
+        f"read back: logits of {written.images} images differ by at most "
+        f"{written.difference:.1e}, and {written.allowed:.1e} is allowed"
+    )
