@@ -77,6 +77,11 @@ def test_shard_and_evaluate_are_named_by_what_they_do():
     assert made.words == ("cifar10", "s3://bucket/shards", "--seed", "3")
     made = asked("evaluate", "first", "s3://b/runs/other", "--best", "--runs", "s3://bucket/runs")
     assert re.fullmatch(r"evaluate-first-\d{4}-\d{6}", made.name)
+    words = ("models:/digits@champion", "s3://bucket/new/images/", "s3://bucket/labels", "--csv")
+    made = asked("predict", *words)
+    assert re.fullmatch(r"predict-images-\d{4}-\d{6}", made.name)
+    assert made.words == words
+    assert made.metadata["output"] == "s3://bucket/labels"
 
 
 def test_a_record_has_the_commit_the_versions_and_the_data_s_fingerprint(digits):
@@ -146,7 +151,10 @@ MISTAKES = [
         "train cifar10_lt {remote} tracking.uri=http://localhost:5000",
         "tracking.uri (http://localhost:5000) is a server of this machine, and the cluster is not",
     ),
-    ("evaluate mine", f"RUN (runs) {HERE}"),
+    ("evaluate mine", f"MODEL (runs) {HERE}"),
+    ("predict mine s3://b/x s3://b/y", f"MODEL (runs) {HERE}"),
+    ("predict models:/m@champion x s3://b/y", f"INPUT (x) {HERE}"),
+    ("predict s3://b/r/mine s3://b/x y", f"OUTPUT (y) {HERE}"),
     ("evaluate s3://b/r/mine --data data/x", f"--data (data/x) {HERE}"),
     ("shard digits data/x", f"the target (data/x) {HERE}"),
     ("shard folder s3://b/x --from images", f"--from (images) {HERE}"),

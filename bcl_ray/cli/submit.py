@@ -20,6 +20,7 @@ class Kind(StrEnum):
     shard = "shard"
     train = "train"
     evaluate = "evaluate"
+    predict = "predict"
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -76,12 +77,27 @@ def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
         return named(kind.value, f"shard-{options['source']}", words, data=options["target"])
     if kind is Kind.evaluate:
         for name in options["names"]:
-            check_uri("RUN", name if "/" in name else options["runs"])
+            _check_model(name, options["runs"])
         if options["data"]:
             check_uri("--data", options["data"])
         first = options["names"][0].rstrip("/").rpartition("/")[2]
         return named(kind.value, f"evaluate-{first}", words, run=" ".join(options["names"]))
+    if kind is Kind.predict:
+        _check_model(options["model"], options["runs"])
+        check_uri("INPUT", options["images"])
+        check_uri("OUTPUT", options["output"])
+        label = options["images"].partition("?")[0].rstrip("/").rpartition("/")[2]
+        about = {"run": options["model"], "data": options["images"], "output": options["output"]}
+        return named(kind.value, f"predict-{label}", words, **about)
     return _resuming(options, words) if options["resume"] else _training(options, words, address)
+
+
+def _check_model(name: str, root: str) -> None:
+    """Refuse a model of this machine; one of the registry is looked up by the job."""
+    from bcl_ray.submit.request import check_uri
+
+    if not name.startswith("models:"):
+        check_uri("MODEL", name if "/" in name else root)
 
 
 def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
