@@ -122,9 +122,10 @@ def test_the_figure_has_a_mark_for_each_group_and_a_line_for_each_configuration(
         Line("bcl", {"all": [70.0, 72.0], "few": [50.0, 54.0]}, [{0: 10, 4: 70}, {0: 12, 4: 72}]),
         Line("ce", {"all": [60.0], "few": [30.0]}, [{0: 9.0, 4: 60.0}]),
     ]
-    groups, curves = comparison(lines).axes
-    assert [text.get_text() for text in groups.get_yticklabels()] == ["bcl  (n = 2)", "ce"]
-    assert [text.get_text() for text in groups.get_legend().get_texts()] == ["all", "few"]
+    figure = comparison(lines)
+    groups, curves = figure.axes
+    assert [text.get_text() for text in groups.get_yticklabels()] == ["bcl  (2 seeds)", "ce"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all", "few"]
     drawn = {line.get_label(): line for line in curves.get_lines()}
     assert list(drawn["bcl"].get_xdata()) == [1, 5]
     assert list(drawn["bcl"].get_ydata()) == [11, 71]

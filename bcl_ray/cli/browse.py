@@ -88,7 +88,7 @@ def _draw(rows: "list[Row]", file: Path) -> None:
 
     lines = [
         Line(
-            row.label if row.label and len(row.names) > 1 else ", ".join(row.names),
+            _short(row.label) if row.label and len(row.names) > 1 else ", ".join(row.names),
             {name: row.values(metric) for name, metric in COLUMNS.items() if name != "ECE"},
             row.curves,
         )
@@ -96,6 +96,11 @@ def _draw(rows: "list[Row]", file: Path) -> None:
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(png(comparison(lines)))
+
+
+def _short(label: str) -> str:
+    """Options without their sections."""
+    return ", ".join(option.partition(".")[2] or option for option in label.split(", "))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Configurations side by side: accuracy by shot group, and over the epochs."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from bcl_ray.figures.style import (
     MUTED,
     canvas,
     legend,
-    short,
     titled,
 )
 
@@ -45,6 +45,8 @@ def comparison(lines: Sequence[Line]) -> Figure:
     figure, axes = canvas(12.5, height, 1, 2, width_ratios=[3, 2])
     _groups(axes[0, 0], lines)
     _curves(axes[0, 1], lines)
+    marks = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*marks, loc="outside lower left", ncols=len(COLORS), frameon=False, fontsize=10)
     return figure
 
 
@@ -65,15 +67,19 @@ def _groups(axis: Axes, lines: Sequence[Line]) -> None:
                     linewidth=1.5,
                     label=group if row == 0 else None,
                 )
-    names = [f"{short(line.name, 36)}{_seeds(line)}" for line in lines]
-    axis.set_yticks(range(len(lines)), names)
+    axis.set_yticks(range(len(lines)), [_wrapped(line.name, 40) + _seeds(line) for line in lines])
     axis.set_ylim(len(lines) - 0.5, -0.5)
-    titled(axis, "accuracy by training images of the class", "%", "")
-    legend(axis, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(groups))
+    several = any(len(line.curves) > 1 for line in lines)
+    title = "accuracy by shot group" + (": mean and range of seeds" if several else "")
+    titled(axis, title, "%", "")
 
 
 def _seeds(line: Line) -> str:
-    return f"  (n = {len(line.curves)})" if len(line.curves) > 1 else ""
+    return f"  ({len(line.curves)} seeds)" if len(line.curves) > 1 else ""
+
+
+def _wrapped(name: str, characters: int) -> str:
+    return textwrap.fill(name, characters, max_lines=3, placeholder=" …")
 
 
 def _curves(axis: Axes, lines: Sequence[Line]) -> None:
@@ -82,7 +88,7 @@ def _curves(axis: Axes, lines: Sequence[Line]) -> None:
         epochs = sorted({epoch for curve in line.curves for epoch in curve})
         values = [[curve[epoch] for curve in line.curves if epoch in curve] for epoch in epochs]
         shown = [epoch + 1 for epoch in epochs]
-        label = short(line.name, 28) if number < len(LINES) else None
+        label = _wrapped(line.name, 30) if number < len(LINES) else None
         marker = "o" if len(epochs) == 1 else None
         axis.plot(shown, [np.mean(v) for v in values], color=color, label=label, marker=marker)
         axis.fill_between(
