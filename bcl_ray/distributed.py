@@ -46,6 +46,24 @@ def gather_with_grad(tensor: Tensor, dim: int) -> Tensor:
     return tensor if world_size() == 1 else _Gather.apply(tensor, dim)
 
 
+def gather_rows(tensor: Tensor) -> Tensor:
+    """All workers' rows, in the order of their ranks, without gradient.
+
+    Args:
+        tensor: the same shape on every worker but for its first axis, and the same dtype.
+    """
+    if world_size() == 1:
+        return tensor
+    sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
+    rows = [int(size) for size in sizes]
+    padded = tensor.new_zeros(max(rows), *tensor.shape[1:])  # collectives want equal shapes
+    padded[: len(tensor)] = tensor
+    pieces = [torch.empty_like(padded) for _ in rows]
+    dist.all_gather(pieces, padded)
+    return torch.cat([piece[:size] for piece, size in zip(pieces, rows, strict=True)])
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dim: int) -> Tensor:

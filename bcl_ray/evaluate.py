@@ -10,9 +10,10 @@ from ray.exceptions import RayError
 from bcl_ray.cluster import connected, one_line
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches
-from bcl_ray.loop import Batch, evaluate
+from bcl_ray.inference import Batch
 from bcl_ray.models import OpenModel, open_model
 from bcl_ray.parse import with_overrides
+from bcl_ray.probe import Probe
 from bcl_ray.shards import Manifest, read_manifest
 
 Evaluated = tuple[OpenModel, dict[str, float]]
@@ -101,15 +102,12 @@ def _evaluate(
     model: OpenModel, experiment: Experiment, manifest: Manifest, labels: NDArray[np.int64]
 ) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    metrics, _ = evaluate(
-        model.network(device),
-        _relabelled(evaluation_batches(experiment, manifest, rank=0, world_size=1), labels),
-        experiment=experiment,
-        class_counts=np.array(model.state.class_counts),
-        rows=manifest.splits[experiment.data.eval_split].rows,
-        device=device,
+    probe = Probe(experiment, manifest, np.array(model.state.class_counts), device)
+    batches = evaluation_batches(experiment, manifest, rank=0, world_size=1)
+    found = probe.evaluate(
+        model.network(device), _relabelled(batches, labels), labels=labels, trained=False
     )
-    return metrics
+    return found.metrics
 
 
 def _relabelled(batches: Iterable[Batch], labels: NDArray[np.int64]) -> Iterator[Batch]:

@@ -1,10 +1,9 @@
-"""One epoch of training and one evaluation, in plain PyTorch.
+"""One epoch of training, in plain PyTorch.
 
-Both take any iterable of batches, so that they run on a machine that has torch alone. A batch
-is `views` uint8 (N, 1 + V, H, W, 3), `labels` int64 (N,), `ids` int64 (N,); of evaluation
-images there is one view. Every worker's batch has the same N, as the epoch plan deals it: with
-unequal ones the workers would wait for each other for ever. Axes: N a worker's images, V
-contrastive views, K classes.
+It takes any iterable of batches, so that it runs on a machine that has torch alone. A batch is
+`views` uint8 (N, 1 + V, H, W, 3), `labels` int64 (N,), `ids` int64 (N,). Every worker's batch has
+the same N, as the epoch plan deals it: with unequal ones the workers would wait for each other
+for ever. Axes: N a worker's images, V contrastive views, K classes.
 """
 
 import time
@@ -16,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bcl_ray import losses, metrics
-from bcl_ray.config import Experiment, LossConfig
+from bcl_ray import losses
+from bcl_ray.config import LossConfig
 from bcl_ray.distributed import gather_with_grad, rank, world_size
 from bcl_ray.learner import TERMS, Learner, not_finite
-from bcl_ray.model import Outputs, TwoBranch
+from bcl_ray.model import Outputs
 from bcl_ray.optim import learning_rate
-from bcl_ray.precision import autocast
-from bcl_ray.views.device import device_views, normalized
+from bcl_ray.views.device import device_views, sent
 
 Batch = dict[str, np.ndarray]
 SIGNALS = ("stop", "restart")  # what a worker may tell the others while it trains
@@ -98,13 +96,13 @@ def _train_step(learner: Learner, batch: Batch, epoch: int, signals: frozenset[s
     """One step; returns TERMS of the global batch, and how many workers gave each of SIGNALS."""
     experiment = learner.experiment
     views = device_views(
-        _sent(batch["views"], learner.device),
+        sent(batch["views"], learner.device),
         batch["ids"],
         experiment.views,
         seed=experiment.train.seed,
         epoch=epoch,
     )
-    labels = _sent(batch["labels"], learner.device)
+    labels = sent(batch["labels"], learner.device)
     with learner.autocast:
         outputs: Outputs = learner.forward(views)
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
@@ -155,12 +153,6 @@ def _contrastive_loss(outputs: Outputs, labels: Tensor, config: LossConfig) -> T
     return losses.supervised_contrastive_loss(outputs.features, labels, **options)
 
 
-def _sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; to a GPU from pinned memory, without which the host would wait."""
-    # Not from_numpy, which warns of Ray's arrays: they are read-only.
-    return torch.tensor(array, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-
-
 def _late_check(step: int, told: Tensor) -> Callable[[], frozenset[str]]:
     """Start to copy what a step told to the host; the result waits for that copy and checks it."""
     values = told.to("cpu", non_blocking=True)
@@ -180,49 +172,3 @@ def _late_check(step: int, told: Tensor) -> Callable[[], frozenset[str]]:
         return frozenset(name for name, workers in given if workers)
 
     return check
-
-
-@torch.no_grad()
-def evaluate(
-    model: TwoBranch,
-    batches: Iterable[Batch],
-    *,
-    experiment: Experiment,
-    class_counts: np.ndarray,
-    rows: int,
-    device: torch.device,
-) -> tuple[dict[str, float], np.ndarray]:
-    """Accuracy and calibration over all workers, every image counted exactly once.
-
-    Args:
-        model: the network to evaluate.
-        batches: this worker's part of the split.
-        experiment: its views and precision.
-        class_counts: training images per class, (K,), which make the shot groups.
-        rows: images that the manifest says there are.
-        device: where the model is.
-
-    Returns:
-        Metrics by name, and the accuracy of each class in per cent, (K,), NaN without images.
-
-    Raises:
-        RuntimeError: the number of images counted is not `rows`.
-    """
-    model.eval()
-    counts = metrics.no_counts(len(class_counts), device)
-    precision = autocast(experiment.train.precision, device)
-    for batch in batches:
-        images = normalized(_sent(batch["views"], device), experiment.views)[0]
-        with precision:
-            logits = model.classify(images)
-        counts += metrics.count_batch(logits, _sent(batch["labels"], device))
-    counts = counts.over_workers()
-    counted = int(counts.total.sum())
-    if counted != rows:
-        raise RuntimeError(
-            f"evaluation counted {counted} images of {rows}: every image must be counted once; "
-            "this is a fault of the stream, not of the data"
-        )
-    per_class = metrics.class_accuracy(counts.correct, counts.total)
-    found = metrics.evaluation_metrics(counts, class_counts)
-    return {**found, "images/evaluated": float(counted)}, per_class.cpu().numpy()

@@ -74,8 +74,8 @@ class TwoBranch(nn.Module):
             return Outputs(logits, features, logits.new_zeros(0, self.feature_dim))
         # The authors also project the classification view and drop the result, which still
         # enters the projection's batch statistics. Here it does not.
-        features = _unit(self.feature_projection(contrasted)).view(num_views, num_images, -1)
-        return Outputs(logits, features, _unit(self.prototype_projection(self.classifier.weight)))
+        features = self.project(contrasted).view(num_views, num_images, -1)
+        return Outputs(logits, features, self.prototypes())
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits of images (N, 3, H, W), (N, K); a prediction is the largest."""
@@ -86,6 +86,14 @@ class TwoBranch(nn.Module):
         """Embeddings of images (N, 3, H, W), (N, E), before any projection."""
         embeddings: Tensor = self.backbone(images)
         return embeddings
+
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Features of embeddings (N, E), (N, D), unit-norm and float32."""
+        return _unit(self.feature_projection(embeddings))
+
+    def prototypes(self) -> Tensor:
+        """Projections of the classifier's weights, (K, D), unit-norm and float32."""
+        return _unit(self.prototype_projection(self.classifier.weight))
 
     def _embed_views(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the classification view, (N, E), and of the others, (V * N, E)."""

@@ -1,9 +1,7 @@
 """A training run on Ray, from its driver: begin, start the workers, follow them, finish."""
 
 import contextlib
-import csv
 import functools
-import io
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +91,7 @@ def fit(
             mailbox = open_mailbox()
             trainer = _trainer(run, experiment, manifest, resources, mailbox, callbacks=callbacks)
             try:
-                outcome = _run(run, trainer, wished, Follower(mailbox, tracker, manifest, follow))
+                outcome = _run(run, trainer, wished, Follower(mailbox, tracker, follow))
             except Stopped:
                 tracker.tags({"stopped": wished.reason or ""})
                 raise
@@ -233,9 +231,9 @@ class Follower(threading.Thread):
     kept in `failure`.
     """
 
-    def __init__(self, mailbox: Any, tracker: Tracker, manifest: Manifest, follow: Follow) -> None:
+    def __init__(self, mailbox: Any, tracker: Tracker, follow: Follow) -> None:
         super().__init__(name="follower", daemon=True)
-        self.mailbox, self.tracker, self.manifest = mailbox, tracker, manifest
+        self.mailbox, self.tracker = mailbox, tracker
         self.follow: Follow = follow
         self.tracked: set[int] = set()
         self.failure: Exception | None = None
@@ -276,30 +274,18 @@ class Follower(threading.Thread):
 
     def _track(self, event: Event) -> None:
         self.track(event.get("records", []))
-        if event["kind"] == "classes":
-            self.tracker.text("class_accuracy.csv", _class_table(event, self.manifest))
         if event["kind"] == "system":
             values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
             self.tracker.metrics(values, event["epoch"])
 
     def _show(self, event: Event) -> None:
         self.started = self.started or event["kind"] == "start"
-        if event["kind"] in ("classes", "system") or self.failure:
+        if event["kind"] == "system" or self.failure:
             return
         self.follow(event)
         if self.tracker.page and not self.paged:  # MLflow is reached when training has begun
             self.paged = True
             self.follow({"kind": "page", "page": self.tracker.page})
-
-
-def _class_table(event: Event, manifest: Manifest) -> str:
-    """CSV: each class, its training images, and its accuracy in per cent."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["class", "training_images", "accuracy"])
-    rows = zip(manifest.class_names, event["counts"], event["accuracy"], strict=True)
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def _cause(failure: Exception, run: Run) -> str:

@@ -18,16 +18,17 @@ import torch
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from bcl_ray import checkpoint, storage
+from bcl_ray import checkpoint, findings, storage
 from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches, training_batches
 from bcl_ray.distributed import rank, sum_over_workers, world_size
 from bcl_ray.elastic import RestartError
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
-from bcl_ray.loop import Step, evaluate, train_epoch
+from bcl_ray.loop import Step, train_epoch
 from bcl_ray.optim import learning_rate
 from bcl_ray.parse import from_yaml
+from bcl_ray.probe import Probe
 from bcl_ray.runs import BEST
 from bcl_ray.shards import Manifest
 from bcl_ray.system import Sampler, node_name
@@ -105,6 +106,7 @@ class _Worker:
         self.steps = epoch_plan(experiment, manifest, 0).steps
         self.device = ray.train.torch.get_device()
         self.learner = Learner(experiment, self.class_counts, self.steps, self.device)
+        self.probe = Probe(experiment, manifest, self.class_counts, self.device, self.watch.over)
         self.history: list[dict[str, float]] = []
         self.told = time.monotonic()
         first = ray.train.get_context().get_local_rank() == 0  # one worker tells of its node
@@ -173,7 +175,7 @@ class _Worker:
         if (epoch + 1) % self.experiment.train.eval_every == 0 or (
             epoch + 1 == self.experiment.train.epochs
         ):
-            record |= self._evaluation_record()
+            record |= self._evaluation_record(epoch)
         accuracies = [r["accuracy/all"] for r in self.history if "accuracy/all" in r]
         best = record.get("accuracy/all", -1.0) > max(accuracies, default=-1.0)
         self.history.append(record)
@@ -214,22 +216,15 @@ class _Worker:
             "scale/workers": float(world_size()),
         }
 
-    def _evaluation_record(self) -> dict[str, float]:
+    def _evaluation_record(self, epoch: int) -> dict[str, float]:
         begun = time.perf_counter()
-        rows = self.manifest.splits[self.experiment.data.eval_split].rows
         batches = evaluation_batches(
             self.experiment, self.manifest, rank=rank(), world_size=world_size()
         )
-        record, per_class = evaluate(
-            self.learner.evaluated,
-            self.watch.over(batches),
-            experiment=self.experiment,
-            class_counts=self.class_counts,
-            rows=rows,
-            device=self.device,
-        )
-        self.tell("classes", counts=self.class_counts.tolist(), accuracy=per_class.tolist())
-        return {**record, "time/evaluate": time.perf_counter() - begun}
+        found = self.probe.evaluate(self.learner.evaluated, batches)
+        if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
+            findings.write(self.probe.findings(found, epoch=epoch), self.run)
+        return {**found.metrics, "time/evaluate": time.perf_counter() - begun}
 
     def _report(self, metrics: dict[str, float], *, best: bool = False) -> None:
         """Report on every worker at once; the first one has written the checkpoint.

@@ -122,3 +122,75 @@ def expected_calibration_error(confidences: list[float], hits: list[bool], bins:
             accuracy = sum(pair[1] for pair in inside) / len(inside)
             error += len(inside) / len(hits) * abs(accuracy - confidence)
     return 100 * error
+
+
+def geometry(
+    vectors: Tensor, labels: list[int], counts: list[int], rows: Tensor
+) -> dict[str, float]:
+    """Neural collapse, alignment and uniformity by loops over classes and pairs.
+
+    Args:
+        counts: training images of each class, which make the shot groups.
+        rows: what should point to the class means, one per class of all.
+    """
+    classes = sorted(set(labels))
+    of = {k: [v for v, y in zip(vectors, labels, strict=True) if y == k] for k in classes}
+    mean = {k: sum(of[k]) / len(of[k]) for k in classes}
+    centre = sum(mean.values()) / len(classes)
+    centred = {k: mean[k] - centre for k in classes}
+    between = sum(torch.outer(m, m) for m in centred.values()) / len(classes)
+    inverse = torch.linalg.pinv(between, rtol=1e-10, hermitian=True)
+    size = {k: "many" if counts[k] > 100 else "few" if counts[k] < 20 else "medium" for k in of}
+    groups = {"": classes}
+    groups |= {f"_{g}": [k for k in classes if size[k] == g] for g in ("many", "medium", "few")}
+    norms = torch.stack([m.norm() for m in centred.values()])
+    every = [_cosine(centred[j], centred[k]) for j in classes for k in classes if j < k]
+    found = {
+        "equinorm": float(norms.std(correction=0) / norms.mean()),
+        "equiangular": float(torch.tensor(every).std(correction=0)),
+    }
+    for name, group in groups.items():
+        traces, alignments = [], []
+        for k in group:
+            n = len(of[k])
+            if n > 1:
+                scatter = sum(torch.outer(v - mean[k], v - mean[k]) for v in of[k]) / (n - 1)
+                traces.append(float((scatter @ inverse).trace()))
+                unit = [v / v.norm() for v in of[k]]
+                pairs = [(unit[i] - unit[j]) for i in range(n) for j in range(n) if i < j]
+                alignments.append(sum(float(d @ d) for d in pairs) / len(pairs))
+        if traces:
+            found[f"nc1{name}"] = sum(traces) / len(traces) / len(classes)
+            found[f"alignment{name}"] = sum(alignments) / len(alignments)
+        pairs = [_cosine(centred[j], centred[k]) for j in group for k in group if j < k]
+        if pairs:
+            ideal = -1 / (len(classes) - 1)
+            found[f"maximal_angle{name}"] = sum(abs(c - ideal) for c in pairs) / len(pairs)
+        if group:
+            images = [(v / v.norm(), 1 / len(of[k])) for k in group for v in of[k]]
+            weights, kernels = 0.0, 0.0
+            for i, (x, a) in enumerate(images):
+                for j, (y, b) in enumerate(images):
+                    if i != j:
+                        weights += a * b
+                        kernels += a * b * math.exp(-2 * float((x - y) @ (x - y)))
+            if weights:
+                found[f"uniformity{name}"] = math.log(kernels / weights)
+            w = torch.stack([rows[k] for k in group])
+            m = torch.stack([centred[k] for k in group])
+            found[f"row_distance{name}"] = float((w / w.norm() - m / m.norm()).norm())
+    sides = {"head": groups["_many"], "tail": groups["_few"]}
+    for first, second in (("head", "head"), ("head", "tail"), ("tail", "tail")):
+        cosines = [
+            _cosine(centred[j], centred[k])
+            for j in sides[first]
+            for k in sides[second]
+            if j < k or first != second
+        ]
+        if cosines:
+            found[f"{first}_{second}_cosine"] = sum(cosines) / len(cosines)
+    return found
+
+
+def _cosine(x: Tensor, y: Tensor) -> float:
+    return float(x @ y / (x.norm() * y.norm()))

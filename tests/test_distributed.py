@@ -17,9 +17,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcl_ray import recipes
 from bcl_ray.config import Experiment
-from bcl_ray.distributed import GradientSum, _buckets, gather_with_grad, rank, sum_over_workers
+from bcl_ray.distributed import (
+    GradientSum,
+    _buckets,
+    gather_rows,
+    gather_with_grad,
+    rank,
+    sum_over_workers,
+)
+from bcl_ray.inference import Evaluation, evaluate, geometry_metrics
 from bcl_ray.learner import Learner, NonFiniteLossError
-from bcl_ray.loop import evaluate, global_loss, train_epoch
+from bcl_ray.loop import global_loss, train_epoch
 from bcl_ray.model import TwoBranch
 
 K, V, B = 4, 2, 12  # B divides by every number of workers
@@ -184,7 +192,7 @@ def signalled_by_one_worker(here: slice) -> list[tuple[int, list[str]]]:
     return [(step.step, sorted(step.wishes)) for step in steps]
 
 
-def evaluated(workers: int) -> tuple[dict[str, float], np.ndarray]:
+def evaluated(workers: int) -> tuple[Evaluation, dict[str, float]]:
     """Seven images: three workers have one, two and four, and of four the last has none."""
     cuts = {1: [0, 7], 2: [0, 3, 7], 3: [0, 1, 3, 7], 4: [0, 1, 3, 7, 7]}[workers]
     here = slice(cuts[rank()], cuts[rank() + 1])
@@ -193,14 +201,16 @@ def evaluated(workers: int) -> tuple[dict[str, float], np.ndarray]:
     model = TwoBranch(of.model, K)
     images = [{**batch, "views": batch["views"][:, :1]} for batch in batches(slice(0, 7), 1)]
     mine = [{name: value[here] for name, value in batch.items()} for batch in images]
-    return evaluate(
+    found = evaluate(
         model,
         mine if here.start < here.stop else [],
         experiment=of,
         class_counts=CLASS_COUNTS,
         rows=7,
         device=torch.device("cpu"),
+        shares=np.ones(K),
     )
+    return found, geometry_metrics(model, found.sample, CLASS_COUNTS)
 
 
 def report(worker: int, workers: int) -> dict[str, Any]:
@@ -225,6 +235,7 @@ def report(worker: int, workers: int) -> dict[str, Any]:
         "broken": broken_on_one_worker(here),
         "signalled": signalled_by_one_worker(here),
         "evaluated": evaluated(workers),
+        "rows": rows_of_some(worker),
     }
 
 
@@ -420,10 +431,28 @@ def test_a_loss_that_breaks_on_one_worker_stops_all_at_the_same_step(workers):
 
 
 def test_evaluation_counts_uneven_and_empty_parts(workers, alone):
-    expected, per_class = alone["evaluated"]
+    expected, geometry = alone["evaluated"]
     for worker in workers:
-        assert worker["evaluated"][0] == pytest.approx(expected, rel=1e-6)
-        np.testing.assert_allclose(worker["evaluated"][1], per_class)
+        found, of_worker = worker["evaluated"]
+        assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
+        np.testing.assert_allclose(found.class_accuracy, expected.class_accuracy)
+        for got, whole in zip(found.predictions, expected.predictions, strict=True):
+            torch.testing.assert_close(got, whole)  # every image once, in the order of ids
+        assert torch.equal(found.sample.ids, expected.sample.ids)
+        assert of_worker == pytest.approx(geometry, rel=1e-4)
+
+
+def test_rows_of_unequal_workers_are_gathered_in_order(workers):
+    for worker in workers:
+        expected = torch.arange(sum(range(len(workers)))).float()
+        assert_same(worker["rows"], torch.stack([expected, -expected], dim=1))
+
+
+def rows_of_some(worker: int) -> torch.Tensor:
+    """As many rows as the worker's number, numbered through."""
+    first = sum(range(worker))
+    rows = torch.arange(first, first + worker).float()
+    return gather_rows(torch.stack([rows, -rows], dim=1))
 
 
 def test_what_one_worker_signals_all_learn_at_the_same_step(groups, alone):

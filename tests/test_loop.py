@@ -13,8 +13,9 @@ from torch import nn
 
 from bcl_ray import checkpoint, losses, recipes
 from bcl_ray.config import Experiment, LossConfig
+from bcl_ray.inference import evaluate
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
-from bcl_ray.loop import Batch, Step, evaluate, global_loss, train_epoch
+from bcl_ray.loop import Batch, Step, global_loss, train_epoch
 from bcl_ray.model import Outputs, TwoBranch
 from bcl_ray.optim import learning_rate
 
@@ -95,7 +96,7 @@ def test_the_loss_falls_and_the_images_are_told_apart(loss, batch_norm):
 def evaluated(
     model: TwoBranch, batches: list[Batch], rows: int | None = None
 ) -> tuple[dict[str, float], np.ndarray]:
-    return evaluate(
+    found = evaluate(
         model,
         batches,
         experiment=experiment(),
@@ -103,6 +104,7 @@ def evaluated(
         rows=sum(len(batch["labels"]) for batch in batches) if rows is None else rows,
         device=CPU,
     )
+    return found.metrics, found.class_accuracy
 
 
 COLOURED = {
@@ -397,9 +399,17 @@ def test_evaluation_counts_every_image_once_whatever_the_batches():
 
 @pytest.mark.parametrize("rows", [2 * N - 1, 2 * N + 1])
 def test_evaluation_fails_when_images_are_lost_or_repeated(rows):
-    message = f"evaluation counted {2 * N} images of {rows}: every image must be counted once"
+    message = f"evaluation counted {2 * N} images of {rows}, {2 * N} of them different: every"
     with pytest.raises(RuntimeError, match=message):
         evaluated(make_learner().model, some_batches(2, 1), rows=rows)
+
+
+def test_an_image_that_comes_twice_in_the_place_of_another_is_noticed():
+    batches = some_batches(2, 1)
+    batches[1]["ids"][0] = batches[0]["ids"][0]
+    message = f"counted {2 * N} images of {2 * N}, {2 * N - 1} of them different"
+    with pytest.raises(RuntimeError, match=message):
+        evaluated(make_learner().model, batches)
 
 
 def test_evaluation_leaves_the_network_as_it_is():

@@ -1,11 +1,17 @@
 """Metrics against torchmetrics and slow definitions; counts that add up."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from bcl_ray.metrics import (
+    STREAM,
+    TEMPERATURES,
+    EvaluationCounts,
+    best_temperature,
+    calibrated_bins,
     class_accuracy,
     count_batch,
     evaluation_metrics,
@@ -13,6 +19,7 @@ from bcl_ray.metrics import (
     no_counts,
     shot_accuracy,
 )
+from bcl_ray.views.keyed import uniforms
 from tests import oracles
 
 K = 6
@@ -28,9 +35,14 @@ def predictions(num_images: int = 500, seed: int = 0) -> tuple[Tensor, Tensor]:
     return logits * 2, labels
 
 
+def counted(logits: Tensor, labels: Tensor, first: int = 0) -> EvaluationCounts:
+    """Counts of images that are numbered from `first` on."""
+    return count_batch(logits, labels, np.arange(first, first + len(labels)))
+
+
 def test_accuracies_are_torchmetrics():
     logits, labels = predictions()
-    counts = count_batch(logits, labels)
+    counts = counted(logits, labels)
     of_class = MulticlassAccuracy(num_classes=K, average="none")(logits, labels)
     torch.testing.assert_close(
         class_accuracy(counts.correct, counts.total), 100 * of_class.double()
@@ -42,7 +54,7 @@ def test_accuracies_are_torchmetrics():
 
 def test_calibration_error_is_torchmetrics_and_the_definition():
     logits, labels = predictions()
-    error = expected_calibration_error(count_batch(logits, labels).bins)
+    error = expected_calibration_error(counted(logits, labels).bins)
     theirs = MulticlassCalibrationError(num_classes=K, n_bins=15, norm="l1")(logits, labels)
     assert error == pytest.approx(100 * theirs.item(), rel=1e-5)
     confidence, predicted = logits.softmax(1).max(1)
@@ -53,7 +65,7 @@ def test_calibration_error_is_torchmetrics_and_the_definition():
 
 
 def test_full_confidence_belongs_to_the_last_bin():
-    bins = count_batch(torch.tensor([[1e4, 0.0], [0.0, 1e4]]), torch.tensor([0, 0])).bins
+    bins = counted(torch.tensor([[1e4, 0.0], [0.0, 1e4]]), torch.tensor([0, 0])).bins
     assert bins[-1].tolist() == [2, 2, 1]
     assert expected_calibration_error(bins) == pytest.approx(50)
 
@@ -62,15 +74,15 @@ def test_counts_add_up_over_batches():
     logits, labels = predictions()
     parts = no_counts(K, "cpu")
     for start in range(0, 500, 77):
-        parts = parts + count_batch(logits[start : start + 77], labels[start : start + 77])
-    whole = count_batch(logits, labels)
+        parts = parts + counted(logits[start : start + 77], labels[start : start + 77], start)
+    whole = counted(logits, labels)
     assert parts.total.sum() == 500
-    for name in ("correct", "total", "bins", "nll"):
+    for name in vars(whole):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
 
 
 def test_counts_are_their_own_sum_over_one_worker():
-    counts = count_batch(*predictions())
+    counts = counted(*predictions())
     assert torch.equal(counts.over_workers().bins, counts.bins)
 
 
@@ -78,7 +90,7 @@ def test_counts_stay_exact_beyond_what_float32_can_count():
     counts = no_counts(K, "cpu")
     counts.total.fill_(2**24)
     logits, labels = predictions(1)
-    assert (counts + count_batch(logits, labels)).total[labels[0]] == 2**24 + 1
+    assert (counts + counted(logits, labels)).total[labels[0]] == 2**24 + 1
 
 
 @pytest.mark.parametrize(
@@ -106,13 +118,15 @@ def test_a_class_without_test_images_is_in_no_mean():
 
 def test_evaluation_reports_every_metric():
     logits, labels = predictions()
-    metrics = evaluation_metrics(count_batch(logits, labels), [500, 101, 100, 20, 19, 5])
+    metrics = evaluation_metrics(counted(logits, labels), [500, 101, 100, 20, 19, 5])
     assert metrics.keys() == {
         "accuracy/all",
         "accuracy/many",
         "accuracy/medium",
         "accuracy/few",
         "calibration/ece",
+        "calibration/ece_calibrated",
+        "calibration/temperature",
         "loss/nll",
     }
     nll = torch.nn.functional.cross_entropy(logits, labels)
@@ -122,4 +136,61 @@ def test_evaluation_reports_every_metric():
 def test_half_precision_logits_are_widened():
     logits, labels = predictions()
     half = logits.bfloat16()
-    assert torch.equal(count_batch(half, labels).bins, count_batch(half.float(), labels).bins)
+    assert torch.equal(counted(half, labels).bins, counted(half.float(), labels).bins)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_temperature_is_that_of_the_least_nll(scale):
+    logits, labels = predictions(2000)
+    logits = logits * scale
+    found = best_temperature(counted(logits, labels).tempered_nll.sum(0))
+    log_temperature = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits / log_temperature.exp(), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert found == pytest.approx(log_temperature.exp().item(), rel=0.01)
+
+
+def test_the_temperature_of_a_network_that_is_always_right_is_the_lowest():
+    counts = counted(torch.eye(K).repeat(9, 1), torch.arange(K).repeat(9))
+    assert best_temperature(counts.tempered_nll.sum(0)) == TEMPERATURES[0]
+
+
+def test_counts_at_a_temperature_are_those_of_divided_logits():
+    logits, labels = predictions()
+    counts = counted(logits, labels)
+    place = 25
+    divided = counted(logits / TEMPERATURES[place], labels)
+    torch.testing.assert_close(counts.tempered_bins[:, place].sum(0), divided.bins)
+    torch.testing.assert_close(counts.tempered_nll[:, place].sum(), divided.nll)
+
+
+def test_each_half_is_calibrated_by_the_other():
+    """Where the halves are wrong in opposite directions, neither's fit is right for the other."""
+    logits, labels = predictions(4000)
+    first = torch.from_numpy(uniforms(0, 0, np.arange(4000), 0, 1, stream=STREAM) < 0.5)
+    assert abs(first.sum() - 2000) < 200
+    fitted = calibrated_bins(counted(logits, labels))
+    crossed = calibrated_bins(counted(torch.where(first, logits * 4, logits / 4), labels))
+    assert fitted[:, 0].sum() == crossed[:, 0].sum() == 4000
+    assert expected_calibration_error(fitted) < 5
+    assert expected_calibration_error(crossed) > 30
+
+
+def test_calibration_lowers_the_error_of_overconfident_logits():
+    logits, labels = predictions(4000)
+    metrics = evaluation_metrics(counted(logits * 5, labels), [500, 101, 100, 20, 19, 5])
+    assert metrics["calibration/ece"] > 20
+    assert metrics["calibration/ece_calibrated"] < 5
+
+
+def test_too_few_images_for_two_halves_have_no_calibrated_error():
+    counts = counted(*(part[:1] for part in predictions()))
+    assert calibrated_bins(counts) is None
+    assert "calibration/ece_calibrated" not in evaluation_metrics(counts, [500] * K)

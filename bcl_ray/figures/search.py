@@ -58,18 +58,12 @@ def parameters(
 
 def _legend(figure: Figure) -> None:
     """One for all panels, of what any of them shows."""
-    kinds = {}
+    kinds: dict[str, Any] = {}
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         kinds |= dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(kinds.values()),
-        list(kinds),
-        loc="outside upper right",
-        ncols=len(kinds),
-        frameon=False,
-        fontsize=10,
-    )
+    options: dict[str, Any] = {"ncols": len(kinds), "frameon": False, "fontsize": 10}
+    figure.legend(list(kinds.values()), list(kinds), loc="outside upper right", **options)
 
 
 def importance(

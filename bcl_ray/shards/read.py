@@ -19,14 +19,14 @@ def footer(uri: str) -> pq.FileMetaData:
     return storage.retried(read, uri)
 
 
-def read_row_group(uri: str, row_group: int) -> Any:
-    """One row group of a shard as a pyarrow table: id, image, label."""
+def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -> Any:
+    """One row group of a shard as a pyarrow table: id, image, label, or some of them."""
     metadata = footer(uri)
 
     def read(filesystem: Any, path: str) -> Any:
         with filesystem.open_input_file(path) as file:
             return pq.ParquetFile(file, metadata=metadata, pre_buffer=True).read_row_group(
-                row_group, use_threads=False
+                row_group, columns=columns, use_threads=False
             )
 
     return storage.retried(read, uri)

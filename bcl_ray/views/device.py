@@ -103,9 +103,9 @@ def _apply(images: Tensor, plan: policy.Plan, config: ViewsConfig) -> None:
     """Carry out the plan in place on images (M, 3, H, W): per stage, one group per operation."""
     order = plan.kinds.argsort(axis=1, kind="stable")
     kinds = np.take_along_axis(plan.kinds, order, axis=1)
-    amounts = _sent(np.take_along_axis(plan.amounts, order, axis=1), images.device)
-    indices = _sent(order, images.device)
-    fill = _sent(255 * np.array(config.mean, np.float32), images.device)
+    amounts = sent(np.take_along_axis(plan.amounts, order, axis=1), images.device)
+    indices = sent(order, images.device)
+    fill = sent(255 * np.array(config.mean, np.float32), images.device)
     rows = _rows(images)
     for stage, row in enumerate(kinds):
         found, starts = np.unique(row, return_index=True)
@@ -143,7 +143,7 @@ def _operate(name: str, images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor
 
 def _cut_out(images: Tensor, corners: NDArray[np.int64], side: int) -> None:
     """Blacken a square with these upper left corners, (N, 2), as far as it lies in the image."""
-    starts = _sent(corners, images.device)
+    starts = sent(corners, images.device)
     position = torch.arange(images.shape[-1], device=images.device)
     within = (position >= starts[..., None]) & (position < starts[..., None] + side)  # (N, 2, S)
     images.masked_fill_((within[:, 0, :, None] & within[:, 1, None, :])[:, None], 0)
@@ -152,8 +152,8 @@ def _cut_out(images: Tensor, corners: NDArray[np.int64], side: int) -> None:
 def _normalise(images: Tensor, config: ViewsConfig) -> Tensor:
     """(V, N, 3, H, W) uint8 to float32; every (N, 3, H, W) and all of them are channels_last."""
     std = np.array(config.std, np.float32)[:, None, None]
-    scale = _sent(1 / (255 * std), images.device)
-    shift = _sent(np.array(config.mean, np.float32)[:, None, None] / std, images.device)
+    scale = sent(1 / (255 * std), images.device)
+    shift = sent(np.array(config.mean, np.float32)[:, None, None] / std, images.device)
     flat = images.flatten(0, 1)
     values = torch.empty_like(flat, dtype=torch.float32, memory_format=torch.channels_last)
     for part in _chunks(flat, 0, len(flat)):
@@ -161,9 +161,7 @@ def _normalise(images: Tensor, config: ViewsConfig) -> Tensor:
     return values.view(images.shape)
 
 
-def _sent(array: NDArray[Any], device: torch.device) -> Tensor:
-    """The array on the device; to a GPU from pinned memory, so that the host need not wait."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on the device; to a GPU from pinned memory, so that the host need not wait."""
+    # Not from_numpy, which warns of Ray's arrays: they are read-only.
+    return torch.tensor(array, pin_memory=device.type == "cuda").to(device, non_blocking=True)
