@@ -57,6 +57,8 @@ def connected() -> Iterator[Resources]:
         remote = bool(os.environ.get("RAY_ADDRESS"))
         # Without an address Ray would join a cluster that somebody started on this machine.
         options = {} if remote else {"address": "local", "include_dashboard": False}
+        if not remote:  # nobody takes this machine away with notice
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     for name in ("ray.data", "ray.train"):  # they set themselves up to print
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -15,6 +15,10 @@ import ray.train.torch
 from ray._private.state import state as cluster_state
 from ray.exceptions import RayActorError
 from ray.train import ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
@@ -248,6 +252,13 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(*args, **options)
         self._experiment, self._tell, self._restart = experiment, tell, restart
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Ray Train's, but for those that would start processes with nothing to do."""
+        idle: tuple[type, ...] = (DatasetsCallback,)  # data come by streams of our own
+        if any(getattr(callback, "KEEPS_PLACES", False) for callback in self.run_config.callbacks):
+            idle += (PlacementGroupCleanerCallback,)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         options["scaling_policy"] = Scaling(

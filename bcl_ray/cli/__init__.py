@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from bcl_ray.cli import browse, data, jobs, machines, submit, training, use
+from bcl_ray.cli import browse, data, jobs, machines, search, submit, training, use
 
 app = typer.Typer(
     help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
@@ -15,6 +15,7 @@ app = typer.Typer(
 for part in (
     data.app,
     training.app,
+    search.app,
     use.app,
     browse.app,
     submit.app,

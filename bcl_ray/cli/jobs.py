@@ -161,13 +161,14 @@ def _shown(screen: "Console") -> Iterator[Callable[[str], None]]:
     """What shows a line of a job's log: events as a display, anything else as it is."""
     from bcl_ray.display import Follower
     from bcl_ray.events import from_line
+    from bcl_ray.search.display import KINDS, SearchFollower
 
-    with Follower(screen) as follower:
+    with Follower(screen) as of_run, SearchFollower(screen) as of_search:
 
         def show(line: str) -> None:
             text, event = from_line(line)
             if event is not None:
-                follower(event)
+                (of_search if event["kind"] in KINDS else of_run)(event)
             if (text or event is None) and not RAYS_OWN.match(text):
                 _print(screen, text)
 

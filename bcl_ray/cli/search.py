@@ -14,7 +14,7 @@ from bcl_ray.cli.training import Overrides, _experiment
 
 if TYPE_CHECKING:
     from bcl_ray.config import Experiment
-    from bcl_ray.search.ledger import Extent, Settings
+    from bcl_ray.search.settings import Extent, Settings
 
 app = typer.Typer()
 
@@ -80,23 +80,8 @@ def search(
     ] = None,
 ) -> None:
     """Try many values of some options, and keep those that are best on validation data."""
-    given = {
-        "space": None if space is None else _text(space),
-        "searcher": None if searcher is None else searcher.value,
-        "scheduler": None if scheduler is None else scheduler.value,
-        "metric": metric,
-        "validation": validation,
-        "seed": seed,
-    }
-    extent = {
-        "trials": trials,
-        "workers": workers_per_trial,
-        "gpus_per_worker": gpus_per_worker,
-        "max_concurrent": max_concurrent,
-        "confirm": None if confirm is None else parse_confirm(confirm),
-    }
-    wanted = resolve(recipe, overrides or [], name, resume, given, extent)
-    _check(*wanted[1:])
+    title, experiment, settings, extent = wanted(**locals())
+    _check(experiment, settings, extent)
     quiet()
     from bcl_ray.search.display import follower
     from bcl_ray.search.driver import SearchError
@@ -104,7 +89,8 @@ def search(
 
     try:
         with follower(console()) as follow:
-            run(*wanted, follow=follow, resume=resume is not None)
+            again = resume is not None
+            run(title, experiment, settings, extent, follow=follow, resume=again)
     except SearchError as error:
         sys.stderr.write(f"bcl-ray: {error}\n")
         raise typer.Exit(1) from None
@@ -113,13 +99,12 @@ def search(
         raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
 
 
-def resolve(
+def wanted(
     recipe: str | None,
-    overrides: list[str],
+    overrides: list[str] | None,
     name: str | None,
     resume: str | None,
-    settings: dict[str, Any],
-    extent: dict[str, Any],
+    **options: Any,
 ) -> tuple[str, "Experiment", "Settings", "Extent"]:
     """What a search is to be: the options given, and for the others their defaults.
 
@@ -130,8 +115,7 @@ def resolve(
         overrides: of the experiment.
         name: of a new search.
         resume: name of one that goes on.
-        settings: those of `Settings`, None where they are not given.
-        extent: those of `Extent`, likewise.
+        options: the command's others, None where they are not given.
 
     Returns:
         Name, experiment, settings and extent.
@@ -139,20 +123,33 @@ def resolve(
     Raises:
         ValueError: options that are missing, or that exclude each other.
     """
-    from bcl_ray.search.ledger import Extent, Settings
+    from bcl_ray.search.settings import Extent, Settings
 
-    settings = {key: value for key, value in settings.items() if value is not None}
-    extent = {key: value for key, value in extent.items() if value is not None}
-    if resume is None:
-        if recipe is None or name is None:
-            raise ValueError(
-                "search needs a recipe's name or a YAML file, and --name NAME; or --resume NAME"
-            )
-        experiment = _experiment(recipe, overrides)
-        return name, experiment, Settings(**settings), Extent(**extent)
-    if name is not None:
-        raise ValueError("--name and --resume exclude each other: a search keeps its name")
-    return _resumed(recipe, overrides, resume, settings, extent)
+    options |= {
+        "workers": options.pop("workers_per_trial"),
+        "space": None if options["space"] is None else _text(options["space"]),
+        "confirm": None if options["confirm"] is None else parse_confirm(options["confirm"]),
+    }
+    given = {key: _plain(value) for key, value in options.items() if value is not None}
+    settings, extent = (
+        {key: value for key, value in given.items() if key in kind.__dataclass_fields__}
+        for kind in (Settings, Extent)
+    )
+    if resume is not None:
+        if name is not None:
+            raise ValueError("--name and --resume exclude each other: a search keeps its name")
+        return _resumed(recipe, overrides or [], resume, settings, extent)
+    if recipe is None or name is None:
+        raise ValueError(
+            "search needs a recipe's name or a YAML file, and --name NAME; or --resume NAME"
+        )
+    experiment = _experiment(recipe, overrides)
+    return name, experiment, Settings(**settings), Extent(**extent)
+
+
+def _plain(value: Any) -> Any:
+    """A choice as its text, as files have it."""
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def _resumed(
@@ -168,7 +165,7 @@ def _resumed(
     from bcl_ray.search.ledger import open_search
 
     if recipe is not None and "=" in recipe:
-        recipe, overrides = None, [recipe, *overrides]
+        overrides, recipe = [recipe, *overrides], None
     roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
     uri = runs.absolute(runs.run_uri(resume, roots[-1] if roots else TrackingConfig().runs))
     ledger = open_search(uri)

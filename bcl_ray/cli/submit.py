@@ -21,6 +21,7 @@ class Kind(StrEnum):
     train = "train"
     evaluate = "evaluate"
     predict = "predict"
+    search = "search"
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -82,6 +83,8 @@ def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
             check_uri("--data", options["data"])
         first = options["names"][0].rstrip("/").rpartition("/")[2]
         return named(kind.value, f"evaluate-{first}", words, run=" ".join(options["names"]))
+    if kind is Kind.search:
+        return _searching(options, words, address)
     if kind is Kind.predict:
         _check_model(options["model"], options["runs"])
         check_uri("INPUT", options["images"])
@@ -108,6 +111,16 @@ def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> 
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
     experiment = _experiment(options["recipe"], options["overrides"])
     return training(options["recipe"], experiment, words, address)
+
+
+def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
+    from bcl_ray.cli.search import wanted
+    from bcl_ray.submit.request import searching
+
+    name, experiment, _, _ = wanted(**options)
+    recipe = options["recipe"]
+    known = recipe if recipe and "=" not in recipe else None
+    return searching(name, known, experiment, words, address)
 
 
 def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "Request":

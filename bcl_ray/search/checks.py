@@ -3,9 +3,9 @@
 from bcl_ray.budget import preflight
 from bcl_ray.config import Experiment
 from bcl_ray.longtail import shot_groups
-from bcl_ray.search.ledger import Extent, Settings
 from bcl_ray.search.score import parse_score
 from bcl_ray.search.searchers import make_searcher
+from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.space import parse_space
 from bcl_ray.shards import Manifest
 from bcl_ray.shards.cut import own_validation

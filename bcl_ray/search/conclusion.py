@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bcl_ray import figures, report, storage
+from bcl_ray import figures, report, runs, storage
 from bcl_ray.config import Experiment
 from bcl_ray.evaluate import evaluate_models
 from bcl_ray.parse import with_overrides
 from bcl_ray.search.display import spread
-from bcl_ray.search.ledger import Ledger, Trial, best, ranked, seeds_of
+from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.space import overrides
+from bcl_ray.search.trials import Trial, best, ranked, seeds_of
 from bcl_ray.shards import Manifest
 from bcl_ray.tracking import Tracker
 
@@ -28,6 +29,7 @@ def conclude(
     ledger: Ledger,
     trials: Sequence[Trial],
     manifest: Manifest,
+    *,
     tracker: Tracker,
     folder: Path,
     note: Callable[[str], None],
@@ -43,15 +45,15 @@ def conclude(
         note: takes what a person should know.
 
     Returns:
-        `trial`, `score`, `published` (score of trial 0, if it has one), `point`, `changes` to the
-        experiment, `seeds` (scores of its repeats), `others` (of the other repeated trials),
-        `test` (metric to mean and deviation), `recipe` (the file), `reference` (how `train` takes
-        it).
+        `search`, `metric`; `trial`, `score` and `point` of the winner; `published`, the score of
+        trial 0, or None; `confirmed`, scores with other seeds by trial; `test`, mean and deviation
+        by metric; `recipe`, where winner.yaml is.
     """
     winner = best(trials)
     assert winner is not None
     published = next((t.score for t in ranked(trials) if t.number == 0), None)
     recipe = ledger.place(RECIPE_FILE)
+    test = _test(ledger, winner, trials, manifest)
     storage.write_bytes(recipe, _recipe(ledger, winner).to_yaml().encode())
     found = {
         "search": ledger.name,
@@ -61,12 +63,12 @@ def conclude(
         "published": published,
         "point": winner.point,
         "confirmed": {t.name: seeds_of(t, trials) for t in ranked(trials) if seeds_of(t, trials)},
-        "test": _test(ledger, winner, trials, manifest),
-        "recipe": recipe,
+        "test": test,
+        "recipe": runs.shown(recipe),
     }
     tracker.text(RECIPE_FILE, _recipe(ledger, winner).to_yaml())
     tracker.tags({"winner": winner.name})
-    tracker.metrics({f"test/{name}": mean for name, (mean, _) in found["test"].items()}, 0)
+    tracker.metrics({f"test/{name}": mean for name, (mean, _) in test.items()}, 0)
     try:
         _draw(ledger, trials, found, tracker, folder)
     except Exception as error:  # what can be looked at is no part of what was found

@@ -9,10 +9,11 @@ from ray.tune import Stopper
 from ray.tune.search import Searcher
 
 from bcl_ray.parse import with_overrides
-from bcl_ray.search.ledger import Ledger, Trial, row
+from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.placement import Keeper
 from bcl_ray.search.searchers import Searcher as Chooser
 from bcl_ray.search.space import overrides
+from bcl_ray.search.trials import Trial, row
 from bcl_ray.stopping import Wish
 
 Follow = Callable[[dict[str, Any]], None]
@@ -123,7 +124,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         trial, result = self.trials[self._names[trial_id]], result or {}
         self._keeper.ends(trial.name)
         self.on_trial_result(trial_id, result)  # Tune tells the last one here alone
-        end = "failed" if error else result.get("end", "stopped")
+        end: Any = "failed" if error else result.get("end", "stopped")
         if end == "failed":
             trial.reason = result.get("reason", "its process died again and again: see Ray's logs")
         if not (end == "interrupted" or self.interrupted):
@@ -154,6 +155,7 @@ class Interruption(_Here, Stopper):  # type: ignore[misc]
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether one trial is to end: never by itself."""
+        del trial_id, result  # part of Ray's signature
         return False
 
     def stop_all(self) -> bool:

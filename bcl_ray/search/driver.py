@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from bcl_ray.search import ledger as ledgers
 from bcl_ray.search.checks import check
 from bcl_ray.search.conclusion import conclude
 from bcl_ray.search.conductor import Follow
-from bcl_ray.search.ledger import Extent, Ledger, Settings, Trial, best, repeats, row
+from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.placement import Keeper
 from bcl_ray.search.places import data_cpus, slots
-from bcl_ray.search.searchers import make_searcher
+from bcl_ray.search.searchers import Searcher, make_searcher
+from bcl_ray.search.settings import Extent, Settings
+from bcl_ray.search.trials import Trial, best, repeats, row
 from bcl_ray.search.tuning import Tuning, our_node
 from bcl_ray.shards import MANIFEST, Manifest, read_manifest
 from bcl_ray.shards.cut import hold_out, own_validation
@@ -83,10 +86,12 @@ def search(
         ):
             tracker.start()
             tracker.text(runs.EXPERIMENT_FILE, experiment.to_yaml())
-            follow(_begin_event(ledger, extent, count, tracked_at))
+            follow(_begin_event(ledger, count, tracked_at))
             news = _News(tracker, follow)
-            trials = _run(ledger, extent, manifest, resources, count, news, wish)
-            winner = conclude(ledger, trials, manifest, tracker, folder, news.note)
+            trials = _Search(ledger, manifest, resources, count, news, wish).trials()
+            winner = conclude(
+                ledger, trials, manifest, tracker=tracker, folder=folder, note=news.note
+            )
             winner["tracked"] = tracker.finish("FINISHED", TRACKING_PATIENCE)
             winner["problem"] = tracker.problem
     follow({"kind": "winner", **winner})
@@ -98,38 +103,62 @@ def local_folder(ledger: Ledger) -> Path:
     return runs.local_folder(runs.Run(ledger.uri, ledger.uid, ledger.digest, ledger.fingerprint))
 
 
-def _run(
-    ledger: Ledger,
-    extent: Extent,
-    manifest: Manifest,
-    resources: Resources,
-    count: int,
-    news: "_News",
-    wish: Wish,
-) -> list[Trial]:
-    """All trials, ended."""
-    known = ledger.trials()
-    for trial in known:
-        news.old(trial)
-    options = _options(ledger, extent, manifest, resources, count)
-    settings = ledger.settings
-    chooser = make_searcher(settings.searcher, ledger.space, settings.seed, len(known))
-    for trial in known:
-        if trial.status != "running" and trial.seed is None:
-            chooser.tell(trial.number, trial.point, trial.scores, trial.status)
-    with Keeper(ledger.uid, news.note) as keeper:
-        tuning = Tuning(ledger, count, options, news, keeper, wish)
+@dataclass(frozen=True)
+class _Search:
+    """A search that has begun, in this process."""
+
+    ledger: Ledger
+    manifest: Manifest
+    resources: Resources
+    slots: int
+    news: "_News"
+    wish: Wish
+
+    def trials(self) -> list[Trial]:
+        """All trials, ended."""
+        ledger, known = self.ledger, self.ledger.trials()
+        for trial in known:
+            self.news.old(trial)
+        options = self._options()
         try:
-            trials = tuning.run(known, total=extent.trials, chooser=chooser)
-            if best(trials) is None:
-                raise SearchError(_why_none(trials, extent.trials))
-            if extent.confirm:
-                again = repeats(trials, *extent.confirm, seed=ledger.experiment.train.seed)
-                trials = tuning.run(again)
+            with Keeper(ledger.uid, self.news.note) as keeper:
+                tuning = Tuning(ledger, self.slots, options, self.news, keeper, self.wish)
+                total = ledger.extent.trials
+                trials = tuning.run(known, total=total, chooser=self._chooser(known))
+                if best(trials) is None:
+                    raise SearchError(_why_none(trials, total))
+                if ledger.extent.confirm:
+                    k, n = ledger.extent.confirm
+                    trials = tuning.run(repeats(trials, k, n, ledger.experiment.train.seed))
+                return trials
         except Stopped as stop:
             text = f"{stop}; go on with: bcl-ray search --resume {_reference(ledger)}"
             raise Stopped(text, stop.signum) from None
-    return trials
+
+    def _chooser(self, known: Sequence[Trial]) -> Searcher:
+        """The searcher, which remembers the trials that have ended."""
+        settings = self.ledger.settings
+        chooser = make_searcher(settings.searcher, self.ledger.space, settings.seed, len(known))
+        for trial in known:
+            if trial.status != "running" and trial.seed is None:
+                chooser.tell(trial.number, trial.point, trial.scores, trial.status)
+        return chooser
+
+    def _options(self) -> list[str]:
+        """Options that all trials have alike."""
+        ledger = self.ledger
+        trial = ledger.extent.of_trial(ledger.experiment)
+        options = [
+            f"scale.workers={trial.scale.workers}",
+            f"scale.gpus_per_worker={trial.scale.gpus_per_worker}",
+            f"scale.data_cpus={data_cpus(trial, self.resources.cpus, self.slots):g}",
+            *_data_options(ledger, self.manifest),
+            f"tracking.runs={ledger.uri}",
+            f"tracking.uri={tracking_uri(ledger.experiment)}",
+        ]
+        trial = with_overrides(ledger.experiment, options)
+        budget(trial, read_manifest(trial.data.path), None)  # fewer images than in the whole
+        return options
 
 
 def _reference(ledger: Ledger) -> str:
@@ -144,25 +173,6 @@ def _why_none(trials: Sequence[Trial], wanted: int) -> str:
         f"no trial came to its end: {len(trials)} of {wanted} were begun, and failed: "
         + "; ".join(list(reasons)[:3])
     )
-
-
-def _options(
-    ledger: Ledger, extent: Extent, manifest: Manifest, resources: Resources, count: int
-) -> list[str]:
-    """Options that all trials have alike."""
-    trial = extent.of_trial(ledger.experiment)
-    cpus = data_cpus(trial, resources.cpus, count)
-    options = [
-        f"scale.workers={extent.workers}",
-        f"scale.gpus_per_worker={trial.scale.gpus_per_worker}",
-        f"scale.data_cpus={cpus:g}",
-        *_data_options(ledger, manifest),
-        f"tracking.runs={ledger.uri}",
-        f"tracking.uri={tracking_uri(ledger.experiment)}",
-    ]
-    trial = with_overrides(trial, options)
-    budget(trial, read_manifest(trial.data.path), None)  # fewer images than in the whole
-    return options
 
 
 def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
@@ -203,8 +213,8 @@ def _subject(ledger: Ledger) -> Subject:
     return Subject(ledger.uid, ledger.name, experiment.tracking.experiment, parameters, tags)
 
 
-def _begin_event(ledger: Ledger, extent: Extent, count: int, tracked_at: str) -> dict[str, Any]:
-    settings, experiment = ledger.settings, ledger.experiment
+def _begin_event(ledger: Ledger, count: int, tracked_at: str) -> dict[str, Any]:
+    settings, extent, experiment = ledger.settings, ledger.extent, ledger.experiment
     return {
         "kind": "search",
         "search": ledger.name,

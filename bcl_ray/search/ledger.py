@@ -10,108 +10,17 @@
 import hashlib
 import json
 import secrets
-import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 
 from bcl_ray import runs, storage
 from bcl_ray.config import Experiment
-from bcl_ray.parse import from_yaml, with_overrides
-from bcl_ray.search.searchers import SearcherName, Status
-from bcl_ray.search.space import Point, Space, parse_space
-
-SchedulerName = Literal["asha", "hyperband", "median", "none"]
+from bcl_ray.parse import from_yaml
+from bcl_ray.search.settings import Extent, Settings
+from bcl_ray.search.space import Space, parse_space
+from bcl_ray.search.trials import Trial
 
 SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What determines which trials a search makes, and how they are compared.
-
-    Args:
-        space: YAML of `space`; None: the loss.
-        searcher: random, grid or tpe.
-        scheduler: asha, hyperband, median or none.
-        metric: as `parse_score` takes it.
-        validation: share of each class that is cut from the training split; unused where the data
-            set has a validation split.
-        seed: of the searcher and of the cut.
-    """
-
-    space: str | None = None
-    searcher: SearcherName = "random"
-    scheduler: SchedulerName = "asha"
-    metric: str = "accuracy/all"
-    validation: float = 0.2
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much is searched, and with what; none of it changes what a trial is.
-
-    Args:
-        trials: in all, with the published values.
-        workers: of each trial.
-        gpus_per_worker: share of a GPU; None: the experiment's.
-        max_concurrent: trials at once, at most; None: as many as the cluster has room for.
-        confirm: (k, n): train the best k again with n other seeds each.
-    """
-
-    trials: int = 20
-    workers: int = 1
-    gpus_per_worker: float | None = None
-    max_concurrent: int | None = None
-    confirm: tuple[int, int] | None = None
-
-    def of_trial(self, experiment: Experiment) -> Experiment:
-        """The experiment with a trial's workers.
-
-        Raises:
-            ValueError: it cannot have them.
-        """
-        share = self.gpus_per_worker or experiment.scale.gpus_per_worker
-        changes = [f"scale.workers={self.workers}", f"scale.gpus_per_worker={share}"]
-        return with_overrides(experiment, changes)
-
-
-@dataclass
-class Trial:
-    """One trial, as its file has it.
-
-    Args:
-        name: its run's.
-        number: in its search; 0 has the published values.
-        point: its values of the searched options.
-        seed: train.seed, where the trial repeats another one to confirm it.
-        scores: by epochs done, of every evaluation.
-        metrics: of the last evaluation.
-        status: running, finished, stopped (by the scheduler) or failed.
-        reason: why it failed.
-        seconds: that it has taken, over all processes.
-    """
-
-    name: str
-    number: int
-    point: Point
-    seed: int | None = None
-    scores: dict[int, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    status: Status = "running"
-    reason: str | None = None
-    seconds: float = 0.0
-
-    @property
-    def epochs(self) -> int:
-        """Epochs done at the last evaluation; 0 before the first."""
-        return max(self.scores, default=0)
-
-    @property
-    def score(self) -> float | None:
-        """Of the last evaluation."""
-        return self.scores[self.epochs] if self.scores else None
 
 
 @dataclass(frozen=True)
@@ -288,62 +197,7 @@ def resume(ledger: Ledger, extent: Extent, experiment: Experiment) -> Ledger:
 
 def _other(ledger: Ledger, now: str) -> str:
     return (
-        f"search '{ledger.name}' was begun with another configuration (digest {ledger.digest}, now "
-        f"{now}): only --trials, --max-concurrent, --confirm, data.path, scale.* and tracking.* may "
-        "change; give another search another --name"
+        f"search '{ledger.name}' was begun with another configuration (digest {ledger.digest}, "
+        f"now {now}): only --trials, --workers-per-trial, --max-concurrent, --confirm, data.path, "
+        "scale.* and tracking.* may change; give another search another --name"
     )
-
-
-def row(trial: Trial) -> dict[str, Any]:
-    """A trial as events and figures show it."""
-    return {
-        "trial": trial.name,
-        "number": trial.number,
-        "point": trial.point,
-        "status": trial.status,
-        "epochs": trial.epochs,
-        "score": trial.score,
-        "seconds": round(trial.seconds, 1),
-        "reason": trial.reason,
-    }
-
-
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The search's own trials that came to their end, the best first; the first of equals."""
-    found = [t for t in trials if t.status == "finished" and t.seed is None]
-    return sorted(found, key=lambda trial: -(trial.score or 0.0))
-
-
-def best(trials: Sequence[Trial]) -> Trial | None:
-    """The best of them, by mean over seeds where there are repeats; None where none has ended."""
-    found = ranked(trials)
-    confirmed = [trial for trial in found if seeds_of(trial, trials)]
-    if confirmed:
-        return max(confirmed, key=lambda trial: statistics.mean(seeds_of(trial, trials)))
-    return found[0] if found else None
-
-
-def seeds_of(trial: Trial, trials: Sequence[Trial]) -> list[float]:
-    """Scores of a trial's repeats with other seeds."""
-    return [
-        float(other.score or 0.0)
-        for other in trials
-        if other.number == trial.number and other.seed is not None and other.status == "finished"
-    ]
-
-
-def repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Trial]:
-    """All trials, and n repeats of each of the best k, those that are there as they are.
-
-    Args:
-        trials: of the search.
-        k: how many are repeated.
-        n: other seeds of each.
-        seed: of the trials themselves.
-    """
-    known = {trial.name: trial for trial in trials}
-    for trial in ranked(trials)[:k]:
-        for other in range(seed + 1, seed + 1 + n):
-            name = f"{trial.name}-seed-{other}"
-            known.setdefault(name, Trial(name, trial.number, trial.point, seed=other))
-    return list(known.values())

@@ -31,6 +31,8 @@ class Placed(WorkerGroupCallback):  # type: ignore[misc]  # Ray has no types
         run: the trial's name.
     """
 
+    KEEPS_PLACES = True  # Ray Train's own process for that is not needed
+
     def __init__(self, search: str, run: str) -> None:
         self._search, self._run = search, run
 

@@ -35,7 +35,7 @@ def slots(
         "memory for their drivers": driver_bytes / DRIVER_BYTES,
     }
     if not resources.grows:
-        wanted = budget(experiment, manifest, resources.cpus).store_bytes
+        wanted = budget(experiment, manifest, None).store_bytes
         limits["object store"] = resources.store_bytes / wanted
         limits["nodes"] = places(resources.nodes, needs) / workers
     if "GPU" in needs:

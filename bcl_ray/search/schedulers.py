@@ -13,11 +13,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
 from bcl_ray.config import TrainConfig
-from bcl_ray.search.ledger import Trial
+from bcl_ray.search.trials import Trial
 
 REDUCTION = 3  # of trials at every rung, a third goes on (Li et al., MLSys 2020, use 4)
 BRACKETS = 3
-RUNGS = 3  # at most, below the whole length
+FIRST = 27  # part of the epochs before the first rung, three times REDUCTION
 
 Known = Callable[[int], Trial | None]  # what is known of a trial, by its number
 
@@ -34,6 +34,7 @@ class _Spares:
     """A scheduler that lets trial 0 end, and knows what was before."""
 
     known: Known
+    _stopped_trials: set[Any] = set()  # noqa: RUF012  the median rule has its own
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Hand on what the trial told in an earlier process; that was decided upon then."""
@@ -47,7 +48,10 @@ class _Spares:
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
         decision: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
-        return TrialScheduler.CONTINUE if trial.config["number"] == 0 else decision
+        if trial.config["number"] == 0:
+            self._stopped_trials.discard(trial)
+            return str(TrialScheduler.CONTINUE)
+        return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Take note of an end, with a score or without."""
@@ -66,7 +70,7 @@ class _Median(_Spares, MedianStoppingRule):  # type: ignore[misc]
 def first_rung(train: TrainConfig) -> int:
     """Epochs before which no trial is stopped: a few evaluations, and a share of the whole."""
     epochs, every = train.epochs, train.eval_every
-    wanted = max(every, math.ceil(epochs / REDUCTION**RUNGS))
+    wanted = max(every, math.ceil(epochs / FIRST))
     return min(epochs, every * math.ceil(wanted / every))
 
 

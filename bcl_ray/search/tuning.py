@@ -11,11 +11,12 @@ import ray
 from ray import tune
 
 from bcl_ray.search.conductor import Conductor, Follow, Interruption
-from bcl_ray.search.ledger import Ledger, Trial
+from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.placement import Keeper
 from bcl_ray.search.schedulers import make_scheduler
 from bcl_ray.search.searchers import Searcher
 from bcl_ray.search.trial import TrialRun
+from bcl_ray.search.trials import Trial
 from bcl_ray.stopping import Stopped, Wish, stoppable
 
 RETRIES = 3  # of a trial whose process dies; its run goes on

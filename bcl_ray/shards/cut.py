@@ -30,7 +30,8 @@ def held_out(class_counts: NDArray[np.int64], fraction: float) -> NDArray[np.int
         (K,); 0 for a class of one image, which training needs.
     """
     share = np.floor(class_counts * fraction + 0.5).astype(np.int64)
-    return np.clip(share, 1, np.maximum(class_counts - 1, 0), out=share)
+    held: NDArray[np.int64] = np.minimum(np.maximum(share, 1), np.maximum(class_counts - 1, 0))
+    return held
 
 
 def hold_out(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from bcl_ray import events, runs
+from bcl_ray import events, runs, storage
 from bcl_ray.budget import budget
 from bcl_ray.config import Experiment
 from bcl_ray.shards import Manifest, read_manifest
@@ -80,13 +80,7 @@ def training(recipe: str, experiment: Experiment, words: tuple[str, ...], addres
     Raises:
         ValueError: the run cannot work on a cluster, or with its data where that can be read.
     """
-    for option, path in (
-        ("data.path", experiment.data.path),
-        ("tracking.runs", experiment.tracking.runs),
-        ("model.weights", experiment.model.weights),
-    ):
-        if path is not None:
-            check_uri(option, path)
+    _check_places(experiment)
     default = runs.default_name(experiment)
     run = experiment.tracking.run or default
     added = [] if experiment.tracking.run else [f"tracking.run={run}"]
@@ -102,6 +96,47 @@ def training(recipe: str, experiment: Experiment, words: tuple[str, ...], addres
     }
     own = run if run == default else f"{run.rpartition('/')[2]}-{time.strftime('%m%d-%H%M%S')}"
     return Request(_plain(own), "train", (*words, *added), metadata, notes)
+
+
+def searching(
+    name: str, recipe: str | None, experiment: Experiment, words: tuple[str, ...], address: str
+) -> Request:
+    """A request to search, or to go on with a search.
+
+    Args:
+        name: of the search.
+        recipe: what is searched around; None: the search's own.
+        experiment: likewise, resolved.
+        words: arguments of the command.
+        address: of the cluster.
+
+    Raises:
+        ValueError: it cannot work on a cluster, or with its data where they can be read.
+    """
+    _check_places(experiment)
+    added = _tracking_words(experiment, address)
+    fingerprint, notes = _look(experiment)
+    made = named(
+        "search",
+        name,
+        (*words, *added),
+        run=storage.join(experiment.tracking.runs, name),
+        data=experiment.data.path,
+        **({"recipe": recipe} if recipe else {}),
+        **({"data.fingerprint": fingerprint} if fingerprint else {}),
+    )
+    return replace(made, notes=notes)
+
+
+def _check_places(experiment: Experiment) -> None:
+    """Refuse paths of this machine in an experiment."""
+    for option, path in (
+        ("data.path", experiment.data.path),
+        ("tracking.runs", experiment.tracking.runs),
+        ("model.weights", experiment.model.weights),
+    ):
+        if path is not None:
+            check_uri(option, path)
 
 
 def check_uri(option: str, path: str) -> None:
