@@ -67,6 +67,7 @@ ORDER = {
     "export": "torch",
     "events": "",
     "display": "",
+    "search": "ray",
     "submit": "ray",
     "doctor": "ray torch",
     "local": "ray",
@@ -90,6 +91,7 @@ RAY = {  # these, and no others, need Ray
     "system",
     "worker",
     "train",
+    "search",
     "evaluate",
     "predict",
 }
