@@ -45,35 +45,45 @@ def search(
     name: Annotated[str | None, typer.Option(help="Name of the search, and of its folder.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="NAME", help="Go on with a search.")] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Trials in all; 0 has the published values. [20]")
+        int | None,
+        typer.Option(
+            min=1, help="Trials in all, 20 by default; number 0 has the published values."
+        ),
     ] = None,
     workers_per_trial: Annotated[
-        int | None, typer.Option(min=1, help="Workers of each trial. [1]")
+        int | None, typer.Option(min=1, help="Workers of each trial; 1 by default.")
     ] = None,
     gpus_per_worker: Annotated[
         float | None, typer.Option(help="Share of a GPU, with one worker per trial.")
     ] = None,
     max_concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Trials at once. [as many as there is room for]")
+        int | None,
+        typer.Option(min=1, help="Trials at once; by default as many as there is room for."),
     ] = None,
     space: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What varies, as YAML. [the loss]")
+        Path | None, typer.Option(metavar="FILE", help="What varies, as YAML; by default the loss.")
     ] = None,
     searcher: Annotated[
-        SearcherName | None, typer.Option(help="Who chooses values. [random]")
+        SearcherName | None, typer.Option(help="Who chooses values; random by default.")
     ] = None,
     scheduler: Annotated[
-        SchedulerName | None, typer.Option(help="Which trials are stopped early. [asha]")
+        SchedulerName | None, typer.Option(help="Which trials are stopped early; asha by default.")
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="What counts, such as 0.5*accuracy/few+0.5*accuracy/all. [accuracy/all]"),
+        typer.Option(
+            help="What counts, accuracy/all by default, or 0.5*accuracy/few+0.5*accuracy/all."
+        ),
     ] = None,
     validation: Annotated[
         float | None,
-        typer.Option(help="Share of each class that is cut from the training split. [0.2]"),
+        typer.Option(
+            help="Share of each class that is cut from the training split; 0.2 by default."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the choice and the cut. [0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the choice and the cut; 0 by default.")
+    ] = None,
     confirm: Annotated[
         str | None,
         typer.Option(metavar="K,N", help="Train the best K again with N other seeds each."),
