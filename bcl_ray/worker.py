@@ -65,6 +65,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         )
         try:
             with contextlib.closing(epochs):
+                worker.finish_epoch()
                 for epoch, batches in worker.watch.over(epochs):
                     worker.run_epoch(epoch, batches)
         except NonFiniteLossError as error:
@@ -123,6 +124,12 @@ class _Worker:
             self.history = list(state.history)
         self.tell("start", step=self.learner.step, workers=world_size(), records=self.history)
 
+    def finish_epoch(self) -> None:
+        """Evaluate and report an epoch whose training had been saved, and no more."""
+        epoch, within = divmod(self.learner.step, self.steps)
+        if within == 0 and len(self.history) < epoch:
+            self.run_epoch(epoch - 1, iter(()))
+
     def _usable(self) -> str:
         """The last checkpoint's folder, or that of the one before where the last is damaged.
 
@@ -172,18 +179,21 @@ class _Worker:
             if in_epoch and wishes:
                 self._leave(wishes)
         record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
-        if (epoch + 1) % self.experiment.train.eval_every == 0 or (
-            epoch + 1 == self.experiment.train.epochs
-        ):
+        epochs = self.experiment.train.epochs
+        if (epoch + 1) % self.experiment.train.eval_every == 0 or epoch + 1 == epochs:
+            # An evaluation may take longer than a notice, or a person, would wait.
+            self._report({"step": self.learner.step})
+            if wishes:
+                self._leave(wishes)
             record |= self._evaluation_record(epoch)
         accuracies = [r["accuracy/all"] for r in self.history if "accuracy/all" in r]
         best = record.get("accuracy/all", -1.0) > max(accuracies, default=-1.0)
         self.history.append(record)
         self.learner.sums.zero_()
         self._report({"step": self.learner.step, **record}, best=best)
-        self.tell("epoch", epochs=self.experiment.train.epochs, records=[record])
+        self.tell("epoch", epochs=epochs, records=[record])
         self._tell_system(epoch)
-        if wishes and epoch + 1 < self.experiment.train.epochs:
+        if wishes and epoch + 1 < epochs:
             self._leave(wishes)
 
     def _tell_system(self, epoch: int) -> None:

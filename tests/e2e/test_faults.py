@@ -59,3 +59,16 @@ def test_a_run_is_not_continued_with_another_experiment(start, undisturbed):
     command = start("train", "--resume", "undisturbed", "loss.tau=0")
     assert command.wait() == 2
     assert "only data.path, scale.* and tracking.* may change on --resume" in command.output
+
+
+def test_an_evaluation_that_was_cut_off_is_repeated(start, workplace, undisturbed):
+    """What is damaged is the last checkpoint; the one before has no evaluation of its epoch."""
+    folder = workplace / "runs" / "unevaluated"
+    shutil.copytree(workplace / "runs" / "undisturbed", folder)
+    last = max(folder.glob("checkpoint_0*"), key=lambda found: found.stat().st_mtime)
+    (last / "state.pt").write_bytes((last / "state.pt").read_bytes()[:1000])
+    resumed = start("train", "--resume", "unevaluated")
+    assert resumed.wait() == 0, resumed.output
+    assert f"{last.name}/state.pt is damaged" in resumed.output
+    assert resumed.start_steps() == [4 * STEPS]
+    assert_same_run(last_state(workplace, "unevaluated"), undisturbed[0])
