@@ -52,7 +52,8 @@ class Labeller:
         """
         views, columns = batch["views"], {n: c for n, c in batch.items() if n != "views"}
         readable = torch.from_numpy(batch["fault"] == "")
-        chosen = views if readable.all() else views[readable.numpy()]
+        # The network takes one image at least: where none is readable, one that is not used.
+        chosen = views[readable.numpy()] if readable.any() else views[:1]
         for name, found in self._label(chosen).items():
             whole = found.new_zeros(len(views), found.shape[1])
             columns[name] = whole.masked_scatter(readable[:, None], found).numpy()

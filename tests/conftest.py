@@ -7,6 +7,7 @@ import pytest
 from tests.local_cluster import local_cluster  # noqa: F401  (a fixture)
 from tests.s3_servers import bucket, proxy, s3_server  # noqa: F401  (fixtures)
 from tests.tracked import database, sqlite  # noqa: F401  (fixtures)
+from tests.trained import trained  # noqa: F401  (a fixture)
 
 # Two threads per process on two cores cost more than they bring, in processes that run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
