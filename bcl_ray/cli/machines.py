@@ -81,6 +81,9 @@ def cluster_up(
         str, typer.Option(help="S3: swift, ceph, or s3://BUCKET/PREFIX of one that is there.")
     ] = "swift",
     database: Annotated[str, typer.Option(help="Behind MLflow: sqlite or postgres.")] = "sqlite",
+    auth: Annotated[
+        bool, typer.Option("--auth", help="MLflow asks for a password, which `environment` has.")
+    ] = False,
     cpus: Annotated[int, typer.Option(help="CPUs that each node says it has.")] = 2,
     store_mib: Annotated[int, typer.Option(help="Ray's object store on each node, MiB.")] = 512,
     port: Annotated[int, typer.Option(help="First of 20 ports.")] = 9600,
@@ -92,6 +95,7 @@ def cluster_up(
             workers,
             store=store,
             database=database,
+            auth=auth,
             port=port,
             cpus=cpus,
             store_mib=store_mib,

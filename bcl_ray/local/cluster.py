@@ -58,6 +58,7 @@ class Cluster:
         *,
         store: str = "swift",
         database: str = "sqlite",
+        auth: bool = False,
         port: int = FIRST_PORT,
         cpus: int = 2,
         store_mib: int = 512,
@@ -69,6 +70,7 @@ class Cluster:
             workers: nodes beside the head, at least 1; about a third of them for data.
             store: swift, ceph, or s3://BUCKET/PREFIX of a store that is there.
             database: behind MLflow: sqlite or postgres.
+            auth: MLflow asks for a name and a password, which the environment then has.
             port: first of the 20 that it may use.
             cpus: CPUs that each node says it has.
             store_mib: object store of each node, MiB.
@@ -83,7 +85,7 @@ class Cluster:
         with records.held(self.folder):
             self._clear_remains(say)
             nodes = _names(workers)
-            description = Description(store, database, port, cpus, store_mib, "", nodes)
+            description = Description(store, database, port, cpus, store_mib, "", nodes, auth)
             self._check_ports(description)
             # A socket's path may have 107 characters, and Ray's own part of it has 62.
             ray_folder = tempfile.mkdtemp(prefix="bcl-ray-")
@@ -126,6 +128,7 @@ class Cluster:
             "BCL_RAY_STORE": description.bucket,
             "RAY_ADDRESS": f"http://{LOOPBACK}:{ports.dashboard}",
             "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
+            **(self._accounts(description).client() if description.auth else {}),
             **ray_nodes.common_environment(self._token),
             **(server.environment() if server else {}),
         }
@@ -254,9 +257,9 @@ class Cluster:
         """Start the MLflow server, and wait until it answers."""
         description = self._description()
         port = description.ports.mlflow
-        command = tracking_server.command(port, f"{description.bucket}/mlflow")
-        # A database says where its artifacts are, so each store has a database of its own.
-        folder = self.folder / f"mlflow-{description.store.partition(':')[0]}"
+        artifacts = f"{description.bucket}/mlflow"
+        command = tracking_server.command(port, artifacts, auth=description.auth)
+        folder = self._mlflow_folder(description)
         environment = self._node_environment()
         if description.database == "postgres":
             database = Postgres(folder / "postgres", description.ports.postgres, self.processes)
@@ -267,8 +270,17 @@ class Cluster:
         else:
             uri = tracking_server.sqlite(folder)
         environment |= tracking_server.environment(uri)
+        if description.auth:
+            environment |= self._accounts(description).server(uri)
         self.processes.start("mlflow", command, environment)
         self.processes.wait("mlflow", answers(port), START_SECONDS)
+
+    def _mlflow_folder(self, description: Description) -> Path:
+        """A database says where its artifacts are, so each store has a database of its own."""
+        return self.folder / f"mlflow-{description.store.partition(':')[0]}"
+
+    def _accounts(self, description: Description) -> tracking_server.Accounts:
+        return tracking_server.Accounts(self._mlflow_folder(description))
 
     def _start_all(self) -> None:
         """Start the parts at the same time; the first that fails ends the others."""

@@ -26,6 +26,7 @@ class Description:
         store_mib: object store of each node, MiB.
         ray_folder: of the nodes' temporary folders.
         nodes: group (data or train) of each worker node.
+        auth: whether MLflow asks for a name and a password.
         ready: False while it is starting.
     """
 
@@ -36,6 +37,7 @@ class Description:
     store_mib: int
     ray_folder: str
     nodes: Mapping[str, str]
+    auth: bool = False
     ready: bool = False
 
     @property

@@ -189,6 +189,11 @@ class Tracking(Section):
 
     uri: Address | None = Field(None, description="A server that exists; none: one of our own.")
     storage_gib: int = Field(20, ge=1, description="GiB of disk of our own server's database.")
+    secret: Name | None = Field(
+        None,
+        description="Secret with `username` and `password` (and `session`, at random, for our own "
+        "server), by which the server on Kubernetes lets clients in; none: it asks nobody.",
+    )
 
 
 class Queue(Section):

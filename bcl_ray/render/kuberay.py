@@ -18,6 +18,7 @@ from bcl_ray.render.pods import (
     shared_path,
     store_secret,
     store_variables,
+    tracking_secret,
     tracking_uri,
     variables,
 )
@@ -214,7 +215,7 @@ def _pod(
     container = {
         "name": f"ray-{'head' if role == 'head' else 'worker'}",
         "image": description.image.gpu if gpus else description.image.cpu,
-        "env": variables(_environment(description, role)),
+        "env": [*variables(_environment(description, role)), *tracking_secret(description)],
         **store_secret(description),
         "resources": resources(group.cpus, f"{group.memory_gib}Gi", gpus=gpus),
         "securityContext": container_security(),

@@ -81,6 +81,13 @@ def store_secret(description: Description) -> Plain:
     return {"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}
 
 
+def tracking_secret(description: Description) -> list[Plain]:
+    """Environment variables by which MLflow's client says who it is."""
+    secret = description.tracking.secret
+    names = {"MLFLOW_TRACKING_USERNAME": "username", "MLFLOW_TRACKING_PASSWORD": "password"}
+    return [secret_variable(name, secret, key) for name, key in names.items()] if secret else []
+
+
 def shared_path(description: Description) -> str | None:
     """Where pods mount the shared volume; none where files are in an object store."""
     uri = description.object_store.uri

@@ -23,6 +23,7 @@ from bcl_ray.render.pods import (
 
 POSTGRESQL, REDIS = "postgres:17.6", "redis:7.4.5"
 DATABASE_USER = 999  # of both images
+ACCOUNTS, ACCOUNTS_PATH = "mlflow-accounts", "/etc/mlflow"
 
 
 def namespace(description: Description) -> Plain:
@@ -70,11 +71,15 @@ def mlflow(description: Description) -> list[Plain]:
     labels = {ROLE: "mlflow"}
     database = f"postgresql://mlflow@postgresql.{description.name}.svc.cluster.local/mlflow"
     path = shared_path(description)
+    secret = description.tracking.secret
     volumes: list[Plain] = [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}]
     mounts: list[Plain] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108
     if path:
         volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": SHARED_CLAIM}})
         mounts.append({"name": "shared", "mountPath": path})
+    if secret:
+        volumes.append({"name": "accounts", "configMap": {"name": ACCOUNTS}})
+        mounts.append({"name": "accounts", "mountPath": ACCOUNTS_PATH, "readOnly": True})
     server = {
         "name": "mlflow",
         "image": description.image.cpu,
@@ -84,6 +89,7 @@ def mlflow(description: Description) -> list[Plain]:
             f"--port={MLFLOW_PORT}",
             "--workers=2",
             f"--allowed-hosts={','.join(allowed_hosts(description))}",
+            *(["--app-name=basic-auth"] if secret else []),
         ],
         "env": [
             *variables(
@@ -96,6 +102,7 @@ def mlflow(description: Description) -> list[Plain]:
                 }
             ),
             secret_variable("PGPASSWORD", DATABASE_SECRET, "password"),
+            *(_account_variables(secret) if secret else []),
         ],
         **store_secret(description),
         "ports": [{"name": "http", "containerPort": MLFLOW_PORT}],
@@ -126,7 +133,29 @@ def mlflow(description: Description) -> list[Plain]:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
-    return [deployment, _service(description, "mlflow", MLFLOW_PORT)]
+    accounts = [_accounts(description, database)] if secret else []
+    return [deployment, _service(description, "mlflow", MLFLOW_PORT), *accounts]
+
+
+def _account_variables(secret: str) -> list[Plain]:
+    """Of a server that asks who wants something: its first account, which may make others."""
+    return [
+        *variables({"MLFLOW_AUTH_CONFIG_PATH": f"{ACCOUNTS_PATH}/basic_auth.ini"}),
+        secret_variable("MLFLOW_AUTH_ADMIN_USERNAME", secret, "username"),
+        secret_variable("MLFLOW_AUTH_ADMIN_PASSWORD", secret, "password"),
+        secret_variable("MLFLOW_FLASK_SERVER_SECRET_KEY", secret, "session"),
+    ]
+
+
+def _accounts(description: Description, database: str) -> Plain:
+    """MLflow's settings of accounts, which are in the database of runs."""
+    settings = f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}\n"
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(description, ACCOUNTS),
+        "data": {"basic_auth.ini": settings},
+    }
 
 
 def postgresql(description: Description) -> list[Plain]:

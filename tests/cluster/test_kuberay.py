@@ -112,6 +112,50 @@ def test_only_steady_nodes_carry_the_label_that_rank_zero_asks_for(description):
     assert found["spot"] == ({"bcl-ray.io/market": "spot"}, spot)
 
 
+def variables_of(container):
+    return {item["name"]: item.get("value", item.get("valueFrom")) for item in container["env"]}
+
+
+def test_mlflow_asks_for_a_password_that_ray_s_pods_have_and_no_file(
+    description, tmp_path, monkeypatch
+):
+    from mlflow.server.auth.config import read_auth_config
+
+    def key(name):
+        return {"secretKeyRef": {"name": "mlflow", "key": name}}
+
+    deployment, _, accounts = services.mlflow(description)
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    found = variables_of(server)
+    assert "--app-name=basic-auth" in server["args"]
+    assert found["MLFLOW_AUTH_ADMIN_PASSWORD"] == key("password")
+    assert found["MLFLOW_FLASK_SERVER_SECRET_KEY"] == key("session")
+    mounted = {mount["name"]: mount["mountPath"] for mount in server["volumeMounts"]}
+    settings = tmp_path / "basic_auth.ini"
+    assert found["MLFLOW_AUTH_CONFIG_PATH"] == f"{mounted['accounts']}/{settings.name}"
+    settings.write_text(accounts["data"][settings.name])
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(settings))
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "from the secret")
+    taken = read_auth_config()
+    assert (taken.admin_password, taken.database_uri) == (
+        "from the secret",
+        found["MLFLOW_BACKEND_STORE_URI"],
+    )
+    spec = kuberay.ray_cluster(description)["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert variables_of(container)["MLFLOW_TRACKING_USERNAME"] == key("username")
+        assert variables_of(container)["MLFLOW_TRACKING_PASSWORD"] == key("password")
+
+
+def test_without_a_secret_mlflow_asks_nobody(description):
+    tracking = description.tracking.model_copy(update={"secret": None})
+    open_to_all = description.model_copy(update={"tracking": tracking})
+    text = "".join(render("kuberay", open_to_all).values())
+    for absent in ("basic-auth", "MLFLOW_AUTH", "MLFLOW_TRACKING_PASSWORD", "mlflow-accounts"):
+        assert absent not in text
+
+
 def test_mlflow_answers_its_services_names_with_and_without_port_and_nobody_elses(description):
     """By MLflow's own check of the Host header."""
     hosts = services.allowed_hosts(description)
@@ -126,7 +170,7 @@ def test_mlflow_answers_its_services_names_with_and_without_port_and_nobody_else
         in services.mlflow(description)[0]["spec"]["template"]["spec"]["containers"][0]["args"]
     )
     uri = kuberay.ray_cluster(description)["spec"]["headGroupSpec"]["template"]["spec"]
-    variables = {item["name"]: item["value"] for item in uri["containers"][0]["env"]}
+    variables = variables_of(uri["containers"][0])
     host = variables["MLFLOW_TRACKING_URI"].removeprefix("http://")
     assert is_allowed_host_header(hosts, host), "the address that drivers use"
 

@@ -1,0 +1,120 @@
+"""The MLflow server of a local cluster, where it asks who wants something."""
+
+import json
+import stat
+import urllib.error
+import urllib.request
+
+import pytest
+from mlflow import MlflowClient
+
+from bcl_ray import mlflow_model, runs
+from bcl_ray.checkpoint import load
+from bcl_ray.doctor.machine import tracking_server as looked_at
+from bcl_ray.local import tracking_server
+from bcl_ray.local.ports import LOOPBACK, answers, free_ports
+from bcl_ray.local.processes import Processes
+from bcl_ray.local.ray_nodes import machine_environment
+from bcl_ray.local.tracking_server import Accounts
+from bcl_ray.registry import register, resolve
+from tests.tracked import (
+    PATIENCE,
+    begin,
+    experiment_in,
+    final_checkpoint,
+    found,
+    record_of,
+    start,
+    steps_of,
+    tracker_of,
+)
+
+
+@pytest.fixture(scope="module")
+def protected(tmp_path_factory):
+    """Address of a server that asks, and the account that it knows."""
+    folder = tmp_path_factory.mktemp("protected")
+    processes, accounts = Processes(folder / "processes"), Accounts(folder / "mlflow")
+    (port,) = free_ports(1)
+    database = tracking_server.sqlite(folder / "mlflow")
+    environment = machine_environment() | tracking_server.environment(database)
+    command = tracking_server.command(port, str(folder / "artifacts"), auth=True)
+    processes.start("mlflow", command, environment | accounts.server(database))
+    try:
+        processes.wait("mlflow", answers(port), PATIENCE)
+        yield f"http://{LOOPBACK}:{port}", accounts
+    finally:
+        processes.kill("mlflow")
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch):
+    for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+
+
+def status_of(url):
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  (loopback)
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_who_does_not_say_who_it_is_gets_nothing(protected, monkeypatch):
+    uri, accounts = protected
+    for path in ("", "/api/2.0/mlflow/experiments/search?max_results=1", "/graphql"):
+        assert status_of(uri + path) == 401, path
+    assert status_of(f"{uri}/health") == 200, "Kubernetes asks without a password"
+    with pytest.raises(OSError, match=r"wants to know who asks \(401\): set MLFLOW_TRACKING_USER"):
+        looked_at(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", tracking_server.USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")  # MLflow's own, once
+    with pytest.raises(OSError, match=r"\(401\)"):
+        looked_at(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", accounts.client()["MLFLOW_TRACKING_PASSWORD"])
+    assert looked_at(uri).startswith(uri)
+
+
+def test_the_password_is_for_its_owner_alone(protected):
+    _, accounts = protected
+    password = accounts.client()["MLFLOW_TRACKING_PASSWORD"]
+    holding = [
+        file
+        for file in accounts.folder.rglob("*")
+        if file.is_file() and password.encode() in file.read_bytes()
+    ]
+    assert [file.name for file in holding] == ["password"]
+    assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
+    assert Accounts(accounts.folder).client()["MLFLOW_TRACKING_PASSWORD"] == password, "it is kept"
+
+
+def test_a_run_is_tracked_and_its_model_registered_with_the_password(
+    protected, tmp_path, monkeypatch
+):
+    uri, accounts = protected
+    # Exporting a network takes seconds, and is tested elsewhere.
+    monkeypatch.setattr(mlflow_model, "_export", lambda source, target, about: target.mkdir())
+    experiment = experiment_in(tmp_path / "runs", f"tracking.uri={uri}")
+    run = begin(experiment)
+    record = {**record_of(0), "accuracy/all": 70.0}
+    folder, _ = final_checkpoint(tmp_path / "runs" / "first" / "best_1", experiment, [record])
+    with tracker_of(run, experiment) as tracker:
+        start(tracker, experiment)
+        tracker.metrics(record, 0)
+        assert not tracker.finish("FINISHED", 3)
+        assert "401" in (tracker.problem or ""), "the run ends all the same"
+    for name, value in accounts.client().items():
+        monkeypatch.setenv(name, value)
+    with tracker_of(run, experiment) as tracker:
+        assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    client, recorded = found(experiment, run)
+    assert steps_of(client, recorded.info.run_id) == [0]
+    register(run, str(folder), load(folder), "digits", alias="champion")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert resolve("models:/digits@champion") == (run.uri, str(folder))
+    version = MlflowClient(uri).get_model_version_by_alias("digits", "champion")
+    assert version.run_id == recorded.info.run_id
+    journal = (runs.local_folder(run) / "journal.jsonl").read_text()
+    assert accounts.client()["MLFLOW_TRACKING_PASSWORD"] not in journal
+    assert accounts.client()["MLFLOW_TRACKING_PASSWORD"] not in json.dumps(recorded.to_dictionary())
