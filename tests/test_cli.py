@@ -65,7 +65,10 @@ def test_help_imports_nothing_heavy():
     assert "Usage: bcl-ray" in out
 
 
-@pytest.mark.parametrize("command", ["shard", "shards show", "plan", "train", "evaluate", "sync"])
+@pytest.mark.parametrize(
+    "command",
+    ["shard", "shards show", "plan", "train", "evaluate", "predict", "export", "sync"],
+)
 def test_every_command_has_help(bcl_ray, command):
     status, out, _ = bcl_ray(*command.split(), "--help")
     assert status == 0
@@ -134,7 +137,11 @@ MISTAKES = [
     ),
     ("train --resume gone", "runs/gone holds no run (no run.json): name one that"),
     ("train --resume gone tracking.runs=there", "there/gone holds no run (no run.json)"),
-    ("evaluate gone --runs there", "there/gone holds no run (no run.json)"),
+    ("evaluate gone --runs there", "'gone' is no model: there/gone holds neither a run nor a"),
+    ("predict gone images out", "'gone' is no model: runs/gone holds neither a run nor a"),
+    ("predict models:/digits images out", "'models:/digits' must be models:/NAME@ALIAS or"),
+    ("export gone model.pt2", "'gone' is no model: runs/gone holds neither a run nor a"),
+    ("export gone model.pth", "FILE 'model.pth' must end in one of .safetensors, .pt2, .onnx"),
     ("sync gone", "runs/gone holds no run (no run.json)"),
     ("shards show gone", "gone holds no manifest.json, so it is not a data set"),
     ("shards verify gone", "gone holds no manifest.json, so it is not a data set"),
