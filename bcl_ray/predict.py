@@ -9,6 +9,7 @@ flight.
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ Follow = Callable[[dict[str, Any]], None]
 Columns = dict[str, NDArray[Any]]
 
 TICK = 0.5  # seconds between two events of progress
+LATE = 120.0  # seconds; starting Ray's processes and the network takes some 20
 # Of a CPU, where there are no GPUs; the network has the rest. Whole CPUs for actors would leave
 # none to read with, and Ray Data would make one of two stages that ask for the same.
 READ_CPUS = 0.25
@@ -102,6 +104,8 @@ def predict(
     """
     options.check()
     images, target = runs.absolute(images), runs.absolute(target)
+    if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
+        raise ValueError(f"OUTPUT ({target}) lies in INPUT, and would be labelled: name another")
     model = open_model(name, root, last=options.last)
     manifest = _manifest(images, options)
     output = Output(target, _request(model, images, manifest, options))
@@ -215,7 +219,7 @@ def _write(
     size = output.request.part_size
     rows, unreadable, told = done * size, 0, 0.0
     part: list[Columns] = []
-    for block in blocks:
+    for block in _awaited(blocks, follow):
         part.append(block)
         rows += len(block["fault"])
         unreadable += int((block["fault"] != "").sum())
@@ -230,6 +234,20 @@ def _write(
             f"{rows:,} images came back of {total:,}: this is a fault of the stream, not of the "
             "images"
         )
+
+
+def _awaited(blocks: Iterator[Columns], follow: Follow) -> Iterator[Columns]:
+    """The same blocks; a person is told when the first of them is late."""
+    text = f"no image came back within {LATE:g} s: others may use the cluster's CPUs or GPUs"
+    note = threading.Timer(LATE, follow, [{"kind": "note", "text": text}])
+    note.daemon = True
+    note.start()
+    try:
+        for block in blocks:
+            note.cancel()
+            yield block
+    finally:
+        note.cancel()
 
 
 def _progress(done: int, total: int, unreadable: int) -> dict[str, Any]:

@@ -231,6 +231,26 @@ def test_what_cannot_be_is_refused_before_anything_is_written(trained, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_in_the_input_is_refused(trained):
+    with pytest.raises(ValueError, match=r"^OUTPUT \(.*/out\) lies in INPUT, and would be label"):
+        label(trained, trained.shards, f"{trained.shards}/out")
+
+
+def test_a_person_is_told_when_nothing_comes_back(monkeypatch):
+    monkeypatch.setattr(predict, "LATE", 0.05)
+    told = []
+
+    def blocks():
+        time.sleep(0.5)
+        yield {}
+
+    assert list(predict._awaited(blocks(), told.append)) == [{}]
+    assert [event["text"][:40] for event in told] == ["no image came back within 0.05 s: others"]
+    assert list(predict._awaited(iter([{}]), told.append)) == [{}]
+    time.sleep(0.2)
+    assert len(told) == 1
+
+
 def test_a_folder_without_files_is_refused(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds no files: name a folder of images"):
