@@ -373,6 +373,9 @@ class TrackingConfig(Section):
         description="MLflow tracking URI; none: MLFLOW_TRACKING_URI, else SQLite in <runs>.",
     )
     experiment: str = Field("bcl-ray", description="MLflow experiment that holds the run.")
+    report: bool = Field(
+        True, description="Draw figures and a report at the end; takes about 5 s of one CPU."
+    )
 
 
 class Experiment(Section):

@@ -108,6 +108,7 @@ class Probe:
             about={
                 "data": self.experiment.data.path,
                 "split": self.experiment.data.eval_split,
+                "fingerprint": self.manifest.fingerprint,
                 "metrics": found.metrics,
                 "bins": found.counts.bins.tolist(),
                 "calibrated_bins": None if calibrated is None else calibrated.tolist(),

@@ -15,10 +15,11 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; mar
 h1 { font-size: 1.7em; margin-bottom: 0.2em; } h2 { font-size: 1.25em; margin-top: 2.2em; }
 p { max-width: 75ch; } img { display: block; max-width: 100%; height: auto; margin: 0.8em 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.92em; }
-th, td { padding: 0.25em 0.9em 0.25em 0; text-align: left; border-bottom: 1px solid #ddd; }
+th, td { padding: 0.25em 1.5em 0.25em 0; text-align: left; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #777; cursor: pointer; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
+PIXELS = 1.4  # of an image per pixel of the page
 # A click on a column's head sorts by it, and back.
 SORT = """
 for (const head of document.querySelectorAll("th")) head.onclick = () => {
@@ -81,7 +82,9 @@ def _section(section: Section) -> str:
 def _image(figure: Figure | bytes, about: str) -> str:
     content = figure if isinstance(figure, bytes) else png(figure)
     data = base64.b64encode(content).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(about, quote=True)}">'
+    pixels = int.from_bytes(content[16:20], "big")  # where a PNG file has its width
+    width, alt = round(pixels / PIXELS), html.escape(about, quote=True)
+    return f'<img width="{width}" src="data:image/png;base64,{data}" alt="{alt}">'
 
 
 def _table(table: Table) -> str:

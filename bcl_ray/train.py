@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 Follow = Callable[[Event], None]
 
+FINAL = "final"  # a local run's folder of the last checkpoint
 MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking server
 
 
@@ -95,6 +97,8 @@ def fit(
             except Stopped:
                 tracker.tags({"stopped": wished.reason or ""})
                 raise
+            drawn = experiment.tracking.report
+            outcome["report"] = _sum_up(run, tracker, follow) if drawn else None
             outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
             outcome["problem"] = tracker.problem
     follow({"kind": "end", **outcome})
@@ -299,7 +303,7 @@ def _cause(failure: Exception, run: Run) -> str:
 
 
 def _finished(run: Run, result: Any, follower: Follower) -> Event:
-    folder = runs.local_folder(run) / "final"
+    folder = runs.local_folder(run) / FINAL
     last = storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
     state = checkpoint.load(last)
     checkpoint.save(state, folder)
@@ -311,3 +315,26 @@ def _finished(run: Run, result: Any, follower: Follower) -> Event:
             f"\nsee its results with: bcl-ray evaluate {runs.reference(run)}"
         )
     return {"run": run.name, "reference": runs.reference(run), "history": state.history}
+
+
+def _sum_up(run: Run, tracker: Tracker, follow: Follow) -> str | None:
+    """Draw figures and the report, and track them; a failure to draw is told, and fails no run."""
+    folder = runs.local_folder(run)
+    try:
+        # matplotlib takes a second to import, which training need not wait for.
+        from bcl_ray import summary  # noqa: PLC0415
+
+        state = checkpoint.load(folder / FINAL)
+        files = summary.write(summary.of_run(run, state), folder)
+    except Exception as error:
+        logger.exception("the report failed")
+        again = f"bcl-ray report {runs.reference(run)}"
+        text = f"the report could not be drawn: {one_line(error)}; try again with: {again}"
+        follow({"kind": "note", "text": text})
+        return None
+    for file in files:
+        parent = file.parent.relative_to(folder).as_posix()
+        tracker.artifact(file, "" if parent == "." else parent)
+    tables = [{"path": summary.TABLE, "type": "table"}]
+    tracker.tags({"mlflow.loggedArtifacts": json.dumps(tables)})  # where MLflow looks
+    return str(folder / summary.REPORT)

@@ -56,6 +56,7 @@ ORDER = {
     "labeller": "torch",
     "figures": "matplotlib",
     "report": "",
+    "summary": "",
     "mailbox": "ray",
     "stopping": "",
     "watch": "ray torch",
@@ -97,7 +98,7 @@ RAY = {  # these, and no others, need Ray
 }
 MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "compare", "train", "evaluate"}
 
-DRAWING = {"figures", "report"}  # these need matplotlib, which takes a second to import
+DRAWING = {"figures", "report", "summary"}  # these need matplotlib, which takes a second to import
 
 
 def module_of(file: Path) -> str:

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from bcl_ray.cli import browse, data, jobs, machines, search, submit, training, use
+from bcl_ray.cli import browse, data, insight, jobs, machines, search, submit, training, use
 
 app = typer.Typer(
     help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
@@ -17,6 +17,7 @@ for part in (
     training.app,
     search.app,
     use.app,
+    insight.app,
     browse.app,
     submit.app,
     jobs.app,

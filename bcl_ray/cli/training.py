@@ -115,6 +115,7 @@ def train(
     _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
     quiet()
     from bcl_ray.display import accuracy_table, follower, method
+    from bcl_ray.runs import shown
     from bcl_ray.train import TrainingError, fit
 
     screen = console()
@@ -129,6 +130,8 @@ def train(
         raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
     last = outcome["history"][-1]
     screen.print(accuracy_table([(outcome["run"], method(experiment), last)]))
+    if outcome["report"]:
+        screen.print(f"report: {shown(outcome['report'])}", highlight=False, soft_wrap=True)
     screen.print(f"next: bcl-ray evaluate {outcome['reference']}", highlight=False)
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 # Paul Tol's high-contrast scheme: safe for all colour-blind people, and in grey as well.
 # https://personal.sron.nl/~pault/
 GROUP_COLORS = {"many": "#004488", "medium": "#DDAA33", "few": "#BB5566"}
+TEXT_COLORS = {**GROUP_COLORS, "medium": "#8A6400"}  # the same yellow, dark enough to read
+CALIBRATED_COLOR = "#2A9D8F"  # no group's
 ALL_COLOR, MUTED, FAINT = "#222222", "#777777", "#DDDDDD"
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^"}  # a second way to tell them apart
 DPI = 150

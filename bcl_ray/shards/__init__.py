@@ -17,7 +17,7 @@ from bcl_ray.shards.manifest import (
     Split,
     read_manifest,
 )
-from bcl_ray.shards.read import read_row_group
+from bcl_ray.shards.read import find_images, read_row_group
 from bcl_ray.shards.verify import verify_shards
 from bcl_ray.shards.write import MAX_PIXELS, SHARD_BYTES, write_shards
 
@@ -31,6 +31,7 @@ __all__ = [
     "Progress",
     "ShardInfo",
     "Split",
+    "find_images",
     "read_manifest",
     "read_row_group",
     "verify_shards",

@@ -1,11 +1,17 @@
 """Reading shards: a row group at a time, without torch."""
 
 import functools
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from bcl_ray import storage
+from bcl_ray.shards.manifest import Split
+
+THREADS = 8  # that look for images
+AT_ONCE = 64  # row groups that they look through before it is asked whether all are found
 
 
 @functools.lru_cache(maxsize=4096)
@@ -30,3 +36,36 @@ def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -
             )
 
     return storage.retried(read, uri)
+
+
+def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, bytes]:
+    """The encoded images with these ids, as far as the split has them.
+
+    Only the row groups that hold them are read whole; of the others, up to the last that does,
+    the ids.
+    """
+    wanted = set(ids)
+    places = [
+        (storage.join(folder, shard.file), number)
+        for shard in split.shards
+        for number in range(-(-shard.rows // split.row_group_rows))
+    ]
+    found: dict[int, bytes] = {}
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(places), AT_ONCE):
+            for part in threads.map(
+                functools.partial(_found, wanted), places[start : start + AT_ONCE]
+            ):
+                found |= part
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _found(wanted: set[int], place: tuple[str, int]) -> dict[int, bytes]:
+    here = read_row_group(*place, ["id"])["id"].to_pylist()
+    rows = [row for row, number in enumerate(here) if number in wanted]
+    if not rows:
+        return {}
+    images = read_row_group(*place, ["image"])["image"]
+    return {here[row]: images[row].as_py() for row in rows}

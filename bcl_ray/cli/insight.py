@@ -1,0 +1,33 @@
+"""The command that shows what a run learned: report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcl_ray.cli.terminal import quiet
+from bcl_ray.cli.training import Runs
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name, folder or URI.")],
+    runs: Runs = "runs",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files, instead of the run's own.")
+    ] = None,
+) -> None:
+    """Draw a run's figures, table of classes and report again, from what it left."""
+    from bcl_ray import runs as folders
+
+    run, _ = folders.open_run(folders.run_uri(name, runs))
+    quiet()
+    from bcl_ray import summary
+    from bcl_ray.models import open_model
+
+    state = open_model(run.uri, last=True).state
+    folder = out or folders.local_folder(run)
+    for file in summary.write(summary.of_run(run, state), folder):
+        typer.echo(folders.shown(str(file.absolute())))
