@@ -1,12 +1,14 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from bcl_ray import checkpoint, models, registry, runs
+from bcl_ray import checkpoint, models, runs
 from bcl_ray.checkpoint import State
 from bcl_ray.recipes import digits_lt
+from bcl_ray.registry import CHECKPOINT_TAG, RUN_TAG
 
 EXPERIMENT = digits_lt()
 
@@ -41,24 +43,26 @@ def test_a_checkpoint_is_named_by_its_folder(root):
 
 
 @pytest.fixture
-def registry(root, monkeypatch):
+def registered(root, database, monkeypatch):
     """A registry with a version that was registered by us, and one that was not."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, root / "mlflow.db")
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     client.create_registered_model("digits")
-    for tags in ({registry.RUN_TAG: f"{root}/first", registry.CHECKPOINT_TAG: f"{root}/first/best_00000012"}, {}):
+    ours = {RUN_TAG: f"{root}/first", CHECKPOINT_TAG: f"{root}/first/best_00000012"}
+    for tags in (ours, {}):
         client.create_model_version("digits", str(root), tags=tags)
     client.set_registered_model_alias("digits", "champion", "1")
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registered")
 def test_a_registered_model_is_named_by_its_alias_or_version(root):
     for name in ("models:/digits@champion", "models:/digits/1"):
         found = models.open_model(name, str(root))
         assert (found.name, found.state.step) == (name, 12)
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
