@@ -21,9 +21,6 @@ class Keeper:
     def __init__(self):
         self.told = []
 
-    def begins(self, run):
-        self.told.append(f"{run} begins")
-
     def ends(self, run):
         self.told.append(f"{run} ends")
 
@@ -86,7 +83,7 @@ def test_everything_is_written_down_at_once(place):
         {5: 40.0, 40: 60.0},
         {"accuracy/all": 60.0},
     )
-    assert place.keeper.told == ["trial-000 begins", "trial-000 ends"]
+    assert place.keeper.told == ["trial-000 ends"]
     assert [event["status"] for event in place.events] == [
         "running",
         "running",

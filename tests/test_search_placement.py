@@ -85,12 +85,14 @@ def test_a_gpu_is_shared_by_one_worker_runs_alone():
 
 def test_groups_of_ended_runs_are_overdue_after_a_while():
     groups = [Group("a", "trial-000", 10.0), Group("b", "trial-001", 20.0)]
-    assert overdue(groups, {"trial-000": 100.0}, now=129.0) == []
-    assert overdue(groups, {"trial-000": 100.0}, now=131.0) == groups[:1]
+    begun = {"trial-000": 5.0, "trial-001": 15.0}
+    assert overdue(groups, begun, {"trial-000": 100.0}, now=129.0) == []
+    assert overdue(groups, begun, {"trial-000": 100.0}, now=131.0) == groups[:1]
 
 
-def test_so_are_groups_that_a_newer_one_of_their_run_has_replaced():
-    """The driver of a trial died, and its run went on in another process."""
-    groups = [Group("a", "trial-000", 10.0), Group("b", "trial-000", 50.0)]
-    assert overdue(groups, {}, now=79.0) == []
-    assert overdue(groups, {}, now=81.0) == groups[:1]
+def test_so_are_groups_from_before_their_run_began_once_more():
+    """The driver of a trial died, and its run goes on in another process, if it gets a place."""
+    groups = [Group("a", "trial-000", 10.0), Group("b", "trial-000", 55.0)]
+    assert overdue(groups[:1], {"trial-000": 50.0}, {}, now=79.0) == []
+    assert overdue(groups[:1], {"trial-000": 50.0}, {}, now=81.0) == groups[:1]
+    assert overdue(groups, {"trial-000": 50.0}, {}, now=81.0) == groups[:1]

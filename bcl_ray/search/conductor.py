@@ -38,7 +38,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         chooser: of new points; None: there are no new trials.
         options: of every trial: where its data and its run lie, and its share of the cluster.
         follow: called with events: `trial` whenever there is news of one.
-        keeper: is told when trials begin and end.
+        keeper: is told when trials end.
     """
 
     def __init__(
@@ -78,7 +78,6 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
             return str(Searcher.FINISHED)
         self._names[trial_id], self._since[trial.name] = trial.name, time.monotonic()
         self._ledger.save(trial)
-        self._keeper.begins(trial.name)
         self._tell(trial)
         return self.config(trial)
 

@@ -5,6 +5,7 @@ back to a process that asks Ray's dashboard whether the controller lives, and th
 so each trial notes its groups with Ray, and the search looks after them.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -42,8 +43,17 @@ class Placed(WorkerGroupCallback):  # type: ignore[misc]  # Ray has no types
         note(_key(self._search, handle.placement_group.id.hex()), f"{time.time()} {self._run}")
 
 
+def begins(search: str, run: str) -> None:
+    """Note that a run begins, perhaps once more: what it held before, it holds no longer."""
+    note(_beginning(search, run), str(time.time()))
+
+
 def _key(search: str, group: str = "") -> str:
-    return f"bcl_ray/search/{search}/{group}"
+    return f"bcl_ray/search/{search}/held/{group}"
+
+
+def _beginning(search: str, run: str) -> str:
+    return f"bcl_ray/search/{search}/begun/{run}"
 
 
 @dataclass(frozen=True)
@@ -62,27 +72,22 @@ class Group:
 
 
 def overdue(
-    groups: list[Group], ended: dict[str, float], now: float, patience: float = PATIENCE
+    groups: list[Group], begun: dict[str, float], ended: dict[str, float], now: float
 ) -> list[Group]:
-    """Groups that should be gone: of runs that ended, and all but the latest of those that go on.
+    """Groups that should be gone: of runs that ended, and from before a run began once more.
 
     Args:
         groups: those that are still held.
-        ended: time at which each run ended, by name; seconds since 1970, as all times.
+        begun: time at which each run last began, by name; seconds since 1970, as all times.
+        ended: time at which each run ended, for those that have.
         now: the time.
-        patience: seconds after which a group should be gone.
     """
-    latest: dict[str, float] = {}
-    for group in groups:
-        latest[group.run] = max(latest.get(group.run, 0.0), group.since)
-    found = []
-    for group in groups:
-        due = ended.get(group.run, float("inf"))
-        if group.since < latest[group.run]:
-            due = min(due, latest[group.run])
-        if now - due > patience:
-            found.append(group)
-    return found
+
+    def due(group: Group) -> float:
+        again = begun.get(group.run, 0.0)
+        return again if group.since < again else ended.get(group.run, math.inf)
+
+    return [group for group in groups if now - due(group) > PATIENCE]
 
 
 @dataclass
@@ -109,10 +114,6 @@ class Keeper:
         self._over.set()
         self._thread.join()
 
-    def begins(self, run: str) -> None:
-        """A run begins, or goes on."""
-        self.ended.pop(run, None)
-
     def ends(self, run: str) -> None:
         """A run has ended."""
         self.ended[run] = time.time()
@@ -127,14 +128,19 @@ class Keeper:
     def look(self) -> list[Group]:
         """Groups that are still held; those that are overdue are given back."""
         held = _held(self.search)
-        for group in overdue(held, dict(self.ended), time.time()):
+        begun = {run: float(read(_beginning(self.search, run)) or 0) for run in _runs(held)}
+        for group in overdue(held, begun, dict(self.ended), time.time()):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
             self.taken.append(group)
             self.tell(
-                f"{group.run} held its resources for {PATIENCE:.0f} s after its end: they were "
+                f"{group.run} still held resources {PATIENCE:.0f} s after its end: they were "
                 "taken from it"
             )
         return held
+
+
+def _runs(groups: list[Group]) -> set[str]:
+    return {group.run for group in groups}
 
 
 def _held(search: str) -> list[Group]:

@@ -17,7 +17,7 @@ from bcl_ray import runs, storage
 from bcl_ray.cluster import one_line
 from bcl_ray.config import Experiment
 from bcl_ray.parse import from_yaml
-from bcl_ray.search.placement import Placed
+from bcl_ray.search.placement import Placed, begins
 from bcl_ray.search.score import parse_score
 from bcl_ray.stopping import Stopped, Wish
 from bcl_ray.train import TrainingError, fit
@@ -67,6 +67,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         self._reported = int(config["reported"])
         self._score = parse_score(config["metric"])
         self._experiment = from_yaml(config["experiment"])
+        begins(config["parent"], config["trial"])
         self._thread = threading.Thread(target=self._run, args=(config,), daemon=True)
         self._thread.start()
 

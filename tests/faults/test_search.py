@@ -1,0 +1,173 @@
+"""Drills of a search: many trials through few places, its driver killed, a trial's driver killed.
+
+On this machine alone, whose Ray ends with the search that started it.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from bcl_ray.models import load_state
+from bcl_ray.runs import open_run
+from tests.e2e.conftest import Command, assert_same_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Search(Command):
+    """A `bcl-ray search`."""
+
+    def __init__(self, folder, name, *words):
+        super().__init__(folder, "search", *words)
+        self.folder = folder / "runs" / name
+
+    def trials(self):
+        """What is written down of each trial, by name."""
+        files = sorted(self.folder.glob("trial-*/trial.json"))
+        return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+    def processes(self, title):
+        found = []
+        for process in self.children():
+            try:
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def state(self, trial):
+        return load_state(open_run(str(self.folder / trial))[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searches")
+    words = ["shard", "digits", "data/digits_lt", "--profile", "exponential"]
+    words += ["--imbalance-factor", "50"]
+    subprocess.run([sys.executable, "-m", "bcl_ray", *words], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def start(folder, monkeypatch):
+    """Start a search."""
+    started = []
+
+    def run(name, *words):
+        started.append(Search(folder, name, *words))
+        return started[-1]
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of another module's cluster
+    yield run
+    for search in started:
+        if search.process.poll() is None:
+            for process in [*search.children(), search.process]:
+                process.kill()
+
+
+def tracked(folder):
+    """MLflow's client, and its runs by name, each of which is there once."""
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("bcl-ray")
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def test_sixteen_trials_through_two_places(start):
+    words = ["digits_lt", "train.epochs=9", "--trials", "16", "--max-concurrent", "2"]
+    search = start("many", *words, "train.eval_every=1", "--name", "many")
+    assert search.wait(800) == 0, search.output
+    trials = search.trials()
+    assert len(trials) == 16
+    ends = [trial["status"] for trial in trials.values()]
+    assert set(ends) == {"finished", "stopped"}
+    assert ends.count("stopped") >= 4
+    assert trials["trial-000"]["status"] == "finished"
+    assert "still held resources" not in search.output, "a stopped trial gives its place back"
+    assert "16/16" in search.output
+    client, runs = tracked(search.folder.parent.parent)
+    stopped = [run for run in runs if run.info.run_name == "trial-001"]
+    del client
+    statuses = {run.info.run_name: run.info.status for run in runs}
+    for name, trial in trials.items():
+        assert statuses[name] == ("FINISHED" if trial["status"] == "finished" else "KILLED")
+    for run in stopped:
+        if trials["trial-001"]["status"] == "stopped":
+            assert run.data.tags["stopped"].startswith("by the search, after")
+
+
+def test_a_killed_driver_loses_nothing(start, folder):
+    """The same trials, with the same weights, as in a search that nothing happened to."""
+    words = ["digits_lt", "train.epochs=6", "train.eval_every=2", "train.checkpoint_every_steps=3"]
+    words += ["--trials", "3", "--scheduler", "none"]
+    undisturbed = start("calm", *words, "--name", "calm")
+    assert undisturbed.wait(400) == 0, undisturbed.output
+    killed = start("killed", *words, "--name", "killed")
+    # One has ended, and another is under way.
+    killed.wait_for(
+        lambda: (
+            (t := killed.trials())
+            and any(trial["status"] == "finished" for trial in t.values())
+            and any(trial["status"] == "running" and trial["scores"] for trial in t.values())
+        ),
+        400,
+    )
+    killed.process.kill()
+    killed.process.wait()
+    before = killed.trials()
+    for process in psutil.process_iter(["cmdline"]):  # Ray's end with their driver
+        del process
+    resumed = start("killed", "--resume", "killed")
+    assert resumed.wait(400) == 0, resumed.output
+    after = resumed.trials()
+    assert after.keys() == undisturbed.trials().keys()
+    for name, trial in after.items():
+        expected = undisturbed.trials()[name]
+        assert (trial["status"], trial["point"], trial["scores"]) == (
+            "finished",
+            expected["point"],
+            expected["scores"],
+        )
+        assert_same_run(resumed.state(name), undisturbed.state(name))
+        if before.get(name, {}).get("status") == "finished":
+            assert trial == before[name], "what has ended is not touched"
+    assert re.search(r"winner +trial-\d+", resumed.output)
+    client, runs = tracked(folder)
+    (parent,) = [run for run in runs if run.info.run_name == "killed"]
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
+    assert sorted(run.info.run_name for run in children) == sorted(after)
+    for run in (parent, *children):
+        assert run.info.status == "FINISHED"
+    for run in children:
+        history = client.get_metric_history(run.info.run_id, "loss/total")
+        assert sorted(metric.step for metric in history) == list(range(6))
+
+
+def test_a_killed_driver_of_a_trial(start):
+    """Its workers' places would stay taken for good; its run goes on in another process."""
+    words = ["digits_lt", "train.epochs=30", "--trials", "1", "--name", "orphan"]
+    search = start("orphan", *words)
+    search.wait_for(lambda: any(trial["scores"] for trial in search.trials().values()), 300)
+    for process in search.processes("ray::TrialRun"):
+        process.kill()
+    assert search.wait(500) == 0, search.output
+    assert search.trials()["trial-000"]["status"] == "finished"
+    assert len(search.trials()["trial-000"]["scores"]) == 6
+
+
+def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(start):
+    words = ["digits_lt", "train.epochs=40", "--trials", "2", "--name", "interrupted"]
+    search = start("interrupted", *words)
+    search.wait_for(lambda: any(trial["scores"] for trial in search.trials().values()), 300)
+    search.process.send_signal(2)
+    assert search.wait(120) == 130, search.output
+    assert "search stopped; go on with: bcl-ray search --resume interrupted" in search.output
+    assert {trial["status"] for trial in search.trials().values()} == {"running"}
+    assert all((search.folder / name).glob("checkpoint_*") for name in search.trials())
