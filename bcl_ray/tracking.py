@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 from bcl_ray import storage
 from bcl_ray.config import Experiment
 from bcl_ray.journal import Delivery, Journal, Subject, Write
+from bcl_ray.note import note
 from bcl_ray.runs import Run, is_local
 from bcl_ray.shards import Manifest
 from bcl_ray.versions import place, versions
 
 JOURNAL = "journal.jsonl"
+NOTE_TAG = "mlflow.note.content"  # MLflow's own, of the description
 COLUMNS = [  # of a shard, in MLflow's words
     {"name": "id", "type": "long", "required": True},
     {"name": "image", "type": "binary", "required": True},
@@ -114,6 +116,8 @@ class Tracker:
         self.run_id: str | None = None  # MLflow's, once it has been reached
         self.page: str | None = None  # likewise: where a server shows it
         self._subject = subject
+        self._described: tuple[Experiment, Manifest] | None = None
+        self._evaluated: dict[int, Mapping[str, float]] = {}
         self._finished = False
         self._delivery = Delivery(Journal(folder / JOURNAL), self._connect)
 
@@ -144,6 +148,7 @@ class Tracker:
 
     def describe(self, experiment: Experiment, manifest: Manifest) -> None:
         """Record what is trained, and on which data."""
+        self._described = (experiment, manifest)
         data = experiment.data
         split = manifest.splits[data.train_split]
         counts = dict(zip(manifest.class_names, split.class_counts, strict=True))
@@ -152,6 +157,7 @@ class Tracker:
         self.text("class_counts.json", json.dumps(counts, indent=1))
         self.dataset(manifest, data.path, data.train_split, "training")
         self.dataset(manifest, data.path, data.eval_split, "test")
+        self._note()
 
     def dataset(self, manifest: Manifest, uri: str, split: str, context: str) -> None:
         """Record a split of a data set as an input of the run.
@@ -185,6 +191,14 @@ class Tracker:
     def metrics(self, values: Mapping[str, float], epoch: int) -> None:
         """Record an epoch's metrics; those that MLflow has of that epoch already are skipped."""
         self._delivery.record({"kind": "metrics", "epoch": epoch, "values": dict(values)})
+        if "accuracy/all" in values:
+            self._evaluated[epoch] = values
+            self._note()
+
+    def _note(self) -> None:
+        """Keep the description of the run's page up to date."""
+        if self._described is not None:
+            self.tags({NOTE_TAG: note(*self._described, self._evaluated)})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Record tags."""

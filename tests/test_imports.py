@@ -48,6 +48,7 @@ ORDER = {
     "data": "ray",
     "probe": "ray torch",
     "journal": "",
+    "note": "",
     "mlflow_model": "mlflow torch",
     "mlflow_run": "mlflow",
     "tracking": "",
