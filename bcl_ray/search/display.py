@@ -63,7 +63,7 @@ class SearchFollower:
         self._trials: dict[str, Event] = {}
         self._at: float | None = None
         self._live = Live(
-            console=console, transient=True, auto_refresh=False, get_renderable=self._table
+            console=console, transient=True, refresh_per_second=1, get_renderable=self._table
         )
 
     def __enter__(self) -> "SearchFollower":
@@ -83,8 +83,6 @@ class SearchFollower:
         }
         if show := kinds.get(event["kind"]):
             show(event)
-        if self._live.is_started:
-            self._live.refresh()
 
     def _say(self, line: str, style: str | None = None) -> None:
         """Print text that may hold paths and errors: no markup in it, and no breaks either."""

@@ -78,17 +78,14 @@ def search(
         else:
             ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
         folder = local_folder(ledger)
-        with (
-            runs.held(folder),
-            _logs(folder),
-            stop_signals() as wish,
-            Tracker(_subject(ledger), tracked_at, folder) as tracker,
-        ):
-            tracker.start()
-            tracker.text(runs.EXPERIMENT_FILE, experiment.to_yaml())
+        with runs.held(folder), _logs(folder), contextlib.ExitStack() as stack:
             follow(_begin_event(ledger, count, tracked_at))
+            data = _data_options(ledger, manifest)  # a signal may end this at once
+            wish = stack.enter_context(stop_signals())
+            tracker = stack.enter_context(Tracker(_subject(ledger), tracked_at, folder))
+            _describe(tracker, ledger, manifest)
             news = _News(tracker, follow)
-            trials = _Search(ledger, manifest, resources, count, news, wish).trials()
+            trials = _Search(ledger, data, resources, count, news, wish).trials()
             winner = conclude(
                 ledger, trials, manifest, tracker=tracker, folder=folder, note=news.note
             )
@@ -108,7 +105,7 @@ class _Search:
     """A search that has begun, in this process."""
 
     ledger: Ledger
-    manifest: Manifest
+    data: Sequence[str]  # options of where trials' data lie
     resources: Resources
     slots: int
     news: "_News"
@@ -119,18 +116,21 @@ class _Search:
         ledger, known = self.ledger, self.ledger.trials()
         for trial in known:
             self.news.old(trial)
+        own = [trial for trial in known if trial.seed is None]
+        repeated = [trial for trial in known if trial.seed is not None]
         options = self._options()
         try:
             with Keeper(ledger.uid, self.news.note) as keeper:
                 tuning = Tuning(ledger, self.slots, options, self.news, keeper, self.wish)
                 total = ledger.extent.trials
-                trials = tuning.run(known, total=total, chooser=self._chooser(known))
+                trials = tuning.run(own, total=total, chooser=self._chooser(own))
                 if best(trials) is None:
                     raise SearchError(_why_none(trials, total))
                 if ledger.extent.confirm:
                     k, n = ledger.extent.confirm
-                    trials = tuning.run(repeats(trials, k, n, ledger.experiment.train.seed))
-                return trials
+                    seed = ledger.experiment.train.seed
+                    return tuning.run(repeats([*trials, *repeated], k, n, seed))
+                return [*trials, *repeated]
         except Stopped as stop:
             text = f"{stop}; go on with: bcl-ray search --resume {_reference(ledger)}"
             raise Stopped(text, stop.signum) from None
@@ -140,7 +140,7 @@ class _Search:
         settings = self.ledger.settings
         chooser = make_searcher(settings.searcher, self.ledger.space, settings.seed, len(known))
         for trial in known:
-            if trial.status != "running" and trial.seed is None:
+            if trial.status != "running":
                 chooser.tell(trial.number, trial.point, trial.scores, trial.status)
         return chooser
 
@@ -152,7 +152,7 @@ class _Search:
             f"scale.workers={trial.scale.workers}",
             f"scale.gpus_per_worker={trial.scale.gpus_per_worker}",
             f"scale.data_cpus={data_cpus(trial, self.resources.cpus, self.slots):g}",
-            *_data_options(ledger, self.manifest),
+            *self.data,
             f"tracking.runs={ledger.uri}",
             f"tracking.uri={tracking_uri(ledger.experiment)}",
         ]
@@ -211,6 +211,15 @@ def _subject(ledger: Ledger) -> Subject:
         "data.fingerprint": ledger.fingerprint,
     }
     return Subject(ledger.uid, ledger.name, experiment.tracking.experiment, parameters, tags)
+
+
+def _describe(tracker: Tracker, ledger: Ledger, manifest: Manifest) -> None:
+    """Record what is searched around, and on which data."""
+    experiment, data = ledger.experiment, ledger.experiment.data
+    tracker.start()
+    tracker.text(runs.EXPERIMENT_FILE, experiment.to_yaml())
+    tracker.dataset(manifest, data.path, data.train_split, "training")
+    tracker.dataset(manifest, data.path, data.eval_split, "test")
 
 
 def _begin_event(ledger: Ledger, count: int, tracked_at: str) -> dict[str, Any]:
