@@ -211,6 +211,14 @@ def sync(
     typer.echo(f"{run.name}: MLflow at {uri} has everything")
 
 
+def _remote(uri: str) -> "Experiment":
+    """An experiment in a YAML file that is not on this machine, such as a search's winner."""
+    from bcl_ray import storage
+    from bcl_ray.parse import from_yaml
+
+    return from_yaml(storage.read_bytes(uri).decode(), origin=uri)
+
+
 def _experiment(name: str, overrides: list[str] | None) -> "Experiment":
     from bcl_ray.parse import from_file, with_overrides
     from bcl_ray.recipes import RECIPES, nearest
@@ -218,7 +226,7 @@ def _experiment(name: str, overrides: list[str] | None) -> "Experiment":
     if name in RECIPES:
         experiment = RECIPES[name]()
     elif name.endswith((".yaml", ".yml")):
-        experiment = from_file(Path(name))
+        experiment = _remote(name) if "://" in name else from_file(Path(name))
     else:
         raise ValueError(f"'{name}' is no recipe and no .yaml file: {nearest(name)}")
     return with_overrides(experiment, overrides or [])
