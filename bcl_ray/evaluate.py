@@ -1,12 +1,15 @@
 """Evaluate models again from their checkpoints, side by side, in one process."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
+from bcl_ray import findings
 from bcl_ray.cluster import connected, one_line
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches
@@ -26,6 +29,7 @@ def evaluate_models(
     best: bool = False,
     data: str | None = None,
     split: str | None = None,
+    out: Path | None = None,
 ) -> list[Evaluated]:
     """Metrics of each model on its own data or on other shards.
 
@@ -36,16 +40,23 @@ def evaluate_models(
         data: folder or URI of shards instead of the models' own. Their classes must be the
             model's, or some of them, in any order.
         split: of the data, instead of the one that the model's run evaluated on.
+        out: folder for predictions, figures, a table of classes and a report; with several models
+            for a folder of each.
 
     Raises:
         ValueError: no such model, a run without a checkpoint, or other classes; before the first
             evaluation. Or an image that does not decode.
+        OSError: `out` cannot be written.
     """
     with connected():
         opened = [open_model(name, root, last=not best) for name in names]
-        found = [(model, *_checked(model, data, split)) for model in opened]
+        checked = [_checked(model, data, split) for model in opened]
+        folders = [_folder(out, model, len(opened) > 1) for model in opened]
         try:
-            return [(model, _evaluate(model, *of_model)) for model, *of_model in found]
+            return [
+                (model, _evaluate(model, *on, folder))
+                for model, on, folder in zip(opened, checked, folders, strict=True)
+            ]
         except RayError as error:
             raise ValueError(one_line(error)) from error
 
@@ -98,16 +109,34 @@ def _checked(
     return experiment, manifest, label_map(model.class_names, manifest.class_names, where=where)
 
 
+def _folder(out: Path | None, model: OpenModel, several: bool) -> Path | None:
+    """Where a model's files go."""
+    if out is None or not several:
+        return out
+    return out / re.sub(r"[^A-Za-z0-9._-]+", "_", model.name)
+
+
 def _evaluate(
-    model: OpenModel, experiment: Experiment, manifest: Manifest, labels: NDArray[np.int64]
+    model: OpenModel,
+    experiment: Experiment,
+    manifest: Manifest,
+    labels: NDArray[np.int64],
+    folder: Path | None,
 ) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     probe = Probe(experiment, manifest, np.array(model.state.class_counts), device)
     batches = evaluation_batches(experiment, manifest, rank=0, world_size=1)
-    found = probe.evaluate(
+    evaluation = probe.evaluate(
         model.network(device), _relabelled(batches, labels), labels=labels, trained=False
     )
-    return found.metrics
+    if folder is not None:
+        # matplotlib takes a second to import, which other evaluations need not wait for.
+        from bcl_ray import summary  # noqa: PLC0415
+
+        found = probe.findings(evaluation)
+        findings.write(found, str(folder))
+        summary.write(summary.of_state(model.name, model.state, found), folder)
+    return evaluation.metrics
 
 
 def _relabelled(batches: Iterable[Batch], labels: NDArray[np.int64]) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
 """What MODEL names: a run, a registered model, or a checkpoint's folder; and what it leads to."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -126,6 +127,7 @@ def last_checkpoint(run: Run) -> str:
     from ray.train import Result  # noqa: PLC0415  seconds that the best checkpoint need not pay
 
     filesystem, path = storage.resolve(run.uri)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells of every snapshot it finds
     try:
         result: Any = Result.from_path(path, filesystem)
     except RuntimeError:

@@ -29,5 +29,6 @@ def report(
 
     state = open_model(run.uri, last=True).state
     folder = out or folders.local_folder(run)
-    for file in summary.write(summary.of_run(run, state), folder):
-        typer.echo(folders.shown(str(file.absolute())))
+    files = summary.write(summary.of_run(run, state), folder)
+    where, pictures = folders.shown(str(folder.absolute())), len(list(folder.glob("figures/*.png")))
+    typer.echo(f"{where}/{summary.REPORT}, {pictures} figures, {len(files)} files in all")

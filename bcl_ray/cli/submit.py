@@ -81,6 +81,11 @@ def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
             _check_model(name, options["runs"])
         if options["data"]:
             check_uri("--data", options["data"])
+        if options["out"]:
+            raise ValueError(
+                "--out is a folder of the machine that evaluates, here one of the cluster's: leave "
+                "it out, or evaluate on this machine"
+            )
         first = options["names"][0].rstrip("/").rpartition("/")[2]
         return named(kind.value, f"evaluate-{first}", words, run=" ".join(options["names"]))
     if kind is Kind.search:
