@@ -4,7 +4,8 @@ import pytest
 from rich.console import Console
 
 from bcl_ray.budget import Budget
-from bcl_ray.display import Follower, accuracy_table, method
+from bcl_ray.display import Follower, accuracy_table, method, prediction_table
+from bcl_ray.outputs import Summary
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import cifar10_lt
 
@@ -160,3 +161,49 @@ def test_the_end_tells_how_to_hand_in_what_mlflow_missed():
 def test_a_run_s_page_is_shown_whole():
     page = "http://mlflow:5000/#/experiments/1/runs/" + 32 * "a"
     assert shown({"kind": "page", "page": page}) == f"page     {page}\n"
+
+
+PREDICTING = {
+    "kind": "predicting",
+    "model": "models:/digits@champion",
+    "checkpoint": "runs/first/best_00000012",
+    "images": "s3://bucket/new",
+    "output": "s3://bucket/labels",
+    "total": 12_345,
+    "done": 4096,
+    "temperature": 1.234,
+    "device": "2 GPUs",
+}
+
+
+def test_predictions_begin_with_what_where_and_how_calibrated():
+    assert shown(PREDICTING).splitlines() == [
+        "model    models:/digits@champion: runs/first/best_00000012, temperature 1.23",
+        "images   s3://bucket/new: 12,345, 4,096 of them labelled before",
+        "output   s3://bucket/labels",
+        "scale    2 GPUs on Ray",
+    ]
+    text = shown({**PREDICTING, "temperature": None, "done": 0})
+    assert "temperature 1, for it was never fitted: probabilities are not calibrated\n" in text
+    assert "s3://bucket/new: 12,345\n" in text
+
+
+def test_a_terminal_sees_how_far_labelling_is():
+    listing = {"kind": "images", "doing": "listing", "done": 8192, "total": None}
+    labelling = {"kind": "images", "doing": "labelling", "done": 4224, "total": 12_345}
+    text = shown(listing, terminal=True)
+    assert "listing" in text
+    assert "8,192 images" in text
+    text = shown(PREDICTING, {**labelling, "unreadable": 2}, terminal=True)
+    assert "4,224/12,345 images, 2 unreadable" in text
+    assert "images" not in shown(listing, labelling)
+
+
+def test_labels_are_summed_up_by_shot_group():
+    summary = Summary(200, 4, {"many": 147, "few": 49}, {"many": 73.5, "few": 9.8})
+    assert rendered(prediction_table(summary)) == [
+        ["group", "images", "share", "mean probability"],
+        ["many", "147", "75.0 %", "50.0 %"],
+        ["few", "49", "25.0 %", "20.0 %"],
+        ["unreadable", "4", "", ""],
+    ]

@@ -15,7 +15,7 @@ from datetime import timedelta
 import pytest
 
 from bcl_ray import s3, storage
-from bcl_ray.s3 import check, faults, uploads
+from bcl_ray.s3 import check, faults, listing, uploads
 from bcl_ray.shards import read_manifest, verify_shards, write_shards
 from tests.test_shards import balanced
 
@@ -42,6 +42,19 @@ def uploads_of(bucket):
 
 
 # Files
+
+
+def test_all_files_come_page_by_page_in_the_order_of_their_bytes(bucket, monkeypatch):
+    monkeypatch.setattr(listing, "PAGE", 3)
+    names = ["a-b.jpg", "a/1.jpg", "a/deep/er/x", "a0", "b c/ü#?.png", "b c/%41+.png", "é"]
+    for name in [*names, ".hidden/x", "a/.thumb", "folder/"]:
+        key = {"Bucket": bucket.uri.removeprefix("s3://"), "Key": f"all/{name}"}
+        bucket.client.put_object(**key, Body=name.encode())
+    found = list(storage.walk(f"{bucket.uri}/all"))
+    assert found == sorted(names, key=str.encode)
+    assert list(storage.walk(f"{bucket.uri}/al")) == []
+    for name in found:
+        assert storage.read_bytes(storage.file_in(f"{bucket.uri}/all", name)) == name.encode()
 
 
 def test_files_live_in_a_bucket_as_in_a_folder(bucket):
