@@ -76,6 +76,7 @@ def test_a_confirmation_is_two_numbers(text):
     [
         (["--trials", "2", "tracking.run=mine"], "tracking.run cannot be set: the search is named"),
         (["--metric", "accuracy/most"], "--metric accuracy/most: there is no 'accuracy/most' with"),
+        (["--name", "a/b"], "--name 'a/b' must consist of letters, digits, '.', '_' and '-'"),
         (["--metric", "best"], "--metric 'best' must be a metric's name, or a mix"),
         (["--validation", "1.5"], "--validation (1.5) must be above 0 and below 1"),
         (["--workers-per-trial", "3"], "must be divisible by scale.workers (3)"),

@@ -91,7 +91,7 @@ def search(
 ) -> None:
     """Try many values of some options, and keep those that are best on validation data."""
     title, experiment, settings, extent = wanted(**locals())
-    _check(experiment, settings, extent)
+    _check(title, experiment, settings, extent)
     quiet()
     from bcl_ray.search.display import follower
     from bcl_ray.search.driver import SearchError
@@ -202,12 +202,12 @@ def parse_confirm(text: str) -> tuple[int, int]:
     return k, n
 
 
-def _check(experiment: "Experiment", settings: "Settings", extent: "Extent") -> None:
+def _check(name: str, experiment: "Experiment", settings: "Settings", extent: "Extent") -> None:
     """Refuse what cannot work in a moment, where Ray takes seconds to import."""
     from bcl_ray.search.checks import check
     from bcl_ray.shards import read_manifest
 
-    check(settings, extent, experiment, read_manifest(experiment.data.path))
+    check(name, experiment, settings, extent, read_manifest(experiment.data.path))
 
 
 def _text(file: Path) -> str:

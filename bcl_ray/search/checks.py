@@ -1,5 +1,7 @@
 """What can be wrong with a search, found before Ray starts."""
 
+import re
+
 from bcl_ray.budget import preflight
 from bcl_ray.config import Experiment
 from bcl_ray.longtail import shot_groups
@@ -11,18 +13,28 @@ from bcl_ray.shards import Manifest
 from bcl_ray.shards.cut import own_validation
 
 
-def check(settings: Settings, extent: Extent, experiment: Experiment, manifest: Manifest) -> None:
+def check(
+    name: str, experiment: Experiment, settings: Settings, extent: Extent, manifest: Manifest
+) -> None:
     """Refuse what cannot work, before Ray starts.
+
+    Args:
+        name: of the search.
+        experiment: what is searched around.
+        settings: see there.
+        extent: likewise.
+        manifest: of the experiment's data.
 
     Raises:
         ValueError: naming the option.
     """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise ValueError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")
     if extent.trials < 1:
         raise ValueError(f"--trials ({extent.trials}) must be at least 1")
     if experiment.tracking.run is not None:
         raise ValueError(
-            "tracking.run cannot be set: the search is named by --name, and its "
-            "trials by their numbers"
+            "tracking.run cannot be set: the search is named by --name, its trials by numbers"
         )
     if own_validation(manifest) is None and not 0 < settings.validation < 1:
         raise ValueError(f"--validation ({settings.validation:g}) must be above 0 and below 1")

@@ -127,25 +127,43 @@ def _draw(
     ]
     scales = {parameter.name: parameter.scale for parameter in space.parameters}
     picture = figures.png(figures.search.parameters(rows, metric, names, scales))
-    columns = ["trial", "status", "epochs", metric, *names]
-    table = [[t.name, t.status, t.epochs, t.score, *t.point.values()] for t in ordered(own)]
     page = report.page(
         f"search {ledger.name}",
         [
             report.Section("", _summary(ledger, trials, found)),
             report.Section("parameters", figures=[(picture, f"{metric} against each option")]),
-            report.Section("trials", table=report.Table(columns, table)),
+            report.Section("trials", table=_table(ordered(own), metric)),
         ],
     )
     files = {
         "figures/parameters.png": picture,
-        "trials.csv": _csv(columns, table),
+        "trials.csv": _csv(ordered(trials), metric, names),
         "report.html": page.encode(),
     }
     for name, content in files.items():
         storage.write_bytes(ledger.place(name), content)
         storage.write_bytes(str(folder / name), content)
         tracker.artifact(folder / name, str(Path(name).parent) if "/" in name else "")
+
+
+def _table(trials: Sequence[Trial], metric: str) -> report.Table:
+    """As the page shows it: short, and numbers with as many digits as they have."""
+    names = [name.rpartition(".")[2] for name in trials[0].point]
+    rows = [
+        [
+            t.number,
+            t.status,
+            t.epochs,
+            "-" if t.score is None else f"{t.score:.2f}",
+            *map(str, t.point.values()),
+            t.reason or "",
+        ]
+        for t in trials
+    ]
+    columns = ["trial", "status", "epochs", metric, *names, "reason"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return report.Table(columns, rows)
 
 
 def ordered(trials: Sequence[Trial]) -> list[Trial]:
@@ -185,9 +203,13 @@ def _summary(ledger: Ledger, trials: Sequence[Trial], found: dict[str, Any]) -> 
     return texts
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+def _csv(trials: Sequence[Trial], metric: str, names: Sequence[str]) -> bytes:
+    """All trials with all that is known of them, repeats included."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow(["trial", "status", "epochs", metric, *names, "seed", "seconds", "reason"])
+    writer.writerows(
+        [t.name, t.status, t.epochs, t.score, *t.point.values(), t.seed, t.seconds, t.reason]
+        for t in trials
+    )
     return text.getvalue().encode()

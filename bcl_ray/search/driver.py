@@ -64,7 +64,7 @@ def search(
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     uri = runs.run_uri(name, experiment.tracking.runs)
-    check(settings, extent, experiment, manifest)
+    check(name, experiment, settings, extent, manifest)
     tracked_at = tracking_uri(experiment)
     if resume:
         ledger = ledgers.open_search(uri)

@@ -52,7 +52,7 @@ def _key(search: str, group: str = "") -> str:
     return f"bcl_ray/search/{search}/held/{group}"
 
 
-def _beginning(search: str, run: str) -> str:
+def _beginning(search: str, run: str = "") -> str:
     return f"bcl_ray/search/{search}/begun/{run}"
 
 
@@ -113,6 +113,8 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        for key in listed(_beginning(self.search)):
+            forget(key)
 
     def ends(self, run: str) -> None:
         """A run has ended."""
