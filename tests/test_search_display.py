@@ -152,8 +152,8 @@ def test_trials_of_an_earlier_process_say_nothing_about_speed():
     ("seconds", "text"),
     [(5, "5 s"), (59.4, "59 s"), (90, "2 min"), (3599, "60 min"), (5400, "1.5 h")],
 )
-def test_durations_are_short(s, text):
-    assert duration(s) == text
+def test_durations_are_short(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_a_spread_needs_two():
