@@ -17,21 +17,51 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from bcl_ray import storage
-from bcl_ray.longtail import shot_groups
+from bcl_ray.tables import counts_of
 
 REQUEST, IMAGES, SUMMARY, ERRORS = "request.json", "images.json", "summary.json", "errors.csv"
 COUNTS = b"bcl_ray.counts"  # in a part's footer
 FOOTERS_AT_ONCE = 8
-Columns = Mapping[str, NDArray[Any]]
-
 SHOWN = 10  # unreadable images that a summary has
+
+
+@dataclass(frozen=True)
+class Options:
+    """What tables are to hold.
+
+    Args:
+        top: classes to name of each image, at most all.
+        embeddings: the backbone's embeddings too.
+        csv: tables as CSV too, without embeddings.
+        batch_size: images that the network takes at once; it rounds by it.
+        part_size: images per file, a multiple of batch_size.
+    """
+
+    top: int = 5
+    embeddings: bool = False
+    csv: bool = False
+    batch_size: int = 128
+    part_size: int = 4096
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        for option, value in (("--top", self.top), ("--batch-size", self.batch_size)):
+            if value < 1:
+                raise ValueError(f"{option} ({value}) must be at least 1")
+        if self.part_size < 1 or self.part_size % self.batch_size:
+            raise ValueError(
+                f"--part-size ({self.part_size}) must be a multiple of --batch-size "
+                f"({self.batch_size})"
+            )
 
 
 @dataclass(frozen=True)
@@ -43,8 +73,7 @@ class Request:
         images: folder or URI of what is labelled.
         split: of shards; None: images are files.
         fingerprint: of shards.
-        top, embeddings, csv, batch_size: options of `predict`.
-        part_size: images of a part.
+        options: of the tables.
     """
 
     model: str
@@ -52,11 +81,13 @@ class Request:
     images: str
     split: str | None
     fingerprint: str | None
-    top: int
-    embeddings: bool
-    csv: bool
-    batch_size: int
-    part_size: int
+    options: Options
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and plain values, options among them."""
+        content = asdict(self)
+        options: dict[str, Any] = content.pop("options")
+        return content | options
 
 
 @dataclass(frozen=True)
@@ -75,57 +106,6 @@ class Summary:
     groups: Mapping[str, int] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
     first: Sequence[tuple[str, str]] = ()
-
-
-class Classes:
-    """Names of the classes, and the shot group of each.
-
-    Args:
-        names: (K,).
-        counts: training images per class, (K,).
-    """
-
-    def __init__(self, names: Sequence[str], counts: Sequence[int]) -> None:
-        self.names = pa.array(names, pa.string())
-        groups = np.empty(len(names), object)
-        for group, members in shot_groups(counts).items():
-            groups[members] = group
-        self.groups = pa.array(groups, pa.string())
-
-
-def table_of(
-    columns: Mapping[str, NDArray[Any]], keys: Sequence[str], classes: Classes
-) -> pa.Table:
-    """A part's rows as people read them.
-
-    Args:
-        columns: keys, `fault`, `classes` (N, k), `probabilities` (N, k), perhaps `embedding`
-            (N, E).
-        keys: names of the columns that say which image it is.
-        classes: of the model.
-
-    Returns:
-        Keys, class_1, probability_1, ..., group (of class_1), error, and embedding; an image that
-        could not be read has nothing but an error.
-    """
-    unreadable = columns["fault"] != ""
-    made: dict[str, Any] = {name: pa.array(columns[name].tolist()) for name in keys}
-    for place in range(columns["classes"].shape[1]):
-        found = pa.array(columns["classes"][:, place], mask=unreadable)
-        made[f"class_{place + 1}"] = classes.names.take(found)
-        made[f"probability_{place + 1}"] = pa.array(
-            columns["probabilities"][:, place], mask=unreadable
-        )
-    first = pa.array(columns["classes"][:, 0], mask=unreadable)
-    made["group"] = classes.groups.take(first)
-    made["error"] = pa.array(columns["fault"].tolist(), pa.string(), mask=~unreadable)
-    if "embedding" in columns:
-        width = columns["embedding"].shape[1]
-        flat = pa.array(columns["embedding"].reshape(-1))
-        made["embedding"] = pa.FixedSizeListArray.from_arrays(
-            flat, width, mask=pa.array(unreadable)
-        )
-    return pa.table(made)
 
 
 class Output:
@@ -151,7 +131,7 @@ class Output:
             begun = json.loads(storage.read_bytes(storage.join(self.uri, REQUEST)))
         except FileNotFoundError:
             return
-        asked = asdict(self.request)
+        asked = self.request.to_dict()
         # The same checkpoint may lie elsewhere now.
         names = [name for name in asked if name != "model" and asked[name] != begun.get(name)]
         if names:
@@ -169,7 +149,7 @@ class Output:
         Raises:
             ValueError: another process has claimed it for something else.
         """
-        content = json.dumps(asdict(self.request), indent=1).encode()
+        content = json.dumps(self.request.to_dict(), indent=1).encode()
         try:
             storage.create_bytes(storage.join(self.uri, REQUEST), content)
         except FileExistsError:
@@ -197,11 +177,11 @@ class Output:
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write a part; it is done when its Parquet file is there."""
-        if self.request.csv:
-            plain = table.drop_columns(["embedding"] if self.request.embeddings else [])
+        if self.request.options.csv:
+            plain = table.drop_columns(["embedding"] if self.request.options.embeddings else [])
             with storage.open_write(storage.join(self._csv, _part(number, "csv"))) as sink:
                 pa_csv.write_csv(plain, sink)
-        counted = table.replace_schema_metadata({COUNTS: json.dumps(_counts(table))})
+        counted = table.replace_schema_metadata({COUNTS: json.dumps(counts_of(table))})
         with storage.open_write(self._file(number)) as sink:
             pq.write_table(counted, sink, compression="zstd")
 
@@ -249,19 +229,6 @@ class Output:
 
 def _part(number: int, suffix: str) -> str:
     return f"part-{number:06d}.{suffix}"
-
-
-def _counts(table: pa.Table) -> dict[str, Any]:
-    """Of a part: what its summary needs."""
-    by_group = table.group_by("group", use_threads=False)
-    sums = by_group.aggregate([("group", "count"), ("probability_1", "sum")]).to_pylist()
-    sums = sorted((row for row in sums if row["group"] is not None), key=lambda row: row["group"])
-    return {
-        "images": len(table),
-        "unreadable": len(table) - table["error"].null_count,
-        "groups": {row["group"]: row["group_count"] for row in sums},
-        "confidence": {row["group"]: row["probability_1_sum"] for row in sums},
-    }
 
 
 def _added(counts: Sequence[Mapping[str, float]]) -> dict[str, Any]:

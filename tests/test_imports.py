@@ -38,6 +38,7 @@ ORDER = {
     "runs": "",
     "findings": "",
     "inputs": "",
+    "tables": "",
     "outputs": "",
     "learner": "torch",
     "inference": "torch",

@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bcl_ray.outputs import Classes, Output, Request, table_of
+from bcl_ray.outputs import Options, Output, Request
+from bcl_ray.tables import Classes, table_of
 
 CLASSES = Classes(["cat", "dog", "newt"], [500, 50, 5])
-REQUEST = Request("r/best_1", "ab", "images", None, None, 2, False, False, 4, 4)
+OPTIONS = Options(top=2, batch_size=4, part_size=4)
+REQUEST = Request("r/best_1", "ab", "images", None, None, OPTIONS)
 COLUMNS = {
     "path": np.array(["a.jpg", "b.jpg", "ü,\n.jpg"]),
     "fault": np.array(["", "the image is empty", ""]),
@@ -24,11 +26,12 @@ NO_ONE = {"class_1": None, "probability_1": None, "class_2": None, "probability_
 
 
 def table(**more):
-    return table_of({**COLUMNS, **more}, ["path"], CLASSES)
+    return table_of({**COLUMNS, **more}, CLASSES)
 
 
 def output(tmp_path, **changes) -> Output:
-    made = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, **changes))
+    options = dataclasses.replace(OPTIONS, **changes)
+    made = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, options=options))
     made.check(resume=True)
     made.begin()
     return made
@@ -60,7 +63,7 @@ def test_embeddings_are_a_column_of_vectors():
 def test_rows_of_shards_have_ids_and_true_classes():
     columns = {name: column for name, column in COLUMNS.items() if name != "path"}
     columns |= {"id": np.array([7, 8, 9]), "true_class": np.array(["cat", "dog", "dog"])}
-    made = table_of(columns, ["id", "true_class"], CLASSES)
+    made = table_of(columns, CLASSES)
     assert made.column_names[:3] == ["id", "true_class", "class_1"]
     assert made["id"].to_pylist() == [7, 8, 9]
 
@@ -114,7 +117,9 @@ def test_two_tables_of_the_same_rows_are_the_same_bytes(tmp_path):
 
 def test_another_request_in_the_same_folder_is_refused_with_what_differs(tmp_path):
     output(tmp_path)
-    again = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, top=5, sha256="cd"))
+    five = dataclasses.replace(OPTIONS, top=5)
+    asked = dataclasses.replace(REQUEST, options=five, sha256="cd")
+    again = Output(str(tmp_path / "out"), asked)
     for attempt in (lambda: again.check(resume=True), again.begin):
         with pytest.raises(ValueError, match=r"\(sha256 was ab, now cd; top was 2, now 5\): cho"):
             attempt()

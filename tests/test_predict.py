@@ -15,7 +15,7 @@ import pytest
 
 from bcl_ray.evaluate import evaluate_models
 from bcl_ray.longtail import shot_groups
-from bcl_ray.outputs import Summary
+from bcl_ray.outputs import Options, Summary
 from bcl_ray.shards import read_manifest, write_shards
 from bcl_ray.sources import Source, SourceSplit, open_source
 from tests.s3_servers import Bucket, free_block
@@ -23,7 +23,6 @@ from tests.trained import rows_of
 
 ray = pytest.importorskip("ray")
 from bcl_ray import predict, storage  # noqa: E402  (imports Ray)
-from bcl_ray.predict import Options  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -70,9 +69,13 @@ def evaluated(trained):
     return metrics
 
 
-def label(trained, images, target, follow=lambda event: None, **options) -> Summary:
+def label(
+    trained, images, target, follow=lambda event: None, resume=False, split=None, **options
+) -> Summary:
     chosen = Options(**{**SMALL, **options})
-    return predict.predict("first", str(images), str(target), trained.root, chosen, follow=follow)
+    where = {"root": trained.root, "split": split}
+    places = (str(images), str(target))
+    return predict.predict("first", *places, chosen, **where, resume=resume, follow=follow)
 
 
 def rows(target) -> list[dict]:

@@ -53,14 +53,25 @@ def predict(
 
     find_checkpoint(model, runs, last=last)  # before Ray is imported, which takes seconds
     from bcl_ray.display import follower, prediction_table
-    from bcl_ray.predict import Options, PredictionError
+    from bcl_ray.outputs import Options
+    from bcl_ray.predict import PredictionError
     from bcl_ray.predict import predict as label
 
-    options = Options(last, split, top, embeddings, as_csv, batch_size, part_size, resume)
+    options = Options(top, embeddings, as_csv, batch_size, part_size)
     screen = console()
     try:
         with silent_core(), follower(screen) as follow:
-            summary = label(model, images, output, runs, options, follow=follow)
+            summary = label(
+                model,
+                images,
+                output,
+                options,
+                root=runs,
+                last=last,
+                split=split,
+                resume=resume,
+                follow=follow,
+            )
     except PredictionError as error:
         sys.stderr.write(f"bcl-ray: {error}\nwhat is done stays: go on with --resume\n")
         raise typer.Exit(1) from None
