@@ -30,10 +30,10 @@ def model(path: str, class_names: list[str]) -> OpenModel:
 
 def test_a_model_is_evaluated_on_its_own_data_or_on_other_shards_of_its_classes(digits):
     names = list(read_manifest(digits).class_names)
-    own, _, labels = evaluate._checked(model(digits, names), None)
+    own, _, labels = evaluate._checked(model(digits, names), None, None)
     assert own.data.path == digits
     assert labels.tolist() == list(range(10))
-    other, manifest, _ = evaluate._checked(model("gone", names), digits)
+    other, manifest, _ = evaluate._checked(model("gone", names), digits, None)
     assert other.data.path == digits
     assert list(manifest.class_names) == names
 
@@ -48,7 +48,7 @@ def test_shards_of_other_classes_are_refused_with_the_names_that_differ(digits):
     names = list(read_manifest(digits).class_names)
     message = f"^'first' cannot be evaluated on {digits}: 1 of the data's 10 classes are not among"
     with pytest.raises(ValueError, match=message + r" the model's 10: 9$"):
-        evaluate._checked(model(digits, [*names[:-1], "nine"]), None)
+        evaluate._checked(model(digits, [*names[:-1], "nine"]), None, None)
     many = [f"class {number}" for number in range(12)]
     shown = ", ".join(many[:10])
     with pytest.raises(ValueError, match=rf"12 of the data's 13 .* model's 1: {shown}, \.\.\.$"):
