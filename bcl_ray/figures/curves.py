@@ -16,6 +16,7 @@ from bcl_ray.figures.style import (
     TEXT_COLORS,
     canvas,
     legend,
+    logarithmic,
     titled,
 )
 
@@ -88,10 +89,9 @@ def geometry_over_epochs(history: History, classes: int, *, features: bool) -> F
             metric = name if group == "all" else f"{name}_{group}"
             _both(axis, history, where, metric, color=color)
         titled(axis, title, y=unit)
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].yaxis.set_major_formatter("{x:g}")
-    axes[0, 1].yaxis.set_minor_formatter("{x:g}")
-    axes[0, 1].tick_params(axis="y", which="minor", labelsize=9)
+    values = [float(y) for line in axes[0, 1].lines for y in np.asarray(line.get_ydata())]
+    if values:
+        logarithmic(axes[0, 1].yaxis, min(values), max(values))
     low, high = axes[0, 0].get_ylim()
     axes[0, 0].set_ylim(low, high + 0.4 * (high - low))  # room for the legend
     for axis in axes.flat:

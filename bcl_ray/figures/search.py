@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from bcl_ray.figures.style import ALL_COLOR, GROUP_COLORS, MUTED, plain, short, titled
+from bcl_ray.figures.style import ALL_COLOR, GROUP_COLORS, MUTED, logarithmic, plain, short, titled
 
 COLUMNS = 3
 ENOUGH = 8  # trials, below which an importance says nothing; assumption
@@ -106,7 +106,8 @@ def _panel(axis: Axes, rows: Sequence[Row], metric: str, name: str, scale: str) 
         axis.set_xlim(-0.5, len(labels) - 0.5)
     else:
         x = np.array([float(row[name]) for row in rows])
-        axis.set_xscale("log" if scale == "log" else "linear")
+        if scale == "log":
+            logarithmic(axis.xaxis, x.min(), x.max())
         if all(isinstance(row[name], int) for row in rows):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     y = np.array([float(row[metric]) for row in rows])

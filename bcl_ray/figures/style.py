@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 # Paul Tol's high-contrast scheme: safe for all colour-blind people, and in grey as well.
@@ -43,6 +45,17 @@ def titled(axis: Axes, title: str, x: str = "", y: str = "") -> None:
     axis.set_title(title, loc="left", fontsize=12, color=ALL_COLOR)
     axis.set_xlabel(x, fontsize=11)
     axis.set_ylabel(y, fontsize=11)
+
+
+def logarithmic(side: XAxis | YAxis, low: float, high: float) -> None:
+    """Make an axis logarithmic, with plain numbers, where its values differ by over 4 times."""
+    if not 0 < 4 * low < high:
+        return
+    side.axes.set(**{f"{side.axis_name}scale": "log"})
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    side.set_major_locator(LogLocator(subs=steps, numticks=8))
+    side.set_major_formatter("{x:g}")
+    side.set_minor_locator(NullLocator())
 
 
 def legend(axis: Axes, **options: Any) -> None:

@@ -53,12 +53,11 @@ def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, by
     found: dict[int, bytes] = {}
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(places), AT_ONCE):
-            for part in threads.map(
-                functools.partial(_found, wanted), places[start : start + AT_ONCE]
-            ):
-                found |= part
             if len(found) == len(wanted):
                 break
+            some = places[start : start + AT_ONCE]
+            for part in threads.map(functools.partial(_found, wanted), some):
+                found |= part
     return found
 
 

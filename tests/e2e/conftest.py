@@ -17,7 +17,12 @@ from bcl_ray.models import load_state
 from bcl_ray.runs import open_run
 
 # Small, and slow enough to be killed in the middle; several checkpoints per epoch.
-OPTIONS = ("train.epochs=4", "train.eval_every=2", "train.checkpoint_every_steps=4")
+OPTIONS = (
+    "train.epochs=4",
+    "train.eval_every=2",
+    "train.checkpoint_every_steps=4",
+    "tracking.report=false",  # 5 s of CPU
+)
 
 
 class Command:
@@ -86,7 +91,9 @@ def start(workplace):
 @pytest.fixture(scope="session")
 def undisturbed(start, workplace):
     """State and output of a run of two workers that nothing happened to."""
-    command = start("train", "digits_lt", *OPTIONS, "tracking.run=undisturbed")
+    command = start(
+        "train", "digits_lt", *OPTIONS, "tracking.report=true", "tracking.run=undisturbed"
+    )
     assert command.wait() == 0, command.output
     return last_state(workplace, "undisturbed"), command.output
 

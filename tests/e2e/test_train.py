@@ -10,6 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from bcl_ray import findings
 from bcl_ray.parse import from_yaml
 from tests.e2e.conftest import OPTIONS, last_state
 
@@ -58,6 +59,24 @@ def test_mlflow_has_one_complete_run(undisturbed, runs):
     assert sorted(contexts) == ["test", "training"]
 
 
+def test_a_run_leaves_figures_and_a_report_in_its_folder_and_in_mlflow(
+    undisturbed, runs, workplace
+):
+    _, output = undisturbed
+    assert "\nreport: runs/undisturbed/report.html\n" in output
+    folder = workplace / "runs" / "undisturbed"
+    figures = {file.name for file in (folder / "figures").iterdir()}
+    assert figures >= {"classes.png", "confusion.png", "mistakes.png", "feature_geometry.png"}
+    client, run = runs[0], runs[1]["undisturbed"]
+    kept = {found.path for found in client.list_artifacts(run.info.run_id)}
+    assert kept >= {"report.html", "classes.csv", "classes.json", "figures"}
+    shown = {found.path for found in client.list_artifacts(run.info.run_id, "figures")}
+    assert shown == {f"figures/{name}" for name in figures}
+    found = findings.read(str(folder))
+    assert len(np.unique(found.ids)) == len(found.ids) == 360
+    assert found.about["epoch"] == 3
+
+
 def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
     from bcl_ray.model import Classifier, TwoBranch
 
@@ -84,6 +103,7 @@ def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace
             "model.batch_norm=sync",
             f"scale.workers={workers}",
             "scale.cpus_per_worker=0.25",
+            "tracking.report=false",
             f"tracking.run=workers-{workers}",
         )
         assert command.wait() == 0, command.output
