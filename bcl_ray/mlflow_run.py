@@ -21,7 +21,9 @@ from bcl_ray.mlflow_model import log_model
 
 UID_TAG, PARENT_TAG, MODEL_TAG = "bcl_ray.uid", "bcl_ray.parent", "model.uri"
 PARAM_CHARACTERS = 6000  # of a parameter's value, at most
-DIGEST_CHARACTERS = 36  # of a data set's digest, at most
+DIGEST_CHARACTERS = 12  # of a data set's digest, as it is shown everywhere; MLflow takes 36
+# Without it, MLflow's pages of an experiment are those for language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 REFUSAL = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
@@ -53,9 +55,9 @@ class MlflowRun:
             experiment_id = existing.experiment_id
         elif self.uri.startswith("sqlite:///"):
             folder = Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
-            experiment_id = self.client.create_experiment(name, folder.as_uri())
+            experiment_id = self.client.create_experiment(name, folder.as_uri(), KIND)
         else:
-            experiment_id = self.client.create_experiment(name)
+            experiment_id = self.client.create_experiment(name, tags=KIND)
         tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: _user(), **subject.tags}
         return self.client.create_run(experiment_id, int(1000 * begun), tags, subject.name)
 

@@ -93,7 +93,7 @@ def subject(run: Run, experiment: Experiment) -> Subject:
         if isinstance(options, dict)
         for name, value in options.items()
     }
-    tags = {"recipe": experiment.name, "digest": run.digest}
+    tags = {"recipe": experiment.name, "digest": run.digest, "mlflow.source.name": "bcl-ray train"}
     return Subject(run.uid, run.name, experiment.tracking.experiment, parameters, tags)
 
 

@@ -400,7 +400,7 @@ def check_inputs(inputs):
     assert [one.dataset.name for one in inputs] == ["digits/train", "digits/test"]
     assert [one.tags[0].value for one in inputs] == ["training", "test"]
     for one in inputs:
-        assert one.dataset.digest == FINGERPRINT[:36]
+        assert one.dataset.digest == FINGERPRINT[:12]
         assert (one.dataset.source_type, json.loads(one.dataset.source)) == ("s3", {"uri": DATA})
         profile = json.loads(one.dataset.profile)
         assert (profile["num_rows"], profile["source"]) == (28, "by hand")

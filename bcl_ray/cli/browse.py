@@ -157,7 +157,8 @@ def ui(
         if open_browser:
             webbrowser.open(uri)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs of & without the first
+        signal.signal(signum, signal.default_int_handler)
     try:
         with served(uri, port) as (address, process):
             typer.echo(f"MLflow: {address}  (Ctrl-C ends it)")
