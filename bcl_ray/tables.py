@@ -57,12 +57,17 @@ def table_of(columns: Columns, classes: Classes) -> pa.Table:
     made["group"] = classes.groups.take(first)
     made["error"] = pa.array(columns["fault"].tolist(), pa.string(), mask=~unreadable)
     if "embedding" in columns:
-        width = columns["embedding"].shape[1]
-        flat = pa.array(columns["embedding"].reshape(-1))
-        made["embedding"] = pa.FixedSizeListArray.from_arrays(
-            flat, width, mask=pa.array(unreadable)
-        )
+        made["embedding"] = _lists(columns["embedding"], ~unreadable)
     return pa.table(made)
+
+
+def _lists(vectors: NDArray[Any], there: NDArray[np.bool_]) -> pa.Array:
+    """Rows of (N, E) as lists, null where there is none."""
+    # Not of a fixed size: pyarrow writes those to Parquet with nulls, and cannot read them again.
+    ends = vectors.shape[1] * np.cumsum(there)
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    values = pa.array(vectors[there].reshape(-1))
+    return pa.ListArray.from_arrays(offsets, values, mask=pa.array(~there))
 
 
 def counts_of(table: pa.Table) -> dict[str, Any]:

@@ -53,10 +53,11 @@ def test_a_row_has_names_probabilities_and_the_group_or_why_there_are_none():
     assert (last["class_1"], last["group"]) == ("cat", "many")
 
 
-def test_embeddings_are_a_column_of_vectors():
+def test_embeddings_are_a_column_of_vectors_that_comes_back_from_parquet(tmp_path):
     embedding = np.arange(6, dtype=np.float32).reshape(3, 2)
-    column = table(embedding=embedding)["embedding"]
-    assert str(column.type) == "fixed_size_list<item: float>[2]"
+    output(tmp_path, embeddings=True).write(0, table(embedding=embedding))
+    column = pq.read_table(tmp_path / "out" / "parquet")["embedding"]
+    assert column.type.value_type == "float"
     assert column.to_pylist() == [[0, 1], None, [4, 5]]
 
 
