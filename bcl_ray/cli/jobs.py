@@ -117,9 +117,13 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     took = time.monotonic() - begun
     killed = " (killed: it had not ended by itself)" if took >= seconds else ""
     screen.print(f"job {name} {_status(job)} after {took:.0f} s{killed}", highlight=False)
-    if (job.metadata or {}).get("kind") == "train":
-        run = (job.metadata or {})["run"]
+    run, kind = ((job.metadata or {}).get(key, "") for key in ("run", "kind"))
+    if kind == "train":
         _print(screen, f"go on with: bcl-ray submit train --resume {run}")
+    if kind == "search":
+        root, _, search = run.rpartition("/")
+        again = f"--resume {search} tracking.runs={root}"
+        _print(screen, f"go on with: bcl-ray submit search {again}")
 
 
 def attend(cluster: "Cluster", name: str, address: str | None, screen: "Console") -> NoReturn:
