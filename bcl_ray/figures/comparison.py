@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bcl_ray.figures.style import (
     ALL_COLOR,
@@ -94,6 +95,7 @@ def _curves(axis: Axes, lines: Sequence[Line]) -> None:
         axis.fill_between(
             shown, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2, lw=0
         )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     titled(axis, "accuracy over all classes", "epoch", "%")
     handles, labels = axis.get_legend_handles_labels()
     legend(axis, handles=handles[::-1], labels=labels[::-1], loc="lower right")
