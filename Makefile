@@ -22,7 +22,7 @@ test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks fille
 	$(BIN)/pytest $(PYTEST) tests/faults tests/cluster/test_slurm.py
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
-	@for name in loss views plan stream epoch; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in loss views plan stream epoch geometry; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 check: .venv/.dev ## lint, formatting and types
 	$(BIN)/ruff check .

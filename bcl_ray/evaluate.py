@@ -131,11 +131,11 @@ def _evaluate(
     )
     if folder is not None:
         # matplotlib takes a second to import, which other evaluations need not wait for.
-        from bcl_ray import summary  # noqa: PLC0415
+        from bcl_ray import results, summary  # noqa: PLC0415
 
         found = probe.findings(evaluation)
         findings.write(found, str(folder))
-        summary.write(summary.of_state(model.name, model.state, found), folder)
+        summary.write(results.of_state(model.name, model.state, found), folder)
     return evaluation.metrics
 
 

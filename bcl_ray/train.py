@@ -322,10 +322,10 @@ def _sum_up(run: Run, tracker: Tracker, follow: Follow) -> str | None:
     folder = runs.local_folder(run)
     try:
         # matplotlib takes a second to import, which training need not wait for.
-        from bcl_ray import summary  # noqa: PLC0415
+        from bcl_ray import results, summary  # noqa: PLC0415
 
         state = checkpoint.load(folder / FINAL)
-        files = summary.write(summary.of_run(run, state), folder)
+        files = summary.write(results.of_run(run, state), folder)
     except Exception as error:
         logger.exception("the report failed")
         again = f"bcl-ray report {runs.reference(run)}"

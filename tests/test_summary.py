@@ -14,9 +14,9 @@ from bcl_ray import summary
 from bcl_ray.findings import Findings
 from bcl_ray.pixels import decode
 from bcl_ray.recipes import digits_lt
+from bcl_ray.results import MISTAKES, OF_ONE_CLASS, Results, class_table, mistakes
 from bcl_ray.shards import find_images, read_manifest, write_shards
 from bcl_ray.sources import open_source
-from bcl_ray.summary import MISTAKES, OF_ONE_CLASS, Subject, class_table, mistakes
 
 METRICS = {"accuracy/all": 50.0, "accuracy/few": 25.0, "calibration/temperature": 1.5}
 
@@ -29,7 +29,7 @@ def digits(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def subject(digits) -> Subject:
+def results(digits) -> Results:
     """Every image of the two smallest classes is taken for a zero, with its own confidence."""
     manifest = read_manifest(digits)
     split = manifest.splits["test"]
@@ -58,7 +58,7 @@ def subject(digits) -> Subject:
     )
     history = [{"epoch": float(epoch), **METRICS, "geometry/nc1": 1.0} for epoch in range(3)]
     counts = np.array(manifest.splits["train"].class_counts)
-    return Subject("<b>run", digits_lt(), list(manifest.class_names), counts, history, found)
+    return Results("<b>run", digits_lt(), list(manifest.class_names), counts, history, found)
 
 
 def ids_by_label(folder: str, split) -> np.ndarray:
@@ -70,9 +70,9 @@ def ids_by_label(folder: str, split) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def written(subject, tmp_path_factory) -> tuple[Path, list[Path]]:
+def written(results, tmp_path_factory) -> tuple[Path, list[Path]]:
     folder = tmp_path_factory.mktemp("report")
-    return folder, summary.write(subject, folder)
+    return folder, summary.write(results, folder)
 
 
 def test_everything_is_written_and_the_report_holds_it_all(written):
@@ -95,10 +95,10 @@ def test_everything_is_written_and_the_report_holds_it_all(written):
         assert shown in html
 
 
-def test_the_table_says_of_each_class_what_it_is_taken_for(subject, written):
+def test_the_table_says_of_each_class_what_it_is_taken_for(results, written):
     folder, _ = written
     rows = list(csv.DictReader((folder / "classes.csv").open()))
-    assert [row["class"] for row in rows] == subject.class_names
+    assert [row["class"] for row in rows] == results.class_names
     last, first = rows[-1], rows[0]
     assert (last["training_images"], last["group"]) == ("2", "few")
     assert (last["accuracy"], last["taken_for"], last["how_often"]) == ("0.00", "0", "100.00")
@@ -117,22 +117,22 @@ def test_a_class_without_test_images_has_no_accuracy():
         np.arange(3), np.zeros((3, 2)), np.zeros((3, 0)),
     )  # fmt: skip
     counts = np.array([200, 50, 5])
-    table = class_table(Subject("r", digits_lt(), list("abc"), counts, [], found), found)
+    table = class_table(Results("r", digits_lt(), list("abc"), counts, [], found), found)
     assert [row[4] for row in table.rows] == [50, None, 100]
     assert table.rows[0][6:] == ["b", 50, 0]
     assert table.rows[1][5:] == [None, "", None, 1]
 
 
 def test_mistakes_are_the_most_confident_ones_few_of_each_class_with_their_own_images(
-    subject, digits
+    results, digits
 ):
-    chosen = mistakes(subject, subject.found)
+    chosen = mistakes(results, results.found)
     assert len(chosen) == 2 * OF_ONE_CLASS <= MISTAKES
     sure = [mistake.confidence for mistake in chosen]
     assert sure == sorted(sure, reverse=True)
     assert {mistake.true_name for mistake in chosen} == {"8", "9"}
     assert {mistake.predicted_name for mistake in chosen} == {"0"}
-    found, first = subject.found, chosen[0]
+    found, first = results.found, chosen[0]
     wrong = np.flatnonzero(found.labels >= 8)
     row = wrong[np.argmax(found.confidence[wrong])]
     image = find_images(digits, read_manifest(digits).splits["test"], [int(found.ids[row])])
@@ -148,10 +148,10 @@ def test_images_are_found_by_their_ids_and_those_that_are_not_there_are_not(digi
 
 
 def test_where_the_data_is_gone_or_another_the_rest_is_drawn_and_that_is_said(
-    subject, tmp_path, caplog
+    results, tmp_path, caplog
 ):
-    about = {**subject.found.about, "fingerprint": "another"}
-    moved = replace(subject, history=[], found=replace(subject.found, about=about))
+    about = {**results.found.about, "fingerprint": "another"}
+    moved = replace(results, history=[], found=replace(results.found, about=about))
     with caplog.at_level(logging.WARNING):
         drawn = summary.draw(moved)
     assert "mistakes" not in drawn
@@ -159,8 +159,8 @@ def test_where_the_data_is_gone_or_another_the_rest_is_drawn_and_that_is_said(
     assert re.search("grid of mistakes is left out: .* holds other data", caplog.text)
 
 
-def test_a_run_that_was_stopped_has_a_report_of_what_there_is(subject, tmp_path):
-    stopped = replace(subject, found=None)
+def test_a_run_that_was_stopped_has_a_report_of_what_there_is(results, tmp_path):
+    stopped = replace(results, found=None)
     files = [file.name for file in summary.write(stopped, tmp_path)]
     assert files == ["epochs.png", "embedding_geometry.png", "report.html"]
     assert "the run did not reach its end" in (tmp_path / "report.html").read_text()

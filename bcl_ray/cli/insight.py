@@ -24,11 +24,11 @@ def report(
 
     run, _ = folders.open_run(folders.run_uri(name, runs))
     quiet()
-    from bcl_ray import summary
+    from bcl_ray import results, summary
     from bcl_ray.models import open_model
 
     state = open_model(run.uri, last=True).state
     folder = out or folders.local_folder(run)
-    files = summary.write(summary.of_run(run, state), folder)
+    files = summary.write(results.of_run(run, state), folder)
     where, pictures = folders.shown(str(folder.absolute())), len(list(folder.glob("figures/*.png")))
     typer.echo(f"{where}/{summary.REPORT}, {pictures} figures, {len(files)} files in all")
