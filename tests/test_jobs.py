@@ -194,7 +194,7 @@ def test_a_client_with_another_bcl_ray_is_refused_in_the_job_with_both_named(hea
 def test_the_command_of_a_job_fails_with_its_own_exit_status_and_the_code_that_was_sent(head):
     status, out, err = head.run("submit", "evaluate", "file:///gone/run", "--with-code")
     assert status == 2
-    assert "bcl-ray: file:///gone/run holds no run (no run.json)" in out
+    assert "bcl-ray: 'file:///gone/run' is no model" in out
     job = out.split()[1]
     assert err == f"bcl-ray: job {job} failed: Job entrypoint command failed with exit code 2\n"
 
@@ -212,7 +212,7 @@ def test_rays_own_submit_runs_the_same_with_plain_text(head):
         check=False,
     )
     assert done.returncode == 1
-    assert "bcl-ray: file:///gone/run holds no run (no run.json)" in done.stdout + done.stderr
+    assert "bcl-ray: 'file:///gone/run' is no model" in done.stdout + done.stderr
 
 
 def test_a_cluster_with_other_versions_is_refused_before_anything_is_sent(head, monkeypatch):
