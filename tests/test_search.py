@@ -186,6 +186,7 @@ class TestSearch:
         folder, _ = searched
         page = (folder / "report.html").read_text()
         assert "data:image/png;base64," in page
-        assert "trial-001" in page
+        assert "trial-000" in page, "the winner"
+        assert ">failed<" in page
         assert (folder / "figures" / "parameters.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "trials.csv").read_text().startswith("trial,status,epochs,accuracy/all,")
