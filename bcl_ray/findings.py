@@ -43,8 +43,9 @@ class Findings:
     features: NDArray[np.float32]
     """Their mean features, (C, D); (C, 0) where the loss contrasts nothing."""
     about: dict[str, Any] = field(default_factory=dict)
-    """data, its fingerprint, split, epoch and metrics; `bins` and `calibrated_bins` by confidence, (15, 3):
-    images, summed confidence, correct images; the latter is None of too few images."""
+    """data, its fingerprint, split, epoch and metrics; `bins` and `calibrated_bins` by
+    confidence, (15, 3): images, summed confidence, correct images; the latter is None of too few
+    images."""
 
 
 def write(findings: Findings, folder: str) -> None:

@@ -282,7 +282,7 @@ def _groups(classes: Tensor, class_counts: ArrayLike) -> dict[str, Tensor]:
 
 
 def _classes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes that are there, (C,), the place of each label in them, (n,), and their sizes, (C,)."""
+    """Classes that are there, (C,), each label's place in them, (n,), and their sizes, (C,)."""
     classes, index, counts = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
     return torch.from_numpy(classes), torch.from_numpy(index), torch.from_numpy(counts)
 

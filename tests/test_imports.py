@@ -101,7 +101,7 @@ RAY = {  # these, and no others, need Ray
 }
 MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "compare", "train", "evaluate"}
 
-DRAWING = {"figures", "report", "results", "summary"}  # these need matplotlib, which takes a second to import
+DRAWING = {"figures", "report", "results", "summary"}  # these need matplotlib
 
 
 def module_of(file: Path) -> str:
