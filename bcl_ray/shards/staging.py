@@ -193,7 +193,7 @@ def image_fault(content: Content, max_pixels: int) -> str | None:
 
 
 def image_sides(
-    content: bytes, max_pixels: int, formats: Sequence[str] = FORMATS
+    content: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS
 ) -> tuple[int, int]:
     """Width and height of an image by its header; call it within `checking`.
 
