@@ -14,7 +14,7 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 PORT = 5000  # MLflow's own
-START_SECONDS = 120  # a quiet machine needs 5
+START_SECONDS = 300  # a quiet machine needs 5, a busy one has needed 100
 ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of language models; eight processes less
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -57,7 +57,7 @@ def served(uri: str, port: int | None = None) -> Iterator[tuple[str, "subprocess
             if not _answers(f"{address}/health", process):
                 log.seek(0)
                 words = log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-                raise OSError(f"MLflow's server did not start; its last words: {words[-1][:300]}")
+                raise OSError(f"MLflow's server {_failure(process)}: {words[-1][:300]}")
             yield address, process
         finally:
             _end(process)
@@ -77,10 +77,17 @@ def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(address, timeout=5).close()  # noqa: S310  (loopback)
+            urllib.request.urlopen(address, timeout=10).close()  # noqa: S310  (loopback)
             return True
         time.sleep(0.1)
     return False
+
+
+def _failure(process: "subprocess.Popen[bytes]") -> str:
+    ended = process.poll()
+    if ended is None:
+        return f"did not answer within {START_SECONDS} s; its last words"
+    return f"ended with exit status {ended}; its last words"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
