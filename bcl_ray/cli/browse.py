@@ -62,11 +62,17 @@ def _table(rows: "list[Row]") -> "Table":
     table = Table(title="accuracy in per cent, means over classes", title_justify="left")
     table.add_column("runs")
     table.add_column("options", overflow="fold")
+    epochs = [
+        ", ".join(sorted({f"{record['epoch'] + 1:.0f}" for record in row.at})) for row in rows
+    ]
+    if len(set(epochs)) > 1:
+        table.add_column("epoch", justify="right")
     for name, metric in COLUMNS.items():
         if any(row.values(metric) for row in rows):
             table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        cells = [
+    for row, epoch in zip(rows, epochs, strict=True):
+        cells = [epoch] if len(set(epochs)) > 1 else []
+        cells += [
             _cell(row.mean_and_spread(metric))
             for metric in COLUMNS.values()
             if any(other.values(metric) for other in rows)
