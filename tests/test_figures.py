@@ -164,6 +164,15 @@ def test_a_class_without_images_is_in_no_mean():
     assert "53.3 %" in figure.axes[1].get_title("left")
 
 
+def test_of_thousands_of_classes_the_trend_is_shown():
+    counts = np.geomspace(1000, 2, 400).astype(int)
+    names = [LONG] * 400
+    figure = figures.accuracy_by_class(np.linspace(90, 10, 400), counts, names)
+    line = figure.axes[1].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), np.linspace(89, 11, 40), atol=0.2)
+    assert overlaps(figure) == []
+
+
 def test_reliability_names_the_calibration_error():
     bins = np.zeros((15, 3))
     bins[14], bins[7] = [80, 78, 60], [20, 10, 10]

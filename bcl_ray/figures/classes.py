@@ -27,6 +27,7 @@ from bcl_ray.figures.style import (
 from bcl_ray.longtail import shot_groups
 
 NAMED = 30  # classes whose names fit below an axis
+CROWDED, TREND = 200, 40  # classes beyond which there is a trend, and its points
 SWALLOWERS = 10  # classes that are named as taking the tail's images
 CORRECT_COLOR = "#BBBBBB"
 
@@ -58,12 +59,17 @@ def accuracy_by_class(
             s=size,
             color=color,
             marker=GROUP_MARKERS[group],
-            alpha=1 if len(order) <= 200 else 0.5,
+            alpha=1 if len(order) <= CROWDED else 0.5,
             linewidth=0,
             label=f"{group} {mean:.1f} %",
         )
         ends = places[0] - 0.5, places[-1] + 0.5
         below.hlines(mean, *ends, color=color, linewidth=6, alpha=0.35, zorder=1)
+    if len(order) > CROWDED:  # single classes have few images and few values: show their trend
+        parts = np.array_split(np.arange(len(order)), TREND)
+        means = [np.nanmean(accuracy[order[part]]) for part in parts]
+        middles = [part.mean() for part in parts]
+        below.plot(middles, means, color=ALL_COLOR, linewidth=1.5)
     above.set_yscale("log")
     above.yaxis.set_major_formatter("{x:,.0f}")
     above.yaxis.set_minor_locator(NullLocator())
@@ -72,6 +78,7 @@ def accuracy_by_class(
     below.set_ylim(-4, 104)
     titled(above, "training images per class", y="images")
     where = "" if named else "classes, from the largest to the smallest"
+    where += "; the line is their trend" if len(order) > CROWDED else ""
     titled(
         below, f"accuracy per class, {np.nanmean(accuracy):.1f} % on average", where, "accuracy (%)"
     )
@@ -83,7 +90,14 @@ def accuracy_by_class(
                 label.set(ha="right", rotation_mode="anchor")
     below.grid(visible=False, axis="x")
     above.grid(visible=False, axis="x")
-    legend(below, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, handletextpad=0.2)
+    legend(
+        below,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=4,
+        handletextpad=0.2,
+        markerscale=max(1, 4 / size**0.5),
+    )
     return figure
 
 
