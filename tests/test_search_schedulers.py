@@ -67,7 +67,8 @@ def test_the_published_values_come_to_their_end(name):
     for number in range(1, 6):
         run(schedule, Tunes(number), 90)
     assert run(schedule, Tunes(0), 10) == 45
-    assert run(schedule, Tunes(9), 10) < 45
+    # HyperBand draws a bracket for each, the last of which stops nothing.
+    assert min(run(schedule, Tunes(number), 10) for number in range(9, 25)) < 45
 
 
 def test_none_stops_nothing():
