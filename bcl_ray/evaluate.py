@@ -105,6 +105,11 @@ def _checked(
     changes = [f"{name}={value}" for name, value in given.items() if value is not None]
     experiment = with_overrides(model.experiment, changes)
     manifest = read_manifest(experiment.data.path)
+    if experiment.data.eval_split not in manifest.splits:
+        raise ValueError(
+            f"--split '{experiment.data.eval_split}' is not in {experiment.data.path}: there is "
+            f"{', '.join(manifest.splits)}"
+        )
     where = f"'{model.name}' cannot be evaluated on {experiment.data.path}"
     return experiment, manifest, label_map(model.class_names, manifest.class_names, where=where)
 

@@ -38,6 +38,14 @@ def test_a_model_is_evaluated_on_its_own_data_or_on_other_shards_of_its_classes(
     assert list(manifest.class_names) == names
 
 
+def test_a_split_that_the_shards_lack_is_refused_with_those_they_have(digits):
+    names = list(read_manifest(digits).class_names)
+    with pytest.raises(
+        ValueError, match=rf"^--split 'x' is not in {digits}: there is train, test$"
+    ):
+        evaluate._checked(model(digits, names), None, "x")
+
+
 def test_classes_in_another_order_or_fewer_of_them_are_found_by_name():
     where = "'m' cannot be evaluated on d"
     assert evaluate.label_map(["a", "b", "c"], ["c", "a"], where=where).tolist() == [2, 0]

@@ -173,6 +173,9 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Shards to evaluate on, instead of the model's own.")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the shards, instead of the one that the run evaluated.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for predictions, figures and a report.")
     ] = None,
@@ -187,7 +190,7 @@ def evaluate(
     from bcl_ray.display import accuracy_table, method
     from bcl_ray.evaluate import evaluate_models
 
-    found = evaluate_models(names, runs, best=best, data=data, out=out)
+    found = evaluate_models(names, runs, best=best, data=data, split=split, out=out)
     if as_json:
         typer.echo(json.dumps({model.name: metrics for model, metrics in found}, indent=1))
         return
