@@ -48,7 +48,7 @@ def accuracy_table(rows: list[tuple[str, str, dict[str, float]]]) -> Table:
 
 def prediction_table(summary: "Summary") -> Table:
     """Labelled images by shot group of their class."""
-    table = Table(title="images by the shot group of their likeliest class", title_justify="left")
+    table = Table(title="predicted classes, by shot group", title_justify="left")
     for column in ("group", "images", "share", "mean probability"):
         table.add_column(column, justify="left" if column == "group" else "right")
     labelled = summary.images - summary.unreadable
