@@ -1,21 +1,23 @@
-"""What a node does while it trains: CPU, memory, disks, network and GPUs.
+"""What nodes do while a run trains: CPU, memory, disks, network and GPUs.
 
-A thread looks every few seconds and adds up; an epoch takes the means. Values are the whole
-node's: everything that runs there, whether it is ours or not.
+A thread on each node looks every few seconds and adds up; an epoch takes the means. Values are
+the whole node's: everything that runs there, whether it is ours or not.
 """
 
 import contextlib
 import re
-import socket
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import psutil
 import pynvml
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOOK = 5.0  # seconds; one look takes a tenth of a millisecond (measured, without GPUs)
+PATIENCE = 5.0  # seconds that a run's end waits for its last epoch's values
 MIB = 2**20
 
 
@@ -30,6 +32,11 @@ class Sampler:
         self._flows, self._since = _flows(), time.monotonic()
         psutil.cpu_percent()  # which counts from the call before
         threading.Thread(target=self._watch, name="system", daemon=True).start()
+
+    def tell(self, mailbox: Any, node: str, epoch: int) -> None:
+        """Leave what was seen since the last time in a mailbox."""
+        event = {"kind": "system", "node": node, "epoch": epoch, "values": self.take()}
+        ray.get(mailbox.put.remote(event))
 
     def take(self) -> dict[str, float]:
         """Means since the last time, by name: per cent, and MiB per second."""
@@ -63,12 +70,51 @@ class Sampler:
             self._looks += 1
 
 
-def node_name() -> str:
-    """This node's name: Ray's, where it was given one, else the machine's; short, and stable."""
-    own = ray.get_runtime_context().get_node_id()
-    names = [node.get("NodeName", "") for node in ray.nodes() if node["NodeID"] == own]
-    named = next((name for name in names if not re.fullmatch(r"[0-9.]*|.*:.*", name)), None)
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", named or socket.gethostname().partition(".")[0])
+class Nodes:
+    """Samplers of every node: in this process for its own, in an actor on each of the others.
+
+    Args:
+        mailbox: where they leave what they have seen.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._here = ray.get_runtime_context().get_node_id()
+        self._sampler = Sampler()
+        self._others: dict[str, Any] = {}  # by node id
+        self._told: list[Any] = []
+        self._names = self._look()
+
+    def tell(self, epoch: int) -> None:
+        """Let all of them tell of an epoch, which is over; a node that is gone tells nothing."""
+        self._names = self._look()
+        self._told = [
+            actor.tell.remote(self._mailbox, self._names[node], epoch)
+            for node, actor in self._others.items()
+            if node in self._names
+        ]
+        self._sampler.tell(self._mailbox, self._names[self._here], epoch)
+
+    def wait(self) -> None:
+        """Until what they were last asked is told, or it takes too long."""
+        ray.wait(self._told, num_returns=len(self._told), timeout=PATIENCE) if self._told else None
+
+    def _look(self) -> dict[str, str]:
+        """Names of nodes by id; those that have come since get an actor."""
+        names = {node["NodeID"]: name_of(node) for node in ray.nodes() if node["Alive"]}
+        for node in names.keys() - self._others.keys() - {self._here}:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            actor = ray.remote(num_cpus=0, scheduling_strategy=there)(Sampler)
+            self._others[node] = actor.remote()
+        return names
+
+
+def name_of(node: dict[str, Any]) -> str:
+    """A node's name: Ray's, where it was given one, else the machine's; short, and stable."""
+    given = node.get("NodeName", "")
+    machine = node["NodeManagerHostname"].partition(".")[0]
+    is_address = re.fullmatch(r"[0-9.]*|.*:.*", given)
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", machine if is_address else given)
 
 
 def _gpus() -> list[object]:

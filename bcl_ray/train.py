@@ -24,6 +24,7 @@ from bcl_ray.mailbox import Event, grow, open_mailbox, tell
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.stopping import Stopped, Wish, stop_signals, stoppable
+from bcl_ray.system import Nodes
 from bcl_ray.tracking import Tracker, subject, tracking_uri
 from bcl_ray.worker import train_worker
 
@@ -238,6 +239,7 @@ class Follower(threading.Thread):
     def __init__(self, mailbox: Any, tracker: Tracker, follow: Follow) -> None:
         super().__init__(name="follower", daemon=True)
         self.mailbox, self.tracker = mailbox, tracker
+        self.nodes = Nodes(mailbox)
         self.follow: Follow = follow
         self.tracked: set[int] = set()
         self.failure: Exception | None = None
@@ -264,6 +266,7 @@ class Follower(threading.Thread):
 
     def stop(self) -> None:
         """Wait until all that was told before has been passed on."""
+        self.nodes.wait()
         ray.get(self.mailbox.put.remote({"kind": "stop"}))
         self.join()
 
@@ -281,6 +284,8 @@ class Follower(threading.Thread):
         if event["kind"] == "system":
             values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
             self.tracker.metrics(values, event["epoch"])
+        if event["kind"] == "epoch":
+            self.nodes.tell(int(event["records"][-1]["epoch"]))
 
     def _show(self, event: Event) -> None:
         self.started = self.started or event["kind"] == "start"

@@ -31,7 +31,6 @@ from bcl_ray.parse import from_yaml
 from bcl_ray.probe import Probe
 from bcl_ray.runs import BEST
 from bcl_ray.shards import Manifest
-from bcl_ray.system import Sampler, node_name
 from bcl_ray.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -110,9 +109,6 @@ class _Worker:
         self.probe = Probe(experiment, manifest, self.class_counts, self.device, self.watch.over)
         self.history: list[dict[str, float]] = []
         self.told = time.monotonic()
-        first = ray.train.get_context().get_local_rank() == 0  # one worker tells of its node
-        self.sampler: Sampler | None = Sampler() if first else None
-        self.node = node_name()
 
     def restore(self) -> None:
         """Continue from the last checkpoint that can be read, if there is one."""
@@ -192,14 +188,8 @@ class _Worker:
         self.learner.sums.zero_()
         self._report({"step": self.learner.step, **record}, best=best)
         self.tell("epoch", epochs=epochs, records=[record])
-        self._tell_system(epoch)
         if wishes and epoch + 1 < epochs:
             self._leave(wishes)
-
-    def _tell_system(self, epoch: int) -> None:
-        if self.sampler is not None:
-            event = {"kind": "system", "node": self.node, "epoch": epoch}
-            self.mailbox.put.remote({**event, "values": self.sampler.take()})
 
     def _progress(self, epoch: int, step: Step) -> None:
         if time.monotonic() - self.told > TICK:

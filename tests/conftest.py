@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from tests.trained import trained  # noqa: F401  (a fixture)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what runs in the background without SIGINT, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def tracking_stays() -> Iterator[None]:
+    """MLflow's set_tracking_uri sets a variable, by which all that follows would go elsewhere."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before, "the test has changed it"
 
 
 @pytest.fixture(scope="session")

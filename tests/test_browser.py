@@ -120,11 +120,12 @@ def page(address, tmp_path_factory):
 
 
 @pytest.fixture
-def show(page, tmp_path):
+def show(page, tmp_path, request):
     """Keep what the page shows."""
     folder = Path(os.environ.get("BCL_RAY_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
-    return lambda name: page.screenshot(path=folder / f"{name}.png")
+    yield lambda name: page.screenshot(path=folder / f"{name}.png")
+    page.screenshot(path=folder / f"{request.node.name[:40]}-end.png")
 
 
 def link(page, name):

@@ -33,6 +33,7 @@ class Head:
         }
         self.address, self.store = self.own["RAY_ADDRESS"], self.own["BCL_RAY_STORE"]
         self.runs = f"{self.store}/jobs/runs"
+        self.nodes = set(cluster.nodes())
 
     def begin(self, *words: str, **extra: str) -> subprocess.Popen:
         """Start a command of the command line, as a person with S3 credentials would."""
@@ -80,13 +81,13 @@ def words(head):
     return (f"data.path={data}", f"tracking.runs={head.runs}", "scale.workers=1")
 
 
-def status_in_mlflow(head, run: str) -> str:
+def tracked(head, run: str):
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(head.own["MLFLOW_TRACKING_URI"])
     ids = [one.experiment_id for one in client.search_experiments()]
     [found] = client.search_runs(ids, f"attributes.run_name = '{run}'")
-    return found.info.status
+    return found
 
 
 def sent(head, name: str, script: str) -> Cluster:
@@ -128,7 +129,10 @@ def test_a_training_is_followed_to_its_end_as_if_it_ran_here(head, words):
     assert lines[-1] == f"next: bcl-ray evaluate {head.runs}/{job}"
     assert "bcl_ray event" not in out
     assert "Running entrypoint" not in out
-    assert status_in_mlflow(head, job) == "FINISHED"
+    found = tracked(head, job)
+    assert found.info.status == "FINISHED"
+    measured = {name.split("/")[1] for name in found.data.metrics if name.startswith("system/")}
+    assert measured == head.nodes, "those that only read data, and the head, too"
 
     again = head.run("jobs", "logs", job)
     assert again == (0, "\n".join(lines[1:]) + "\n", "")

@@ -58,6 +58,20 @@ def test_gpus_are_told_one_by_one_and_one_that_does_not_answer_is_left_out(sampl
     assert gpus == {"gpu_0_percent": 90, "gpu_0_memory_percent": 25}
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("train-1", "train-1"),
+        ("gpu node.2", "gpu-node-2"),
+        ("10.0.0.7", "ip-10-0-0-7"),
+        ("", "ip-10-0-0-7"),
+    ],
+)
+def test_a_node_has_the_name_that_ray_was_given_or_that_of_its_machine(given, name):
+    node = {"NodeName": given, "NodeManagerHostname": "ip-10-0-0-7.ec2.internal"}
+    assert system.name_of(node) == name
+
+
 def test_a_look_costs_next_to_nothing(sampler):
     begun = time.process_time()
     for _ in range(100):

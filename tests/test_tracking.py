@@ -35,6 +35,7 @@ from tests.tracked import (
     final_checkpoint,
     found,
     manifest,
+    mlflow_at,
     record_of,
     start,
     steps_of,
@@ -231,14 +232,9 @@ def check_model(client, recorded, experiment, network):
     logged = client.get_logged_model(recorded.data.tags["model.uri"].removeprefix("models:/"))
     assert (str(logged.status), logged.source_run_id) == ("READY", recorded.info.run_id)
     assert [one.model_id for one in recorded.outputs.model_outputs] == [logged.model_id]
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tracking_uri(experiment))
-    try:
+    with mlflow_at(tracking_uri(experiment)):
         loaded = mlflow.pytorch.load_model(logged.model_uri)
         about = mlflow.models.get_model_info(logged.model_uri)
-    finally:
-        mlflow.set_tracking_uri(before)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
     assert (about.run_id, about.model_id) == (recorded.info.run_id, logged.model_id)
     assert about.signature.inputs.inputs[0].shape == (-1, 3, 8, 8)
     assert about.signature.outputs.inputs[0].shape == (-1, 3)

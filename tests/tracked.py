@@ -1,5 +1,6 @@
 """Small runs for tests of what is tracked: experiments, data, records, checkpoints."""
 
+import contextlib
 import shutil
 import time
 
@@ -42,6 +43,18 @@ def sqlite(tmp_path, database):
     root.mkdir()
     shutil.copy(database, root / "mlflow.db")
     return experiment_in(root)
+
+
+@contextlib.contextmanager
+def mlflow_at(uri):
+    """MLflow's own functions ask a store for a while; left in place, all that follows would."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield mlflow
+    finally:
+        mlflow.set_tracking_uri(None)
 
 
 def begin(experiment, name="first"):

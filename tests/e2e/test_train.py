@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from bcl_ray import findings
 from bcl_ray.parse import from_yaml
 from tests.e2e.conftest import OPTIONS, last_state
+from tests.tracked import mlflow_at
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -82,8 +83,8 @@ def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
 
     state, _ = undisturbed
     _, found = runs
-    mlflow.set_tracking_uri(f"sqlite:///{workplace}/runs/mlflow.db")
-    loaded = mlflow.pytorch.load_model(found["undisturbed"].data.tags["model.uri"])
+    with mlflow_at(f"sqlite:///{workplace}/runs/mlflow.db"):
+        loaded = mlflow.pytorch.load_model(found["undisturbed"].data.tags["model.uri"])
     experiment = from_yaml(state.experiment)
     model = TwoBranch(experiment.model, 10)
     model.load_state_dict(state.model)

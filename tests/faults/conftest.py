@@ -21,12 +21,13 @@ from bcl_ray.models import load_state
 from bcl_ray.runs import open_run
 from tests.e2e.conftest import assert_same_run
 
-EPOCHS, STEPS, IMAGES = 10, 12, 360  # STEPS per epoch; IMAGES to evaluate
+EPOCHS, STEPS, IMAGES = 6, 12, 360  # STEPS per epoch; IMAGES to evaluate
 OPTIONS = (
     f"train.epochs={EPOCHS}",
-    "train.eval_every=5",
+    "train.eval_every=3",
     "train.checkpoint_every_steps=4",
     "scale.cpus_per_worker=1",
+    "tracking.report=false",  # 5 s of CPU
 )
 STORE = "s3://bcl-ray"
 
@@ -70,6 +71,10 @@ class Job:
             assert self.process.poll() is None, f"it ended too early:\n{self.output}"
             assert time.monotonic() < deadline, f"nothing happened in time:\n{self.output}"
             time.sleep(0.1)
+
+    def wait_for_epoch(self, epoch: int) -> None:
+        """Until an epoch, counted from 1, is over."""
+        self.wait_for(lambda: re.search(rf"epoch +{epoch}/", self.output))
 
     def wait_for_mid_epoch(self, epoch: int = 1) -> None:
         """Until the last checkpoint was cut within this epoch or a later one."""
@@ -176,7 +181,7 @@ class Drill:
     def undisturbed(self):
         """The end of a run that nothing happened to; made once."""
         if self._undisturbed is None:
-            job = self.start("undisturbed")
+            job = self.start("undisturbed", "tracking.report=true")
             job.succeed()
             self._undisturbed = job.state()
             self.check_tracked(job)

@@ -43,7 +43,7 @@ def test_a_job_that_is_stopped_or_terminated_writes_a_last_checkpoint(drill):
     assert not drill.workers(), "resources are free again"
 
     job = drill.start("terminated")
-    job.wait_for(lambda: job.last_step() > max(stopped, 4 * STEPS))
+    job.wait_for(lambda: job.last_step() > max(stopped, 3 * STEPS))
     drill.driver_of(job).send_signal(signal.SIGTERM)
     assert job.wait() != 0
     assert job.starts() == [stopped], "not one step is repeated"

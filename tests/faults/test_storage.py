@@ -41,9 +41,9 @@ def test_s3_down_for_a_minute_during_checkpoint_uploads(drill):
 
 def test_mlflow_down_for_a_whole_epoch(drill):
     job = drill.start("mlflow-down")
-    job.wait_for(lambda: "epoch  1/" in job.output)
+    job.wait_for_epoch(1)
     with outage(drill.cluster.stop_mlflow, drill.cluster.start_mlflow):
-        job.wait_for(lambda: "epoch  5/" in job.output)
+        job.wait_for_epoch(3)
     job.succeed()
     assert job.starts() == [0]
     drill.check_same(job)
@@ -105,7 +105,7 @@ def test_a_store_that_throttles_denies_resets_and_truncates(drill):
         job = drill.start("store-spoiled", address=address)
         job.wait_for(lambda: "workers started" in job.output)
         proxy.spoil(FAULTS, every=3)
-        job.wait_for(lambda: f"epoch  {EPOCHS - 1}/" in job.output)
+        job.wait_for_epoch(EPOCHS - 1)
         proxy.calm()
         job.succeed()
         assert all(proxy.met[fault] >= 3 for fault in FAULTS), proxy.met

@@ -40,7 +40,7 @@ def test_a_killed_data_task(drill):
             killed.append(process.pid)
         return bool(killed)
 
-    job.wait_for(lambda: "epoch  1/" in job.output)
+    job.wait_for_epoch(1)
     job.wait_for(killed_one)
     job.succeed()
     assert job.starts() == [0], "Ray Data runs the task again; training does not notice"
