@@ -16,10 +16,10 @@ cluster: .venv/.local ## a whole cluster on this machine: Ray, S3, MLflow
 	@bcl-ray cluster up --workers 3
 
 test: .venv/.dev ## all tests but the drills
-	$(BIN)/pytest --ignore tests/faults --ignore tests/cluster/test_slurm.py
+	$(BIN)/pytest -n 2 --dist loadgroup --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
-	$(BIN)/pytest $(PYTEST) tests/faults tests/cluster/test_slurm.py
+	$(BIN)/pytest $(PYTEST) tests/cluster/test_slurm.py tests/faults
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
 	@for name in loss views plan stream epoch geometry; do $(BIN)/python -m benchmarks.$$name || exit 1; done

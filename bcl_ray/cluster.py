@@ -49,17 +49,16 @@ class Resources:
 
 @contextlib.contextmanager
 def connected() -> Iterator[Resources]:
-    """The cluster, for as long as the block lasts; one that this process uses already is kept."""
+    """The cluster, for as long as the block lasts; one that this process uses already is kept.
+
+    Raises:
+        OSError: Ray does not start here, or the cluster of RAY_ADDRESS does not answer.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", NOTICE_POLL)
     begun = not ray.is_initialized()
     if begun:
-        remote = bool(os.environ.get("RAY_ADDRESS"))
-        # Without an address Ray would join a cluster that somebody started on this machine.
-        options = {} if remote else {"address": "local", "include_dashboard": False}
-        if not remote:  # nobody takes this machine away with notice
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        _connect(os.environ.get("RAY_ADDRESS"))
     for name in ("ray.data", "ray.train"):  # they set themselves up to print
         logging.getLogger(name).setLevel(logging.ERROR)
     ray._private.worker.print_to_stdstream = _log_ray_message
@@ -68,6 +67,19 @@ def connected() -> Iterator[Resources]:
     finally:
         if begun:
             ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    # Without an address Ray would join a cluster that somebody started on this machine.
+    options = {} if address else {"address": "local", "include_dashboard": False}
+    if not address:  # nobody takes this machine away with notice
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray raises bare ones, too: "The current node timed out ..."
+        where = f"the cluster of RAY_ADDRESS ({address})" if address else "a Ray of our own"
+        remedy = "is it up?" if address else "is the machine overloaded, or its disk full?"
+        raise OSError(f"{where} did not answer: {one_line(error)}; {remedy}") from error
 
 
 def _log_ray_message(data: dict[str, Any], **_: Any) -> None:

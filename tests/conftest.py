@@ -15,6 +15,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what runs in the background without SIGINT, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ALONE = {"test_predict"}  # files whose own fixtures cost more than a shared server
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something costly run in one process, one by one; the longest first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    long = {_group(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: _group(item) not in long)
+
+
+def _group(item: pytest.Item) -> str:
+    shared = {"local_cluster", "s3_server"} & set(item.fixturenames)
+    if item.path.stem in ALONE or not shared:
+        return item.path.parent.name if item.path.parent.name == "e2e" else item.path.stem
+    return "local_cluster" if "local_cluster" in shared else item.callspec.params["s3_server"]
+
 
 @pytest.fixture(autouse=True)
 def tracking_stays() -> Iterator[None]:

@@ -2,7 +2,14 @@ import re
 
 import pytest
 
-from bcl_ray.cluster import Resources, check_places, one_line, root_cause, uses_gpus
+from bcl_ray.cluster import (
+    Resources,
+    check_places,
+    connected,
+    one_line,
+    root_cause,
+    uses_gpus,
+)
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import cifar10_lt
 
@@ -75,3 +82,26 @@ def test_rank_zero_is_kept_on_steady_nodes_where_there_are_any():
     assert _rank_zero_stays(3, spot) is None
     for cluster_of in (mixed, to_come):
         assert _rank_zero_stays(3, cluster_of) == [{"bcl-ray.io/market": "steady"}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            "127.0.0.1:1",
+            r"the cluster of RAY_ADDRESS \(127.0.0.1:1\) did not answer: Exc",
+        ),
+        ("", "a Ray of our own did not answer: Exception: slow; is the machine overloaded"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, address, message):
+    """Ray raises bare exceptions where a machine is overloaded."""
+
+    def init(**_):
+        raise Exception("slow\nand more")
+
+    monkeypatch.setattr("bcl_ray.cluster.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("bcl_ray.cluster.ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(OSError, match=message), connected():
+        pass

@@ -112,7 +112,9 @@ class Slurm:
             **({"GLOO_SOCKET_IFNAME": "node0"} if self.holders else {}),
         }
         environment = {
-            key: value for key, value in environment.items() if not key.startswith("RAY_")
+            key: value
+            for key, value in environment.items()
+            if not key.startswith(("RAY_", "MLFLOW_", "AWS_"))
         }
         log = self.folder / f"batch-{time.time_ns()}.log"
         with log.open("w") as out:

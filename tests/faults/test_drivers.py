@@ -7,21 +7,34 @@ import sys
 
 import pytest
 
+from bcl_ray import storage
 from tests.faults.conftest import STEPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_killed_driver(drill):
+def test_a_killed_driver_and_then_another_with_a_damaged_checkpoint(drill):
     job = drill.start("driver-killed")
     job.wait_for_mid_epoch()
     drill.driver_of(job).kill()
     assert job.wait() != 0
     step = job.last_step()
-    again = drill.start("driver-killed")
-    again.succeed()
-    assert again.starts() == [step]
-    drill.check_same(again)
+
+    job = drill.start("driver-killed")
+    job.wait_for(lambda: job.last_step() > step + STEPS)
+    assert job.starts() == [step], "it went on from the last checkpoint"
+    drill.driver_of(job).kill()
+    assert job.wait() != 0
+    step, last = job.last_step(), job.last_checkpoint()
+    file = storage.join(job.uri, last, "state.pt")
+    storage.write_bytes(file, storage.read_bytes(file)[:1000])
+
+    job = drill.start("driver-killed")
+    job.succeed()
+    assert f"{last}/state.pt is damaged" in job.output
+    assert "going on from the checkpoint before" in job.output
+    assert 0 < job.starts()[0] < step
+    drill.check_same(job)
 
 
 def test_a_job_that_is_stopped_or_terminated_writes_a_last_checkpoint(drill):

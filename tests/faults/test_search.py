@@ -80,8 +80,8 @@ def tracked(folder):
 
 
 def test_sixteen_trials_through_two_places(start, folder):
-    words = [*RECIPE, "train.epochs=9", "--trials", "16", "--max-concurrent", "2"]
-    search = start("many", *words, "train.eval_every=1", "--name", "many")
+    words = [*RECIPE, "train.epochs=4", "--trials", "16", "--max-concurrent", "2"]
+    search = start("many", *words, "train.eval_every=2", "--name", "many")
     assert search.wait(1200) == 0, search.output
     trials = search.trials()
     assert len(trials) == 16
@@ -148,14 +148,14 @@ def test_a_killed_driver_loses_nothing(start, folder):
 
 def test_a_killed_driver_of_a_trial(start):
     """Its workers' places would stay taken for good; its run goes on in another process."""
-    words = [*RECIPE, "train.epochs=100", "--trials", "1", "--name", "orphan"]
+    words = [*RECIPE, "train.epochs=200", "--trials", "1", "--name", "orphan"]
     search = start("orphan", *words)
     search.wait_for(lambda: any(trial["scores"] for trial in search.trials().values()), 600)
     for process in search.processes("ray::TrialRun"):
         process.kill()
     assert search.wait(900) == 0, search.output
     assert search.trials()["trial-000"]["status"] == "finished"
-    assert len(search.trials()["trial-000"]["scores"]) == 20
+    assert len(search.trials()["trial-000"]["scores"]) == 40
     told = "trial-000 still held resources 30 s after its end: they were taken from it"
     assert search.output.count(told) == 1
 
@@ -168,4 +168,4 @@ def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(start):
     assert search.wait(120) == 130, search.output
     assert "search stopped; go on with: bcl-ray search --resume interrupted" in search.output
     assert {trial["status"] for trial in search.trials().values()} == {"running"}
-    assert all((search.folder / name).glob("checkpoint_*") for name in search.trials())
+    assert all(any((search.folder / name).glob("checkpoint_*")) for name in search.trials())
