@@ -1,16 +1,17 @@
 """Runs side by side; those that differ in nothing but the seed are one row, with their spread."""
 
-import os
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bcl_ray import runs, storage
 from bcl_ray.journal import Entry, Journal
 from bcl_ray.models import load_state
+from bcl_ray.registry import NAME, answered, mlflow_client
 from bcl_ray.runs import Run
-from bcl_ray.tracking import JOURNAL, SETTINGS, store, subject
+from bcl_ray.tracking import JOURNAL, store, subject
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,11 +29,13 @@ class Compared:
     """A run as a comparison sees it.
 
     Args:
+        place: its folder, or its id in MLflow.
         name: of the run.
         options: `section.field` to value, as text; and the data's fingerprint as `data`.
         records: metrics by name for each epoch that was evaluated, the first one first.
     """
 
+    place: str
     name: str
     options: Mapping[str, str]
     records: tuple[Record, ...]
@@ -80,13 +83,16 @@ def compare(names: Sequence[str], root: str = "runs", *, best: bool = False) -> 
         ValueError: no such run, or one that has not been evaluated.
         OSError: MLflow does not answer.
     """
-    found = {run.name: run for name in names for run in _read(name, root)}
+    with answered():
+        found = {run.place: run for name in names for run in _read(name, root)}
     return rows(list(found.values()), best=best)
 
 
 def rows(compared: Sequence[Compared], *, best: bool = False) -> list[Row]:
     """Put runs side by side: one row for each configuration, the highest accuracy first."""
     groups: dict[tuple[tuple[str, str], ...], list[Compared]] = {}
+    names = Counter(run.name for run in compared)  # every search has a trial-000
+    compared = [replace(r, name=r.place) if names[r.name] > 1 else r for r in compared]
     for run in compared:
         if not run.records:
             raise ValueError(
@@ -135,7 +141,7 @@ def _of_folder(uri: str) -> Compared:
     options = {**subject(run, experiment).parameters, DATA: run.fingerprint[:8]}
     entries = Journal(runs.local_folder(run) / JOURNAL).entries()
     records = _told(entries) if entries else _kept(run)
-    return Compared(run.name, _computed(options), _evaluated(records))
+    return Compared(runs.shown(run.uri), run.name, _computed(options), _evaluated(records))
 
 
 def _told(entries: Iterable[Entry]) -> list[Record]:
@@ -166,12 +172,10 @@ def _computed(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _of_mlflow(name: str, root: str) -> list[Compared]:
-    for setting, value in SETTINGS.items():
-        os.environ.setdefault(setting, value)
-    from mlflow import MlflowClient  # noqa: PLC0415  seconds that folders need not pay
-
+    if not NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is no run's name: letters, digits, '.', '_' and '-'")
     uri = store(None, root)
-    client = MlflowClient(uri)
+    client = mlflow_client(uri)
     ids = [one.experiment_id for one in client.search_experiments()]
     found = client.search_runs(ids, f"attributes.run_name = '{name}'")
     found = found or client.search_runs(ids, f"attributes.run_id = '{name}'")
@@ -197,4 +201,4 @@ def _of_run(client: "MlflowClient", run: Any) -> Compared:
                 epochs.setdefault(one.step, {"epoch": one.step})[metric] = one.value
     options = {**run.data.params, DATA: run.data.tags.get("data.fingerprint", "")[:8]}
     records = [epochs[step] for step in sorted(epochs)]
-    return Compared(run.info.run_name, _computed(options), _evaluated(records))
+    return Compared(run.info.run_id, run.info.run_name, _computed(options), _evaluated(records))

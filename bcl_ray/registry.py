@@ -3,9 +3,12 @@
 What a version is, is in its tags: the run, the checkpoint, and the metric that it is compared by.
 """
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcl_ray import runs
@@ -22,10 +25,31 @@ RUN_TAG, CHECKPOINT_TAG = "bcl_ray.run", "bcl_ray.checkpoint"  # folders, as pat
 METRIC, VALUE = "metric.name", "metric.value"
 SPLIT, DATA = "metric.split", "data.fingerprint"  # on which it was measured
 CHAMPION = "champion"
+FLATTERED = (
+    "its checkpoint was chosen, and is compared, on '{}', which flatters it if that is what you "
+    "test on: train with a validation split as data.eval_split"
+)
+VALIDATION = ("validation", "val")  # names of splits that models may be chosen on
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # An alias that is not there is an invalid value to MLflow.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """Make MLflow's errors those of a file that cannot be read.
+
+    Raises:
+        OSError: MLflow does not answer, or refuses.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__ != "mlflow.exceptions":  # which takes seconds to import
+            raise
+        text = str(error).strip().splitlines()[0]
+        raise OSError(f"MLflow: {text}: see MLFLOW_TRACKING_URI, and its log") from error
 
 
 def resolve(uri: str, root: str = "runs") -> tuple[str, str]:
@@ -43,8 +67,8 @@ def resolve(uri: str, root: str = "runs") -> tuple[str, str]:
     match = URI.fullmatch(uri)
     if match is None:
         raise ValueError(f"'{uri}' must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    client = _client(store(None, runs.absolute(root)))
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415  as in _client
+    client = mlflow_client(store(None, runs.absolute(root)))
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415  as in mlflow_client
 
     try:
         if match["alias"]:
@@ -64,6 +88,7 @@ def resolve(uri: str, root: str = "runs") -> tuple[str, str]:
     return str(version.tags[RUN_TAG]), str(version.tags[CHECKPOINT_TAG])
 
 
+@answered()
 def register(
     run: Run,
     folder: str,
@@ -91,18 +116,21 @@ def register(
     Raises:
         ValueError: a name that MLflow does not take, a run that MLflow has not, a checkpoint
             without the metric, or a champion that it cannot be compared with.
+        OSError: MLflow does not answer, or refuses.
     """
     _check_name("--as", name)
     if alias is not None:
         _check_name("--alias", alias)
     experiment = from_yaml(state.experiment, origin=folder)
     tags = _tags(run, folder, state, experiment, metric)
-    client = _client(store(experiment.tracking.uri, runs.parent(run.uri)))
+    client = mlflow_client(store(experiment.tracking.uri, runs.parent(run.uri)))
     champion = _aliased(client, name, CHAMPION) if alias == CHAMPION else None
     if champion is not None and not force:
         _check_comparable(champion, tags)
     version = _find(client, name, tags) or _create(client, run, folder, name, tags)
     notes = [f"{name}: {_measured(version)}, in MLflow at {client.tracking_uri}"]
+    if tags[SPLIT] not in VALIDATION:
+        notes.append(FLATTERED.format(tags[SPLIT]))
     if champion is not None and champion.version != version.version:
         better = float(tags[VALUE]) > float(champion.tags.get(VALUE, "-inf"))
         if not better and not force:
@@ -114,7 +142,15 @@ def register(
     return notes
 
 
-def _client(uri: str) -> "MlflowClient":
+def mlflow_client(uri: str) -> "MlflowClient":
+    """MLflow, asked once.
+
+    Raises:
+        ValueError: an SQLite file that is not there, which MLflow would make.
+    """
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).exists():
+        raise ValueError(f"there is no {file}: train first, or say where runs are with --runs")
     for setting, value in SETTINGS.items():
         os.environ.setdefault(setting, value)
     from mlflow import MlflowClient  # noqa: PLC0415  seconds that who names a run need not pay
@@ -153,7 +189,8 @@ def _tags(
 
 def _check_comparable(champion: Any, tags: dict[str, str]) -> None:
     """Refuse to compare with a champion that was measured in another way, or on other images."""
-    for tag, what in ((METRIC, "by"), (SPLIT, "on the split"), (DATA, "on the data")):
+    how = {"recipe": "of recipe", METRIC: "by", SPLIT: "on the split", DATA: "on the data"}
+    for tag, what in how.items():
         theirs = champion.tags.get(tag)
         if theirs != tags[tag]:
             raise ValueError(
@@ -189,7 +226,7 @@ def _find(client: "MlflowClient", name: str, tags: dict[str, str]) -> Any:
 
 
 def _create(client: "MlflowClient", run: Run, folder: str, name: str, tags: dict[str, str]) -> Any:
-    from mlflow.utils import mlflow_tags  # noqa: PLC0415  as in _client
+    from mlflow.utils import mlflow_tags  # noqa: PLC0415  as in mlflow_client
 
     from bcl_ray.mlflow_model import log_model  # noqa: PLC0415  imports MLflow and torch
     from bcl_ray.mlflow_run import find_run  # noqa: PLC0415

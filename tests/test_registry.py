@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 
 from bcl_ray import checkpoint, mlflow_model, runs
 from bcl_ray.parse import with_overrides
-from bcl_ray.registry import register, resolve
+from bcl_ray.registry import FLATTERED, register, resolve
 from bcl_ray.tracking import tracking_uri
 from tests.tracked import PATIENCE, begin, final_checkpoint, start, tracker_of
 
@@ -41,6 +41,7 @@ def test_a_registered_name_leads_back_to_the_run_and_its_checkpoint(sqlite):
     said = register(run, folder, state, "digits", alias="champion")
     assert said == [
         f"digits: version 1 with accuracy/all 70.00 on 'test', in MLflow at {tracking_uri(sqlite)}",
+        FLATTERED.format("test"),
         "champion is version 1: models:/digits@champion",
     ]
     for uri in ("models:/digits@champion", "models:/digits/1"):
@@ -64,11 +65,13 @@ def test_the_champion_moves_only_to_a_better_run(sqlite):
     register(*first, "digits", alias="champion")
     assert register(*worse, "digits", alias="champion") == [
         f"digits: version 2 with accuracy/all 69.90 on 'test'{at}",
+        FLATTERED.format("test"),
         "champion stays version 1 with accuracy/all 70.00 on 'test'; --force moves it",
     ]
     assert resolve("models:/digits@champion", sqlite.tracking.runs)[0] == first[0].uri
     assert register(*better, "digits", alias="champion") == [
         f"digits: version 3 with accuracy/all 70.10 on 'test'{at}",
+        FLATTERED.format("test"),
         "champion was version 1 with accuracy/all 70.00 on 'test'",
         "champion is version 3: models:/digits@champion",
     ]

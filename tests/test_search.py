@@ -1,6 +1,7 @@
 """A whole search, small, as a user starts it; drills are in tests/faults/test_search.py."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -39,6 +40,11 @@ def test_options_that_are_not_given_have_defaults():
     assert (settings, extent) == (Settings(), Extent())
 
 
+def test_a_search_without_a_name_is_called_by_its_recipe_and_the_time():
+    name, *_ = wanted(**{**NOTHING, "recipe": "digits_lt"})
+    assert re.fullmatch(r"search-digits_lt-\d{4}-\d{6}", name)
+
+
 def test_options_reach_their_places(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text("loss.tau: {uniform: [0, 1]}")
@@ -53,8 +59,8 @@ def test_options_reach_their_places(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "search needs a recipe's name or a YAML file, and --name NAME; or --resume NAME"),
-        ({"recipe": "digits_lt"}, "and --name NAME"),
+        ({}, "search needs a recipe's name or a YAML file; or --resume NAME"),
+        ({"name": "a"}, "search needs a recipe's name"),
         ({"name": "a", "resume": "b"}, "--name and --resume exclude each other"),
         ({"resume": "gone"}, "gone holds no search"),
     ],

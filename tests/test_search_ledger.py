@@ -126,10 +126,16 @@ def test_repeats_decide_where_there_are_some():
         "trial-001-seed-2",
         "trial-002-seed-1",
         "trial-002-seed-2",
-    ]
+        "trial-000-seed-1",
+        "trial-000-seed-2",
+    ], "the published values too"
     assert {t.status for t in wanted[3:]} == {"running"}
     done = [*trials, trial(1, 50.0, seed=1), trial(1, 52.0, seed=2), trial(2, 58.0, seed=1)]
     assert seeds_of(trials[1], done) == [50.0, 52.0]
     assert best(done).number == 2
     assert repeats(done, k=2, n=2, seed=0)[:6] == done, "what is there stays"
-    assert [t.name for t in repeats(done, k=2, n=2, seed=0)[6:]] == ["trial-002-seed-2"]
+    assert [t.name for t in repeats(done, k=2, n=2, seed=0)[6:]] == [
+        "trial-002-seed-2",
+        "trial-000-seed-1",
+        "trial-000-seed-2",
+    ]

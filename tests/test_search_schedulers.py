@@ -80,7 +80,7 @@ def test_none_stops_nothing():
 def test_a_resumed_scheduler_remembers(name):
     former = [
         Trial(
-            f"trial-{n:03d}", n, {}, scores=dict.fromkeys(range(5, 50, 5), 90.0), status="finished"
+            f"trial-{n:03d}", n, {}, scores={e: 2.0 * e for e in range(5, 50, 5)}, status="finished"
         )
         for n in range(5)
     ]
@@ -88,8 +88,28 @@ def test_a_resumed_scheduler_remembers(name):
     known = {trial.number: trial for trial in former}
     resumed, fresh = scheduler(name, known.get, former), scheduler(name)
     new = [Tunes(number) for number in range(6, 16)]  # HyperBand deals out brackets by chance
-    assert min(run(resumed, trial, 10) for trial in new) < 45
-    assert min(run(fresh, trial, 10) for trial in new) == 45
+    assert min(run(resumed, trial, 5) for trial in new) < 45
+    assert min(run(fresh, trial, 5) for trial in new) == 45
+    good = Tunes(16)
+    resumed.on_trial_add(None, good)
+    for epochs in range(5, 45, 5):  # as good as those before, at each of their epochs
+        again = resumed.on_trial_result(None, good, {"epochs": epochs, "score": 2.0 * epochs})
+        assert again == "CONTINUE"
+
+
+def test_running_trials_below_the_median_go_on_after_a_resume_until_they_are_judged_anew():
+    running = [
+        Trial(
+            f"trial-{n:03d}", n, {}, scores=dict.fromkeys(range(5, 25 if n > 1 else 20, 5), 9.0 * n)
+        )
+        for n in (5, 4, 3, 2, 1, 0)
+    ]
+    median = scheduler("median", {trial.number: trial for trial in running}.get)
+    for trial in running:
+        median.on_trial_add(None, Tunes(trial.number))
+    worst = {"epochs": 20, "score": 1.0}
+    assert median.on_trial_result(None, Tunes(1), worst) == "STOP"
+    assert median.on_trial_result(None, Tunes(0), worst) == "CONTINUE"
 
 
 def test_a_trial_that_goes_on_is_not_judged_again_where_it_was():

@@ -61,7 +61,6 @@ def test_a_search_goes_on_with_its_own_settings(tmp_path):
     [
         (("digits_lt", "--name", "a"), "data.path (data/digits_lt) is a path of this machine"),
         (("digits_lt", REMOTE[0], "--name", "a"), "tracking.runs (runs) is a path of this machine"),
-        (("digits_lt", *REMOTE), "and --name NAME"),
         (("digits_lt", *REMOTE, "--name", "a", "--confirm", "3"), "--confirm 3 must be K,N"),
     ],
 )

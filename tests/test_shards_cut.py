@@ -73,4 +73,6 @@ def test_what_cannot_be_cut_is_refused(digits, tmp_path):
 
 
 def test_a_validation_split_of_its_own_is_found(digits, tmp_path):
-    assert own_validation(hold_out(digits, str(tmp_path / "cut"), 0.2, seed=0)) == "validation"
+    cut = hold_out(digits, str(tmp_path / "cut"), 0.2, seed=0)
+    assert own_validation(cut, eval_split="test") == "validation"
+    assert own_validation(cut, eval_split="validation") is None, "the winner is tested on it"

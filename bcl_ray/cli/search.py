@@ -133,6 +133,7 @@ def wanted(
     Raises:
         ValueError: options that are missing, or that exclude each other.
     """
+    from bcl_ray.runs import default_name
     from bcl_ray.search.settings import Extent, Settings
 
     options |= {
@@ -149,11 +150,10 @@ def wanted(
         if name is not None:
             raise ValueError("--name and --resume exclude each other: a search keeps its name")
         return _resumed(recipe, overrides or [], resume, settings, extent)
-    if recipe is None or name is None:
-        raise ValueError(
-            "search needs a recipe's name or a YAML file, and --name NAME; or --resume NAME"
-        )
+    if recipe is None:
+        raise ValueError("search needs a recipe's name or a YAML file; or --resume NAME")
     experiment = _experiment(recipe, overrides)
+    name = name or f"search-{default_name(experiment)}"
     return name, experiment, Settings(**settings), Extent(**extent)
 
 

@@ -27,8 +27,8 @@ def parameters(
 
     Args:
         rows: one per trial: its parameters and its metric by name; `trial` is its number, of
-            which 0 has the published values, and `stopped` says that it was stopped early. A
-            trial without the metric is left out.
+            which 0 has the published values, `stopped` says that it was stopped early, and `best`
+            that it is the winner. A trial without the metric is left out.
         metric: name of what is on the y axis, in per cent where it begins with `accuracy/`.
         names: the searched parameters, `section.field`.
         scales: "log", "linear" or "category" for each of them; linear where it is missing.
@@ -122,8 +122,9 @@ def _panel(axis: Axes, rows: Sequence[Row], metric: str, name: str, scale: str) 
         )
     if first.any():
         axis.scatter(x[first], y[first], s=70, marker="D", color=ALL_COLOR, label="published")
-    best = y.argmax()
-    axis.scatter(x[best], y[best], s=190, marker="*", color=red, zorder=3, label="best")
+    best = np.array([bool(row.get("best")) for row in rows])
+    if best.any():
+        axis.scatter(x[best], y[best], s=190, marker="*", color=red, zorder=3, label="best")
 
 
 def _importance(axis: Axes, rows: Sequence[Row], metric: str, names: Sequence[str]) -> None:

@@ -36,9 +36,11 @@ def check(
         raise ValueError(
             "tracking.run cannot be set: the search is named by --name, its trials by numbers"
         )
-    if own_validation(manifest) is None and not 0 < settings.validation < 1:
+    data = experiment.data
+    if own_validation(manifest, data.eval_split) is None and not 0 < settings.validation < 1:
         raise ValueError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
-    preflight(extent.of_trial(experiment), manifest)
-    groups = shot_groups(manifest.splits[experiment.data.train_split].class_counts)
-    parse_score(settings.metric).check_groups(["all", *groups])
-    make_searcher(settings.searcher, parse_space(settings.space, experiment), settings.seed)
+    trial = extent.of_trial(experiment)
+    preflight(trial, manifest)
+    groups = shot_groups(manifest.splits[data.train_split].class_counts)
+    parse_score(settings.metric).check_known(["all", *groups])
+    make_searcher(settings.searcher, parse_space(settings.space, trial), settings.seed)

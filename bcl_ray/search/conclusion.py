@@ -122,7 +122,13 @@ def _draw(
     names = [parameter.name for parameter in space.parameters]
     own = [trial for trial in trials if trial.seed is None]
     rows = [
-        {**t.point, metric: t.score, "trial": t.number, "stopped": t.status == "stopped"}
+        {
+            **t.point,
+            metric: t.score,
+            "trial": t.number,
+            "stopped": t.status == "stopped",
+            "best": t.name == found["trial"],
+        }
         for t in own
     ]
     scales = {parameter.name: parameter.scale for parameter in space.parameters}

@@ -77,9 +77,10 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         if trial is None:
             return str(Searcher.FINISHED)
         self._names[trial_id], self._since[trial.name] = trial.name, time.monotonic()
+        config = self.config(trial)
         self._ledger.save(trial)
         self._tell(trial)
-        return self.config(trial)
+        return config
 
     def config(self, trial: Trial) -> dict[str, Any]:
         """What a trial's process is given."""

@@ -73,12 +73,12 @@ def search(
         ledgers.check_free(uri, settings, experiment)
     with connected() as resources:
         count = _slots(extent, experiment, manifest, resources)
-        if resume:
-            ledger = ledgers.resume(ledger, extent, experiment)
-        else:
+        if not resume:
             ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
         folder = local_folder(ledger)
         with runs.held(folder), _logs(folder), contextlib.ExitStack() as stack:
+            if resume:
+                ledger = ledgers.resume(ledger, extent, experiment)
             follow(_begin_event(ledger, count, tracked_at))
             data = _data_options(ledger, manifest)  # a signal may end this at once
             wish = stack.enter_context(stop_signals())
@@ -177,7 +177,7 @@ def _why_none(trials: Sequence[Trial], wanted: int) -> str:
 
 def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
     """Where trials' data lie: cut once, or as they came."""
-    own = own_validation(manifest)
+    own = own_validation(manifest, ledger.experiment.data.eval_split)
     if own is not None:
         return [f"data.eval_split={own}"]
     data, settings, target = ledger.experiment.data, ledger.settings, ledger.place("data")
@@ -252,7 +252,8 @@ class _News:
     def __call__(self, event: dict[str, Any]) -> None:
         """An event of a trial."""
         self._follow(event)
-        if event["status"] != "running" and event["trial"] not in self._ended:
+        own = event["seed"] is None  # a repeat is no trial more
+        if own and event["status"] != "running" and event["trial"] not in self._ended:
             self._ended[event["trial"]] = event["score"] if event["status"] == "finished" else None
             scores = [score for score in self._ended.values() if score is not None]
             best = {"score/best": max(scores)} if scores else {}

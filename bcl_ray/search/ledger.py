@@ -55,8 +55,8 @@ class Ledger:
 
     @property
     def space(self) -> Space:
-        """The searched options."""
-        return parse_space(self.settings.space, self.experiment)
+        """The searched options, of a trial as its extent has it."""
+        return parse_space(self.settings.space, self.extent.of_trial(self.experiment))
 
     def place(self, *parts: str) -> str:
         """URI of a file in the folder."""

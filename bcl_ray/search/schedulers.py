@@ -44,6 +44,7 @@ class _Spares:
             super().on_trial_result(  # type: ignore[misc]
                 tune_controller, trial, {"epochs": epochs, "score": score}
             )
+            self._stopped_trials.discard(trial)  # it was let go on, or it has ended
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
@@ -80,7 +81,7 @@ def make_scheduler(name: str, train: TrainConfig, known: Known, former: Iterable
     Args:
         name: asha, hyperband, median or none.
         train: of the trials.
-        known: what is known of a trial that goes on.
+        known: what is known of a trial, by its number.
         former: trials that ended in an earlier process.
     """
     options = {"time_attr": "epochs", "metric": "score", "mode": "max"}

@@ -8,6 +8,7 @@ TERM = re.compile(
     r"\s*([+-])?\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?([a-z][a-z0-9_]*/[a-z0-9_]+)\s*"
 )
 GROUPS = ("all", "many", "medium", "few")
+OTHERS = ("loss/nll", "calibration/ece", "calibration/ece_calibrated", "calibration/temperature")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Score:
                 )
         return sum(weight * metrics[name] for name, weight in self.weights)
 
-    def check_groups(self, groups: list[str]) -> None:
-        """Refuse an accuracy of classes that the data do not have.
+    def check_known(self, groups: list[str]) -> None:
+        """Refuse what no evaluation of these data has; geometry shows itself at the first.
 
         Args:
             groups: of GROUPS, those that there are.
@@ -40,12 +41,12 @@ class Score:
         Raises:
             ValueError: naming it.
         """
-        known = [f"accuracy/{group}" for group in groups]
+        known = [*(f"accuracy/{group}" for group in groups), *OTHERS]
         for name, _ in self.weights:
-            if name.startswith("accuracy/") and name not in known:
+            if name not in known and not name.startswith("geometry/"):
                 raise ValueError(
                     f"--metric {self.text}: there is no '{name}' with these data: there are "
-                    f"{', '.join(known)}"
+                    f"{', '.join(known)}, geometry/*"
                 )
 
 

@@ -51,6 +51,7 @@ def row(trial: Trial) -> dict[str, Any]:
     return {
         "trial": trial.name,
         "number": trial.number,
+        "seed": trial.seed,
         "point": trial.point,
         "status": trial.status,
         "epochs": trial.epochs,
@@ -87,14 +88,17 @@ def seeds_of(trial: Trial, trials: Sequence[Trial]) -> list[float]:
 def repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Trial]:
     """All trials, and n repeats of each of the best k, those that are there as they are.
 
+    The published values are repeated too: a winner is to be better than they are.
+
     Args:
         trials: of the search.
-        k: how many are repeated.
+        k: how many of the best are repeated.
         n: other seeds of each.
         seed: of the trials themselves.
     """
     known = {trial.name: trial for trial in trials}
-    for trial in ranked(trials)[:k]:
+    order = ranked(trials)
+    for trial in [*order[:k], *(t for t in order[k:] if t.number == 0)]:
         for other in range(seed + 1, seed + 1 + n):
             name = f"{trial.name}-seed-{other}"
             known.setdefault(name, Trial(name, trial.number, trial.point, seed=other))

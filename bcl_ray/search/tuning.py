@@ -72,11 +72,10 @@ class Tuning:
             follow=self.follow,
             keeper=self.keeper,
         )
-        running = {trial.number: trial for trial in known if trial.status == "running"}
         scheduler = make_scheduler(
             self.ledger.settings.scheduler if chooser else "none",
             self.ledger.experiment.train,
-            running.get,
+            {trial.number: trial for trial in known}.get,
             [trial for trial in known if trial.status != "running"],
         )
         self._run(conductor, scheduler)

@@ -14,9 +14,15 @@ from bcl_ray.sources import Content, Rows, Source, SourceSplit, parquet
 VALIDATION = ("validation", "val")  # names of a split that a data set may have of its own
 
 
-def own_validation(manifest: Manifest) -> str | None:
-    """The name of the validation split that a data set came with, if it has one."""
-    return next((name for name in VALIDATION if name in manifest.splits), None)
+def own_validation(manifest: Manifest, eval_split: str) -> str | None:
+    """The name of the validation split that a data set came with, if it has one.
+
+    Args:
+        manifest: of the data set.
+        eval_split: on which the winner is tested, so that nothing may be chosen on it.
+    """
+    names = (name for name in VALIDATION if name in manifest.splits and name != eval_split)
+    return next(names, None)
 
 
 def held_out(class_counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
