@@ -76,6 +76,11 @@ def _connect(address: str | None) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ValueError as error:  # no address of a head, such as that of its dashboard
+        raise ValueError(
+            f"RAY_ADDRESS ({address}) is not where a driver connects to: {one_line(error)}; an "
+            "http:// address is for `bcl-ray submit`: unset RAY_ADDRESS to run on this machine"
+        ) from error
     except Exception as error:  # Ray raises bare ones, too: "The current node timed out ..."
         where = f"the cluster of RAY_ADDRESS ({address})" if address else "a Ray of our own"
         remedy = "is it up?" if address else "is the machine overloaded, or its disk full?"

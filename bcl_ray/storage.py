@@ -53,6 +53,15 @@ def resolve(uri: str) -> tuple[Any, str]:
     return filesystem, path
 
 
+def whole(uri: str) -> tuple[Any, str]:
+    """As `resolve`, for a library that writes by itself: a file is there whole, or the old one is.
+
+    Ray Train writes the list of its checkpoints over the one before; half of it would end the run.
+    """
+    filesystem, path = resolve(uri)
+    return (_Whole(), path) if isinstance(filesystem, fs.LocalFileSystem) else (filesystem, path)
+
+
 def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
     """Call function(filesystem, path) for a URI, and again while faults last that pass.
 
@@ -262,6 +271,18 @@ def _s3_write(uri: str) -> Iterator[Any]:
         with contextlib.suppress(Exception):  # the first error counts
             upload.abort()
         raise
+
+
+class _Whole(fs.LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
+    """A local disk whose files appear whole, and that waits for room."""
+
+    @contextmanager
+    def open_output_stream(self, path: str, *_: Any, **__: Any) -> Iterator[Any]:
+        with _local_write(path) as sink:
+            yield sink
+
+    def __reduce__(self) -> Any:
+        return _Whole, ()
 
 
 class _LocalSink(io.RawIOBase):

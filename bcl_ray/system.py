@@ -8,7 +8,7 @@ import contextlib
 import re
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import psutil
@@ -22,15 +22,16 @@ MIB = 2**20
 
 
 class Sampler:
-    """Looks at this node until its process ends."""
+    """Looks at this node until it is ended, or its process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._gpus = _gpus()
-        self._sums: Counter[str] = Counter()
+        self._sums: defaultdict[str, float] = defaultdict(float)
         self._looks = 0
         self._flows, self._since = _flows(), time.monotonic()
-        psutil.cpu_percent()  # which counts from the call before
+        self._cpu = psutil.cpu_times()
+        self._ended = threading.Event()
         threading.Thread(target=self._watch, name="system", daemon=True).start()
 
     def tell(self, mailbox: Any, node: str, epoch: int) -> None:
@@ -53,13 +54,18 @@ class Sampler:
         return found
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(LOOK)
+        while not self._ended.wait(LOOK):
             self._look()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
 
     def _look(self) -> None:
         with self._lock:
-            self._sums["cpu_percent"] += psutil.cpu_percent()
+            # Not psutil.cpu_percent(), which counts from the last call of the same thread.
+            before, self._cpu = self._cpu, psutil.cpu_times()
+            self._sums["cpu_percent"] += _busy(before, self._cpu)
             self._sums["memory_percent"] += psutil.virtual_memory().percent
             for number, gpu in enumerate(self._gpus):
                 with contextlib.suppress(pynvml.NVMLError):
@@ -75,10 +81,11 @@ class Nodes:
 
     Args:
         mailbox: where they leave what they have seen.
+        others: whether nodes other than this process's are looked at.
     """
 
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
+    def __init__(self, mailbox: Any, *, others: bool = True) -> None:
+        self._mailbox, self._all = mailbox, others
         self._here = ray.get_runtime_context().get_node_id()
         self._sampler = Sampler()
         self._others: dict[str, Any] = {}  # by node id
@@ -96,13 +103,15 @@ class Nodes:
         self._sampler.tell(self._mailbox, self._names[self._here], epoch)
 
     def wait(self) -> None:
-        """Until what they were last asked is told, or it takes too long."""
-        ray.wait(self._told, num_returns=len(self._told), timeout=PATIENCE) if self._told else None
+        """Until what they were last asked is told, or it takes too long; and look no more."""
+        self._sampler.end()
+        if self._told:
+            ray.wait(self._told, num_returns=len(self._told), timeout=PATIENCE)
 
     def _look(self) -> dict[str, str]:
         """Names of nodes by id; those that have come since get an actor."""
         names = {node["NodeID"]: name_of(node) for node in ray.nodes() if node["Alive"]}
-        for node in names.keys() - self._others.keys() - {self._here}:
+        for node in names.keys() - self._others.keys() - {self._here} if self._all else ():
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             actor = ray.remote(num_cpus=0, scheduling_strategy=there)(Sampler)
             self._others[node] = actor.remote()
@@ -115,6 +124,16 @@ def name_of(node: dict[str, Any]) -> str:
     machine = node["NodeManagerHostname"].partition(".")[0]
     is_address = re.fullmatch(r"[0-9.]*|.*:.*", given)
     return re.sub(r"[^A-Za-z0-9_-]+", "-", machine if is_address else given)
+
+
+def _busy(before: Any, now: Any) -> float:
+    """Per cent of all cores' time between two looks that was not idle."""
+    spent = [later - earlier for earlier, later in zip(before, now, strict=True)]
+    fields = dict(zip(now._fields, spent, strict=True))
+    # A guest's time is in user's already.
+    total = sum(spent) - fields.get("guest", 0.0) - fields.get("guest_nice", 0.0)
+    idle = fields["idle"] + fields.get("iowait", 0.0)
+    return min(max(100 * (1 - idle / total), 0.0), 100.0) if total > 0 else 0.0
 
 
 def _gpus() -> list[object]:

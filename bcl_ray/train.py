@@ -94,7 +94,9 @@ def fit(
             mailbox = open_mailbox()
             trainer = _trainer(run, experiment, manifest, resources, mailbox, callbacks=callbacks)
             try:
-                outcome = _run(run, trainer, wished, Follower(mailbox, tracker, follow))
+                # Trials run beside each other, and would all look at the same nodes.
+                follower = Follower(mailbox, tracker, follow, all_nodes=parent is None)
+                outcome = _run(run, trainer, wished, follower)
             except Stopped:
                 tracker.tags({"stopped": wished.reason or ""})
                 raise
@@ -180,7 +182,7 @@ def _trainer(
     callbacks: Sequence[Any],
 ) -> Any:
     scale, needs = experiment.scale, _needs(experiment, resources)
-    filesystem, path = storage.resolve(run.uri)
+    filesystem, path = storage.whole(run.uri)
     parent, _, name = path.rstrip("/").rpartition("/")
     return Trainer(
         train_worker,
@@ -236,10 +238,12 @@ class Follower(threading.Thread):
     kept in `failure`.
     """
 
-    def __init__(self, mailbox: Any, tracker: Tracker, follow: Follow) -> None:
+    def __init__(
+        self, mailbox: Any, tracker: Tracker, follow: Follow, *, all_nodes: bool = True
+    ) -> None:
         super().__init__(name="follower", daemon=True)
         self.mailbox, self.tracker = mailbox, tracker
-        self.nodes = Nodes(mailbox)
+        self.nodes = Nodes(mailbox, others=all_nodes)
         self.follow: Follow = follow
         self.tracked: set[int] = set()
         self.failure: Exception | None = None
@@ -249,7 +253,12 @@ class Follower(threading.Thread):
     def run(self) -> None:
         """Take events until `stop`."""
         while True:
-            for event in ray.get(self.mailbox.take.remote()):
+            try:
+                events = ray.get(self.mailbox.take.remote())
+            except RayError as error:  # its process was killed: training goes on, unseen
+                self.failure = self.failure or error
+                return
+            for event in events:
                 if event["kind"] == "stop":
                     return
                 for act in (self._track, self._show):
@@ -267,7 +276,8 @@ class Follower(threading.Thread):
     def stop(self) -> None:
         """Wait until all that was told before has been passed on."""
         self.nodes.wait()
-        ray.get(self.mailbox.put.remote({"kind": "stop"}))
+        with contextlib.suppress(RayError):  # which `run` has met, too
+            ray.get(self.mailbox.put.remote({"kind": "stop"}))
         self.join()
 
     def track(self, records: list[dict[str, float]]) -> None:
@@ -285,7 +295,10 @@ class Follower(threading.Thread):
             values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
             self.tracker.metrics(values, event["epoch"])
         if event["kind"] == "epoch":
-            self.nodes.tell(int(event["records"][-1]["epoch"]))
+            try:
+                self.nodes.tell(int(event["records"][-1]["epoch"]))
+            except (RayError, OSError):  # no more than an ornament
+                logger.exception("system metrics failed")
 
     def _show(self, event: Event) -> None:
         self.started = self.started or event["kind"] == "start"

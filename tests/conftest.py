@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ALONE = {"test_predict"}  # files whose own fixtures cost more than a shared server
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share something costly run in one process, one by one; the longest first."""
     for item in items:

@@ -1,5 +1,7 @@
+import contextlib
 import errno
 import os
+import pickle
 import stat
 import threading
 import time
@@ -205,3 +207,22 @@ def test_a_disk_that_stays_full_is_an_error_with_its_number(tmp_path, full_disk,
         storage.write_bytes(f"{tmp_path}/file", bytes(1 << 20))
     assert raised.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_library_writes_on_a_local_disk_is_whole_or_the_old_file(tmp_path):
+    """A kill in the middle of Ray Train's list of checkpoints leaves the list before."""
+    filesystem, path = storage.whole(str(tmp_path / "list.json"))
+    filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301  (for the controller)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(b"old")
+
+    class KilledError(BaseException):
+        pass
+
+    with contextlib.suppress(KilledError), filesystem.open_output_stream(path) as stream:
+        stream.write(b"n")
+        stream.flush()
+        assert (tmp_path / "list.json").read_bytes() == b"old"
+        raise KilledError
+    assert (tmp_path / "list.json").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,3 +1,5 @@
+import collections
+import threading
 import time
 
 import psutil
@@ -77,3 +79,19 @@ def test_a_look_costs_next_to_nothing(sampler):
     for _ in range(100):
         sampler._look()
     assert (time.process_time() - begun) / 100 / system.LOOK < 0.001, "of one core"
+
+
+def test_per_cent_is_of_the_time_of_all_cores_that_was_not_idle():
+    times = collections.namedtuple("times", "user system idle iowait guest guest_nice")
+    before, now = times(10, 5, 100, 0, 1, 0), times(13, 6, 105, 1, 2, 0)
+    assert system._busy(before, now) == pytest.approx(40)
+    assert system._busy(now, now) == 0
+
+
+def test_a_sampler_that_is_ended_looks_no_more():
+    others = set(threading.enumerate())
+    running = Sampler()
+    (thread,) = set(threading.enumerate()) - others
+    running.end()
+    thread.join(5)
+    assert not thread.is_alive()

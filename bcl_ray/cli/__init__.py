@@ -2,6 +2,7 @@
 
 import os
 import sys
+from subprocess import SubprocessError
 
 import typer
 
@@ -38,7 +39,7 @@ def main(*command: str) -> None:
         if client := os.environ.get(CLIENT):  # a job
             check_client(client)
         app([*command, *sys.argv[1:]], prog_name="bcl-ray")
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, SubprocessError) as error:
         if os.environ.get("BCL_RAY_TRACEBACK"):
             raise
         missing = isinstance(error, ModuleNotFoundError)

@@ -104,13 +104,15 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     if job.status.is_terminal():
         raise ValueError(f"job {name} has ended before: {_status(job)}")
     settings = (job.runtime_env or {}).get("env_vars", {})
-    signal = settings.get("RAY_JOB_STOP_SIGNAL", "SIGTERM")
-    seconds = int(settings.get("RAY_JOB_STOP_WAIT_TIME_S", "3"))
+    # A job that `submit` did not send has those of the head, which the client is not told.
+    signal, given = (settings.get(f"RAY_JOB_STOP_{n}") for n in ("SIGNAL", "WAIT_TIME_S"))
+    seconds = float(given or "inf")
     said = len(cluster.get_job_logs(name).split("\n")) - 1
     begun = time.monotonic()
     cluster.stop_job(name)
     screen = console()
-    screen.print(f"{signal} sent; the job has {seconds} s to end", highlight=False)
+    has = f"{signal} sent; the job has {given} s to end" if given else "the job was asked to end"
+    screen.print(has, highlight=False)
     from bcl_ray.submit.follow import follow
 
     job = follow(cluster, name, _last_words(said, screen), _note)

@@ -125,6 +125,8 @@ def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) ->
     name, experiment, _, _ = wanted(**options)
     recipe = options["recipe"]
     known = recipe if recipe and "=" not in recipe else None
+    if not (options["name"] or options["resume"]):  # the job would take the time of its own start
+        words = (*words, "--name", name)
     return searching(name, known, experiment, words, address)
 
 

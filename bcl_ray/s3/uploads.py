@@ -170,7 +170,9 @@ def stale_uploads(uri: str, older_than: timedelta = timedelta(days=1)) -> list[S
             StaleUpload(f"s3://{place.bucket}/{item['Key']}", item["Initiated"], item["UploadId"])
             for page in pages.paginate(Bucket=place.bucket, Prefix=place.key)
             for item in page.get("Uploads", ())
-            if item["Initiated"] <= before
+            # `runs` begins runs-prod/... too, which is not below it.
+            if f"{item['Key']}/".startswith(f"{place.key}/" if place.key else "")
+            and item["Initiated"] <= before
         ]
     return sorted(found, key=lambda upload: upload.begun)
 

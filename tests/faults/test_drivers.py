@@ -77,7 +77,7 @@ def test_a_head_that_is_stopped_and_started_again(drill):
     job.wait_for_mid_epoch()
     drill.cluster.kill_head()
     drill.cluster.start_head()
-    job.wait()
+    assert job.wait() != 0
     again = drill.start("head-restarted")
     again.succeed()
     assert again.starts()[0] > STEPS
