@@ -16,7 +16,7 @@ cluster: .venv/.local ## a whole cluster on this machine: Ray, S3, MLflow
 	@bcl-ray cluster up --workers 3
 
 test: .venv/.dev ## all tests but the drills
-	$(BIN)/pytest -n 2 --dist loadgroup --ignore tests/faults --ignore tests/cluster/test_slurm.py
+	$(BIN)/pytest -n 2 --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
 	$(BIN)/pytest $(PYTEST) tests/cluster/test_slurm.py tests/faults

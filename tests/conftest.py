@@ -2,6 +2,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,23 +16,34 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what runs in the background without SIGINT, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ALONE = {"test_predict"}  # files whose own fixtures cost more than a shared server
+# Files that share servers, which take tens of seconds to start.
+SHARED = {"test_doctor": "cluster", "test_jobs": "cluster", "test_local": "cluster"}
+SHARED |= {"test_access": "s3", "test_s3": "s3"}
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
+def group(nodeid: str) -> str:
+    """Tests of one group run in one process, one after another."""
+    file = Path(nodeid.partition("::")[0])
+    return "e2e" if file.parent.name == "e2e" else SHARED.get(file.stem, file.stem)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups in their order. (xdist's own marks are lost on pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False  # by the number of tests, which says nothing
+    return Groups(config, log)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share something costly run in one process, one by one; the longest first."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    long = {_group(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: _group(item) not in long)
-
-
-def _group(item: pytest.Item) -> str:
-    shared = {"local_cluster", "s3_server"} & set(item.fixturenames)
-    if item.path.stem in ALONE or not shared:
-        return item.path.parent.name if item.path.parent.name == "e2e" else item.path.stem
-    return "local_cluster" if "local_cluster" in shared else item.callspec.params["s3_server"]
+    """Groups that take long come first, lest one process waits for the other at the end."""
+    long = {group(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: group(item.nodeid) not in long)
 
 
 @pytest.fixture(autouse=True)

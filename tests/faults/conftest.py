@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from bcl_ray import storage
 from bcl_ray.local import Cluster
+from bcl_ray.local.ceph import Ceph
 from bcl_ray.models import load_state
 from bcl_ray.runs import open_run
 from tests.e2e.conftest import assert_same_run
@@ -76,6 +77,10 @@ class Job:
     def wait_for_epoch(self, epoch: int) -> None:
         """Until an epoch, counted from 1, is over."""
         self.wait_for(lambda: re.search(rf"epoch +{epoch}/", self.output))
+
+    def epochs(self) -> int:
+        """How many are over."""
+        return len(re.findall(r"^epoch +\d+/", self.output, re.MULTILINE))
 
     def wait_for_mid_epoch(self, epoch: int = 1) -> None:
         """Until the last checkpoint was cut within this epoch or a later one."""
@@ -242,7 +247,9 @@ class Drill:
 def cluster(tmp_path_factory):
     """A cluster of three nodes with S3 and MLflow; this process sees them as a laptop does."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    cluster.up(workers=3, port=9700, store_mib=128)
+    # Swift is Python, and takes a quarter of all CPU time here.
+    store = "ceph" if Ceph.installed() else "swift"
+    cluster.up(workers=3, port=9700, store_mib=128, store=store)
     before = dict(os.environ)
     os.environ.update(cluster.environment())
     try:

@@ -109,11 +109,11 @@ def test_sixteen_trials_through_two_places(start, folder):
 def test_a_killed_driver_loses_nothing(start, folder):
     """The same trials, with the same weights, as in a search that nothing happened to."""
     words = [*RECIPE, "train.epochs=6", "train.eval_every=2", "train.checkpoint_every_steps=3"]
-    words += ["--trials", "3", "--scheduler", "none", "--max-concurrent", "1"]
+    words += ["--trials", "2", "--scheduler", "none", "--max-concurrent", "1"]
     undisturbed = start("calm", *words, "--name", "calm")
     assert undisturbed.wait(900) == 0, undisturbed.output
     killed = start("killed", *words, "--name", "killed")
-    # One has ended, another is under way, and the last has not begun.
+    # One has ended, the other is under way.
     killed.wait_for(lambda: killed.trials().get("trial-001", {}).get("scores"), 900)
     killed.process.kill()
     killed.process.wait()

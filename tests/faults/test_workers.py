@@ -14,21 +14,27 @@ ROUNDING = 0.05
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_killed_worker(drill):
-    drill.undisturbed()
-    job = drill.start("worker-killed")
+def test_a_killed_data_task_then_a_killed_worker_then_a_killed_node(drill):
+    job = drill.start("killed")
+    job.wait_for_epoch(1)
+    kill_a_data_task(drill, job)
     job.wait_for_mid_epoch()
+    assert job.starts() == [0], "Ray Data runs the task again; training does not notice"
+
     drill.workers()[1].send_signal(signal.SIGKILL)
-    job.succeed()
-    first, second = job.starts()
-    assert first == 0
-    assert second > STEPS
+    job.wait_for(lambda: len(job.starts()) == 2)
+    assert job.starts()[1] > STEPS
     assert "starting again from the last checkpoint (2 more failures allowed)" in job.output
+
+    job.wait_for(lambda: job.last_step() > job.starts()[1] + STEPS)
+    drill.cluster.kill_node(drill.node_of_workers())
+    job.succeed()
+    assert len(job.starts()) == 3
+    assert job.starts()[2] > job.starts()[1]
     drill.check_same(job)
 
 
-def test_a_killed_data_task(drill):
-    job = drill.start("task-killed")
+def kill_a_data_task(drill, job):
     killed = []
 
     def killed_one() -> bool:
@@ -40,21 +46,7 @@ def test_a_killed_data_task(drill):
             killed.append(process.pid)
         return bool(killed)
 
-    job.wait_for_epoch(1)
     job.wait_for(killed_one)
-    job.succeed()
-    assert job.starts() == [0], "Ray Data runs the task again; training does not notice"
-    drill.check_same(job)
-
-
-def test_a_killed_node(drill):
-    job = drill.start("node-killed")
-    job.wait_for_mid_epoch()
-    drill.cluster.kill_node(drill.node_of_workers())
-    job.succeed()
-    assert len(job.starts()) == 2
-    assert job.starts()[1] > STEPS
-    drill.check_same(job)
 
 
 def test_a_node_that_is_drained_with_notice_loses_no_step(drill):
@@ -90,10 +82,10 @@ def test_elastic_workers_go_on_with_fewer_and_compute_the_same_to_rounding(drill
 
 
 def test_a_worker_that_hangs(drill):
-    job = drill.start("worker-hung", "scale.hang_timeout=40")
+    job = drill.start("worker-hung", "scale.hang_timeout=25")
     job.wait_for_mid_epoch()
     drill.workers()[1].send_signal(signal.SIGSTOP)
     job.succeed()
-    assert re.search(r"worker \d made no progress for 4\d s", job.output)
+    assert re.search(r"worker \d made no progress for [23]\d s", job.output)
     assert len(job.starts()) == 2
     drill.check_same(job)
