@@ -114,6 +114,31 @@ def test_a_failure_is_kept_with_its_reason_and_the_search_goes_on(place):
     assert conductor.suggest("c") != FINISHED
 
 
+def test_a_trial_that_an_outage_held_up_is_tried_again_by_the_next_process(place):
+    first = place.conductor(total=2)
+    first.suggest("a")
+    report(first, "a", 5, 40.0)
+    reason = "s3://bucket: does not answer"
+    first.on_trial_complete("a", {"end": "held up", "reason": reason, "done": True})
+    (trial,) = place.ledger.trials()
+    assert (trial.status, trial.reason) == ("running", reason)
+    text = f"trial-000 was held up: {reason}; --resume goes on with it"
+    assert {"kind": "note", "text": text} in place.events
+    assert first.suggest("b")["trial"] == "trial-001", "and not again by this one"
+    second = place.conductor(total=2)
+    assert second.suggest("c")["trial"] == "trial-000"
+    assert place.ledger.trials()[0].reason is None
+
+
+def test_a_search_in_which_all_is_held_up_ends_early(place):
+    conductor = place.conductor(total=20)
+    for name in "abc":
+        conductor.suggest(name)
+        conductor.on_trial_complete(name, {"end": "held up", "reason": "no", "done": True})
+    assert conductor.suggest("d") == FINISHED
+    assert not place.conductor(total=20).hopeless
+
+
 def test_a_search_in_which_all_fails_ends_early(place):
     conductor = place.conductor(total=20)
     for name in "abc":

@@ -58,16 +58,16 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         self._ledger, self._total, self._chooser = ledger, total, chooser
         self._options, self._follow, self._keeper = options, follow, keeper
         self.interrupted = False  # trials end, and are to go on later
+        self._held: set[str] = set()  # trials that are to be tried again by another process
         self._names: dict[str, str] = {}  # by Tune's id
         self._since: dict[str, float] = {}
 
     @property
     def hopeless(self) -> bool:
         """Whether trials only fail."""
-        ended = [trial for trial in self.trials.values() if trial.status != "running"]
-        failed = [trial for trial in ended if trial.status == "failed"]
+        failed = [trial for trial in self.trials.values() if trial.status == "failed"]
         some = any(trial.scores for trial in self.trials.values())
-        return not some and len(failed) >= min(HOPELESS, self._total)
+        return not some and len(failed) + len(self._held) >= min(HOPELESS, self._total)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, as Tune's config."""
@@ -77,6 +77,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         if trial is None:
             return str(Searcher.FINISHED)
         self._names[trial_id], self._since[trial.name] = trial.name, time.monotonic()
+        trial.reason = None
         config = self.config(trial)
         self._ledger.save(trial)
         self._tell(trial)
@@ -125,9 +126,13 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         self._keeper.ends(trial.name)
         self.on_trial_result(trial_id, result)  # Tune tells the last one here alone
         end: Any = "failed" if error else result.get("end", "stopped")
-        if end == "failed":
+        if end in ("failed", "held up"):
             trial.reason = result.get("reason", "its process died again and again: see Ray's logs")
-        if not (end == "interrupted" or self.interrupted):
+        if end == "held up":
+            self._held.add(trial.name)
+            text = f"{trial.name} was held up: {trial.reason}; --resume goes on with it"
+            self._follow({"kind": "note", "text": text})
+        elif not (end == "interrupted" or self.interrupted):
             trial.status = end
         self._save(trial)
         if trial.status != "running" and self._chooser is not None:

@@ -168,7 +168,7 @@ def _reference(ledger: Ledger) -> str:
 
 
 def _why_none(trials: Sequence[Trial], wanted: int) -> str:
-    reasons = dict.fromkeys(str(trial.reason) for trial in trials if trial.status == "failed")
+    reasons = dict.fromkeys(str(trial.reason) for trial in trials if trial.reason)
     return (
         f"no trial came to its end: {len(trials)} of {wanted} were begun, and failed: "
         + "; ".join(list(reasons)[:3])
@@ -250,9 +250,9 @@ class _News:
         self._ended: dict[str, float | None] = {}  # scores of trials
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """An event of a trial."""
+        """An event of a trial, or a note."""
         self._follow(event)
-        own = event["seed"] is None  # a repeat is no trial more
+        own = event["kind"] == "trial" and event["seed"] is None  # a repeat is no trial more
         if own and event["status"] != "running" and event["trial"] not in self._ended:
             self._ended[event["trial"]] = event["score"] if event["status"] == "finished" else None
             scores = [score for score in self._ended.values() if score is not None]

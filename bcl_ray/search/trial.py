@@ -35,7 +35,8 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     A step is an evaluation: {"score", "epochs", "metrics" (as JSON)}, the last of which comes with
     {"end": "finished"}; or a failure, {"end": "failed", "reason"}, for to try it again would be to
-    fail again. A step that waited in vain says {"waiting": True}.
+    fail again; or {"end": "held up", "reason"}, by what is not the trial's fault. A step that
+    waited in vain says {"waiting": True}.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -88,7 +89,9 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             return {**self._result(outcome["history"][-1]), "end": "finished", "done": True}
         except Stopped:  # nobody waits for more, but in the last moment of an interruption
             return {"end": "interrupted", "done": True}
-        except (ValueError, OSError, TrainingError) as error:
+        except OSError as error:  # a store, a server or credentials, which may come back
+            return {"end": "held up", "reason": str(error), "done": True}
+        except (ValueError, TrainingError) as error:
             return {"end": "failed", "reason": str(error), "done": True}
         except Exception as error:
             logger.exception("trial %s failed", config["trial"])
