@@ -80,8 +80,8 @@ def tracked(folder):
 
 
 def test_sixteen_trials_through_two_places(start, folder):
-    words = [*RECIPE, "train.epochs=4", "--trials", "16", "--max-concurrent", "2"]
-    search = start("many", *words, "train.eval_every=2", "--name", "many")
+    words = [*RECIPE, "train.epochs=9", "--trials", "16", "--max-concurrent", "2"]
+    search = start("many", *words, "train.eval_every=3", "--name", "many")
     assert search.wait(1200) == 0, search.output
     trials = search.trials()
     assert len(trials) == 16
