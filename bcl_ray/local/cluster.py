@@ -27,7 +27,8 @@ GROUPS = ("data", "train")
 FIRST_PORT = 9600
 START_SECONDS = 120  # for each part; a quiet machine needs 10
 KILL = "import sys, time; from bcl_ray.local import Cluster; time.sleep(float(sys.argv[3])); "
-KILL += "Cluster(sys.argv[1]).kill_node(sys.argv[2])"
+KILL += "cluster, name, created = Cluster(sys.argv[1]), sys.argv[2], float(sys.argv[4]); "
+KILL += "cluster.processes.created(name) == created and cluster.kill_node(name)"  # not a new one
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ class Cluster:
         """
         self._check_runs(name)
         ports = self._description().ports
-        node = ray_nodes.node_id(name, self.processes.created(name), ports, self._token)
+        created = self.processes.created(name)
+        node = ray_nodes.node_id(name, created, ports, self._token)
         if node is None:
             raise OSError(f"the head does not know '{name}': look at `bcl-ray cluster status`")
         done = subprocess.run(  # noqa: S603 (the command is ours)
@@ -219,7 +221,8 @@ class Cluster:
         )
         if done.returncode:
             raise OSError(f"'{name}' is not drained: {done.stderr.strip().splitlines()[-1:]}")
-        kill = [sys.executable, "-c", KILL, str(self.folder), name, str(notice_seconds)]
+        given = [str(self.folder), name, str(notice_seconds), repr(created)]
+        kill = [sys.executable, "-c", KILL, *given]
         self.processes.start(f"notice-{name}", kill, self._node_environment())
 
     def kill_head(self) -> None:

@@ -147,17 +147,18 @@ def test_a_killed_driver_loses_nothing(start, folder):
 
 
 def test_a_killed_driver_of_a_trial(start):
-    """Its workers' places would stay taken for good; its run goes on in another process."""
-    words = [*RECIPE, "train.epochs=200", "--trials", "1", "--name", "orphan"]
+    """Its workers' places come free, and its run goes on in another process."""
+    words = [*RECIPE, "train.epochs=100", "--trials", "1", "--name", "orphan"]
     search = start("orphan", *words)
     search.wait_for(lambda: any(trial["scores"] for trial in search.trials().values()), 600)
     for process in search.processes("ray::TrialRun"):
         process.kill()
     assert search.wait(900) == 0, search.output
     assert search.trials()["trial-000"]["status"] == "finished"
-    assert len(search.trials()["trial-000"]["scores"]) == 40
+    assert len(search.trials()["trial-000"]["scores"]) == 20
+    # Ray clears its places itself, mostly; else they are taken from it.
     told = "trial-000 still held resources 30 s after its end: they were taken from it"
-    assert search.output.count(told) == 1
+    assert search.output.count(told) <= 1
 
 
 def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(start):
