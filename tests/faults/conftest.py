@@ -17,7 +17,6 @@ from mlflow import MlflowClient
 
 from bcl_ray import storage
 from bcl_ray.local import Cluster
-from bcl_ray.local.ceph import Ceph
 from bcl_ray.models import load_state
 from bcl_ray.runs import open_run
 from tests.e2e.conftest import assert_same_run
@@ -247,9 +246,7 @@ class Drill:
 def cluster(tmp_path_factory):
     """A cluster of three nodes with S3 and MLflow; this process sees them as a laptop does."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    # Swift is Python, and takes a quarter of all CPU time here.
-    store = "ceph" if Ceph.installed() else "swift"
-    cluster.up(workers=3, port=9700, store_mib=128, store=store)
+    cluster.up(workers=3, port=9700, store_mib=128)
     before = dict(os.environ)
     os.environ.update(cluster.environment())
     try:
