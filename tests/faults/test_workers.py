@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 def test_a_killed_data_task_then_a_killed_worker_then_a_killed_node(drill):
     job = drill.start("killed")
-    job.wait_for_epoch(1)
+    job.wait_for(lambda: "workers started" in job.output)
     kill_a_data_task(drill, job)
     job.wait_for_mid_epoch()
     assert job.starts() == [0], "Ray Data runs the task again; training does not notice"
