@@ -16,6 +16,7 @@ from bcl_ray.checkpoint import State
 from bcl_ray.config import Experiment
 from bcl_ray.parse import from_yaml
 from bcl_ray.runs import Run
+from bcl_ray.shards.cut import VALIDATION
 from bcl_ray.tracking import SETTINGS, store
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ FLATTERED = (
     "its checkpoint was chosen, and is compared, on '{}', which flatters it if that is what you "
     "test on: train with a validation split as data.eval_split"
 )
-VALIDATION = ("validation", "val")  # names of splits that models may be chosen on
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # An alias that is not there is an invalid value to MLflow.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
