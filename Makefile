@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Where it is set, each of the many processes of a test compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart cluster test test-faults bench check format clean
@@ -19,7 +21,7 @@ test: .venv/.dev ## all tests but the drills
 	$(BIN)/pytest -n 2 --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
-	$(BIN)/pytest $(PYTEST) tests/cluster/test_slurm.py tests/faults
+	$(BIN)/pytest -n 2 $(PYTEST) tests/faults tests/cluster/test_slurm.py
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
 	@for name in loss views plan stream epoch geometry; do $(BIN)/python -m benchmarks.$$name || exit 1; done

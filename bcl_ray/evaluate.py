@@ -1,7 +1,9 @@
 """Evaluate models again from their checkpoints, side by side, in one process."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +46,12 @@ def evaluate_models(
             for a folder of each.
 
     Raises:
-        ValueError: no such model, a run without a checkpoint, or other classes; before the first
-            evaluation. Or an image that does not decode.
+        ValueError: no such model, one named twice, a run without a checkpoint, or other classes;
+            before the first evaluation. Or an image that does not decode.
         OSError: `out` cannot be written.
     """
     with connected():
-        opened = [open_model(name, root, last=not best) for name in names]
+        opened = _told_apart([open_model(name, root, last=not best) for name in names], names)
         checked = [_checked(model, data, split) for model in opened]
         folders = [_folder(out, model, len(opened) > 1) for model in opened]
         try:
@@ -96,6 +98,19 @@ def label_map(
                 "that classes cannot be told apart by name"
             )
     return np.array([label_of[name] for name in data_names])
+
+
+def _told_apart(models: Sequence[OpenModel], names: Sequence[str]) -> list[OpenModel]:
+    """Models of one name, runs of two folders say, are called as the command names them."""
+    times = Counter(model.name for model in models)
+    called = [
+        replace(model, name=name) if times[model.name] > 1 else model
+        for model, name in zip(models, names, strict=True)
+    ]
+    for name, count in Counter(model.name for model in called).items():
+        if count > 1:
+            raise ValueError(f"'{name}' is named {count} times: name each model once")
+    return called
 
 
 def _checked(

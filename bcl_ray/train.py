@@ -113,13 +113,13 @@ def _check(experiment: Experiment, manifest: Manifest, resources: Resources) -> 
     if not resources.grows:
         check_store(budget(experiment, manifest, resources.cpus), resources.store_bytes)
     check_places(experiment, resources)
-    access.check_everywhere(
-        {
-            "data.path": (experiment.data.path, {"list", "read"}),
-            "tracking.runs": (experiment.tracking.runs, {"list", "read", "write", "delete"}),
-        },
-        worker=_needs(experiment, resources),
-    )
+    places = {
+        "data.path": (experiment.data.path, {"list", "read"}),
+        "tracking.runs": (experiment.tracking.runs, {"list", "read", "write", "delete"}),
+    }
+    if experiment.model.weights is not None:
+        places["model.weights"] = (experiment.model.weights, {"read"})
+    access.check_everywhere(places, worker=_needs(experiment, resources))
 
 
 @contextlib.contextmanager

@@ -19,12 +19,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Files that share servers, which take tens of seconds to start.
 SHARED = {"test_doctor": "cluster", "test_jobs": "cluster", "test_local": "cluster"}
 SHARED |= {"test_access": "s3", "test_s3": "s3"}
+# Drills: each of these groups has a cluster of its own.
+DRILLS = {"test_workers": "training", "test_storage": "training"}
+DRILLS |= {"test_drivers": "drivers", "test_aftermath": "drivers"}
 
 
 def group(nodeid: str) -> str:
     """Tests of one group run in one process, one after another."""
     file = Path(nodeid.partition("::")[0])
-    return "e2e" if file.parent.name == "e2e" else SHARED.get(file.stem, file.stem)
+    groups = {"e2e": {file.stem: "e2e"}, "faults": DRILLS}.get(file.parent.name, SHARED)
+    return groups.get(file.stem, file.stem)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -43,7 +47,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups that take long come first, lest one process waits for the other at the end."""
     long = {group(item.nodeid) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: group(item.nodeid) not in long)
+    order = dict.fromkeys(long, 1) | {"training": 0}  # the longest of the drills
+    items.sort(key=lambda item: order.get(group(item.nodeid), 2))
 
 
 @pytest.fixture(autouse=True)

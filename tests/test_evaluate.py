@@ -74,3 +74,11 @@ def test_labels_become_the_models_and_the_rest_of_a_batch_stays():
     (found,) = evaluate._relabelled([batch], np.array([5, 2]))
     assert found["labels"].tolist() == [2, 5, 2]
     assert found["ids"] is batch["ids"]
+
+
+def test_models_of_one_name_are_called_as_they_were_given_and_none_is_named_twice():
+    pair = [model("data", ["a"]), model("data", ["a"])]
+    told = evaluate._told_apart(pair, ["s3://a/first", "s3://b/first"])
+    assert [m.name for m in told] == ["s3://a/first", "s3://b/first"]
+    with pytest.raises(ValueError, match=r"^'first' is named 2 times: name each model once$"):
+        evaluate._told_apart(pair, ["first", "first"])

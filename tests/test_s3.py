@@ -472,6 +472,13 @@ def test_what_may_be_used_has_no_problems_and_is_left_clean(bucket):
     assert bucket.keys() == ["data/f"]
 
 
+def test_an_object_that_is_only_read_must_be_there(bucket):
+    storage.write_bytes(f"{bucket.uri}/weights.pt", b"data")
+    assert s3.check_access(f"{bucket.uri}/weights.pt", {"read"}) == []
+    (problem,) = s3.check_access(f"{bucket.uri}/weight.pt", {"read"})
+    assert problem.startswith(f"{bucket.uri}/weight.pt: does not exist: check its spelling")
+
+
 def test_an_unknown_action_is_refused():
     with pytest.raises(ValueError, match="action 'wirte' must be one of list, read, write"):
         s3.check_access("s3://b", {"wirte"})

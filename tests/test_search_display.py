@@ -99,11 +99,21 @@ def test_the_end_names_the_winner():
 def test_seeds_are_told_with_their_spread():
     confirmed = {"trial-001": [71.0, 73.0], "trial-000": [70.0]}
     test = {"accuracy/all": (71.25, 0.52)}
-    text = shown([BEGIN, {**WINNER, "confirmed": confirmed, "test": test}])
+    text = shown([BEGIN, {**WINNER, "score": 72.0, "confirmed": confirmed, "test": test}])
+    assert "72.00 on validation data over other seeds, 70.00 with the published values" in text
     assert "seeds    trial-001: 72.00 ± 1.41 with 2 other seeds" in text
     assert "seeds    trial-000: 70.00 with 1 other seeds" in text
     assert "test     accuracy all 71.2 ± 0.5  (once, at the end)" in text
     assert "--confirm" not in text
+
+
+def test_repeats_are_counted_among_all_that_is_to_run():
+    before = [trial(number, "finished", 40, 70.0) for number in range(3)]
+    name = "trial-000-seed-1"
+    repeat = [{**trial(0, status, 40, 71.0), "trial": name} for status in ("running", "finished")]
+    lines = shown([BEGIN, *before, {"kind": "confirm", "runs": 4}, *repeat]).splitlines()
+    assert lines[-2] == "confirm  4 runs with other seeds"
+    assert lines[-1].startswith("  4/7  trial-000-seed-1  finished")
 
 
 def test_a_journal_that_mlflow_did_not_take_is_told():

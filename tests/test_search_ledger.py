@@ -8,7 +8,7 @@ from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
 from bcl_ray.search.ledger import begin, check_free, check_resumable, open_search, resume
 from bcl_ray.search.settings import Extent, Settings
-from bcl_ray.search.trials import Trial, best, ranked, repeats, seeds_of
+from bcl_ray.search.trials import Trial, best, ranked, repeats, seeds_of, standing
 
 RECIPE = digits_lt()
 PRINT = "f" * 64
@@ -132,6 +132,8 @@ def test_repeats_decide_where_there_are_some():
     assert {t.status for t in wanted[3:]} == {"running"}
     done = [*trials, trial(1, 50.0, seed=1), trial(1, 52.0, seed=2), trial(2, 58.0, seed=1)]
     assert seeds_of(trials[1], done) == [50.0, 52.0]
+    assert standing(trials[1], done) == 51.0
+    assert standing(trials[1], trials) == trials[1].score
     assert best(done).number == 2
     assert repeats(done, k=2, n=2, seed=0)[:6] == done, "what is there stays"
     assert [t.name for t in repeats(done, k=2, n=2, seed=0)[6:]] == [

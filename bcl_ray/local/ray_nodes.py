@@ -137,6 +137,7 @@ def _start(name: str, temporary: Path, store_mib: int) -> list[str]:
         "start",
         "--block",
         "--disable-usage-stats",
+        *("--include-log-monitor", "false"),  # one a machine is enough, and our drivers read none
         *("--node-name", name),
         *("--node-ip-address", LOOPBACK),
         *("--num-gpus", "0"),

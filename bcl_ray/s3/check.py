@@ -25,8 +25,9 @@ def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -
     Writing is tried with an object of a random name in the folder, which is removed again.
 
     Args:
-        uri: s3://bucket/folder; the folder need not be there.
-        actions: of "list", "read", "write", "delete": those that will be needed.
+        uri: s3://bucket/folder; the folder need not be there. Or of an object that is only read.
+        actions: of "list", "read", "write", "delete": those that will be needed; "read" alone: of
+            the object that the URI names.
         seconds: after which an endpoint that does not answer is given up.
 
     Raises:
@@ -130,11 +131,12 @@ def _write_with_pyarrow(place: Place, key: str) -> None:
 
 
 def _check_reading(attempt: _Attempts, place: Place, listed: Any) -> None:
-    """Read a byte of any object of the folder; an empty folder cannot be read, nor need be."""
+    """Read a byte of the object, or of any in the folder; nothing can be read of an empty one."""
     bucket = {"Bucket": place.bucket}
-    if listed is None:
+    if listed is None and not place.key:
         attempt(lambda: attempt.s3.head_bucket(**bucket))
         return
-    there = [item["Key"] for item in listed.get("Contents", ()) if item["Size"]]
+    found = listed.get("Contents", ()) if listed else [{"Key": place.key, "Size": 1}]
+    there = [item["Key"] for item in found if item["Size"]]
     if there:
         attempt(lambda: attempt.s3.get_object(**bucket, Key=there[0], Range="bytes=0-0"))

@@ -16,7 +16,7 @@ from bcl_ray.parse import with_overrides
 from bcl_ray.search.display import spread
 from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.space import overrides
-from bcl_ray.search.trials import Trial, best, ranked, seeds_of
+from bcl_ray.search.trials import Trial, best, ranked, seeds_of, standing
 from bcl_ray.shards import Manifest
 from bcl_ray.tracking import Tracker
 
@@ -46,12 +46,13 @@ def conclude(
 
     Returns:
         `search`, `metric`; `trial`, `score` and `point` of the winner; `published`, the score of
-        trial 0, or None; `confirmed`, scores with other seeds by trial; `test`, mean and deviation
-        by metric; `recipe`, where winner.yaml is.
+        trial 0, or None, each the mean over other seeds where there are such; `confirmed`, scores
+        with other seeds by trial; `test`, mean and deviation by metric; `recipe`, where
+        winner.yaml is.
     """
     winner = best(trials)
     assert winner is not None
-    published = next((t.score for t in ranked(trials) if t.number == 0), None)
+    published = next((standing(t, trials) for t in ranked(trials) if t.number == 0), None)
     recipe = ledger.place(RECIPE_FILE)
     test = _test(ledger, winner, trials, manifest)
     storage.write_bytes(recipe, _recipe(ledger, winner).to_yaml().encode())
@@ -59,7 +60,7 @@ def conclude(
         "search": ledger.name,
         "metric": ledger.settings.metric,
         "trial": winner.name,
-        "score": winner.score,
+        "score": standing(winner, trials),
         "published": published,
         "point": winner.point,
         "confirmed": {t.name: seeds_of(t, trials) for t in ranked(trials) if seeds_of(t, trials)},

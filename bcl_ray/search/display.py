@@ -15,7 +15,7 @@ from bcl_ray.search.space import overrides
 
 Event = dict[str, Any]
 
-KINDS = ("search", "trial", "winner")  # of events that are a search's alone
+KINDS = ("search", "trial", "confirm", "winner")  # of events that are a search's alone
 SHOWN = 10  # trials of the live table
 MINUTE, HOUR = 60, 3600
 
@@ -61,6 +61,7 @@ class SearchFollower:
         self._began = time.monotonic()
         self._search: Event = {}
         self._trials: dict[str, Event] = {}
+        self._repeats = 0
         self._at: float | None = None
         self._live = Live(
             console=console, transient=True, refresh_per_second=1, get_renderable=self._table
@@ -78,6 +79,7 @@ class SearchFollower:
         kinds = {
             "search": self._begin,
             "trial": self._trial,
+            "confirm": self._confirm,
             "note": self._note,
             "winner": self._winner,
         }
@@ -129,7 +131,11 @@ class SearchFollower:
 
     @property
     def _wanted(self) -> int:
-        return max(int(self._search.get("trials", 0)), len(self._trials))
+        return max(int(self._search.get("trials", 0)) + self._repeats, len(self._trials))
+
+    def _confirm(self, event: Event) -> None:
+        self._repeats = event["runs"]
+        self._say(f"confirm  {event['runs']} runs with other seeds")
 
     def _note(self, event: Event) -> None:
         self._say(event["text"], style="yellow")
@@ -151,7 +157,9 @@ class SearchFollower:
         self._say(f"winner   {event['trial']}: {' '.join(overrides(event['point']))}")
         published = event["published"]
         against = "" if published is None else f", {published:.2f} with the published values"
-        self._say(f"         {event['metric']} {event['score']:.2f} on validation data{against}")
+        over = " over other seeds" if event["confirmed"] else ""
+        score = f"{event['metric']} {event['score']:.2f}"
+        self._say(f"         {score} on validation data{over}{against}")
         for name, scores in event["confirmed"].items():
             self._say(f"seeds    {name}: {spread(scores)} with {len(scores)} other seeds")
         if not event["confirmed"]:

@@ -129,7 +129,9 @@ class _Search:
                 if ledger.extent.confirm:
                     k, n = ledger.extent.confirm
                     seed = ledger.experiment.train.seed
-                    return tuning.run(repeats([*trials, *repeated], k, n, seed))
+                    trials = repeats([*trials, *repeated], k, n, seed)
+                    self.news.confirm(sum(trial.seed is not None for trial in trials))
+                    return tuning.run(trials)
                 return [*trials, *repeated]
         except Stopped as stop:
             text = f"{stop}; go on with: bcl-ray search --resume {_reference(ledger)}"
@@ -262,6 +264,10 @@ class _News:
     def old(self, trial: Trial) -> None:
         """A trial of an earlier process."""
         self({"kind": "trial", **row(trial), "old": True})
+
+    def confirm(self, runs: int) -> None:
+        """So many runs with other seeds there are, ended ones among them."""
+        self._follow({"kind": "confirm", "runs": runs})
 
     def note(self, text: str) -> None:
         """What a person should know."""

@@ -72,8 +72,13 @@ def best(trials: Sequence[Trial]) -> Trial | None:
     found = ranked(trials)
     confirmed = [trial for trial in found if seeds_of(trial, trials)]
     if confirmed:
-        return max(confirmed, key=lambda trial: statistics.mean(seeds_of(trial, trials)))
+        return max(confirmed, key=lambda trial: standing(trial, trials))
     return found[0] if found else None
+
+
+def standing(trial: Trial, trials: Sequence[Trial]) -> float:
+    """Its score, or the mean over its repeats where there are such."""
+    return statistics.mean(seeds_of(trial, trials) or [float(trial.score or 0.0)])
 
 
 def seeds_of(trial: Trial, trials: Sequence[Trial]) -> list[float]:

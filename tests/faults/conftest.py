@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import pickle
 import re
 import statistics
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 
 from bcl_ray import storage
 from bcl_ray.local import Cluster
+from bcl_ray.local.ceph import Ceph
 from bcl_ray.models import load_state
 from bcl_ray.runs import open_run
 from tests.e2e.conftest import assert_same_run
@@ -71,7 +74,7 @@ class Job:
         while not condition():
             assert self.process.poll() is None, f"it ended too early:\n{self.output}"
             assert time.monotonic() < deadline, f"nothing happened in time:\n{self.output}"
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def wait_for_epoch(self, epoch: int) -> None:
         """Until an epoch, counted from 1, is over."""
@@ -112,10 +115,10 @@ class Job:
 class Drill:
     """Starts jobs on a cluster, finds their processes, and compares their ends."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, shared: Path) -> None:
         self.cluster, self.folder = cluster, folder
         self.jobs: list[Job] = []
-        self._undisturbed = None
+        self._kept = shared / "undisturbed.pickle"
 
     def start(self, name: str, *overrides: str, address: str = "") -> Job:
         """Submit a training; `address`: of S3, as a URI's options, if it is not the usual one."""
@@ -156,8 +159,7 @@ class Drill:
     @contextlib.contextmanager
     def small_disks(self):
         """Every node's own folder on a small disk of its own; yields those folders."""
-        root = Path(json.loads((self.cluster.folder / "cluster.json").read_text())["ray_folder"])
-        folders = {name: root / name for name in self.names}
+        folders = {name: self.ray_folder / name for name in self.names}
         for name in folders:
             self.cluster.kill_node(name)
         mounted = []
@@ -184,13 +186,14 @@ class Drill:
         return self._tracked(job)[1][0].info.status
 
     def undisturbed(self):
-        """The end of a run that nothing happened to; made once."""
-        if self._undisturbed is None:
-            job = self.start("undisturbed", "tracking.report=true")
-            job.succeed()
-            self._undisturbed = job.state()
-            self.check_tracked(job)
-        return self._undisturbed
+        """The end of a run that nothing happened to; made once, by the first process to ask."""
+        with FileLock(f"{self._kept}.lock"):
+            if not self._kept.exists():
+                job = self.start("undisturbed", "tracking.report=true")
+                job.succeed()
+                self.check_tracked(job)
+                self._kept.write_bytes(pickle.dumps(job.state()))
+            return pickle.loads(self._kept.read_bytes())  # noqa: S301 (our own)
 
     def check_same(self, job: Job) -> None:
         """Weights, momentum and metrics are those of the undisturbed run, bit for bit."""
@@ -238,15 +241,22 @@ class Drill:
                 self.cluster.add_node(name)
 
     @property
+    def ray_folder(self) -> Path:
+        """Where each node has a folder of its own."""
+        return Path(json.loads((self.cluster.folder / "cluster.json").read_text())["ray_folder"])
+
+    @property
     def names(self) -> list[str]:
         return ["data-1", "train-1", "train-2"]
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, worker_id):
     """A cluster of three nodes with S3 and MLflow; this process sees them as a laptop does."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    cluster.up(workers=3, port=9700, store_mib=128)
+    store = "ceph" if Ceph.installed() else "swift"  # Ceph takes a tenth of Swift's CPU
+    port = 9700 + 20 * int(worker_id.removeprefix("gw") if worker_id != "master" else 0)
+    cluster.up(workers=3, port=port, store_mib=128, store=store)
     before = dict(os.environ)
     os.environ.update(cluster.environment())
     try:
@@ -261,8 +271,10 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def laid_out(cluster, tmp_path_factory):
-    return Drill(cluster, tmp_path_factory.mktemp("jobs"))
+def laid_out(cluster, tmp_path_factory, worker_id):
+    folder = tmp_path_factory.mktemp("jobs")
+    several = worker_id != "master"  # then each process has a folder in the session's
+    return Drill(cluster, folder, folder.parents[1] if several else folder.parent)
 
 
 @pytest.fixture

@@ -13,61 +13,52 @@ from tests.faults.conftest import STEPS
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_killed_driver_and_then_another_with_a_damaged_checkpoint(drill):
-    job = drill.start("driver-killed")
-    job.wait_for_mid_epoch()
-    drill.driver_of(job).kill()
-    assert job.wait() != 0
-    step = job.last_step()
+def test_a_job_that_is_stopped_then_a_killed_driver_then_sigterm_then_a_damaged_checkpoint(drill):
+    """One run, sent four times."""
+    job = drill.start("drivers")
+    job.wait_for(job.last_step)
+    stopped = stop(drill, job)
 
-    job = drill.start("driver-killed")
-    job.wait_for(lambda: job.last_step() > step + STEPS)
-    assert job.starts() == [step], "it went on from the last checkpoint"
+    job = drill.start("drivers")
+    job.wait_for(lambda: job.last_step() > stopped)
+    assert job.starts() == [stopped], "not one step is repeated"
     drill.driver_of(job).kill()
     assert job.wait() != 0
-    step, last = job.last_step(), job.last_checkpoint()
+    killed = job.last_step()
+
+    job = drill.start("drivers")
+    job.wait_for(lambda: job.last_step() > killed)
+    assert job.starts() == [killed], "it went on from the last checkpoint"
+    drill.driver_of(job).send_signal(signal.SIGTERM)
+    assert job.wait() != 0
+    terminated, last = job.last_step(), job.last_checkpoint()
+    assert f"stopped at step {terminated}; go on with: bcl-ray train --resume" in job.output
+    assert drill.tracked_status(job) == "KILLED"
     file = storage.join(job.uri, last, "state.pt")
     storage.write_bytes(file, storage.read_bytes(file)[:1000])
 
-    job = drill.start("driver-killed")
+    job = drill.start("drivers")
     job.succeed()
     assert f"{last}/state.pt is damaged" in job.output
     assert "going on from the checkpoint before" in job.output
-    assert 0 < job.starts()[0] < step
+    assert killed < job.starts()[0] < terminated
     drill.check_same(job)
 
 
-def test_a_job_that_is_stopped_or_terminated_writes_a_last_checkpoint(drill):
-    """Detached with Ctrl-C, stopped by `jobs stop`; sent again, and its driver gets SIGTERM."""
-    job = drill.start("terminated")
-    job.wait_for_mid_epoch()
+def stop(drill, job) -> int:
+    """Detach with Ctrl-C, and end the job with `jobs stop`; the step that it has got to."""
     job.process.send_signal(signal.SIGINT)
     assert job.wait(30) == 130
-    assert (
-        f"detached, and the job goes on; follow it with `bcl-ray jobs logs {job.id}" in job.output
-    )
+    told = f"detached, and the job goes on; follow it with `bcl-ray jobs logs {job.id}"
+    assert told in job.output
     said = command("jobs", "stop", job.id)
     assert said.startswith("SIGINT sent; the job has 90 s to end\n")
-    stopped = job.last_step()
-    assert f"stopped at step {stopped}; go on with: bcl-ray train --resume" in said
+    assert f"stopped at step {job.last_step()}; go on with: bcl-ray train --resume" in said
     assert re.search(rf"job {job.id} stopped after \d+ s\n", said)
     assert said.endswith(f"go on with: bcl-ray submit train --resume {job.uri}\n")
     assert drill.tracked_status(job) == "KILLED"
     assert not drill.workers(), "resources are free again"
-
-    job = drill.start("terminated")
-    job.wait_for(lambda: job.last_step() > max(stopped, 3 * STEPS))
-    drill.driver_of(job).send_signal(signal.SIGTERM)
-    assert job.wait() != 0
-    assert job.starts() == [stopped], "not one step is repeated"
-    terminated = job.last_step()
-    assert f"stopped at step {terminated}; go on with: bcl-ray train --resume" in job.output
-    assert drill.tracked_status(job) == "KILLED"
-
-    job = drill.start("terminated")
-    job.succeed()
-    assert job.starts() == [terminated]
-    drill.check_same(job)
+    return job.last_step()
 
 
 def test_a_head_that_is_stopped_and_started_again(drill):
