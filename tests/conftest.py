@@ -19,9 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Files that share servers, which take tens of seconds to start.
 SHARED = {"test_doctor": "cluster", "test_jobs": "cluster", "test_local": "cluster"}
 SHARED |= {"test_access": "s3", "test_s3": "s3"}
-# Drills: each of these groups has a cluster of its own.
-DRILLS = {"test_workers": "training", "test_storage": "training"}
-DRILLS |= {"test_drivers": "drivers", "test_aftermath": "drivers"}
+# Drills of one cluster; test_drivers has another.
+DRILLS = dict.fromkeys(("test_aftermath", "test_storage", "test_workers"), "training")
 
 
 def group(nodeid: str) -> str:

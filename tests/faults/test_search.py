@@ -3,6 +3,7 @@
 On this machine alone, whose Ray ends with the search that started it.
 """
 
+import contextlib
 import json
 import re
 import signal
@@ -33,14 +34,14 @@ class Search(Command):
         files = sorted(self.folder.glob("trial-*/trial.json"))
         return {file.parent.name: json.loads(file.read_text()) for file in files}
 
-    def processes(self, title):
+    def drivers(self):
+        """Of trials; while one computes, its process is called by Tune's own class."""
         found = []
         for process in self.children():
-            try:
-                if title in " ".join(process.cmdline()):
+            with contextlib.suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                if title.startswith(("ray::TrialRun", "ray::ResourceTrainable")):
                     found.append(process)
-            except psutil.Error:
-                continue
         return found
 
     def state(self, trial):
@@ -85,7 +86,7 @@ def test_eight_trials_through_two_places_and_the_drivers_of_two_of_them_killed(s
     words = [*RECIPE, "train.epochs=9", "--trials", "8", "--max-concurrent", "2"]
     search = start("many", *words, "train.eval_every=3", "--name", "many")
     search.wait_for(lambda: any(trial["scores"] for trial in search.trials().values()), 600)
-    killed = search.processes("ray::TrialRun")
+    killed = search.drivers()
     assert killed
     for process in killed:
         process.kill()
