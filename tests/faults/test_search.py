@@ -81,9 +81,9 @@ def tracked(folder):
     return client, client.search_runs([experiment.experiment_id])
 
 
-def test_eight_trials_through_two_places_and_the_drivers_of_two_of_them_killed(start, folder):
+def test_six_trials_through_two_places_and_the_drivers_of_two_of_them_killed(start, folder):
     """Places of stopped and of dead trials come free; what has died goes on in another process."""
-    words = [*RECIPE, "train.epochs=9", "--trials", "8", "--max-concurrent", "2"]
+    words = [*RECIPE, "train.epochs=9", "--trials", "6", "--max-concurrent", "2"]
     search = start("many", *words, "train.eval_every=3", "--name", "many")
     search.wait_for(lambda: any(trial["scores"] for trial in search.trials().values()), 600)
     killed = search.drivers()
@@ -92,15 +92,15 @@ def test_eight_trials_through_two_places_and_the_drivers_of_two_of_them_killed(s
         process.kill()
     assert search.wait(1200) == 0, search.output
     trials = search.trials()
-    assert len(trials) == 8
+    assert len(trials) == 6
     ends = [trial["status"] for trial in trials.values()]
     assert set(ends) == {"finished", "stopped"}
-    assert ends.count("stopped") >= 2
+    assert ends.count("stopped") >= 1
     assert trials["trial-000"]["status"] == "finished"
     assert len(trials["trial-000"]["scores"]) == 3
     # Ray clears the places of the dead itself, mostly; else they are taken from it.
     assert search.output.count("still held resources 30 s after its end") <= len(killed)
-    assert "8/8" in search.output
+    assert "6/6" in search.output
     client, runs = tracked(folder)
     (parent,) = [run for run in runs if run.info.run_name == "many"]
     children = {
