@@ -36,7 +36,7 @@ def check_everywhere(
         }, worker={"CPU": 1, "GPU": 1})
 
     Needs a connection to Ray. Nodes without CPUs take no work and are not asked; those on which
-    no worker fits run data tasks alone, and are asked only for places that are not written to.
+    no worker fits run data tasks alone, and are asked only for places that are listed and read.
 
     Args:
         places: of each option its URI and actions of `s3.check_access`; local paths and other
@@ -118,7 +118,8 @@ def _needed(
     return {
         name: (uri, actions)
         for name, (uri, actions) in places.items()
-        if hosts_workers or "write" not in actions
+        # Data tasks list and read; an object that is only read has weights, for workers.
+        if hosts_workers or ("list" in actions and "write" not in actions)
     }
 
 

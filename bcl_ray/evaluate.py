@@ -107,9 +107,13 @@ def _told_apart(models: Sequence[OpenModel], names: Sequence[str]) -> list[OpenM
         replace(model, name=name) if times[model.name] > 1 else model
         for model, name in zip(models, names, strict=True)
     ]
-    for name, count in Counter(model.name for model in called).items():
-        if count > 1:
-            raise ValueError(f"'{name}' is named {count} times: name each model once")
+    for number, model in enumerate(called):
+        for other in called[:number]:
+            if other.uri == model.uri:
+                raise ValueError(
+                    f"'{other.name}' and '{model.name}' are one checkpoint, {model.uri}: name "
+                    "each model once"
+                )
     return called
 
 

@@ -158,7 +158,9 @@ def _run(run: Run, trainer: Any, wish: Wish, follower: "Follower") -> Event:
         result = stoppable(trainer.fit, wish, follower.ask_to_stop)
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
-        raise TrainingError(f"{_cause(failure, run)}\ncontinue with: {resume}") from None
+        raise TrainingError(
+            f"{_cause(failure, run, follower.tracker)}\ncontinue with: {resume}"
+        ) from None
     except Stopped as stop:
         raise Stopped(f"{stop}; go on with: {resume}", stop.signum) from None
     finally:
@@ -310,14 +312,15 @@ class Follower(threading.Thread):
             self.follow({"kind": "page", "page": self.tracker.page})
 
 
-def _cause(failure: Exception, run: Run) -> str:
-    """The failure in one line; all of it goes to a file."""
-    folder = runs.local_folder(run)
-    (folder / "error.txt").write_text(str(failure))
+def _cause(failure: Exception, run: Run, tracker: Tracker) -> str:
+    """The failure in one line; all of it goes to a file, and to MLflow, which outlasts the head."""
+    file = runs.local_folder(run) / "error.txt"
+    file.write_text(str(failure))
+    tracker.artifact(file)
     if isinstance(failure, ControllerError):
         return one_line(failure.controller_failure)
     causes = list(getattr(failure, "worker_failures", {}).values()) or [failure]
-    return f"the workers failed: {one_line(causes[0])} (all of it: {folder}/error.txt)"
+    return f"the workers failed: {one_line(causes[0])} (all of it: {file}, and in MLflow)"
 
 
 def _finished(run: Run, result: Any, follower: Follower) -> Event:

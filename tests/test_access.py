@@ -73,3 +73,16 @@ def test_local_paths_are_not_asked_for(monkeypatch):
 
     monkeypatch.setattr(s3, "check_access", None)
     check_everywhere({"data.path": ("/data", {"read"}), "tracking.runs": ("file:///x", {"read"})})
+
+
+def test_a_node_of_data_tasks_alone_is_not_asked_for_weights_nor_for_runs():
+    from bcl_ray.access import _needed
+
+    places = {
+        "data.path": ("s3://b/data", {"list", "read"}),
+        "tracking.runs": ("s3://b/runs", {"list", "read", "write", "delete"}),
+        "model.weights": ("s3://b/weights.pt", {"read"}),
+    }
+    assert _needed(places, {"CPU": 4.0, "GPU": 1.0}, WORKER).keys() == places.keys()
+    assert _needed(places, {"CPU": 4.0}, WORKER).keys() == {"data.path"}
+    assert _needed(places, {}, WORKER) == {}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,8 +79,9 @@ def test_labels_become_the_models_and_the_rest_of_a_batch_stays():
 
 
 def test_models_of_one_name_are_called_as_they_were_given_and_none_is_named_twice():
-    pair = [model("data", ["a"]), model("data", ["a"])]
-    told = evaluate._told_apart(pair, ["s3://a/first", "s3://b/first"])
+    one = model("data", ["a"])
+    other = replace(one, uri="s3://b/first/best_1")
+    told = evaluate._told_apart([one, other], ["s3://a/first", "s3://b/first"])
     assert [m.name for m in told] == ["s3://a/first", "s3://b/first"]
-    with pytest.raises(ValueError, match=r"^'first' is named 2 times: name each model once$"):
-        evaluate._told_apart(pair, ["first", "first"])
+    with pytest.raises(ValueError, match=r"^'first' and 'runs/first' are one checkpoint, runs/fir"):
+        evaluate._told_apart([one, one], ["first", "runs/first"])

@@ -116,6 +116,13 @@ def test_repeats_are_counted_among_all_that_is_to_run():
     assert lines[-1].startswith("  4/7  trial-000-seed-1  finished")
 
 
+def test_repeats_of_an_earlier_process_are_no_trials_of_this_one():
+    old = trial(0, "finished", 40, 70.0, old=True)
+    repeat = {**old, "trial": "trial-000-seed-1", "seed": 1}
+    text = shown([BEGIN, old, repeat, trial(1, "finished", 40, 71.0)])
+    assert "  3/4  trial-001  finished" in text
+
+
 def test_a_journal_that_mlflow_did_not_take_is_told():
     text = shown([BEGIN, {**WINNER, "tracked": False, "problem": "no answer"}])
     assert "MLflow did not take everything (no answer)" in text

@@ -4,7 +4,7 @@ import shlex
 from importlib.resources import files
 from string import Template
 
-from bcl_ray.render.description import Description
+from bcl_ray.render.description import Description, Job, Slurm
 from bcl_ray.render.kuberay import entrypoint
 
 TEMPLATE = "slurm.sbatch.template"
@@ -15,11 +15,12 @@ def script(description: Description, note: str) -> str:
     """The script that trains the description's job, over as many allocations as it takes.
 
     Raises:
-        ValueError: the description has no section slurm.
+        ValueError: the description has no section slurm, or GPUs that nobody uses or too few.
     """
     slurm, job = description.slurm, description.job
     if slurm is None:
         raise ValueError("the description has no section slurm: add slurm.nodes and slurm.folder")
+    _check_gpus(job, slurm)
     options = {
         "job-name": description.name,
         "partition": slurm.partition,
@@ -55,3 +56,12 @@ def script(description: Description, note: str) -> str:
             entrypoint(description, uri=f"file://{slurm.folder}", gpus=slurm.gpus_per_node)
         ),
     )
+
+
+def _check_gpus(job: Job, slurm: Slurm) -> None:
+    workers, gpus = job.experiment().scale.max_workers, slurm.nodes * slurm.gpus_per_node
+    if gpus not in (0, workers):
+        raise ValueError(
+            f"job.workers ({workers}) must be slurm.nodes x slurm.gpus_per_node ({gpus}), a worker "
+            "on each GPU of the allocation: change one of them"
+        )

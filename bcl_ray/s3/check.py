@@ -133,10 +133,12 @@ def _write_with_pyarrow(place: Place, key: str) -> None:
 def _check_reading(attempt: _Attempts, place: Place, listed: Any) -> None:
     """Read a byte of the object, or of any in the folder; nothing can be read of an empty one."""
     bucket = {"Bucket": place.bucket}
-    if listed is None and not place.key:
+    if listed is not None:
+        keys = [item["Key"] for item in listed.get("Contents", ()) if item["Size"]]
+    elif place.key:
+        keys = [place.key]
+    else:
         attempt(lambda: attempt.s3.head_bucket(**bucket))
         return
-    found = listed.get("Contents", ()) if listed else [{"Key": place.key, "Size": 1}]
-    there = [item["Key"] for item in found if item["Size"]]
-    if there:
-        attempt(lambda: attempt.s3.get_object(**bucket, Key=there[0], Range="bytes=0-0"))
+    if keys:
+        attempt(lambda: attempt.s3.get_object(**bucket, Key=keys[0], Range="bytes=0-0"))

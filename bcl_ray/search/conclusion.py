@@ -52,7 +52,10 @@ def conclude(
     """
     winner = best(trials)
     assert winner is not None
-    published = next((standing(t, trials) for t in ranked(trials) if t.number == 0), None)
+    confirmed = {t.name: seeds_of(t, trials) for t in ranked(trials) if seeds_of(t, trials)}
+    # A mean over seeds is not to be compared with one run.
+    alike = [t for t in ranked(trials) if not confirmed or t.name in confirmed]
+    published = next((standing(t, trials) for t in alike if t.number == 0), None)
     recipe = ledger.place(RECIPE_FILE)
     test = _test(ledger, winner, trials, manifest)
     storage.write_bytes(recipe, _recipe(ledger, winner).to_yaml().encode())
@@ -63,7 +66,7 @@ def conclude(
         "score": standing(winner, trials),
         "published": published,
         "point": winner.point,
-        "confirmed": {t.name: seeds_of(t, trials) for t in ranked(trials) if seeds_of(t, trials)},
+        "confirmed": confirmed,
         "test": test,
         "recipe": runs.shown(recipe),
     }
@@ -194,6 +197,7 @@ def _summary(ledger: Ledger, trials: Sequence[Trial], found: dict[str, Any]) -> 
         f"{ledger.settings.scheduler}); {ends['finished']} came to their end, {ends['stopped']} "
         f"were stopped early, {failed} failed.",
         f"Best is {found['trial']} with {found['metric']} {found['score']:.2f} on validation data"
+        + (" over other seeds" if found["confirmed"] else "")
         + (f", {found['published']:.2f} with the published values" if found["published"] else "")
         + f": {changes}.",
     ]

@@ -131,7 +131,9 @@ class SearchFollower:
 
     @property
     def _wanted(self) -> int:
-        return max(int(self._search.get("trials", 0)) + self._repeats, len(self._trials))
+        known = sum(trial.get("seed") is not None for trial in self._trials.values())
+        own = int(self._search.get("trials", 0))
+        return max(own + max(self._repeats, known), len(self._trials))
 
     def _confirm(self, event: Event) -> None:
         self._repeats = event["runs"]

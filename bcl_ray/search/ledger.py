@@ -198,6 +198,6 @@ def resume(ledger: Ledger, extent: Extent, experiment: Experiment) -> Ledger:
 def _other(ledger: Ledger, now: str) -> str:
     return (
         f"search '{ledger.name}' was begun with another configuration (digest {ledger.digest}, "
-        f"now {now}): only --trials, --workers-per-trial, --max-concurrent, --confirm, data.path, "
-        "scale.* and tracking.* may change; give another search another --name"
+        f"now {now}): only --trials, --workers-per-trial, --max-concurrent, --gpus-per-worker, "
+        "--confirm, data.path, scale.* and tracking.* may change; another search needs another --name"
     )

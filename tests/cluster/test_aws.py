@@ -78,3 +78,6 @@ def test_what_aws_needs_is_asked_for(description):
 def test_what_slurm_needs_is_asked_for(description):
     with pytest.raises(ValueError, match=r"no section slurm: add slurm.nodes"):
         render("slurm", description.model_copy(update={"slurm": None}))
+    wide = description.slurm.model_copy(update={"gpus_per_node": 4})
+    with pytest.raises(ValueError, match=r"^job.workers \(4\) must be slurm.nodes x .* \(8\), a w"):
+        render("slurm", description.model_copy(update={"slurm": wide}))

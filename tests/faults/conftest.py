@@ -118,10 +118,12 @@ class Drill:
     def __init__(self, cluster: Cluster, folder: Path, shared: Path) -> None:
         self.cluster, self.folder = cluster, folder
         self.jobs: list[Job] = []
+        self.attempt = 1  # of the test: a second one has runs of its own
         self._kept = shared / "undisturbed.pickle"
 
     def start(self, name: str, *overrides: str, address: str = "") -> Job:
         """Submit a training; `address`: of S3, as a URI's options, if it is not the usual one."""
+        name += f"-{self.attempt}" if self.attempt > 1 else ""
         self.jobs.append(Job(self.folder, name, *overrides, address=address))
         return self.jobs[-1]
 
@@ -189,7 +191,7 @@ class Drill:
         """The end of a run that nothing happened to; made once, by the first process to ask."""
         with FileLock(f"{self._kept}.lock"):
             if not self._kept.exists():
-                job = self.start("undisturbed", "tracking.report=true")
+                job = self.start(f"undisturbed-{len(self.jobs)}", "tracking.report=true")
                 job.succeed()
                 self.check_tracked(job)
                 self._kept.write_bytes(pickle.dumps(job.state()))
@@ -279,6 +281,7 @@ def laid_out(cluster, tmp_path_factory, worker_id):
 
 
 @pytest.fixture
-def drill(laid_out):
+def drill(laid_out, request):
+    laid_out.attempt = getattr(request.node, "execution_count", 1)
     yield laid_out
     laid_out.mend()
