@@ -158,9 +158,8 @@ def _run(run: Run, trainer: Any, wish: Wish, follower: "Follower") -> Event:
         result = stoppable(trainer.fit, wish, follower.ask_to_stop)
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
-        raise TrainingError(
-            f"{_cause(failure, run, follower.tracker)}\ncontinue with: {resume}"
-        ) from None
+        cause = _cause(failure, run, follower.tracker)
+        raise TrainingError(f"{cause}\ncontinue with: {resume}") from None
     except Stopped as stop:
         raise Stopped(f"{stop}; go on with: {resume}", stop.signum) from None
     finally:

@@ -52,7 +52,8 @@ def search(
         experiment: what is searched around.
         settings: which trials there are, and how they are compared.
         extent: how many.
-        follow: called from any thread with events: `search`, `trial`, `note`, `winner`.
+        follow: called from any thread with events: `search`, `trial`, `confirm`, `note`,
+            `winner`.
         resume: go on with a search that was begun.
 
     Raises:

@@ -199,5 +199,5 @@ def _other(ledger: Ledger, now: str) -> str:
     return (
         f"search '{ledger.name}' was begun with another configuration (digest {ledger.digest}, "
         f"now {now}): only --trials, --workers-per-trial, --max-concurrent, --gpus-per-worker, "
-        "--confirm, data.path, scale.* and tracking.* may change; another search needs another --name"
+        "--confirm, data.path, scale.* and tracking.* may change; give others another --name"
     )
