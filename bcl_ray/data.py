@@ -17,7 +17,7 @@ import pickle
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -87,9 +87,20 @@ class Source:
         return {"views": made, "labels": columns["label"].astype(np.int64), "ids": ids}
 
 
+def joined(parts: Sequence[Mapping[str, np.ndarray]], epoch: int = 0) -> Batch:  # noqa: ARG001
+    """A batch in one piece, in this process's memory."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def training_batches(
-    experiment: Experiment, manifest: Manifest, *, rank: int, world_size: int, first_step: int = 0
-) -> Generator[tuple[int, Iterator[Batch]], None, None]:
+    experiment: Experiment,
+    manifest: Manifest,
+    *,
+    rank: int,
+    world_size: int,
+    first_step: int = 0,
+    deliver: Callable[..., Any] = joined,
+) -> Generator[tuple[int, Iterator[Any]], None, None]:
     """Yields each epoch that is left, with the worker's batches of it.
 
     Args:
@@ -98,6 +109,8 @@ def training_batches(
         rank: this worker's number.
         world_size: number of workers.
         first_step: steps of the whole run that are done.
+        deliver: makes what is yielded of a batch's pieces and the epoch's number, in the thread
+            that runs ahead: `Sender.training` brings it to a device.
     """
     steps = epoch_plan(experiment, manifest, 0).steps
     first_epoch, skip = divmod(first_step, steps)
@@ -112,11 +125,11 @@ def training_batches(
         for epoch, plan, begin in plans():
             yield from ((epoch, read) for read in plan.reads(rank, world_size, begin))
 
-    def batches() -> Iterator[tuple[int, Batch]]:
+    def batches() -> Iterator[tuple[int, Any]]:
         with contextlib.closing(_stream(source, reads(), world_size)) as blocks:
             for epoch, plan, begin in plans():
-                for batch in plan.batches(blocks, rank, world_size, begin):
-                    yield epoch, batch
+                for parts in plan.batches(blocks, rank, world_size, begin):
+                    yield epoch, deliver(parts, epoch)
 
     ahead = _ahead(batches(), experiment.scale.prefetch_batches)
     for epoch, pairs in itertools.groupby(ahead, key=operator.itemgetter(0)):
@@ -124,13 +137,30 @@ def training_batches(
 
 
 def evaluation_batches(
-    experiment: Experiment, manifest: Manifest, *, rank: int, world_size: int
-) -> Iterator[Batch]:
-    """A worker's part of the evaluation split; the parts hold every row once."""
+    experiment: Experiment,
+    manifest: Manifest,
+    *,
+    rank: int,
+    world_size: int,
+    deliver: Callable[..., Any] = joined,
+) -> Iterator[Any]:
+    """A worker's part of the evaluation split; the parts hold every row once.
+
+    Arguments as of `training_batches`.
+    """
     rows = layout(experiment, manifest, "eval_split")
     reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
     source = source_of(experiment, manifest, training=False)
-    return _ahead(_stream(source, reads, world_size), experiment.scale.prefetch_batches)
+    batches = _delivered(_stream(source, reads, world_size), deliver)
+    return _ahead(batches, experiment.scale.prefetch_batches)
+
+
+def _delivered(
+    blocks: Generator[Batch, None, None], deliver: Callable[..., Item]
+) -> Iterator[Item]:
+    with contextlib.closing(blocks):
+        for block in blocks:
+            yield deliver([block])
 
 
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> Source:

@@ -19,7 +19,8 @@ from bcl_ray.distributed import gather_rows
 from bcl_ray.geometry import Sample, geometry, is_sampled, whole_sample
 from bcl_ray.model import CosineClassifier, TwoBranch
 from bcl_ray.precision import autocast, wide
-from bcl_ray.views.device import normalized, sent
+from bcl_ray.views.device import normalized
+from bcl_ray.views.transfer import Sender, Sent
 
 Batch = dict[str, np.ndarray]
 
@@ -55,7 +56,7 @@ class Evaluation(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: TwoBranch,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | Sent],
     *,
     experiment: Experiment,
     class_counts: NDArray[np.int64],
@@ -67,7 +68,7 @@ def evaluate(
 
     Args:
         model: the network to evaluate.
-        batches: this worker's part of the split.
+        batches: this worker's part of the split, or what a `Sender` made of it.
         experiment: its views, loss and precision.
         class_counts: training images per class, (K,), which make the shot groups.
         rows: images that the manifest says there are.
@@ -81,15 +82,16 @@ def evaluate(
     counts = metrics.no_counts(len(class_counts), device)
     predictions = [_no_predictions(device)]
     sample = [_no_sample(model, experiment, device)]
-    for batch, embeddings, logits in _outputs(model, batches, experiment, device):
-        labels, ids = sent(batch["labels"], device), sent(batch["ids"], device)
-        counts += metrics.count_batch(logits, labels, batch["ids"])
+    sender = Sender(device, experiment.views)
+    for sent, embeddings, logits in _outputs(model, batches, experiment, sender):
+        labels, ids = sent.tensors["labels"], sent.tensors["ids"]
+        counts += metrics.count_batch(logits, labels, sent.host["ids"])
         probabilities, classes = logits.float().softmax(dim=1).topk(2)
         found = (ids, labels, classes[:, 0], classes[:, 1], probabilities[:, 0])
         predictions.append(Predictions(*found))
         if shares is not None:
-            chosen = np.flatnonzero(is_sampled(batch["ids"], batch["labels"], shares))
-            rows_of = sent(chosen, device)
+            chosen = np.flatnonzero(is_sampled(sent.host["ids"], sent.host["labels"], shares))
+            rows_of = sender.arrays({"rows": chosen})["rows"]
             sample.append(
                 _sample(model, ids[rows_of], labels[rows_of], embeddings[rows_of], experiment)
             )
@@ -112,13 +114,18 @@ def evaluate(
 
 @torch.no_grad()
 def represent(
-    model: TwoBranch, batches: Iterable[Batch], *, experiment: Experiment, device: torch.device
+    model: TwoBranch,
+    batches: Iterable[Batch | Sent],
+    *,
+    experiment: Experiment,
+    device: torch.device,
 ) -> Sample:
     """What the network makes of all images of all workers' batches; arguments as `evaluate`'s."""
     model.eval()
     parts = [_no_sample(model, experiment, device)]
-    for batch, embeddings, _ in _outputs(model, batches, experiment, device):
-        labels, ids = sent(batch["labels"], device), sent(batch["ids"], device)
+    sender = Sender(device, experiment.views)
+    for sent, embeddings, _ in _outputs(model, batches, experiment, sender):
+        labels, ids = sent.tensors["labels"], sent.tensors["ids"]
         parts.append(_sample(model, ids, labels, embeddings, experiment))
     return whole_sample(parts)
 
@@ -148,16 +155,20 @@ def geometry_metrics(
 
 
 def _outputs(
-    model: TwoBranch, batches: Iterable[Batch], experiment: Experiment, device: torch.device
-) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    model: TwoBranch,
+    batches: Iterable[Batch | Sent],
+    experiment: Experiment,
+    sender: Sender,
+) -> Iterator[tuple[Sent, Tensor, Tensor]]:
     """Each batch with its embeddings, (N, E), and logits, (N, K)."""
-    precision = autocast(experiment.train.precision, device)
+    precision = autocast(experiment.train.precision, sender.device)
     for batch in batches:
-        images = normalized(sent(batch["views"], device), experiment.views)[0]
+        sent = batch if isinstance(batch, Sent) else sender.evaluation([batch])
+        images = normalized(sent.arrived()["views"], experiment.views)[0]
         with precision:
             embeddings = model.embed(images)
             logits = model.classifier(embeddings)
-        yield batch, embeddings, logits
+        yield sent, embeddings, logits
 
 
 def _sample(

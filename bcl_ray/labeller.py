@@ -11,6 +11,7 @@ from torch import Tensor
 from bcl_ray.models import open_checkpoint
 from bcl_ray.precision import autocast
 from bcl_ray.views.device import normalized
+from bcl_ray.views.transfer import Sender
 
 Columns = dict[str, NDArray[np.generic]]
 
@@ -35,6 +36,7 @@ class Labeller:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = model.network(self.device)
         self.views = model.experiment.views
+        self.sender = Sender(self.device, self.views)
         self.precision = autocast(model.experiment.train.precision, self.device)
         self.temperature = model.temperature or 1.0
         self.top, self.embeddings = top, embeddings
@@ -61,7 +63,7 @@ class Labeller:
 
     @torch.no_grad()
     def _label(self, views: NDArray[np.generic]) -> dict[str, Tensor]:
-        images = normalized(torch.tensor(views).to(self.device), self.views)[0]
+        images = normalized(self.sender.arrays({"views": views})["views"], self.views)[0]
         with self.precision:
             embeddings = self.network.embed(images)
             logits = self.network.classifier(embeddings)

@@ -14,6 +14,7 @@ from bcl_ray.longtail import log_prior
 from bcl_ray.model import TwoBranch
 from bcl_ray.optim import make_optimizer
 from bcl_ray.precision import autocast
+from bcl_ray.views.transfer import Sender
 from bcl_ray.weights import load_backbone
 
 TERMS = ("loss/total", "loss/classification", "loss/contrastive")
@@ -58,6 +59,7 @@ class Learner:
         self.gradients = GradientSum(self.model)
         self.forward = torch.compile(self.model) if experiment.train.compile else self.model
         self.log_prior = torch.from_numpy(log_prior(class_counts)).float().to(device)
+        self.sender = Sender(device, experiment.views, experiment.train.seed)
         self.autocast = autocast(experiment.train.precision, device)
         self.step = 0
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)

@@ -21,7 +21,8 @@ from bcl_ray.distributed import gather_with_grad, rank, world_size
 from bcl_ray.learner import TERMS, Learner, not_finite
 from bcl_ray.model import Outputs
 from bcl_ray.optim import learning_rate
-from bcl_ray.views.device import device_views, sent
+from bcl_ray.views.device import transformed
+from bcl_ray.views.transfer import Sent
 
 Batch = dict[str, np.ndarray]
 SIGNALS = ("stop", "restart")  # what a worker may tell the others while it trains
@@ -48,7 +49,7 @@ class Step:
 
 def train_epoch(
     learner: Learner,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | Sent],
     *,
     epoch: int,
     signals: Callable[[], frozenset[str]] = frozenset,
@@ -57,7 +58,7 @@ def train_epoch(
 
     Args:
         learner: what is trained.
-        batches: this worker's.
+        batches: this worker's, or what `Learner.sender` made of them, which is faster.
         epoch: its number, which the views depend on.
         signals: asked at every step which of SIGNALS this worker gives. They travel with the
             gradients, so that all workers learn of them at the same step, at no cost.
@@ -82,27 +83,22 @@ def train_epoch(
         )
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
-        told = _train_step(learner, batch, epoch, signals())
+        sent = batch if isinstance(batch, Sent) else learner.sender.training([batch], epoch)
+        told = _train_step(learner, sent, signals())
         wishes = check_previous()
         check_previous = _late_check(learner.step, told)
-        images = len(batch["labels"]) * world_size()
+        images = len(sent.host["labels"]) * world_size()
         yield Step(learner.step, told[: len(TERMS)], waited, images, wishes)
         asked = time.perf_counter()
     check_previous()
     learner.check()
 
 
-def _train_step(learner: Learner, batch: Batch, epoch: int, signals: frozenset[str]) -> Tensor:
+def _train_step(learner: Learner, sent: Sent, signals: frozenset[str]) -> Tensor:
     """One step; returns TERMS of the global batch, and how many workers gave each of SIGNALS."""
     experiment = learner.experiment
-    views = device_views(
-        sent(batch["views"], learner.device),
-        batch["ids"],
-        experiment.views,
-        seed=experiment.train.seed,
-        epoch=epoch,
-    )
-    labels = sent(batch["labels"], learner.device)
+    arrays, labels = sent.arrived(), sent.tensors["labels"]
+    views = transformed(arrays["views"], sent.passes, arrays, experiment.views)
     with learner.autocast:
         outputs: Outputs = learner.forward(views)
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)

@@ -149,10 +149,11 @@ class EpochPlan:
 
     def batches(
         self, blocks: Iterable[Block], rank: int = 0, world_size: int = 1, first_step: int = 0
-    ) -> Iterator[dict[str, np.ndarray]]:
+    ) -> Iterator[list[Block]]:
         """A worker's batches, cut from the blocks that its `reads` became, in the same order.
 
-        Takes one block per read and no more, so that epochs can share one stream of blocks.
+        Each is a list of pieces, to be laid end to end where the batch is to be. Takes one block
+        per read and no more, so that epochs can share one stream of blocks.
         """
         share = self.lanes // world_size
         lanes = range(rank * share, (rank + 1) * share)
@@ -163,10 +164,9 @@ class EpochPlan:
             while upcoming is not None and upcoming.step <= step:
                 queues[upcoming.lane].append(next(blocks))
                 upcoming = next(reads, None)
-            parts = [
+            yield [
                 part for lane in lanes for part in _take(queues[lane], self.rows_per_lane_and_step)
             ]
-            yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """Positions in the split (shards laid end to end) of one global batch, (B,)."""

@@ -27,6 +27,7 @@ from bcl_ray.metrics import calibrated_bins
 from bcl_ray.model import TwoBranch
 from bcl_ray.plan import evaluation_reads
 from bcl_ray.shards import Manifest, read_row_group
+from bcl_ray.views.transfer import Sent
 
 EVALUATED_IMAGES = 4096  # of the evaluation split's sample, at most
 TRAINED_IMAGES = 2048  # of the training split's, which are classified for the sample alone
@@ -61,7 +62,7 @@ class Probe:
     def evaluate(
         self,
         model: TwoBranch,
-        batches: Iterable[Batch],
+        batches: Iterable[Batch | Sent],
         *,
         labels: NDArray[np.int64] | None = None,
         trained: bool = True,

@@ -31,6 +31,7 @@ from bcl_ray.parse import from_yaml
 from bcl_ray.probe import Probe
 from bcl_ray.runs import BEST
 from bcl_ray.shards import Manifest
+from bcl_ray.views.transfer import Sender, Sent
 from bcl_ray.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             rank=rank(),
             world_size=world_size(),
             first_step=worker.learner.step,
+            deliver=worker.learner.sender.training,
         )
         try:
             with contextlib.closing(epochs):
@@ -158,7 +160,7 @@ class _Worker:
         if rank() == 0:
             self.mailbox.put.remote({"kind": kind, **content})
 
-    def run_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    def run_epoch(self, epoch: int, batches: Iterator[Sent]) -> None:
         """Train on what is left of an epoch, evaluate where it is due, and report."""
         begun, waited, images, wishes = time.perf_counter(), 0.0, 0, frozenset[str]()
         every = self.experiment.train.checkpoint_every_steps
@@ -219,7 +221,11 @@ class _Worker:
     def _evaluation_record(self, epoch: int) -> dict[str, float]:
         begun = time.perf_counter()
         batches = evaluation_batches(
-            self.experiment, self.manifest, rank=rank(), world_size=world_size()
+            self.experiment,
+            self.manifest,
+            rank=rank(),
+            world_size=world_size(),
+            deliver=Sender(self.device, self.experiment.views).evaluation,
         )
         found = self.probe.evaluate(self.learner.evaluated, batches)
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:

@@ -52,8 +52,8 @@ def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batc
             tasks = list(data.tasks_of(source, ((epoch, read) for read in plan.reads())))
             loaded = zip(tasks, pool.imap(_load, tasks), strict=True)
             blocks = itertools.chain.from_iterable(itertools.starmap(data.split_block, loaded))
-            for batch in plan.batches(blocks):
-                yield epoch, batch
+            for parts in plan.batches(blocks):
+                yield epoch, data.joined(parts)
 
 
 def streamed(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:

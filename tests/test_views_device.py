@@ -11,7 +11,7 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Interpolation
 from torchvision.transforms.v2 import functional
 
 from bcl_ray.config import ViewConfig, ViewsConfig
-from bcl_ray.views import policy
+from bcl_ray.views import device, policy
 from bcl_ray.views.device import device_views, normalized
 from bcl_ray.views.operations import COLOUR, GEOMETRY, warp
 
@@ -230,13 +230,13 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_a_cpu_works_on_one_thread_inside_and_as_before_outside(images, monkeypatch):
     before, inside = torch.get_num_threads(), []
-    monkeypatch.setattr(
-        policy,
-        "cutout_centres",
-        lambda ids, *_, **__: (
-            inside.append(torch.get_num_threads()) or np.zeros((len(ids), 2), np.int64)
-        ),
-    )
+    cut_out = device._cut_out
+
+    def noted(*options):
+        inside.append(torch.get_num_threads())
+        cut_out(*options)
+
+    monkeypatch.setattr(device, "_cut_out", noted)
     try:
         torch.set_num_threads(2)
         device_views(as_views(images), np.arange(6), config(CIFAR), seed=0, epoch=0)

@@ -7,16 +7,17 @@ bilinear and filled with views.mean. Cutout is black, zero before it is normalis
 published code for long-tailed CIFAR. Between operations images are 8-bit, as they are in Pillow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bcl_ray.config import ViewsConfig
+from bcl_ray.config import ViewConfig, ViewsConfig
 from bcl_ray.views import policy
 from bcl_ray.views.operations import COLOUR, GEOMETRY, warp
 
@@ -24,37 +25,88 @@ from bcl_ray.views.operations import COLOUR, GEOMETRY, warp
 _CPU_CHUNK = 2**19
 
 
+class Pass(NamedTuple):
+    """One operation on some of a batch's images."""
+
+    operation: str
+    rows: slice
+    """Where the images' positions and amounts lie in the arrays `indices` and `amounts`."""
+
+
+class Choices(NamedTuple):
+    """What was drawn for a batch of views: the passes, and the arrays that they need there."""
+
+    passes: tuple[Pass, ...]
+    arrays: Mapping[str, NDArray[Any]]
+    """`indices` int64 and `amounts` float32 of all passes, `cutout_<view>` int64 (N, 2) corners."""
+
+
+def choices(
+    ids: NDArray[np.int64], config: ViewsConfig, *, num_views: int, seed: int, epoch: int
+) -> Choices:
+    """Draw for the images with these ids, (N,), keyed by (seed, epoch, id, view); on the host."""
+    plan = policy.planned(ids, config, num_views=num_views, seed=seed, epoch=epoch)
+    order = plan.kinds.argsort(axis=1, kind="stable")
+    kinds, amounts = (np.take_along_axis(part, order, axis=1) for part in plan)
+    passes = []
+    for stage, row in enumerate(kinds):
+        found, starts = np.unique(row, return_index=True)
+        for kind, start, end in zip(found, starts, [*starts[1:], len(row)], strict=True):
+            if kind != policy.NONE:
+                begin = stage * len(row)
+                passes.append(Pass(policy.NAMES[kind], slice(begin + start, begin + end)))
+    arrays = {"indices": order.ravel(), "amounts": amounts.ravel()}
+    for view in range(num_views):
+        if side := _kind(config, view).cutout:
+            options = {"seed": seed, "epoch": epoch, "view": view}
+            centres = policy.cutout_centres(ids, config.image_size, **options)
+            arrays[f"cutout_{view}"] = centres - side // 2
+    return Choices(tuple(passes), arrays)
+
+
 def device_views(
     views: Tensor, ids: NDArray[np.int64], config: ViewsConfig, *, seed: int, epoch: int
 ) -> Tensor:
-    """Colour, cut out and normalise: (1 + V, N, 3, H, W) float32; flattened, channels_last.
-
-    Random choices are drawn on the host, keyed by (seed, epoch, id, view), and sent in one copy
-    per array; nothing is read back, so that a GPU is never waited for.
-
-    Args:
-        views: what `host.train_views` made, (N, 1 + V, H, W, 3) uint8, on the device to work on.
-        ids: the images' stable numbers, (N,), on the host.
+    """`choices` and `transformed` at once, where nothing runs ahead.
 
     Raises:
         ValueError: views or ids of another shape.
     """
     _checked(views, config)
-    num_images, num_views = views.shape[:2]
-    if ids.shape != (num_images,):
-        raise ValueError(f"ids must have shape ({num_images},), one per image, got {ids.shape}")
+    if ids.shape != views.shape[:1]:
+        raise ValueError(f"ids must have shape ({len(views)},), one per image, got {ids.shape}")
+    drawn = choices(ids, config, num_views=views.shape[1], seed=seed, epoch=epoch)
+    arrays = {name: torch.from_numpy(a).to(views.device) for name, a in drawn.arrays.items()}
+    return transformed(views, drawn.passes, arrays, config)
+
+
+def transformed(
+    views: Tensor, passes: Sequence[Pass], arrays: Mapping[str, Tensor], config: ViewsConfig
+) -> Tensor:
+    """Colour, cut out and normalise: (1 + V, N, 3, H, W) float32; flattened, channels_last.
+
+    Nothing is sent or read back, so that a GPU is never waited for.
+
+    Args:
+        views: what `host.train_views` made, (N, 1 + V, H, W, 3) uint8, on the device to work on.
+        passes: of `choices`.
+        arrays: likewise, on the device.
+
+    Raises:
+        ValueError: views of another shape.
+    """
+    _checked(views, config)
     with _one_thread(views.device):
-        plan = policy.planned(ids, config, num_views=num_views, seed=seed, epoch=epoch)
         images = _planes(views)
-        _apply(images.flatten(0, 1), plan, config)
-        for view in range(num_views):
-            side = (config.contrastive if view else config.classification).cutout
-            if side:
-                centres = policy.cutout_centres(
-                    ids, config.image_size, seed=seed, epoch=epoch, view=view
-                )
-                _cut_out(images[view], centres - side // 2, side)
+        _apply(images.flatten(0, 1), passes, arrays, config)
+        for view in range(len(images)):
+            if side := _kind(config, view).cutout:
+                _cut_out(images[view], arrays[f"cutout_{view}"], side)
         return _normalise(images, config)
+
+
+def _kind(config: ViewsConfig, view: int) -> ViewConfig:
+    return config.contrastive if view else config.classification
 
 
 def normalized(views: Tensor, config: ViewsConfig) -> Tensor:
@@ -99,24 +151,19 @@ def _planes(views: Tensor) -> Tensor:
     return views.permute(1, 0, 4, 2, 3).contiguous()
 
 
-def _apply(images: Tensor, plan: policy.Plan, config: ViewsConfig) -> None:
-    """Carry out the plan in place on images (M, 3, H, W): per stage, one group per operation."""
-    order = plan.kinds.argsort(axis=1, kind="stable")
-    kinds = np.take_along_axis(plan.kinds, order, axis=1)
-    amounts = sent(np.take_along_axis(plan.amounts, order, axis=1), images.device)
-    indices = sent(order, images.device)
-    fill = sent(255 * np.array(config.mean, np.float32), images.device)
+def _apply(
+    images: Tensor, passes: Sequence[Pass], arrays: Mapping[str, Tensor], config: ViewsConfig
+) -> None:
+    """Carry out the passes in place on images (M, 3, H, W)."""
+    indices, amounts = arrays["indices"], arrays["amounts"]
+    fill = _constants(config, images.device).fill
     rows = _rows(images)
-    for stage, row in enumerate(kinds):
-        found, starts = np.unique(row, return_index=True)
-        for kind, start, end in zip(found, starts, [*starts[1:], len(row)], strict=True):
-            if kind == policy.NONE:
-                continue
-            for part in _chunks(images, start, end):
-                index = indices[stage, part]
-                chosen = rows.index_select(0, index).view(torch.uint8).view(-1, *images.shape[1:])
-                result = _operate(policy.NAMES[kind], chosen, amounts[stage, part], fill)
-                rows.index_copy_(0, index, result.flatten(1).view(rows.dtype))
+    for operation, chosen in passes:
+        for part in _chunks(images, chosen.start, chosen.stop):
+            index = indices[part]
+            before = rows.index_select(0, index).view(torch.uint8).view(-1, *images.shape[1:])
+            result = _operate(operation, before, amounts[part], fill)
+            rows.index_copy_(0, index, result.flatten(1).view(rows.dtype))
 
 
 def _rows(images: Tensor) -> Tensor:
@@ -141,27 +188,39 @@ def _operate(name: str, images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor
     return COLOUR[name](images, amounts)
 
 
-def _cut_out(images: Tensor, corners: NDArray[np.int64], side: int) -> None:
+def _cut_out(images: Tensor, corners: Tensor, side: int) -> None:
     """Blacken a square with these upper left corners, (N, 2), as far as it lies in the image."""
-    starts = sent(corners, images.device)
     position = torch.arange(images.shape[-1], device=images.device)
-    within = (position >= starts[..., None]) & (position < starts[..., None] + side)  # (N, 2, S)
+    starts = corners[..., None]
+    within = (position >= starts) & (position < starts + side)  # (N, 2, S)
     images.masked_fill_((within[:, 0, :, None] & within[:, 1, None, :])[:, None], 0)
 
 
 def _normalise(images: Tensor, config: ViewsConfig) -> Tensor:
     """(V, N, 3, H, W) uint8 to float32; every (N, 3, H, W) and all of them are channels_last."""
-    std = np.array(config.std, np.float32)[:, None, None]
-    scale = sent(1 / (255 * std), images.device)
-    shift = sent(np.array(config.mean, np.float32)[:, None, None] / std, images.device)
+    constants = _constants(config, images.device)
     flat = images.flatten(0, 1)
     values = torch.empty_like(flat, dtype=torch.float32, memory_format=torch.channels_last)
     for part in _chunks(flat, 0, len(flat)):
-        values[part] = flat[part].float().mul_(scale).sub_(shift)
+        values[part] = flat[part].float().mul_(constants.scale).sub_(constants.shift)
     return values.view(images.shape)
 
 
-def sent(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on the device; to a GPU from pinned memory, so that the host need not wait."""
-    # Not from_numpy, which warns of Ray's arrays: they are read-only.
-    return torch.tensor(array, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+class _Constants(NamedTuple):
+    fill: Tensor  # (3,), of warps
+    scale: Tensor  # (3, 1, 1); so also shift: values * scale - shift are normalised
+    shift: Tensor
+
+
+def _constants(config: ViewsConfig, device: torch.device) -> _Constants:
+    """Sent once for each device: sending them with every batch would be three copies more."""
+    return _made_constants(config.mean, config.std, device)
+
+
+@lru_cache(16)
+def _made_constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> _Constants:
+    means, stds = np.array(mean, np.float32), np.array(std, np.float32)[:, None, None]
+    found = (255 * means, 1 / (255 * stds), means[:, None, None] / stds)
+    return _Constants(*(torch.from_numpy(array).to(device) for array in found))
