@@ -155,8 +155,9 @@ class ModelConfig(Section):
     batch_norm: Literal["per_worker", "sync", "classification_stats"] = Field(
         "per_worker",
         description="per_worker: each worker normalises by its own images. sync: by all workers' "
-        "images. classification_stats: per_worker, and the running statistics see "
-        "classification views only.",
+        "images. classification_stats: each worker normalises its classification views, and then "
+        "its contrastive views, by themselves, so that the number of workers matters; running "
+        "statistics are those of classification views, averaged over workers.",
     )
     weights: Uri | None = Field(
         None,
@@ -257,16 +258,26 @@ class TrainConfig(Section):
 
     epochs: int = Field(ge=1, description="Passes over the training split.")
     seed: int = Field(0, ge=0, description="Seed of the weights, the plan and every view.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 autocast on GPUs that have it, else float32."
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        "auto",
+        description="float32: everywhere. tf32: as PyTorch does by itself on GPUs, convolutions "
+        "multiply with 10 bits of mantissa; products of matrices stay float32. bfloat16: autocast; "
+        "logits, losses and weights stay float32. auto: bfloat16 on GPUs that have it, else "
+        "float32.",
     )
-    compile: bool = Field(False, description="Run the network through torch.compile.")
+    compile: bool = Field(
+        False,
+        description="Run each stage of the backbone through torch.compile: stage by stage, since "
+        "gradients of a network compiled whole all arrive at the end of backward, too late for "
+        "their sum over workers to overlap with it.",
+    )
     ema_decay: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="Per-step decay of the weights' moving average, which is what is evaluated "
-        "and exported; 0: none.",
+        "and exported; in step t at most (1 + t) / (10 + t), so that initial weights are forgotten "
+        "in short runs too; 0: none.",
     )
     eval_every: int = Field(1, ge=1, description="Epochs between evaluations; the last always is.")
     checkpoint_every_steps: int = Field(

@@ -4,12 +4,15 @@ Losses are shares that add up over workers, so gradients are summed, never avera
 factor of the world size appears anywhere. Axes: M = world_size * N images of all workers.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 BUCKET_BYTES = 25 * 2**20  # as torch's DistributedDataParallel; assumption, not measured
 
@@ -62,6 +65,36 @@ def gather_rows(tensor: Tensor) -> Tensor:
     pieces = [torch.empty_like(padded) for _ in rows]
     dist.all_gather(pieces, padded)
     return torch.cat([piece[:size] for piece, size in zip(pieces, rows, strict=True)])
+
+
+def begin_as_first_worker(model: nn.Module) -> None:
+    """Give every worker the first one's weights and buffers, in place; say where they differed.
+
+    Equal seeds make equal weights on machines of one kind; kernels of other CPUs may round
+    otherwise, and runs that begin apart never meet.
+    """
+    if world_size() == 1:
+        return
+    tensors = [_in_memory_order(t.detach()) for t in (*model.parameters(), *model.buffers())]
+    own = torch.stack([_checksum(tensor) for tensor in tensors])
+    found = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(found, own)
+    if rank() == 0:
+        different = [str(n) for n, other in enumerate(found) if not torch.equal(other, found[0])]
+        if different:
+            logger.warning(
+                "initial weights of workers %s differ from those of worker 0, which all have now: "
+                "their machines round differently",
+                ", ".join(different),
+            )
+    for tensor in tensors:
+        dist.broadcast(tensor, 0)
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """Of the bits of a tensor of one axis, a scalar; exact, in any order of the additions."""
+    words = tensor.view(torch.int32).long()
+    return (words * torch.arange(1, len(words) + 1, device=words.device)).sum()
 
 
 class _Gather(torch.autograd.Function):
@@ -119,7 +152,7 @@ class GradientSum:
 
     def _reduce(self, tensors: list[Tensor]) -> None:
         if tensors:
-            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            flat = torch.cat([_in_memory_order(tensor) for tensor in tensors])
             self._pending.append((dist.all_reduce(flat, async_op=True), flat, tensors))
 
     @torch.no_grad()
@@ -135,17 +168,24 @@ class GradientSum:
             return
         for bucket in self._buckets[self._next :]:  # parameters that this loss does not reach
             self._send(bucket)
-        for statistic in self._statistics:
-            statistic.div_(world_size())
+        if self._statistics:
+            torch._foreach_div_(self._statistics, world_size())
         self._reduce([*self._statistics, terms])
         for work, flat, tensors in self._pending:
             work.wait()
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-            for tensor, part in zip(tensors, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+            torch._foreach_copy_([_in_memory_order(tensor) for tensor in tensors], parts)
         self._pending.clear()
         self._next = 0
         self._waiting = [len(bucket) for bucket in self._buckets]
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """A view of all values, (numel,), in the order in which they lie; channels_last or not.
+
+    `flatten` would copy tensors that are channels_last, here and on the way back.
+    """
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

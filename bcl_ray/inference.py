@@ -165,7 +165,8 @@ def _outputs(
     for batch in batches:
         sent = batch if isinstance(batch, Sent) else sender.evaluation([batch])
         images = normalized(sent.arrived()["views"], experiment.views)[0]
-        with precision:
+        # Eager: batches differ in size, and a compiled network would be compiled for each.
+        with precision, torch.compiler.set_stance("force_eager"):
             embeddings = model.embed(images)
             logits = model.classifier(embeddings)
         yield sent, embeddings, logits

@@ -24,16 +24,25 @@ class Labeller:
         sha256: of its file, so that all labellers have the same weights.
         top: k, classes that are named of each image, at most K.
         embeddings: whether to give them too.
+        device: where to; None: the GPU that this process sees, else the CPU.
 
     Raises:
         ValueError: the checkpoint is another one by now.
     """
 
-    def __init__(self, uri: str, sha256: str, *, top: int, embeddings: bool) -> None:
+    def __init__(
+        self,
+        uri: str,
+        sha256: str,
+        *,
+        top: int,
+        embeddings: bool,
+        device: torch.device | None = None,
+    ) -> None:
         model = open_checkpoint(uri, uri)
         if model.sha256 != sha256:
             raise ValueError(f"{uri} was replaced since this began: begin again in another folder")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = model.network(self.device)
         self.views = model.experiment.views
         self.sender = Sender(self.device, self.views)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bcl_ray.checkpoint import State
 from bcl_ray.config import Experiment
-from bcl_ray.distributed import GradientSum
+from bcl_ray.distributed import GradientSum, begin_as_first_worker
 from bcl_ray.longtail import log_prior
 from bcl_ray.model import TwoBranch
 from bcl_ray.optim import make_optimizer
@@ -55,9 +55,11 @@ class Learner:
             load_backbone(self.model, experiment.model.weights)
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, experiment.optim)
+        begin_as_first_worker(self.model)
         self.average = copy.deepcopy(self.model) if experiment.train.ema_decay > 0 else None
         self.gradients = GradientSum(self.model)
-        self.forward = torch.compile(self.model) if experiment.train.compile else self.model
+        if experiment.train.compile:
+            self.model.compile_stages()
         self.log_prior = torch.from_numpy(log_prior(class_counts)).float().to(device)
         self.sender = Sender(device, experiment.views, experiment.train.seed)
         self.autocast = autocast(experiment.train.precision, device)
@@ -106,8 +108,10 @@ class Learner:
     def move_average(self) -> None:
         """Move the weights' average by one step, where there is one."""
         if self.average is not None:
-            # torch's AveragedModel has its counter on the host and sends it at every step.
-            share = 1 - self.experiment.train.ema_decay
+            # torch's AveragedModel has its counter on the host and sends it at every step. The
+            # warm-up is that of TensorFlow's ExponentialMovingAverage.
+            decay = min(self.experiment.train.ema_decay, (1 + self.step) / (10 + self.step))
+            share = 1 - decay
             torch._foreach_lerp_(_floating(self.average), _floating(self.model), share)
 
     @property

@@ -21,6 +21,7 @@ from bcl_ray.distributed import gather_with_grad, rank, world_size
 from bcl_ray.learner import TERMS, Learner, not_finite
 from bcl_ray.model import Outputs
 from bcl_ray.optim import learning_rate
+from bcl_ray.precision import fixed_shapes
 from bcl_ray.views.device import transformed
 from bcl_ray.views.transfer import Sent
 
@@ -71,6 +72,17 @@ def train_epoch(
         NonFiniteLossError: on all workers at once, naming the step.
     """
     learner.model.train()
+    with fixed_shapes():
+        yield from _steps(learner, batches, epoch, signals)
+    learner.check()
+
+
+def _steps(
+    learner: Learner,
+    batches: Iterable[Batch | Sent],
+    epoch: int,
+    signals: Callable[[], frozenset[str]],
+) -> Iterator[Step]:
     check_previous: Callable[[], frozenset[str]] = frozenset
     asked = time.perf_counter()
     for batch in batches:
@@ -91,7 +103,6 @@ def train_epoch(
         yield Step(learner.step, told[: len(TERMS)], waited, images, wishes)
         asked = time.perf_counter()
     check_previous()
-    learner.check()
 
 
 def _train_step(learner: Learner, sent: Sent, signals: frozenset[str]) -> Tensor:
@@ -100,7 +111,7 @@ def _train_step(learner: Learner, sent: Sent, signals: frozenset[str]) -> Tensor
     arrays, labels = sent.arrived(), sent.tensors["labels"]
     views = transformed(arrays["views"], sent.passes, arrays, experiment.views)
     with learner.autocast:
-        outputs: Outputs = learner.forward(views)
+        outputs: Outputs = learner.model(views)
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]

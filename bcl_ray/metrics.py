@@ -5,6 +5,7 @@ Axes: N images, K classes, T temperatures.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -73,14 +74,15 @@ def count_batch(logits: Tensor, labels: Tensor, ids: NDArray[np.int64]) -> Evalu
     half = half.to(logits.device, non_blocking=True)
     # One temperature after another: all at once would need T times the logits' memory.
     normalizers = [(logits / t).logsumexp(dim=1) for t in (1.0, *TEMPERATURES.tolist())]
-    temperatures = torch.from_numpy(np.array([1.0, *TEMPERATURES])).float().to(logits.device)
+    temperatures = _temperatures(logits.device)
     normalizer = torch.stack(normalizers, dim=1)  # (N, 1 + T)
     confidence = (-normalizer).exp().double()
     nll = (normalizer - of_label[:, None] / temperatures).double()
     # Bins are (low, high], so that full confidence lies in the last one.
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
     rows = torch.stack([ones[:, None].expand_as(bins), confidence, hit[:, None].expand_as(bins)], 2)
-    of_half = half[:, None] * len(TEMPERATURES) + torch.arange(len(TEMPERATURES)).to(half.device)
+    numbers = torch.arange(len(TEMPERATURES), device=half.device)
+    of_half = half[:, None] * len(TEMPERATURES) + numbers
     places = of_half * CALIBRATION_BINS + bins[:, 1:]
     return EvaluationCounts(
         correct=counts.correct.index_add(0, labels, hit),
@@ -92,6 +94,12 @@ def count_batch(logits: Tensor, labels: Tensor, ids: NDArray[np.int64]) -> Evalu
         .index_add(0, places.flatten(), rows[:, 1:].flatten(0, 1))
         .view_as(counts.tempered_bins),
     )
+
+
+@lru_cache(16)
+def _temperatures(device: torch.device) -> Tensor:
+    """1 and TEMPERATURES; sent to a device once, for it would be waited for."""
+    return torch.from_numpy(np.array([1.0, *TEMPERATURES])).float().to(device)
 
 
 def evaluation_metrics(counts: EvaluationCounts, class_counts: ArrayLike) -> dict[str, float]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bcl_ray.batch_norm import SyncBatchNorm
 from bcl_ray.config import ModelConfig
-from bcl_ray.distributed import gather_with_grad, world_size
 from bcl_ray.precision import wide
 
 BLOCKS_PER_STAGE = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
@@ -47,10 +47,10 @@ class TwoBranch(nn.Module):
             raise ValueError(f"num_classes ({num_classes}) must be at least 2")
         norm = SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm2d
         self.backbone, width = _backbone(config, norm)
-        self.classifier: CosineClassifier | nn.Linear = (
+        self.classifier: CosineClassifier | LinearClassifier = (
             CosineClassifier(width, num_classes, config.scale)
             if config.classifier == "cosine"
-            else nn.Linear(width, num_classes)
+            else LinearClassifier(width, num_classes)
         )
         feature_norm = SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm1d
         self.feature_projection = _projection(width, config, feature_norm)
@@ -87,6 +87,16 @@ class TwoBranch(nn.Module):
         embeddings: Tensor = self.backbone(images)
         return embeddings
 
+    def compile_stages(self) -> None:
+        """Compile the backbone's stages, each by itself; names and weights stay as they are.
+
+        Compiled whole, the network's gradients would all arrive at the end of backward, and their
+        sum over workers could not overlap with it.
+        """
+        for stage in self.backbone.children():
+            # Classification and contrastive views may come apart, in batches of two sizes.
+            stage.compile(dynamic=False)
+
     def project(self, embeddings: Tensor) -> Tensor:
         """Features of embeddings (N, E), (N, D), unit-norm and float32."""
         return _unit(self.feature_projection(embeddings))
@@ -101,8 +111,9 @@ class TwoBranch(nn.Module):
         if not self.separate_views or len(views) == 1:
             embeddings = self.backbone(views.flatten(0, 1))
             return embeddings[:num_images], embeddings[num_images:]
-        # On four GPUs, DataParallel gave the authors' first one classification views only, and
-        # kept only its running statistics.
+        # On four GPUs, DataParallel gave the authors' first one 192 of the 256 classification
+        # views and nothing else, and kept only its running statistics. Here each worker has
+        # its own classification views, 64 of four workers, and all workers' statistics count.
         classified = self.backbone(views[0])
         with _statistics_kept(self.backbone):
             return classified, self.backbone(views[1:].flatten(0, 1))
@@ -152,41 +163,13 @@ class CosineClassifier(nn.Module):
             return self.scale * functional.linear(_unit(embeddings), _unit(self.weight))
 
 
-class SyncBatchNorm(_BatchNorm):
-    """Batch norm of (N, C, ...) over the images of all workers; alone it is torch's own.
-
-    torch's SyncBatchNorm needs GPUs; this one also runs on gloo. Workers hold equally many
-    images, as every global batch does.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
+class LinearClassifier(nn.Linear):
+    """Logits are weight @ embedding + bias."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, ...) to the same shape; a collective of all workers when they train."""
-        if not self.training or world_size() == 1:
-            return super().forward(input)
-        axes = [axis for axis in range(input.ndim) if axis != 1]
-        variances, means = torch.var_mean(wide(input), axes, correction=0)
-        pieces = gather_with_grad(torch.stack([means, variances])[None], dim=0)  # (W, 2, C)
-        mean = pieces[:, 0].mean(0)
-        variance = pieces[:, 1].mean(0) + (pieces[:, 0] - mean).square().mean(0)
-        count = input.numel() // input.shape[1] * world_size()
-        self._track(mean.detach(), variance.detach() * count / (count - 1))
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shape = [-1] + [1] * (input.ndim - 2)
-        shift = (self.bias - mean * scale).view(shape)
-        return (input * scale.view(shape) + shift).to(input.dtype)
-
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of axes: the projections' (N, C) and the backbone's (N, C, H, W)."""
+        """(N, E) to (N, K), in float32 whatever autocast says, as those of `CosineClassifier`."""
+        with torch.autocast(input.device.type, enabled=False):
+            return functional.linear(wide(input), self.weight, self.bias)
 
 
 class ResidualBlock(nn.Module):

@@ -1,15 +1,57 @@
 """In what precision a network runs, and what is too delicate for less than float32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 
+# What each value of train.precision, but auto, means: the type of autocast, where it is on, and
+# how cuDNN multiplies float32 in convolutions. Products of matrices, losses above all, are never
+# TF32: at a temperature of 0.07 its 10 bits would cost the logits two digits.
+MEANINGS = {
+    "float32": (None, "ieee"),
+    "tf32": (None, "tf32"),
+    "bfloat16": (torch.bfloat16, "ieee"),
+}
+
+
+def chosen(precision: str, device: torch.device) -> str:
+    """What train.precision comes to on a device: one of MEANINGS."""
+    if precision != "auto":
+        return precision
+    # Older GPUs emulate bfloat16, which is slower than float32.
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float32"
+
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass; `auto` is bfloat16 on GPUs that really have it."""
-    # Older GPUs emulate it, which is slower than float32.
-    automatic = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    enabled = precision == "bfloat16" or (precision == "auto" and automatic)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    """The context of a forward pass; sets for this process how float32 is multiplied.
+
+    Args:
+        precision: train.precision.
+        device: where the network is.
+    """
+    kind, convolutions = MEANINGS[chosen(precision, device)]
+    # torch's default for cuDNN is TF32. Each backend is named: what is set for one wins over what
+    # is set for all.
+    backends: Any = torch.backends  # whose stubs lack what follows
+    backends.cudnn.conv.fp32_precision = convolutions
+    backends.cudnn.rnn.fp32_precision = convolutions  # torch wants the two to agree
+    backends.cuda.matmul.fp32_precision = "ieee"
+    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """cuDNN tries its algorithms once per shape: worth it where batches have one size only."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ ORDER = {
     "views": "torch",
     "distributed": "torch",
     "precision": "torch",
+    "batch_norm": "torch",
     "model": "torch",
     "weights": "torch",
     "losses": "torch",
