@@ -138,7 +138,8 @@ class Follower:
         place = f" at step {event['step']:,}" if event["step"] else ""
         workers = _workers(event["workers"])
         self._say(
-            f"{workers} started{place}, {seconds:.0f} s after the command{self._share(event)}"
+            f"{workers} started{place}, {seconds:.0f} s after the command, in "
+            f"{event['precision']}{self._share(event)}"
         )
         self._advance("epoch", 0, None, "")
 

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 # What each value of train.precision, but auto, means: the type of autocast, where it is on, and
-# how cuDNN multiplies float32 in convolutions. Products of matrices, losses above all, are never
+# whether cuDNN multiplies float32 as TF32 in convolutions. Products of matrices, losses above all, are never
 # TF32: at a temperature of 0.07 its 10 bits would cost the logits two digits.
 MEANINGS = {
-    "float32": (None, "ieee"),
-    "tf32": (None, "tf32"),
-    "bfloat16": (torch.bfloat16, "ieee"),
+    "float32": (None, False),
+    "tf32": (None, True),
+    "bfloat16": (torch.bfloat16, False),
 }
 
 
@@ -33,13 +32,11 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
         precision: train.precision.
         device: where the network is.
     """
-    kind, convolutions = MEANINGS[chosen(precision, device)]
-    # torch's default for cuDNN is TF32. Each backend is named: what is set for one wins over what
-    # is set for all.
-    backends: Any = torch.backends  # whose stubs lack what follows
-    backends.cudnn.conv.fp32_precision = convolutions
-    backends.cudnn.rnn.fp32_precision = convolutions  # torch wants the two to agree
-    backends.cuda.matmul.fp32_precision = "ieee"
+    kind, tf32 = MEANINGS[chosen(precision, device)]
+    # torch's default for cuDNN is TF32. These are its older switches: after the newer ones
+    # (fp32_precision), reading the older ones, as libraries do, raises an error.
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
     return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
 
 

@@ -292,6 +292,8 @@ class Follower(threading.Thread):
 
     def _track(self, event: Event) -> None:
         self.track(event.get("records", []))
+        if event["kind"] == "start":
+            self.tracker.tags({"precision": event["precision"]})
         if event["kind"] == "system":
             values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
             self.tracker.metrics(values, event["epoch"])

@@ -28,6 +28,7 @@ from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.loop import Step, train_epoch
 from bcl_ray.optim import learning_rate
 from bcl_ray.parse import from_yaml
+from bcl_ray.precision import chosen
 from bcl_ray.probe import Probe
 from bcl_ray.runs import BEST
 from bcl_ray.shards import Manifest
@@ -120,7 +121,9 @@ class _Worker:
             state = checkpoint.load(folder)
             self.learner.restore(state)
             self.history = list(state.history)
-        self.tell("start", step=self.learner.step, workers=world_size(), records=self.history)
+        precision = chosen(self.experiment.train.precision, self.device)
+        about = {"precision": precision, "records": self.history}
+        self.tell("start", step=self.learner.step, workers=world_size(), **about)
 
     def finish_epoch(self) -> None:
         """Evaluate and report an epoch whose training had been saved, and no more."""

@@ -31,7 +31,7 @@ BEGIN = {
     "experiment": cifar10_lt(),
     "classes": 10,
 }
-START = {"kind": "start", "workers": 2, "step": 0}
+START = {"kind": "start", "workers": 2, "step": 0, "precision": "float32"}
 RECORD = {
     "epoch": 4.0,
     "loss/total": 3.14159,
@@ -113,7 +113,7 @@ def test_an_evaluated_epoch_tells_the_accuracy_of_the_groups_there_are():
 
 def test_a_resumed_run_tells_its_step():
     line = shown(BEGIN, START | {"step": 12_000}).splitlines()[-1]
-    assert line == "2 workers started at step 12,000, 0 s after the command"
+    assert line == "2 workers started at step 12,000, 0 s after the command, in float32"
 
 
 def test_an_elastic_run_tells_that_batch_and_learning_rate_stay():
@@ -121,7 +121,7 @@ def test_an_elastic_run_tells_that_batch_and_learning_rate_stay():
     line = shown(BEGIN | {"experiment": experiment}, START | {"step": 12}).splitlines()[-1]
     each = experiment.optim.global_batch_size // 2
     assert line == (
-        f"2 workers started at step 12, 0 s after the command: {each} images each, the global "
+        f"2 workers started at step 12, 0 s after the command, in float32: {each} images each, the global "
         f"batch stays {2 * each}, and the lr"
     )
 

@@ -4,6 +4,7 @@ Four processes start once and form groups of 1, 2, 3 and 4; each worker of each 
 report of all that it found, and the tests compare reports. The reference is this process alone.
 """
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bcl_ray.config import Experiment
 from bcl_ray.distributed import (
     GradientSum,
     _buckets,
+    begin_as_first_worker,
     gather_rows,
     gather_with_grad,
     rank,
@@ -192,6 +194,24 @@ def signalled_by_one_worker(here: slice) -> list[tuple[int, list[str]]]:
     return [(step.step, sorted(step.wishes)) for step in steps]
 
 
+def begun_apart(worker: int) -> dict[str, Any]:
+    """What a worker has after it began with weights of its own, channels_last, and what it said."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("bcl_ray.distributed").addHandler(handler)
+    found = {}
+    for name, seed in {"apart": 100 + (worker > 1), "together": 7}.items():
+        torch.manual_seed(seed)
+        model = TwoBranch(experiment().model, K).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            model.backbone[1].running_mean.fill_(seed)
+        begin_as_first_worker(model)
+        found[name] = model.state_dict()
+    logging.getLogger("bcl_ray.distributed").removeHandler(handler)
+    return {"begun": found, "said": said}
+
+
 def evaluated(workers: int) -> tuple[Evaluation, dict[str, float]]:
     """Seven images: three workers have one, two and four, and of four the last has none."""
     cuts = {1: [0, 7], 2: [0, 3, 7], 3: [0, 1, 3, 7], 4: [0, 1, 3, 7, 7]}[workers]
@@ -236,6 +256,7 @@ def report(worker: int, workers: int) -> dict[str, Any]:
         "signalled": signalled_by_one_worker(here),
         "evaluated": evaluated(workers),
         "rows": rows_of_some(worker),
+        **begun_apart(worker),
     }
 
 
@@ -418,7 +439,7 @@ def test_training_steps_are_those_of_one_worker(workers, alone):
 def test_a_fresh_set_of_workers_repeats_every_bit(groups, tmp_path):
     again = start(tmp_path, 3)[3]
     for first, second in zip(groups[3], again, strict=True):
-        for told in ("broken", "signalled"):
+        for told in ("broken", "signalled", "said"):
             assert second.pop(told) == first[told]
         for case, found in second.items():
             assert_same(found, first[case])
@@ -460,3 +481,17 @@ def test_what_one_worker_signals_all_learn_at_the_same_step(groups, alone):
     assert alone["signalled"] == expected
     for reports in groups.values():
         assert [report["signalled"] for report in reports] == [expected] * len(reports)
+
+
+def test_every_worker_begins_with_the_first_one_s_weights(workers, alone):
+    for found in workers:
+        for name in ("apart", "together"):
+            assert_same(found["begun"][name], alone["begun"][name])
+
+
+def test_workers_that_would_begin_with_other_weights_are_named_once(workers):
+    said = [found["said"] for found in workers]
+    others = ", ".join(str(worker) for worker in range(2, len(workers)))
+    expected = [f"initial weights of workers {others} differ from those of worker 0"] * bool(others)
+    assert [text[: len(expected[0])] for text in said[0]] == expected
+    assert not any(said[1:])

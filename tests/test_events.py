@@ -99,6 +99,15 @@ def test_an_unknown_switch_is_refused(monkeypatch):
 def test_an_event_of_the_past_is_shown_with_its_own_time():
     text = io.StringIO()
     with display.Follower(Console(file=text, width=120)) as follower:
-        line = to_line({"kind": "start", "workers": 2, "step": 0, "records": [], "at": 321.4})
+        line = to_line(
+            {
+                "kind": "start",
+                "workers": 2,
+                "step": 0,
+                "precision": "tf32",
+                "records": [],
+                "at": 321.4,
+            }
+        )
         follower(from_line(line)[1])
-    assert text.getvalue() == "2 workers started, 321 s after the command\n"
+    assert text.getvalue() == "2 workers started, 321 s after the command, in tf32\n"

@@ -18,6 +18,7 @@ from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.loop import Batch, Step, global_loss, train_epoch
 from bcl_ray.model import Outputs, TwoBranch
 from bcl_ray.optim import learning_rate
+from bcl_ray.precision import MEANINGS, chosen
 
 K, N, STEPS = 3, 12, 4
 CLASS_COUNTS = np.array([150, 50, 5])
@@ -31,6 +32,9 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+TRACED = functools.partial(torch.compile, backend="aot_eager")
 
 
 def experiment(**sections: dict[str, Any]) -> Experiment:
@@ -288,15 +292,16 @@ def test_a_resumed_runs_weights_and_momenta_keep_their_memory_format(tmp_path):
     )
 
 
-def test_the_average_follows_weights_and_running_statistics():
-    decay = 0.75
+@pytest.mark.parametrize("decay", [0.15, 0.75])
+def test_the_average_follows_weights_and_running_statistics(decay):
     learner = make_learner(experiment(train={"ema_decay": decay}))
     assert learner.evaluated is not learner.model
     expected = floating(learner.model)
     assert_same(floating(learner.evaluated), expected)  # it starts at the initial weights
-    for _ in train_epoch(learner, some_batches(), epoch=0):
+    for number, _ in enumerate(train_epoch(learner, some_batches(), epoch=0)):
+        warm = min(decay, (1 + number) / (10 + number))  # 0.1, 0.18, 0.25, 0.31
         for name, value in floating(learner.model).items():
-            expected[name] = decay * expected[name] + (1 - decay) * value
+            expected[name] = warm * expected[name] + (1 - warm) * value
     assert any("running_var" in name for name in expected)
     torch.testing.assert_close(floating(learner.evaluated), expected)
 
@@ -304,6 +309,19 @@ def test_the_average_follows_weights_and_running_statistics():
 def floating(model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     return {name: value.clone() for name, value in state.items() if value.is_floating_point()}
+
+
+def test_an_average_of_a_short_run_forgets_the_initial_weights():
+    """Without a warm-up, 43 per cent of them would be left after 8,400 steps at 0.9999."""
+    learner = make_learner(experiment(train={"ema_decay": 0.9999}))
+    with torch.no_grad():
+        for tensor in learner.average.parameters():
+            tensor.fill_(1.0)
+        for tensor in learner.model.parameters():
+            tensor.zero_()
+    for learner.step in range(100):
+        learner.move_average()
+    assert max(tensor.max().item() for tensor in learner.average.parameters()) < 1e-9
 
 
 def test_without_an_average_the_network_itself_is_evaluated():
@@ -436,12 +454,11 @@ def test_a_cpu_computes_in_bfloat16_only_when_told_to(precision, enabled):
 @pytest.mark.parametrize("batch_norm", ["per_worker", "classification_stats"])
 def test_a_traced_network_takes_the_same_steps(batch_norm, monkeypatch):
     """All of torch.compile but its code generator, which takes a minute on a CPU."""
-    traced = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(torch, "compile", TRACED)
     options = {"model": {"batch_norm": batch_norm}}
     compiled = make_learner(experiment(**options, train={"compile": True}))
     plain = make_learner(experiment(**options))
-    assert compiled.forward is not compiled.model
+    assert all(stage._compiled_call_impl for stage in compiled.model.backbone.children())
     for got, expected in zip(
         train(compiled, some_batches(2)), train(plain, some_batches(2)), strict=True
     ):
@@ -450,6 +467,76 @@ def test_a_traced_network_takes_the_same_steps(batch_norm, monkeypatch):
     assert compiled.model.state_dict().keys() == state.keys()
     counted = "backbone.1.num_batches_tracked"
     assert compiled.model.state_dict()[counted] == state[counted] == 2
+
+
+def test_a_compiled_network_s_last_gradients_arrive_while_backward_still_runs(monkeypatch):
+    monkeypatch.setattr(torch, "compile", TRACED)
+    learner = make_learner(experiment(train={"compile": True}))
+    order: list[str] = []
+
+    def noted(name: str) -> Any:
+        return lambda _: order.append(name)
+
+    stages = [stage for stage in learner.model.backbone if list(stage.parameters())]
+
+    def watched(_: nn.Module, __: Any, result: torch.Tensor) -> None:
+        result.register_hook(noted("first begins"))
+
+    stages[0].register_forward_hook(watched)
+    last = next(stages[-1].parameters())
+    last.register_post_accumulate_grad_hook(noted("last is there"))
+    train(learner, some_batches(1))
+    assert order == ["last is there", "first begins"]
+
+
+def test_evaluation_compiles_nothing_whatever_the_batches_sizes(monkeypatch):
+    monkeypatch.setattr(torch, "compile", TRACED)
+    learner = make_learner(experiment(train={"compile": True}))
+    plain = make_learner()
+    frames = torch._dynamo.utils.counters["frames"]
+    frames.clear()
+    batches = [
+        {name: array[:size] for name, array in some_batches(1, 1)[0].items()} for size in (5, 7)
+    ]
+    for number, batch in enumerate(batches):
+        batch["ids"] = batch["ids"] + 100 * number
+    found, expected = (evaluated(each.model, batches, rows=12) for each in (learner, plain))
+    assert frames["total"] == 0
+    assert found[0] == expected[0]
+
+
+@pytest.mark.parametrize("precision", MEANINGS)
+@pytest.mark.parametrize("classifier", ["cosine", "linear"])
+def test_logits_and_losses_are_float32_in_every_precision(classifier, precision):
+    of = experiment(model={"classifier": classifier}, train={"precision": precision})
+    learner, dtypes = make_learner(of), []
+    learner.model.classifier.register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
+    [step] = train(learner, some_batches(1))
+    assert dtypes == [torch.float32]
+    assert step.terms.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", MEANINGS)
+def test_float32_is_multiplied_on_gpus_as_train_precision_says(precision):
+    make_learner(experiment(train={"precision": precision}))
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_auto_is_bfloat16_on_a_gpu_that_has_it_and_float32_elsewhere(monkeypatch):
+    card = torch.device("cuda", 0)
+    assert chosen("auto", CPU) == "float32"
+    for has_it, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=has_it, **_: found)
+        assert chosen("auto", card) == expected
+    assert [chosen(name, card) for name in MEANINGS] == list(MEANINGS)
+
+
+def test_cudnn_looks_for_fast_algorithms_while_batches_have_one_size():
+    learner, seen = make_learner(), []
+    learner.model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    train(learner, some_batches(1))
+    assert (seen, torch.backends.cudnn.benchmark) == ([True], False)
 
 
 @pytest.mark.gpu
