@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 # What each value of train.precision, but auto, means: the type of autocast, where it is on, and
-# whether cuDNN multiplies float32 as TF32 in convolutions. Products of matrices, losses above all, are never
-# TF32: at a temperature of 0.07 its 10 bits would cost the logits two digits.
+# whether cuDNN multiplies float32 as TF32 in convolutions. Products of matrices, losses above all,
+# are never TF32: similarities are divided by a temperature of 0.07, and so are errors of 10 bits.
 MEANINGS = {
     "float32": (None, False),
     "tf32": (None, True),

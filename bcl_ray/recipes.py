@@ -108,7 +108,12 @@ def cifar100_lt() -> Experiment:
 def imagenet_lt() -> Experiment:
     """ImageNet-LT, ResNeXt-50, 90 epochs. Reported: 56.7 (paper), 57.2 (authors' code).
 
-    Options [BCL], with views 'sim-sim'; batch norm as the authors' four-GPU runs amount to.
+    Options [BCL], with views 'sim-sim'. Batch norm is close to the authors' four-GPU runs, not
+    equal: their DataParallel dealt 768 views out to four GPUs in order, so the first one normalised
+    192 of the 256 classification views, the others the rest of them with contrastive views, and the
+    first one's running statistics were kept. Here, with 4 workers, each normalises its 64
+    classification views and its 128 contrastive views apart, and running statistics are the mean of
+    all workers' over classification views. With another number of workers these shares change.
     """
     simaug = ViewConfig(
         crop="resized", jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grayscale=0.2

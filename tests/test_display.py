@@ -121,8 +121,8 @@ def test_an_elastic_run_tells_that_batch_and_learning_rate_stay():
     line = shown(BEGIN | {"experiment": experiment}, START | {"step": 12}).splitlines()[-1]
     each = experiment.optim.global_batch_size // 2
     assert line == (
-        f"2 workers started at step 12, 0 s after the command, in float32: {each} images each, the global "
-        f"batch stays {2 * each}, and the lr"
+        f"2 workers started at step 12, 0 s after the command, in float32: {each} images each, "
+        f"the global batch stays {2 * each}, and the lr"
     )
 
 
