@@ -1,8 +1,8 @@
 """Operations on batches of 8-bit images, a family at a time, with coefficients for each image.
 
 Each takes images (n, 3, H, W) uint8, H = W = S, and the coefficients of their kinds of operation
-(`coefficients`), (n, ...) on the same device; it gives new images. They follow Pillow, as published recipes used it: luma in fixed point, blends cut to whole
-numbers after each operation.
+(`coefficients`), (n, ...) on the same device; it gives new images. They follow Pillow, as
+published recipes used it: luma in fixed point, blends cut to whole numbers after each operation.
 
 An image's result does not depend on the batch around it. Sums are therefore sums of whole
 numbers, exact in any order, and no step multiplies and adds at once unless both are exact: where
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-
 
 
 class Constants(NamedTuple):
@@ -84,7 +83,7 @@ def blend(images: Tensor, factors: Tensor, context: Context) -> Tensor:
     return _blend(base, images, factors)
 
 
-def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:
+def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:  # noqa: ARG001
     """Factor towards or away from a 3 x 3 smoothing; border pixels are their own smoothing."""
     wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
@@ -95,7 +94,7 @@ def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:
     return _blend(smooth, images, factors)
 
 
-def blur(images: Tensor, weights: Tensor, context: Context) -> Tensor:
+def blur(images: Tensor, weights: Tensor, context: Context) -> Tensor:  # noqa: ARG001
     """Smooth by weights, (n, 1 + reach); the border is mirrored, as torchvision does it."""
     reach = weights.shape[1] - 1
     smooth = functional.pad(images.float(), (reach,) * 4, mode="reflect")
@@ -138,10 +137,10 @@ def look_up(images: Tensor, tables: Tensor, context: Context) -> Tensor:
     """Each value's entry in the image's table, (n, 256) uint8."""
     values = images.flatten(2).long()  # (n, 3, P)
     channels = tables[:, None].expand(-1, 3, -1)
-    for name in ADAPTIVE:
+    for name, made in ADAPTIVE.items():
         if rows := context.kinds.get(name):
             channels = channels.contiguous()
-            channels[rows] = ADAPTIVE[name](values[rows], channels[rows])
+            channels[rows] = made(values[rows], channels[rows])
     return channels.gather(2, values).view_as(images)
 
 

@@ -116,7 +116,8 @@ def _merged(sequences: Indices) -> Iterator[tuple[int, Indices, Indices]]:
 
     As many passes of a family are needed as the sequence has that is left with most of it. A pass
     which takes all such sequences a step further is one that has to come anyway. Where there is
-    none, the family of the fewest launches goes on; families are numbered by that.
+    none, the family goes on of which most passes are to come: one too many is then least likely.
+    Of equals, the one of the fewest launches comes first; families are numbered by that.
 
     Yields:
         The family, which sequences wait for it, and how far each of them is.
@@ -128,7 +129,7 @@ def _merged(sequences: Indices) -> Iterator[tuple[int, Indices, Indices]]:
         waits = sequences[every, at][:, None] == np.arange(len(_FAMILY_NAMES))  # (U, F)
         most = counts.max(0)
         due = (most > 0) & ((counts < most) | waits).all(0)
-        family = int((due if due.any() else waits.any(0)).argmax())
+        family = int((due if due.any() else waits.any(0) * most).argmax())
         waiting = np.flatnonzero(waits[:, family])
         yield family, waiting, at[waiting]
         counts[waiting, family] -= 1
