@@ -1,4 +1,4 @@
-"""Kernel launches of a training step: `python -m benchmarks.launches`, about 20 seconds, no GPU.
+"""Kernel launches of a training step: `python -m benchmarks.launches`, about two minutes, no GPU.
 
 Counted are calls of ATen operations that compute or copy; those that only make another view of
 memory, or allocate it, launch nothing. One call counts as one launch. A foreach call, which
@@ -33,7 +33,7 @@ from bcl_ray.views import device
 from bcl_ray.views.operations import constants
 from benchmarks import print_table
 
-WORKERS, BATCHES = 4, 8
+WORKERS, BATCHES = 4, 5
 PRECISIONS = ("float32", "bfloat16")
 VIEWS, BACKWARD, GRADIENTS, REST = "device views", "backward", "gradient sum", "rest"
 PARTS = (VIEWS, "forward", "loss", BACKWARD, GRADIENTS, "optimiser", "weights' average", REST)

@@ -71,16 +71,17 @@ def blend(images: Tensor, factors: Tensor, context: Context) -> Tensor:
     """
     kinds = context.kinds
     black = kinds.get("brightness", slice(0, 0)).stop
-    base = images.new_full((len(images), 1, *images.shape[2:]), 0.5, dtype=torch.float32)
+    values = images.float()
+    base = values.new_full((len(images), 1, *images.shape[2:]), 0.5)
     if black < len(images):
         # ITU-R 601-2 in Pillow's 16-bit fixed point: below 2**24 of its units, exact in float.
         for channel, weight in enumerate((19595, 38470, 7471)):
-            base[black:].add_(images[black:, channel : channel + 1], alpha=weight / 2**16)
+            base[black:].add_(values[black:, channel : channel + 1], alpha=weight / 2**16)
     base.floor_()
     if rows := kinds.get("contrast"):
         mean = base[rows].mean(dim=(2, 3), keepdim=True, dtype=torch.float64)
         base[rows] = mean.add_(0.5).floor_()
-    return _blend(base, images, factors)
+    return _blend(base, values, factors)
 
 
 def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:  # noqa: ARG001
@@ -91,7 +92,7 @@ def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:  # noq
     sums.add_(wide[:, :, 1:-1, 1:-1], alpha=4)  # the centre weighs 5 of 13
     smooth = images.float()
     smooth[:, :, 1:-1, 1:-1] = (sums / 13).round_()
-    return _blend(smooth, images, factors)
+    return _blend(smooth, images.float(), factors)
 
 
 def blur(images: Tensor, weights: Tensor, context: Context) -> Tensor:  # noqa: ARG001
@@ -175,8 +176,8 @@ def warp(images: Tensor, affine: Tensor, context: Context) -> Tensor:
     (ax + by + c, dx + ey + f), where -1 and 1 are the image's edges.
     """
     fill, centres = context.constants.fill, context.constants.centres
-    a, b, c = affine[:, None, None].unbind(-1)  # (n, 1, 1, 2): for x and for y
-    grid = (a * centres[:, None] + b * centres[:, None, None]).add_(c)
+    a, b, c = affine[..., None, None].unbind(2)  # (n, 2, 1, 1): for x and for y
+    grid = (a * centres + b * centres[:, None]).add_(c).permute(0, 2, 3, 1)
     # Outside is zero to grid_sample; with the fill subtracted, zero is the fill.
     warped = functional.grid_sample(images - fill, grid, align_corners=False)
     return _whole(warped.add_(fill).round_())
@@ -202,5 +203,5 @@ def _whole(values: Tensor) -> Tensor:
     return values.to(torch.uint8)
 
 
-def _blend(base: Tensor, images: Tensor, factors: Tensor) -> Tensor:
-    return _bytes((images - base).mul_(_each(factors)).add_(base))
+def _blend(base: Tensor, values: Tensor, factors: Tensor) -> Tensor:
+    return _bytes(values.sub_(base).mul_(_each(factors)).add_(base))
