@@ -140,8 +140,8 @@ def made(experiment: Experiment, precision: str) -> Learner:
     return learner
 
 
-def launches(experiment: Experiment, precision: str, num_images: int) -> Counter[str]:
-    """By part."""
+def launches(experiment: Experiment, precision: str) -> Counter[str]:
+    """By part, but for device views."""
     alone = made(experiment, precision)
     with workers():
         shared = step_launches(made(experiment, precision))
@@ -149,7 +149,6 @@ def launches(experiment: Experiment, precision: str, num_images: int) -> Counter
         backward = step_launches(alone)[BACKWARD]
     shared[GRADIENTS] += shared[BACKWARD] - backward
     shared[BACKWARD] = backward
-    shared[VIEWS] = views_launches(experiment.views, num_images)
     return shared
 
 
@@ -169,11 +168,13 @@ def main() -> None:
         "cifar100_lt": (cifar100_lt(), 256),
         "imagenet_lt, ResNet-50": (imagenet.model_copy(update={"model": model}), 64),
     }
-    columns = {
-        f"{name}, {precision}": launches(experiment, precision, num_images)
-        for name, (experiment, num_images) in recipes.items()
-        for precision in PRECISIONS
-    }
+    columns = {}
+    for name, (experiment, num_images) in recipes.items():
+        views = views_launches(experiment.views, num_images)
+        for precision in PRECISIONS:
+            counts = launches(experiment, precision)
+            counts[VIEWS] = views
+            columns[f"{name}, {precision}"] = counts
     rows = [(part, *(counts[part] for counts in columns.values())) for part in PARTS]
     rows.append(("all", *(counts.total() for counts in columns.values())))
     print_table("Launches of a training step", ["part", *columns], rows)

@@ -62,7 +62,7 @@ def operate(name, images, amounts, mean=MEAN):
     size = images.shape[-1]
     made = COEFFICIENTS[name](np.array(amounts, np.float32), size)
     context = Context({name: slice(0, len(images))}, constants(mean, STD, size, images.device))
-    coefficients = torch.from_numpy(np.ascontiguousarray(made))
+    coefficients = torch.from_numpy(made.copy())
     return OPERATIONS[FAMILY[name]](images, coefficients, context)
 
 
