@@ -24,7 +24,7 @@ test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks fille
 	$(BIN)/pytest -n 2 $(PYTEST) tests/faults tests/cluster/test_slurm.py
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
-	@for name in loss views plan stream epoch geometry; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in loss views launches plan stream epoch geometry; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 check: .venv/.dev ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -11,9 +11,11 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Interpolation
 from torchvision.transforms.v2 import functional
 
 from bcl_ray.config import ViewConfig, ViewsConfig
-from bcl_ray.views import device, policy
+from bcl_ray.recipes import RECIPES
+from bcl_ray.views import device, policy, schedule
+from bcl_ray.views.coefficients import COEFFICIENTS, FAMILIES, FAMILY, NAMES
 from bcl_ray.views.device import device_views, normalized
-from bcl_ray.views.operations import COLOUR, GEOMETRY, warp
+from bcl_ray.views.operations import OPERATIONS, Context, constants
 
 SIZE = 24
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -53,6 +55,15 @@ def images():
         np.full_like(noise, 77),
     ]
     return torch.from_numpy(np.stack([kind.astype(np.uint8) for kind in kinds]))
+
+
+def operate(name, images, amounts, mean=MEAN):
+    """One operation on all images (n, 3, H, W), with an amount for each."""
+    size = images.shape[-1]
+    made = COEFFICIENTS[name](np.array(amounts, np.float32), size)
+    context = Context({name: slice(0, len(images))}, constants(mean, STD, size, images.device))
+    coefficients = torch.from_numpy(made.copy())
+    return OPERATIONS[FAMILY[name]](images, coefficients, context)
 
 
 def largest_difference(ours, theirs):
@@ -104,7 +115,7 @@ def test_operations_are_torchvisions(images, name):
     oracle, amounts, tolerance = TORCHVISIONS[name]
     for turn in range(6):  # every amount meets every image
         turned = [*amounts[turn:], *amounts[:turn]]
-        ours = COLOUR[name](images, torch.tensor(turned, dtype=torch.float32))
+        ours = operate(name, images, turned)
         theirs = [oracle(image, amount) for image, amount in zip(images, turned, strict=True)]
         assert largest_difference(ours, theirs) <= tolerance
 
@@ -114,7 +125,7 @@ def test_operations_are_pillows(images, name):
     oracle, amounts, tolerance = PILLOWS[name]
     for turn in range(6):
         turned = [*amounts[turn:], *amounts[:turn]]
-        ours = COLOUR[name](images, torch.tensor(turned, dtype=torch.float32))
+        ours = operate(name, images, turned)
         theirs = [
             functional.pil_to_tensor(oracle(functional.to_pil_image(image), amount))
             for image, amount in zip(images, turned, strict=True)
@@ -123,8 +134,8 @@ def test_operations_are_pillows(images, name):
 
 
 def test_every_operation_has_an_oracle():
-    assert set(TORCHVISIONS) | set(PILLOWS) == set(COLOUR)
-    assert len(GEOMETRY) == 5
+    assert set(TORCHVISIONS) | set(PILLOWS) == set(NAMES) - set(FAMILIES["warp"])
+    assert len(FAMILIES["warp"]) == 5
 
 
 @pytest.mark.parametrize(("size", "kernel"), [(4, 3), (49, 5), (60, 7), (224, 23)])
@@ -132,7 +143,7 @@ def test_the_blur_kernel_is_a_tenth_of_the_image(size, kernel):
     rng = np.random.default_rng(size)
     noise = torch.from_numpy(rng.integers(0, 256, (3, 3, size, size), dtype=np.uint8))
     sigmas = [0.2, 1.0, 2.0]
-    ours = COLOUR["gaussian_blur"](noise, torch.tensor(sigmas))
+    ours = operate("gaussian_blur", noise, sigmas)
     theirs = [
         functional.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
         for image, sigma in zip(noise, sigmas, strict=True)
@@ -159,7 +170,7 @@ def test_warps_are_torchvisions_and_blend_into_the_fill(images, name, amounts, a
     amounts = np.array(amounts) / (SIZE if name.startswith("translate") else 1)
     fill = torch.tensor([120.0, 60.0, 200.0])
     still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "center": None}
-    ours = warp(images, GEOMETRY[name](torch.tensor(amounts, dtype=torch.float32)), fill)
+    ours = operate(name, images, amounts, mean=tuple((fill / 255).tolist()))
     theirs = [
         # Torchvision darkens the seam between image and fill: it weighs the image twice there.
         # A fill of zero, its default, has no seam.
@@ -259,28 +270,73 @@ def test_seed_epoch_id_and_view_all_change_the_colours(images):
         )
 
 
-def test_stages_come_in_the_planned_order(images):
-    """What a batch gets is what the plan says, operation by operation, image by image."""
-    ids, options = np.arange(6), config(BLURRED, BLURRED)
-    result = device_views(as_views(images), ids, options, seed=3, epoch=1)
-    plan = policy.planned(ids, options, num_views=3, seed=3, epoch=1)
-    fill = torch.tensor(MEAN) * 255
-    for m in range(18):
-        image = images[m % 6][None]
-        for kind, amount in zip(plan.kinds[:, m], plan.amounts[:, m], strict=True):
-            if kind != policy.NONE:
-                name, amounts = policy.NAMES[kind], torch.tensor([amount])
-                if name in GEOMETRY:
-                    image = warp(image, GEOMETRY[name](amounts), fill)
-                else:
-                    image = COLOUR[name](image, amounts)
-        expected = functional.normalize(image.float() / 255, MEAN, STD)[0]
-        torch.testing.assert_close(result.flatten(0, 1)[m], expected, atol=2e-6, rtol=1e-5)
+POLICIES = {
+    **{name: recipe().views for name, recipe in RECIPES.items()},
+    "all kinds": config(BLURRED, CIFAR.model_copy(update={"jitter": (0.9, 0.9, 0.9, 0.5)})),
+    "four operations": config(CIFAR, BLURRED, randaugment_ops=4),
+}
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from(sorted(POLICIES)), st.integers(0, 2**32))
+def test_a_batch_gets_the_plan_bit_for_bit(name, seed):
+    """What the passes make of a batch is what each image's own operations make, one by one."""
+    options = POLICIES[name].model_copy(update={"image_size": SIZE})
+    rng = np.random.default_rng(seed)
+    views = rng.integers(0, 256, (12, 3, SIZE, SIZE, 3), dtype=np.uint8)
+    views[::3] = 100 + views[::3] // 8
+    views[1::3] = np.where(views[1::3] > 99, 200, 10)
+    views[0] = 77
+    ids, keys = rng.integers(0, 2**60, 12), {"seed": seed, "epoch": 1}
+    result = device_views(torch.from_numpy(views), ids, options, **keys)
+    plan = policy.planned(ids, options, num_views=3, **keys)
+    for m, (kinds, amounts) in enumerate(zip(plan.kinds.T, plan.amounts.T, strict=True)):
+        view, n = divmod(m, 12)
+        image = torch.from_numpy(views[n, view]).permute(2, 0, 1)[None]
+        for kind, amount in zip(kinds, amounts, strict=True):
+            if kind != schedule.NONE:
+                image = operate(NAMES[kind], image, [amount], mean=options.mean)
+        side = (options.contrastive if view else options.classification).cutout
+        if side:
+            centres = policy.cutout_centres(ids, SIZE, view=view, **keys)
+            top, left = centres[n] - side // 2
+            image = image.clone()
+            image[..., max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+        expected = normalized(image.permute(0, 2, 3, 1)[:, None].contiguous(), options)[0, 0]
+        assert torch.equal(result[view, n], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_images", "most"),
+    [("cifar100_lt", 256, 15), ("imagenet_lt", 64, 14), ("digits_lt", 64, 0)],
+)
+def test_a_batch_takes_few_passes(name, num_images, most):
+    """Of 24 orders of jitter and 196 pairs of the policy; hue, the longest, runs once."""
+    for epoch in range(10):
+        options = {"num_views": 3, "seed": 0, "epoch": epoch}
+        drawn = device.choices(np.arange(num_images), POLICIES[name], **options)
+        families = [one.family for one in drawn.passes]
+        assert len(families) <= most
+        assert families.count("hue") <= 1
+
+
+def test_a_pass_takes_images_wherever_they_are_in_their_sequence():
+    hue, bright, invert = (NAMES.index(name) for name in ("hue", "brightness", "invert"))
+    nothing = schedule.NONE
+    kinds = np.array([[hue, bright, nothing], [bright, invert, hue], [nothing, hue, nothing]])
+    passes, arrays = schedule.scheduled(kinds, np.arange(9, dtype=np.float32).reshape(3, 3), 8)
+    assert [one.family for one in passes] == ["blend", "look_up", "hue", "blend"] or [
+        one.family for one in passes
+    ] == ["look_up", "blend", "hue", "blend"]
+    assert sorted(arrays["hue_images"]) == [0, 1, 2]
+    assert sorted(arrays["hue"]) == [0, 30, 42]
+    assert arrays["blend_images"].tolist() == [1, 0]
+    assert passes[-1].kinds == {"brightness": slice(1, 2)}
 
 
 def planned(kind, count=20_000, **options):
     plan = policy.planned(np.arange(count), config(kind, **options), num_views=1, seed=0, epoch=0)
-    names = np.array([*policy.NAMES, "none"])[plan.kinds]
+    names = np.array([*NAMES, "none"])[plan.kinds]
     return names, plan.amounts
 
 
@@ -370,7 +426,7 @@ def test_cifar10_policy_has_torchvisions_pairs_shares_and_strengths():
     theirs = {ours: name for name, ours in policy._TORCHVISION_NAMES.items()}
     for i, pair in enumerate(reference.policies):
         for j, (name, probability, bin_) in enumerate(pair):
-            assert theirs[policy.NAMES[kinds[i, j]]] == name
+            assert theirs[NAMES[kinds[i, j]]] == name
             assert probabilities[i, j] == probability
             magnitudes, signed = space[name]
             if bin_ is None:

@@ -2,7 +2,9 @@
 
 host        decode once, crop and flip once per view: uint8, numpy and OpenCV, never torch
 device      jitter, grayscale, blur, policy, cutout, normalisation, for a whole batch: torch
-operations  the operations on 8-bit images, batched, one strength per image: torch
+operations  the operations on 8-bit images, batched, a family at a time: torch
+coefficients  what they need for each image, made of its amounts: numpy
+schedule    in which order the operations of a batch run, in few passes: numpy
 policy      which operations an image gets, and how strongly: numpy
 keyed       random numbers that depend on (seed, epoch, id, view) and on nothing else: numpy
 

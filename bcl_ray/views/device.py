@@ -9,7 +9,6 @@ published code for long-tailed CIFAR. Between operations images are 8-bit, as th
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,20 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bcl_ray.config import ViewConfig, ViewsConfig
+from bcl_ray.config import ViewsConfig
 from bcl_ray.views import policy
-from bcl_ray.views.operations import COLOUR, GEOMETRY, warp
+from bcl_ray.views.operations import OPERATIONS, Constants, Context, constants
+from bcl_ray.views.schedule import Pass, scheduled
 
 # Values per pass on a CPU: an operation's temporaries then stay in its cache (measured 2026-11).
 _CPU_CHUNK = 2**19
-
-
-class Pass(NamedTuple):
-    """One operation on some of a batch's images."""
-
-    operation: str
-    rows: slice
-    """Where the images' positions and amounts lie in the arrays `indices` and `amounts`."""
 
 
 class Choices(NamedTuple):
@@ -38,7 +30,7 @@ class Choices(NamedTuple):
 
     passes: tuple[Pass, ...]
     arrays: Mapping[str, NDArray[Any]]
-    """`indices` int64 and `amounts` float32 of all passes, `cutout_<view>` int64 (N, 2) corners."""
+    """Those of `schedule.scheduled`, and `cutout` bool, (views with cutout * N, 2, S)."""
 
 
 def choices(
@@ -46,22 +38,18 @@ def choices(
 ) -> Choices:
     """Draw for the images with these ids, (N,), keyed by (seed, epoch, id, view); on the host."""
     plan = policy.planned(ids, config, num_views=num_views, seed=seed, epoch=epoch)
-    order = plan.kinds.argsort(axis=1, kind="stable")
-    kinds, amounts = (np.take_along_axis(part, order, axis=1) for part in plan)
-    passes = []
-    for stage, row in enumerate(kinds):
-        found, starts = np.unique(row, return_index=True)
-        for kind, start, end in zip(found, starts, [*starts[1:], len(row)], strict=True):
-            if kind != policy.NONE:
-                begin = stage * len(row)
-                passes.append(Pass(policy.NAMES[kind], slice(begin + start, begin + end)))
-    arrays = {"indices": order.ravel(), "amounts": amounts.ravel()}
-    for view in range(num_views):
-        if side := _kind(config, view).cutout:
-            options = {"seed": seed, "epoch": epoch, "view": view}
-            centres = policy.cutout_centres(ids, config.image_size, **options)
-            arrays[f"cutout_{view}"] = centres - side // 2
-    return Choices(tuple(passes), arrays)
+    passes, arrays = scheduled(plan.kinds, plan.amounts, config.image_size)
+    options = {"seed": seed, "epoch": epoch}
+    cut = [policy.cutout(ids, config, view, **options) for view in _cut_views(config, num_views)]
+    if cut:
+        arrays["cutout"] = np.concatenate(cut)
+    return Choices(passes, arrays)
+
+
+def _cut_views(config: ViewsConfig, num_views: int) -> range:
+    """Views that a square is cut out of: they lie side by side."""
+    first = 0 if config.classification.cutout else 1
+    return range(first, num_views if config.contrastive.cutout else min(1, num_views))
 
 
 def device_views(
@@ -98,15 +86,10 @@ def transformed(
     _checked(views, config)
     with _one_thread(views.device):
         images = _planes(views)
-        _apply(images.flatten(0, 1), passes, arrays, config)
-        for view in range(len(images)):
-            if side := _kind(config, view).cutout:
-                _cut_out(images[view], arrays[f"cutout_{view}"], side)
+        _apply(images.flatten(0, 1), passes, arrays, _constants(config, images.device))
+        if cut := _cut_views(config, len(images)):
+            _cut_out(images[cut.start : cut.stop].flatten(0, 1), arrays["cutout"])
         return _normalise(images, config)
-
-
-def _kind(config: ViewsConfig, view: int) -> ViewConfig:
-    return config.contrastive if view else config.classification
 
 
 def normalized(views: Tensor, config: ViewsConfig) -> Tensor:
@@ -152,17 +135,17 @@ def _planes(views: Tensor) -> Tensor:
 
 
 def _apply(
-    images: Tensor, passes: Sequence[Pass], arrays: Mapping[str, Tensor], config: ViewsConfig
+    images: Tensor, passes: Sequence[Pass], arrays: Mapping[str, Tensor], constants: Constants
 ) -> None:
     """Carry out the passes in place on images (M, 3, H, W)."""
-    indices, amounts = arrays["indices"], arrays["amounts"]
-    fill = _constants(config, images.device).fill
     rows = _rows(images)
-    for operation, chosen in passes:
-        for part in _chunks(images, chosen.start, chosen.stop):
-            index = indices[part]
+    for one in passes:
+        positions, coefficients = arrays[f"{one.family}_images"], arrays[one.family]
+        for part in _chunks(images, one.rows.start, one.rows.stop):
+            index = positions[part]
             before = rows.index_select(0, index).view(torch.uint8).view(-1, *images.shape[1:])
-            result = _operate(operation, before, amounts[part], fill)
+            context = Context(one.within(part), constants)
+            result = OPERATIONS[one.family](before, coefficients[part], context)
             rows.index_copy_(0, index, result.flatten(1).view(rows.dtype))
 
 
@@ -182,45 +165,20 @@ def _chunks(images: Tensor, start: int, end: int) -> Iterator[slice]:
         yield slice(first, min(first + step, end))
 
 
-def _operate(name: str, images: Tensor, amounts: Tensor, fill: Tensor) -> Tensor:
-    if name in GEOMETRY:
-        return warp(images, GEOMETRY[name](amounts), fill)
-    return COLOUR[name](images, amounts)
-
-
-def _cut_out(images: Tensor, corners: Tensor, side: int) -> None:
-    """Blacken a square with these upper left corners, (N, 2), as far as it lies in the image."""
-    position = torch.arange(images.shape[-1], device=images.device)
-    starts = corners[..., None]
-    within = (position >= starts) & (position < starts + side)  # (N, 2, S)
+def _cut_out(images: Tensor, within: Tensor) -> None:
+    """Blacken the pixels whose row and column are within, (M, 2, S) bool."""
     images.masked_fill_((within[:, 0, :, None] & within[:, 1, None, :])[:, None], 0)
 
 
 def _normalise(images: Tensor, config: ViewsConfig) -> Tensor:
     """(V, N, 3, H, W) uint8 to float32; every (N, 3, H, W) and all of them are channels_last."""
-    constants = _constants(config, images.device)
+    scale, shift = _constants(config, images.device)[2:4]
     flat = images.flatten(0, 1)
     values = torch.empty_like(flat, dtype=torch.float32, memory_format=torch.channels_last)
     for part in _chunks(flat, 0, len(flat)):
-        values[part] = flat[part].float().mul_(constants.scale).sub_(constants.shift)
+        torch.sub(flat[part] * scale, shift, out=values[part])
     return values.view(images.shape)
 
 
-class _Constants(NamedTuple):
-    fill: Tensor  # (3,), of warps
-    scale: Tensor  # (3, 1, 1); so also shift: values * scale - shift are normalised
-    shift: Tensor
-
-
-def _constants(config: ViewsConfig, device: torch.device) -> _Constants:
-    """Sent once for each device: sending them with every batch would be three copies more."""
-    return _made_constants(config.mean, config.std, device)
-
-
-@lru_cache(16)
-def _made_constants(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> _Constants:
-    means, stds = np.array(mean, np.float32), np.array(std, np.float32)[:, None, None]
-    found = (255 * means, 1 / (255 * stds), means[:, None, None] / stds)
-    return _Constants(*(torch.from_numpy(array).to(device) for array in found))
+def _constants(config: ViewsConfig, device: torch.device) -> Constants:
+    return constants(config.mean, config.std, config.image_size, device)

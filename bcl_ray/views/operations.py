@@ -1,64 +1,106 @@
-"""Operations on batches of 8-bit images, with one strength per image.
+"""Operations on batches of 8-bit images, a family at a time, with coefficients for each image.
 
-Each takes images (n, 3, H, W) uint8, H = W, and amounts (n,) float32 on the same device, and gives
-new images; the amount and its unit are in the operation's description. They follow Pillow, as
+Each takes images (n, 3, H, W) uint8, H = W = S, and the coefficients of their kinds of operation
+(`coefficients`), (n, ...) on the same device; it gives new images. They follow Pillow, as
 published recipes used it: luma in fixed point, blends cut to whole numbers after each operation.
 
 An image's result does not depend on the batch around it. Sums are therefore sums of whole
-numbers, exact in any order, and no step multiplies and adds at once: where that is fused, it
-rounds once instead of twice, and vector code and its scalar remainder differ in it.
+numbers, exact in any order, and no step multiplies and adds at once unless both are exact: where
+that is fused, it rounds once instead of twice, and vector code and its scalar remainder differ in
+it. On a GPU every line is a kernel to launch, which costs more than small images do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Operation = Callable[[Tensor, Tensor], Tensor]
-Coefficients = tuple[Tensor | float, ...]
+
+class Constants(NamedTuple):
+    """What all images have in common, on their device."""
+
+    fill: Tensor
+    """Colour of what a warp brings in from outside, 0 to 255, (3, 1, 1)."""
+    centres: Tensor
+    """Of the pixels along an axis, from -1 to 1 at the image's edges, (S,)."""
+    scale: Tensor
+    """(3, 1, 1); values * scale - shift are normalised."""
+    shift: Tensor
+    """(3, 1, 1)."""
+    hexcone: Tensor
+    """For red, green and blue: see `hue`, (4, 3, 1, 1)."""
 
 
-def brightness(images: Tensor, amounts: Tensor) -> Tensor:
-    """Factor towards (< 1) or away from black."""
-    return _bytes(images * _each(amounts))
+@lru_cache(16)
+def constants(
+    mean: tuple[float, ...], std: tuple[float, ...], size: int, device: torch.device
+) -> Constants:
+    """Sent once for each device: sending them with every batch would be copies more.
+
+    Args:
+        mean, std: of the channels, on a scale of 0 to 1.
+        size: S.
+        device: where the images are.
+    """
+    means, stds = (np.array(part, np.float32)[:, None, None] for part in (mean, std))
+    centres = (2 * np.arange(size, dtype=np.float32) + 1) / np.float32(size) - 1
+    hexcone = np.array([[0, 2, 4], [3, 2, 4], [1, -1, -1], [-1, 2, 2]], np.float32)
+    found = (255 * means, centres, 1 / (255 * stds), means / stds, hexcone[:, :, None, None])
+    return Constants(*(torch.from_numpy(array).to(device) for array in found))
 
 
-def contrast(images: Tensor, amounts: Tensor) -> Tensor:
-    """Factor towards or away from the image's mean luma."""
-    mean = _luma(images).double().mean(dim=(2, 3), keepdim=True)
-    return _blend((mean + 0.5).floor_().float(), images, amounts)
+class Context(NamedTuple):
+    """What an operation may ask for."""
+
+    kinds: Mapping[str, slice]
+    """Where the images of each kind of operation lie."""
+    constants: Constants
 
 
-def saturation(images: Tensor, amounts: Tensor) -> Tensor:
-    """Factor towards or away from each pixel's luma."""
-    return _blend(_luma(images), images, amounts)
+Operation = Callable[[Tensor, Tensor, Context], Tensor]
 
 
-def sharpness(images: Tensor, amounts: Tensor) -> Tensor:
+def blend(images: Tensor, factors: Tensor, context: Context) -> Tensor:
+    """At factor 0 a base, at 1 the images; other factors on the line through both.
+
+    The base is black (brightness), the image's mean luma (contrast), or each pixel's luma.
+    """
+    kinds = context.kinds
+    black = kinds.get("brightness", slice(0, 0)).stop
+    values = images.float()
+    base = values.new_full((len(images), 1, *images.shape[2:]), 0.5)
+    if black < len(images):
+        # ITU-R 601-2 in Pillow's 16-bit fixed point: below 2**24 of its units, exact in float.
+        for channel, weight in enumerate((19595, 38470, 7471)):
+            base[black:].add_(values[black:, channel : channel + 1], alpha=weight / 2**16)
+    base.floor_()
+    if rows := kinds.get("contrast"):
+        mean = base[rows].mean(dim=(2, 3), keepdim=True, dtype=torch.float64)
+        base[rows] = mean.add_(0.5).floor_()
+    return _blend(base, values, factors)
+
+
+def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:  # noqa: ARG001
     """Factor towards or away from a 3 x 3 smoothing; border pixels are their own smoothing."""
     wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    sums += 4 * wide[:, :, 1:-1, 1:-1]  # the centre weighs 5 of 13
+    sums.add_(wide[:, :, 1:-1, 1:-1], alpha=4)  # the centre weighs 5 of 13
     smooth = images.float()
-    smooth[:, :, 1:-1, 1:-1] = (sums.float() / 13).round_()
-    return _blend(smooth, images, amounts)
+    smooth[:, :, 1:-1, 1:-1] = (sums / 13).round_()
+    return _blend(smooth, images.float(), factors)
 
 
-def gaussian_blur(images: Tensor, amounts: Tensor) -> Tensor:
-    """Standard deviation, above 0, in pixels; the border is mirrored, as torchvision does it.
-
-    The kernel is a tenth as wide as the image, odd and at least 3 (SimCLR, appendix A).
-    """
-    reach = max(3, images.shape[-1] // 10 | 1) // 2
-    offsets = torch.arange(reach + 1, device=images.device)
-    # In double, so that float32 sees no difference between exponentials.
-    weights = (-0.5 * (offsets / amounts.double()[:, None]).square()).exp()  # (n, 1 + reach)
-    weights /= 2 * weights.sum(1, keepdim=True) - 1
+def blur(images: Tensor, weights: Tensor, context: Context) -> Tensor:  # noqa: ARG001
+    """Smooth by weights, (n, 1 + reach); the border is mirrored, as torchvision does it."""
+    reach = weights.shape[1] - 1
     smooth = functional.pad(images.float(), (reach,) * 4, mode="reflect")
     for axis in (2, 3):
-        smooth = _symmetric_sum(smooth, weights.float(), axis)
+        smooth = _symmetric_sum(smooth, weights, axis)
     return _bytes(smooth.round_())
 
 
@@ -73,78 +115,77 @@ def _symmetric_sum(values: Tensor, weights: Tensor, axis: int) -> Tensor:
     return total
 
 
-def hue(images: Tensor, amounts: Tensor) -> Tensor:
-    """Turn of the hue circle, -0.5 to 0.5, in the hexcone model of HSV."""
-    red, green, blue = images.float().unbind(1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    least = torch.minimum(torch.minimum(red, green), blue)
+def hue(images: Tensor, sextants: Tensor, context: Context) -> Tensor:
+    """Turn of the hue circle by sixths of it, -3 to 3, in the hexcone model of HSV."""
+    begins, middles, signs, heights = context.constants.hexcone
+    values = torch.cat([images, images[:, :2]], dim=1).float()  # red, green, blue, red, green
+    rgb = values[:, :3]
+    value, least = rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)
     chroma = value - least
-    safe = chroma.clamp(min=1)  # gray pixels have no hue; any will do
-    # 1 where red, or green, is not the largest: products select, where torch.where would take
-    # twenty times as long on a CPU.
-    no_red, no_green = (value - red).clamp_(max=1), (value - green).clamp_(max=1)
-    below_green = ((red - green) / safe).add_(4).mul_(no_green)
-    below_green += ((blue - red) / safe).add_(2).mul_(1 - no_green)
-    sextant = below_green.mul_(no_red).add_(((green - blue) / safe).mul_(1 - no_red))
-    sextant += 6 * amounts[:, None, None]
+    # The sextant if red, green, or blue is the largest; gray pixels have none, any will do.
+    turned = (values[:, 1:4] - values[:, 2:]).div_(chroma.clamp(min=1)).add_(begins)
+    # 1 where red, or green, is not the largest: torch.where would take twenty times as long.
+    no_red, no_green = (value - rgb[:, :2]).clamp_(max=1).split(1, dim=1)
+    sextant = torch.lerp(turned[:, 1:2], turned[:, 2:], no_green)
+    sextant = torch.lerp(turned[:, :1], sextant, no_red).add_(_each(sextants))
     sextant -= (sextant / 6).floor_().mul_(6)  # remainder_ takes five times as long
-    shares = (
-        (sextant - 3).abs_().sub_(1),  # how red the turned hue is, before it is cut to 0 to 1
-        2 - (sextant - 2).abs_(),
-        2 - (sextant - 4).abs_(),
-    )
-    planes = [share.clamp_(0, 1).mul_(chroma).add_(least).round_() for share in shares]
-    return torch.stack([_bytes(plane) for plane in planes], dim=1)
+    # How red, green and blue the turned hue is, before it is cut to 0 to 1.
+    shares = (sextant - middles).abs_().mul_(signs).add_(heights)
+    return _whole(shares.clamp_(0, 1).mul_(chroma).add_(least).round_())
 
 
-def grayscale(images: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
-    """Luma in all three channels; the amount is ignored."""
-    return _bytes(_luma(images)).expand_as(images)
+def look_up(images: Tensor, tables: Tensor, context: Context) -> Tensor:
+    """Each value's entry in the image's table, (n, 256) uint8."""
+    values = images.flatten(2).long()  # (n, 3, P)
+    channels = tables[:, None].expand(-1, 3, -1)
+    for name, made in ADAPTIVE.items():
+        if rows := context.kinds.get(name):
+            channels = channels.contiguous()
+            channels[rows] = made(values[rows], channels[rows])
+    return channels.gather(2, values).view_as(images)
 
 
-def invert(images: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
-    """Negative; the amount is ignored."""
-    return ~images
-
-
-def posterize(images: Tensor, amounts: Tensor) -> Tensor:
-    """Whole bits that are kept, 0 to 8."""
-    dropped = 0xFF >> amounts.to(torch.int16)
-    return images & _each(0xFF - dropped).to(torch.uint8)
-
-
-def solarize(images: Tensor, amounts: Tensor) -> Tensor:
-    """Threshold, 0 to 256, from which on values are inverted."""
-    bright = images >= _each(amounts.ceil().to(torch.int16))
-    return images ^ bright.to(torch.uint8).neg_()  # 255 - value; torch.where takes 7 times as long
-
-
-def solarize_add(images: Tensor, amounts: Tensor) -> Tensor:
-    """Whole number, 0 to 128, added to values below 128."""
-    dark = images < 128
-    return images + dark.to(torch.uint8).mul_(_each(amounts).to(torch.uint8))
-
-
-def autocontrast(images: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
-    """Stretch each channel to 0 and 255; a flat channel stays. The amount is ignored."""
-    least, most = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+def _autocontrast(values: Tensor, ramp: Tensor) -> Tensor:
+    """Stretch each channel to 0 and 255; a flat channel stays."""
+    least, most = values.aminmax(dim=2, keepdim=True)
     flat = most == least
     least = least.masked_fill(flat, 0)
-    span = (most - least).masked_fill(flat, 255)
-    return _bytes((images - least).float().mul_(255).div_(span))
+    span = (most - least).masked_fill_(flat, 255)
+    return ((ramp - least).mul_(255) / span).clamp_(0, 255)
 
 
-def equalize(images: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
-    """Even out each channel's histogram, by Pillow's rule. The amount is ignored."""
-    values = images.flatten(2).to(torch.int64)  # (n, 3, P)
+def _equalize(values: Tensor, ramp: Tensor) -> Tensor:
+    """Even out each channel's histogram, by Pillow's rule."""
     histogram = values.new_zeros(*values.shape[:2], 256)
-    histogram.scatter_add_(2, values, torch.ones_like(values))
+    histogram.scatter_add_(2, values, values.new_ones(()).expand_as(values))
     brightest = histogram.gather(2, values.amax(2, keepdim=True))
     step = (values.shape[2] - brightest) // 255
     below = histogram.cumsum(2) - histogram  # pixels that are darker
-    table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
-    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
-    return table.to(torch.uint8).gather(2, values).view_as(images)
+    table = below.add_(step // 2).floor_divide_(step.clamp(min=1)).clamp_(max=255)
+    return torch.where(step > 0, table, ramp)
+
+
+ADAPTIVE = {"autocontrast": _autocontrast, "equalize": _equalize}
+"""Tables that depend on the image: of values (n, 3, P) int64, and 0 to 255 as (n, 3, 256)."""
+
+
+def warp(images: Tensor, affine: Tensor, context: Context) -> Tensor:
+    """Bilinear affine warp about the centre.
+
+    Affine ((a, b, c), (d, e, f)), (n, 2, 3): the result at (x, y) is the image at
+    (ax + by + c, dx + ey + f), where -1 and 1 are the image's edges.
+    """
+    fill, centres = context.constants.fill, context.constants.centres
+    a, b, c = affine[..., None, None].unbind(2)  # (n, 2, 1, 1): for x and for y
+    grid = (a * centres + b * centres[:, None]).add_(c).permute(0, 2, 3, 1)
+    # Outside is zero to grid_sample; with the fill subtracted, zero is the fill.
+    warped = functional.grid_sample(images - fill, grid, align_corners=False)
+    return _whole(warped.add_(fill).round_())
+
+
+OPERATIONS: dict[str, Operation] = {
+    function.__name__: function for function in (warp, sharpen, blend, look_up, blur, hue)
+}
 
 
 def _each(amounts: Tensor) -> Tensor:
@@ -152,73 +193,15 @@ def _each(amounts: Tensor) -> Tensor:
 
 
 def _bytes(values: Tensor) -> Tensor:
-    """Cut to 0 to 255 and to whole numbers; in two steps, which take a quarter of one's time."""
-    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
+    """Cut to 0 to 255 and to whole numbers."""
+    return _whole(values.clamp_(0, 255))
 
 
-def _luma(images: Tensor) -> Tensor:
-    """ITU-R 601-2 in Pillow's 16-bit fixed point, (n, 1, H, W); below 2**24, so exact in float."""
-    red, green, blue = images.float().unbind(1)
-    scaled = red.mul_(19595).add_(green.mul_(38470)).add_(blue.mul_(7471))
-    return scaled.add_(32768).mul_(2.0**-16).floor_()[:, None]
+def _whole(values: Tensor) -> Tensor:
+    if values.device.type == "cpu":
+        values = values.to(torch.int16)  # two steps take a quarter of one's time there
+    return values.to(torch.uint8)
 
 
-def _blend(base: Tensor, images: Tensor, amounts: Tensor) -> Tensor:
-    """At amount 0 the base, at 1 the images; other amounts on the line through both."""
-    return _bytes(images.float().sub_(base).mul_(_each(amounts)).add_(base))
-
-
-def _shear_x(amounts: Tensor) -> Coefficients:
-    return 1.0, amounts, amounts, 0.0, 1.0, 0.0
-
-
-def _shear_y(amounts: Tensor) -> Coefficients:
-    return 1.0, 0.0, 0.0, amounts, 1.0, amounts
-
-
-def _translate_x(amounts: Tensor) -> Coefficients:
-    return 1.0, 0.0, -2 * amounts, 0.0, 1.0, 0.0
-
-
-def _translate_y(amounts: Tensor) -> Coefficients:
-    return 1.0, 0.0, 0.0, 0.0, 1.0, -2 * amounts
-
-
-def _rotate(amounts: Tensor) -> Coefficients:
-    radians = amounts.double().deg2rad()  # so that float32 sees no difference between sines
-    cos, sin = radians.cos().float(), radians.sin().float()
-    return cos, -sin, 0.0, sin, cos, 0.0
-
-
-def warp(images: Tensor, coefficients: Coefficients, fill: Tensor) -> Tensor:
-    """Bilinear affine warp about the centre; what comes from outside is fill, (3,), 0 to 255.
-
-    Coefficients (a, b, c, d, e, f), numbers or (n,): the result at (x, y) is the image at
-    (ax + by + c, dx + ey + f), where -1 and 1 are the image's edges.
-    """
-    size = images.shape[-1]
-    x = (2 * torch.arange(size, device=images.device) + 1) / size - 1  # pixel centres
-    a, b, c, d, e, f = (k[:, None, None] if isinstance(k, Tensor) else k for k in coefficients)
-    grid = images.new_empty((len(images), size, size, 2), dtype=torch.float32)
-    grid[..., 0] = a * x + b * x[:, None] + c
-    grid[..., 1] = d * x + e * x[:, None] + f
-    # Outside is zero to grid_sample; with the fill subtracted, zero is the fill.
-    fill = fill[:, None, None]
-    warped = functional.grid_sample(images - fill, grid, align_corners=False)
-    return _bytes(warped.add_(fill).round_())
-
-
-GEOMETRY: dict[str, Callable[[Tensor], Coefficients]] = {
-    "shear_x": _shear_x,  # tangent of the angle, about the upper left corner
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,  # share of the side, to the right
-    "translate_y": _translate_y,  # downwards
-    "rotate": _rotate,  # degrees, counter-clockwise
-}
-COLOUR: dict[str, Operation] = {
-    function.__name__: function
-    for function in (
-        *(brightness, contrast, saturation, sharpness, gaussian_blur, hue, grayscale, invert),
-        *(posterize, solarize, solarize_add, autocontrast, equalize),
-    )
-}
+def _blend(base: Tensor, values: Tensor, factors: Tensor) -> Tensor:
+    return _bytes(values.sub_(base).mul_(_each(factors)).add_(base))

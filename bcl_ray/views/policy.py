@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from bcl_ray.config import ViewConfig, ViewsConfig
 from bcl_ray.views import keyed
-from bcl_ray.views.operations import COLOUR, GEOMETRY
+from bcl_ray.views.coefficients import NAMES
+from bcl_ray.views.schedule import NONE
 
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.int64]
 Stage = tuple[Indices, Floats]  # per image: index of the operation in NAMES or NONE, its amount
-
-NAMES = (*COLOUR, *GEOMETRY)
-NONE = -1
 
 # Streams of draws; the host half's geometry is 0. A number once given stays, or views change.
 _JITTER, _GRAYSCALE, _POLICY, _CUTOUT, _BLUR = 1, 2, 3, 4, 5
@@ -85,6 +83,16 @@ def cutout_centres(ids: Indices, size: int, *, seed: int, epoch: int, view: int)
     """Row and column of each image's square, uniform over the pixels, (N, 2)."""
     draws = keyed.uniforms(seed, epoch, ids, view, 2, stream=_CUTOUT)
     return (draws * size).astype(np.int64)
+
+
+def cutout(
+    ids: Indices, config: ViewsConfig, view: int, *, seed: int, epoch: int
+) -> NDArray[np.bool]:
+    """Which rows and columns of a view each image's square covers, (N, 2, S)."""
+    side = (config.classification if view == 0 else config.contrastive).cutout
+    centres = cutout_centres(ids, config.image_size, seed=seed, epoch=epoch, view=view)
+    starts, position = centres[..., None] - side // 2, np.arange(config.image_size)
+    return (position >= starts) & (position < starts + side)
 
 
 def _jitter(kind: ViewConfig, draws: Floats) -> list[Stage]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bcl_ray.config import ViewsConfig
-from bcl_ray.views.device import Pass, choices
+from bcl_ray.views.device import choices
+from bcl_ray.views.schedule import Pass
 
 Batch = Mapping[str, NDArray[Any]]
 Pieces = Mapping[str, Sequence[NDArray[Any]]]  # each array in pieces, to be laid end to end
