@@ -31,6 +31,7 @@ class Budget:
         worker_cpus: CPUs that all workers hold; data_cpus: CPUs left for data tasks, or None
             where the cluster's are unknown.
         store_bytes: object-store memory of all batches in flight, over all workers.
+        resident_bytes: images that a worker's device holds, where they live there.
     """
 
     steps_per_epoch: int
@@ -44,6 +45,7 @@ class Budget:
     worker_cpus: float
     data_cpus: float | None
     store_bytes: int
+    resident_bytes: int = 0
 
 
 def layout(
@@ -94,6 +96,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
     image_bytes = 3 * experiment.views.image_size**2 * (1 + experiment.num_contrastive)
     worker_cpus = workers * experiment.scale.cpus_per_worker
     data_cpus = _data_cpus(experiment, worker_cpus, cpus)
+    streams = experiment.data.residency != "device"
     tasks = int(data_cpus / experiment.scale.cpus_per_data_task) if data_cpus else workers
     task_rows = max(split.row_group_rows, TASK_BYTES // image_bytes)
     open_rows = plan.lanes * split.row_group_rows + tasks * task_rows  # in every lane and task
@@ -109,15 +112,26 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
         lanes=plan.lanes,
         worker_cpus=worker_cpus,
         data_cpus=data_cpus,
-        store_bytes=image_bytes * (min(split.rows, open_rows) + ahead),
+        store_bytes=image_bytes * (min(split.rows, open_rows) + ahead) if streams else 0,
+        resident_bytes=0 if streams else resident_bytes(experiment, manifest, workers),
     )
 
 
+def resident_bytes(experiment: Experiment, manifest: Manifest, workers: int) -> int:
+    """Images that a worker's device holds where they live there: its part of those evaluated."""
+    trained, evaluated = (
+        layout(experiment, manifest, option).rows for option in ("train_split", "eval_split")
+    )
+    return 3 * experiment.views.image_size**2 * (trained + -(-evaluated // workers))
+
+
 def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -> float | None:
+    if experiment.data.residency == "device":
+        return 0.0
     if cpus is None:
         return experiment.scale.data_cpus
     left, scale = cpus - worker_cpus, experiment.scale
-    needed = max(scale.data_cpus or 0, scale.cpus_per_data_task)
+    needed = experiment.least_data_cpus
     if left < needed:
         raise ValueError(
             f"scale.workers ({scale.min_workers}) x scale.cpus_per_worker "

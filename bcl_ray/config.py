@@ -53,6 +53,13 @@ class DataConfig(Section):
         description="The epoch plan is the same for every number of workers up to this one that "
         "divides optim.global_batch_size. Part of the experiment: another value is another plan.",
     )
+    residency: Literal["auto", "stream", "device"] = Field(
+        "auto",
+        description="stream: Ray Data reads, decodes and crops on CPUs, epoch by epoch. device: "
+        "each worker's device holds all training images, decoded once, and crops them; bit for bit "
+        "the same views, for images of views.image_size, or crops 'padded' of any. auto: device "
+        "where that is a GPU and the images take at most a quarter of its memory, else stream.",
+    )
 
 
 class ViewConfig(Section):
@@ -425,6 +432,13 @@ class Experiment(Section):
         return tuple(n for n in counts if self.optim.global_batch_size % n == 0)
 
     @property
+    def least_data_cpus(self) -> float:
+        """CPUs that data tasks need at least, over all workers; there are none without a stream."""
+        if self.data.residency == "device":
+            return 0.0
+        return max(self.scale.data_cpus or 0.0, self.scale.cpus_per_data_task)
+
+    @property
     def num_contrastive(self) -> int:
         """V: contrastive views that are made per image; 0 when no loss contrasts them."""
         return self.views.num_contrastive if self.loss.is_contrastive else 0
@@ -435,7 +449,8 @@ class Experiment(Section):
 
     def digest(self) -> str:
         """Twelve hex digits of what is computed: not of scale, of tracking, or where data lies."""
+        where = {"path", "residency"}
         content = self.model_dump(
-            mode="json", exclude={"scale": True, "tracking": True, "data": {"path"}}
+            mode="json", exclude={"scale": True, "tracking": True, "data": where}
         )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -14,8 +14,6 @@ import functools
 import itertools
 import operator
 import pickle
-import queue
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +26,10 @@ from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from bcl_ray import storage
+from bcl_ray.batches import ahead, planned_batches
 from bcl_ray.budget import TASK_BYTES, epoch_plan, layout
 from bcl_ray.config import Experiment
-from bcl_ray.plan import EpochPlan, Read, evaluation_reads
+from bcl_ray.plan import Read, evaluation_reads
 from bcl_ray.shards import Manifest, read_row_group
 from bcl_ray.views import host
 
@@ -101,7 +100,7 @@ def training_batches(
     first_step: int = 0,
     deliver: Callable[..., Any] = joined,
 ) -> Generator[tuple[int, Iterator[Any]], None, None]:
-    """Yields each epoch that is left, with the worker's batches of it.
+    """Each epoch that is left, with the worker's batches of it.
 
     Args:
         experiment: what to train.
@@ -112,28 +111,16 @@ def training_batches(
         deliver: makes what is yielded of a batch's pieces and the epoch's number, in the thread
             that runs ahead: `Sender.training` brings it to a device.
     """
-    steps = epoch_plan(experiment, manifest, 0).steps
-    first_epoch, skip = divmod(first_step, steps)
     source = source_of(experiment, manifest, training=True)
-
-    def plans() -> Iterator[tuple[int, EpochPlan, int]]:
-        for epoch in range(first_epoch, experiment.train.epochs):
-            begin = skip if epoch == first_epoch else 0
-            yield epoch, epoch_plan(experiment, manifest, epoch), begin
-
-    def reads() -> Iterator[tuple[int, Read]]:
-        for epoch, plan, begin in plans():
-            yield from ((epoch, read) for read in plan.reads(rank, world_size, begin))
-
-    def batches() -> Iterator[tuple[int, Any]]:
-        with contextlib.closing(_stream(source, reads(), world_size)) as blocks:
-            for epoch, plan, begin in plans():
-                for parts in plan.batches(blocks, rank, world_size, begin):
-                    yield epoch, deliver(parts, epoch)
-
-    ahead = _ahead(batches(), experiment.scale.prefetch_batches)
-    for epoch, pairs in itertools.groupby(ahead, key=operator.itemgetter(0)):
-        yield epoch, (batch for _, batch in pairs)
+    return planned_batches(
+        experiment,
+        functools.partial(epoch_plan, experiment, manifest),
+        lambda reads: _stream(source, reads, world_size),
+        deliver,
+        rank=rank,
+        world_size=world_size,
+        first_step=first_step,
+    )
 
 
 def evaluation_batches(
@@ -152,7 +139,7 @@ def evaluation_batches(
     reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
     source = source_of(experiment, manifest, training=False)
     batches = _delivered(_stream(source, reads, world_size), deliver)
-    return _ahead(batches, experiment.scale.prefetch_batches)
+    return ahead(batches, experiment.scale.prefetch_batches)
 
 
 def _delivered(
@@ -266,40 +253,3 @@ class Unhurried(ExecutionCallback):  # type: ignore[misc]  # Ray has no types
 def _run(source: Source, item: Mapping[str, np.ndarray]) -> Batch:
     task: Task = pickle.loads(item["task"][0])  # noqa: S301  our own bytes, from _execute
     return source.load(task.epoch, task.reads)
-
-
-def _ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
-    """The same items, made by a thread that stays up to `depth` of them ahead."""
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: Item | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put((item, error), timeout=0.1)
-
-    def run() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if stopped.is_set():
-                    return
-            put(None, None)
-        except BaseException as error:  # the consumer raises it
-            put(None, error)
-        finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-
-    threading.Thread(target=run, name="batches-ahead", daemon=True).start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stopped.set()

@@ -137,9 +137,10 @@ class Follower:
         seconds = event.get("at", time.monotonic() - self._began)
         place = f" at step {event['step']:,}" if event["step"] else ""
         workers = _workers(event["workers"])
+        images = ", all images on the device" if event.get("residency") == "device" else ""
         self._say(
             f"{workers} started{place}, {seconds:.0f} s after the command, in "
-            f"{event['precision']}{self._share(event)}"
+            f"{event['precision']}{images}{self._share(event)}"
         )
         self._advance("epoch", 0, None, "")
 

@@ -62,9 +62,8 @@ def chosen_workers(experiment: Experiment, nodes: Nodes, needs: Mapping[str, flo
         needs: resources of one worker.
     """
     nodes, scale = list(nodes), experiment.scale
-    for_data = max(scale.data_cpus or 0.0, scale.cpus_per_data_task)
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    room = min(places(nodes, needs), math.floor((cpus - for_data) / scale.cpus_per_worker + 1e-9))
+    cpus = sum(node.get("CPU", 0.0) for node in nodes) - experiment.least_data_cpus
+    room = min(places(nodes, needs), math.floor(cpus / scale.cpus_per_worker + 1e-9))
     return max((count for count in experiment.worker_counts if count <= room), default=0)
 
 
@@ -72,7 +71,7 @@ def missing(experiment: Experiment, nodes: Nodes, needs: Mapping[str, float]) ->
     """What nodes lack for the fewest workers, resource by resource."""
     nodes, scale = list(nodes), experiment.scale
     wanted = {name: scale.min_workers * need for name, need in needs.items()}
-    wanted["CPU"] += max(scale.data_cpus or 0.0, scale.cpus_per_data_task)
+    wanted["CPU"] += experiment.least_data_cpus
     have = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
     short = [
         f"{wanted[name]:g} {name}, and there {'is' if have[name] == 1 else 'are'} {have[name]:g}"

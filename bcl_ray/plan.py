@@ -71,6 +71,11 @@ class Layout:
         sizes = np.minimum(self.row_group_rows, self.first_rows[shards + 1] - first)
         return shards, inner, first, sizes
 
+    def positions(self, read: "Read") -> npt.NDArray[np.int64]:
+        """Positions in the split (shards laid end to end) of a read's rows, (rows,)."""
+        first: int = self.first_rows[read.shard].item() + read.row_group * self.row_group_rows
+        return first + read.rows
+
 
 class Read(NamedTuple):
     """One row group, or the part of it that a lane uses.
@@ -170,12 +175,11 @@ class EpochPlan:
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """Positions in the split (shards laid end to end) of one global batch, (B,)."""
-        layout, found = self.layout, []
+        found: list[npt.NDArray[np.int64]] = []
         for lane in range(self.lanes):
             wanted = self.rows_per_lane_and_step
             for read in self._lane_reads(lane, step):
-                group = layout.first_rows[read.shard] + read.row_group * layout.row_group_rows
-                found.append(group + read.rows[:wanted])
+                found.append(self.layout.positions(read)[:wanted])
                 wanted -= len(found[-1])
                 if wanted == 0:
                     break

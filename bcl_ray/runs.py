@@ -127,7 +127,8 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
     if experiment.digest() != run.digest:
         raise ValueError(
             f"run '{run.name}' was begun with another configuration (digest {run.digest}, now "
-            f"{experiment.digest()}): only data.path, scale.* and tracking.* may change on --resume"
+            f"{experiment.digest()}): only data.path, data.residency, scale.* and tracking.* may "
+            "change on --resume"
         )
     if fingerprint != run.fingerprint:
         raise ValueError(

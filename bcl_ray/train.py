@@ -21,6 +21,7 @@ from bcl_ray.cluster import MARKET, Resources, check_places, connected, one_line
 from bcl_ray.config import Experiment
 from bcl_ray.elastic import Trainer
 from bcl_ray.mailbox import Event, grow, open_mailbox, tell
+from bcl_ray.residency import check_residency
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.stopping import Stopped, Wish, stop_signals, stoppable
@@ -52,7 +53,8 @@ def fit(
     """Train, evaluate and track a run; returns its name and its history.
 
     Args:
-        experiment: what to train. On resume, only data.path, scale and tracking may differ.
+        experiment: what to train. On resume, only data.path, data.residency, scale and tracking
+            may differ.
         follow: called from a thread with every event of the run: `begin`, `start`, `step`,
             `epoch`, `page`, `note`, `end`.
         resume: path or URI of the folder of a run to continue.
@@ -69,6 +71,7 @@ def fit(
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     wanted, _ = preflight(experiment, manifest)
+    check_residency(experiment, manifest)
     tracked_at = tracking_uri(experiment)
     uri = resume or runs.run_uri(
         experiment.tracking.run or runs.default_name(experiment), experiment.tracking.runs
@@ -293,7 +296,8 @@ class Follower(threading.Thread):
     def _track(self, event: Event) -> None:
         self.track(event.get("records", []))
         if event["kind"] == "start":
-            self.tracker.tags({"precision": event["precision"]})
+            chosen = ("precision", "residency")
+            self.tracker.tags({name: event[name] for name in chosen})
         if event["kind"] == "system":
             values = {f"system/{event['node']}/{name}": v for name, v in event["values"].items()}
             self.tracker.metrics(values, event["epoch"])

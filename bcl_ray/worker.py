@@ -21,18 +21,19 @@ from ray.train.collective import broadcast_from_rank_zero
 from bcl_ray import checkpoint, findings, storage
 from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
-from bcl_ray.data import evaluation_batches, training_batches
 from bcl_ray.distributed import rank, sum_over_workers, world_size
 from bcl_ray.elastic import RestartError
+from bcl_ray.feed import Feed, open_feed
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.loop import Step, train_epoch
 from bcl_ray.optim import learning_rate
 from bcl_ray.parse import from_yaml
 from bcl_ray.precision import chosen
 from bcl_ray.probe import Probe
+from bcl_ray.residency import UnsupportedError
 from bcl_ray.runs import BEST
 from bcl_ray.shards import Manifest
-from bcl_ray.views.transfer import Sender, Sent
+from bcl_ray.views.transfer import Sent
 from bcl_ray.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -49,22 +50,19 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train worker's whole life: restore, then train and evaluate epoch by epoch.
 
     A loss that is not finite would only repeat on a restart, so it is returned, not raised; so
-    is the step at which training was asked to stop.
+    are images that cannot live on a device, and the step at which training was asked to stop.
     """
     experiment = from_yaml(config["experiment"])
     manifest = Manifest.model_validate_json(config["manifest"])
     mailbox = config["mailbox"]
     with _warnings_told(mailbox):
         worker = _Worker(experiment, manifest, config["run"], config["uid"], mailbox)
+        try:
+            worker.open_feed()
+        except UnsupportedError as error:
+            return {"error": str(error)}
         worker.restore()
-        epochs = training_batches(
-            experiment,
-            manifest,
-            rank=rank(),
-            world_size=world_size(),
-            first_step=worker.learner.step,
-            deliver=worker.learner.sender.training,
-        )
+        epochs = worker.feed.training(worker.learner.sender, worker.learner.step)
         try:
             with contextlib.closing(epochs):
                 worker.finish_epoch()
@@ -110,8 +108,23 @@ class _Worker:
         self.device = ray.train.torch.get_device()
         self.learner = Learner(experiment, self.class_counts, self.steps, self.device)
         self.probe = Probe(experiment, manifest, self.class_counts, self.device, self.watch.over)
+        self.feed: Feed
         self.history: list[dict[str, float]] = []
         self.told = time.monotonic()
+
+    def open_feed(self) -> None:
+        """Open the stream, or bring the images to the device.
+
+        Raises:
+            UnsupportedError: they cannot live there.
+        """
+        try:
+            opened = open_feed(self.experiment, self.manifest, self.device, self.watch.over)
+        finally:
+            self.watch.rest()
+        self.feed, why = opened
+        if why:
+            self.tell("note", text=f"images are streamed, not kept on the GPU: {why}")
 
     def restore(self) -> None:
         """Continue from the last checkpoint that can be read, if there is one."""
@@ -122,7 +135,7 @@ class _Worker:
             self.learner.restore(state)
             self.history = list(state.history)
         precision = chosen(self.experiment.train.precision, self.device)
-        about = {"precision": precision, "records": self.history}
+        about = {"precision": precision, "residency": self.feed.kind, "records": self.history}
         self.tell("start", step=self.learner.step, workers=world_size(), **about)
 
     def finish_epoch(self) -> None:
@@ -223,14 +236,7 @@ class _Worker:
 
     def _evaluation_record(self, epoch: int) -> dict[str, float]:
         begun = time.perf_counter()
-        batches = evaluation_batches(
-            self.experiment,
-            self.manifest,
-            rank=rank(),
-            world_size=world_size(),
-            deliver=Sender(self.device, self.experiment.views).evaluation,
-        )
-        found = self.probe.evaluate(self.learner.evaluated, batches)
+        found = self.probe.evaluate(self.learner.evaluated, self.feed.evaluation())
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
             findings.write(self.probe.findings(found, epoch=epoch), self.run)
         return {**found.metrics, "time/evaluate": time.perf_counter() - begun}

@@ -163,10 +163,11 @@ def decoders(images: Sequence[bytes]) -> None:
 def filters(photos: Sequence[Pixels]) -> None:
     """Random crops resized to 224 x 224, against Pillow's antialiased bilinear filter."""
     config = ViewConfig(crop="resized")
-    draws = np.random.default_rng(0).random((len(photos), 23)).tolist()
-    crops = []
-    for pixels, row in zip(photos, draws, strict=True):
-        top, left, height, width = host.random_box(pixels.shape[0], pixels.shape[1], config, row)
+    draws = np.random.default_rng(0).random((len(photos), 23))
+    sides = np.array([pixels.shape[:2] for pixels in photos])
+    boxes, crops = host.random_boxes(sides[:, 0], sides[:, 1], config, draws), []
+    for pixels, box in zip(photos, boxes, strict=True):
+        top, left, height, width = box
         crops.append(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
 
     def conventional(crop: Pixels) -> Pixels:

@@ -142,9 +142,16 @@ def test_the_kind_of_loss_decides_on_views_and_prior(overrides, num_views, prior
 
 
 @pytest.mark.parametrize(
-    "override", ["scale.workers=4", "tracking.run=other", "tracking.uri=sqlite:///x.db"]
+    "override",
+    [
+        "scale.workers=4",
+        "tracking.run=other",
+        "tracking.uri=sqlite:///x.db",
+        "data.path=elsewhere",
+        "data.residency=device",
+    ],
 )
-def test_scale_and_tracking_leave_the_digest(override):
+def test_how_fast_and_where_a_run_goes_leaves_the_digest(override):
     assert with_overrides(cifar10_lt(), [override]).digest() == cifar10_lt().digest()
 
 

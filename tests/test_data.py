@@ -1,9 +1,7 @@
 """The stream against the plan, on a real local Ray."""
 
-import itertools
 import logging
 import sys
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -144,33 +142,3 @@ def _modules_after_a_task(experiment, manifest):
     reads = list(budget.epoch_plan(experiment, manifest, 0).reads())[:2]
     assert source.load(0, reads)["views"].shape[1:] == (3, 8, 8, 3)
     return sorted({name.partition(".")[0] for name in sys.modules})
-
-
-def test_what_the_producer_raises_reaches_the_consumer():
-    def items():
-        yield 1
-        raise ValueError("broken pipe")
-
-    ahead = data._ahead(items(), 2)
-    assert next(ahead) == 1
-    with pytest.raises(ValueError, match="broken pipe"):
-        next(ahead)
-
-
-def test_a_consumer_that_leaves_stops_the_producer():
-    closed = []
-
-    def items():
-        try:
-            yield from itertools.count()
-        finally:
-            closed.append(True)
-
-    ahead = data._ahead(items(), 2)
-    assert next(ahead) == 0
-    ahead.close()
-    for _ in range(100):
-        if closed:
-            break
-        time.sleep(0.05)
-    assert closed

@@ -116,6 +116,13 @@ def test_a_resumed_run_tells_its_step():
     assert line == "2 workers started at step 12,000, 0 s after the command, in float32"
 
 
+def test_a_run_whose_images_live_on_the_device_says_so():
+    line = shown(BEGIN, START | {"residency": "device"}).splitlines()[-1]
+    expected = "2 workers started, 0 s after the command, in float32, all images on the device"
+    assert line == expected
+    assert "on the device" not in shown(BEGIN, START | {"residency": "stream"})
+
+
 def test_an_elastic_run_tells_that_batch_and_learning_rate_stay():
     experiment = with_overrides(cifar10_lt(), ["scale.workers=[1,4]"])
     line = shown(BEGIN | {"experiment": experiment}, START | {"step": 12}).splitlines()[-1]

@@ -109,7 +109,9 @@ def test_a_resume_may_change_scale_tracking_and_where_the_data_lies(root):
     run = runs.create(runs.run_uri("first", root), digits_lt(), FINGERPRINT)
     moved = changed("scale.workers=1", "tracking.experiment=x", "data.path=elsewhere")
     runs.check_resumable(run, moved, FINGERPRINT)
-    with pytest.raises(ValueError, match=r"only data.path, scale\.\* and tracking\.\* may change"):
+    moved = changed("data.residency=device")
+    runs.check_resumable(run, moved, FINGERPRINT)
+    with pytest.raises(ValueError, match=r"only data.path, data.residency, scale\.\* and "):
         runs.check_resumable(run, changed("train.epochs=41"), FINGERPRINT)
 
 

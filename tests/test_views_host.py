@@ -1,4 +1,5 @@
 import io
+import math
 import subprocess
 import sys
 
@@ -127,13 +128,43 @@ def test_resizing_does_not_shift_the_image():
     assert np.abs(resized[50, :, 0] - np.linspace(0.85, 254.15, 100)).max() < 1
 
 
+def boxes_of(images, height, width, kind, seed=0):
+    draws = keyed.uniforms(seed, 0, np.arange(images), 0, 23)
+    return host.random_boxes(np.full(images, height), np.full(images, width), kind, draws)
+
+
+def box_of_one(height, width, kind, draws):
+    """RandomResizedCrop's search, a try after the other, for one image."""
+    (least, most), (narrowest, widest) = kind.scale, kind.ratio
+    for i in range(3, 23, 2):
+        area = height * width * (least + (most - least) * draws[i])
+        ratio = narrowest * (widest / narrowest) ** draws[i + 1]
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(draws[1] * (height - box_height + 1))
+            return [top, int(draws[2] * (width - box_width + 1)), box_height, box_width]
+    ratio = min(max(width / height, narrowest), widest)
+    box_width = min(width, max(1, round(height * ratio)))
+    box_height = min(height, max(1, round(width / ratio)))
+    return [(height - box_height) // 2, (width - box_width) // 2, box_height, box_width]
+
+
+def test_boxes_are_those_of_a_search_one_try_after_another():
+    rng = np.random.default_rng(0)
+    heights, widths = rng.integers(1, 600, (2, 2000))
+    draws = rng.random((2000, 23))
+    for scale, ratio in (((0.2, 1), (3 / 4, 4 / 3)), ((0.9, 1), (0.1, 10)), ((1, 1), (1, 1))):
+        kind = ViewConfig(crop="resized", scale=scale, ratio=ratio)
+        found = host.random_boxes(heights, widths, kind, draws)
+        images = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
+        assert found.tolist() == [box_of_one(h, w, kind, row) for h, w, row in images]
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 2**32), st.floats(0.01, 1))
 def test_boxes_lie_in_the_image(height, width, seed, least):
     kind = ViewConfig(crop="resized", scale=(least, 1))
-    draws = keyed.uniforms(seed, 0, np.arange(5), 0, 23).tolist()
-    for row in draws:
-        top, left, box_height, box_width = host.random_box(height, width, kind, row)
+    for top, left, box_height, box_width in boxes_of(5, height, width, kind, seed):
         assert 0 <= top <= top + box_height <= height
         assert 0 <= left <= left + box_width <= width
         assert box_height >= 1
@@ -143,8 +174,7 @@ def test_boxes_lie_in_the_image(height, width, seed, least):
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (40, 400)])  # the latter falls back
 def test_boxes_are_distributed_as_torchvisions(height, width):
     kind = ViewConfig(crop="resized")
-    draws = keyed.uniforms(0, 0, np.arange(4000), 0, 23).tolist()
-    ours = np.array([host.random_box(height, width, kind, row) for row in draws])
+    ours = boxes_of(4000, height, width, kind)
     image = Image.new("L", (width, height))
     torch.manual_seed(0)
     theirs = np.array(
@@ -157,8 +187,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
 
 def test_boxes_are_as_often_upright_as_wide():
     kind = ViewConfig(crop="resized", scale=(0.01, 0.05), ratio=(1 / 4, 4))
-    draws = keyed.uniforms(0, 0, np.arange(2000), 0, 23).tolist()
-    boxes = np.array([host.random_box(500, 500, kind, row) for row in draws])
+    boxes = boxes_of(2000, 500, 500, kind)
     assert (boxes[:, 3] > boxes[:, 2]).mean() == pytest.approx(0.5, abs=0.05)
 
 

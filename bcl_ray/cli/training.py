@@ -60,7 +60,13 @@ def _budget(experiment: "Experiment") -> tuple["Budget", float | None]:
     from bcl_ray.budget import preflight
     from bcl_ray.shards import read_manifest
 
-    return preflight(experiment, read_manifest(experiment.data.path))
+    manifest = read_manifest(experiment.data.path)
+    found = preflight(experiment, manifest)
+    if experiment.data.residency == "device":
+        from bcl_ray.residency import check_residency
+
+        check_residency(experiment, manifest)
+    return found
 
 
 def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | None) -> None:
@@ -80,10 +86,13 @@ def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | Non
         f"{wanted.batch_bytes / mib:,.1f} MiB of views a batch",
         "lanes of the plan": f"{wanted.lanes} (workers may be any divisor)",
         "CPUs": f"{wanted.worker_cpus:g} for workers, "
-        + (f"{wanted.data_cpus:g} for data" if wanted.data_cpus else "the rest for data"),
+        + ("the rest" if wanted.data_cpus is None else f"{wanted.data_cpus:g}")
+        + " for data",
         "object store": f"{wanted.store_bytes / mib:,.1f} MiB in flight"
         + (f" of {store / mib:,.0f}" if store else ""),
     }
+    if wanted.resident_bytes:
+        rows["images on the device"] = f"{wanted.resident_bytes / mib:,.1f} MiB, of every worker"
     for name, value in rows.items():
         table.add_row(name, value)
     console().print(table)

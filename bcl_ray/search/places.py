@@ -29,14 +29,14 @@ def slots(
     workers, needs = scale.min_workers, {"CPU": scale.cpus_per_worker}
     if uses_gpus(experiment, resources):
         needs["GPU"] = scale.gpus_per_worker
-    data = max(scale.data_cpus or 0.0, scale.cpus_per_data_task)
+    data = experiment.least_data_cpus
     limits = {
         "CPUs": resources.cpus / (workers * scale.cpus_per_worker + data),
         "memory for their drivers": driver_bytes / DRIVER_BYTES,
     }
     if not resources.grows:
         wanted = budget(experiment, manifest, None).store_bytes
-        limits["object store"] = resources.store_bytes / wanted
+        limits["object store"] = resources.store_bytes / wanted if wanted else math.inf
         limits["nodes"] = places(resources.nodes, needs) / workers
     if "GPU" in needs:
         limits["GPUs"] = resources.gpus / (workers * scale.gpus_per_worker)

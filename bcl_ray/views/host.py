@@ -8,6 +8,7 @@ Every image is decoded once, whatever the number of views.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from bcl_ray.views import keyed
 
 _TRIES = 10  # torchvision's RandomResizedCrop looks as often for a box that fits
 _FLIP, _Y, _X, _BOX = 0, 1, 2, 3  # columns of an image's draws; two per try from _BOX on
+_AT_ONCE = 32  # images that are decoded before they are cropped: their boxes are drawn together
 
 
 def train_views(
@@ -42,18 +44,22 @@ def train_views(
     Raises:
         ValueError: an image does not decode; its id is named.
     """
-    kinds = [config.classification] + [config.contrastive] * num_contrastive
     size = config.image_size
-    views = np.empty((len(images), len(kinds), size, size, 3), np.uint8)
-    draws = [
-        keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _TRIES).tolist()
-        for view in range(len(kinds))
-    ]
+    views = np.empty((len(images), 1 + num_contrastive, size, size, 3), np.uint8)
     with one_thread():
-        for n, image in enumerate(images):
-            pixels = _decoded(image, ids[n])
-            for view, kind in enumerate(kinds):
-                _crop(pixels, kind, draws[view][n], views[n, view])
+        for start in range(0, len(images), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            whole = [decoded(*pair) for pair in zip(images[part], ids[part], strict=True)]
+            sides = np.array([pixels.shape[:2] for pixels in whole])
+            for view in range(1 + num_contrastive):
+                kind = config.contrastive if view else config.classification
+                crops = drawn_crops(ids[part], sides, config, seed=seed, epoch=epoch, view=view)
+                for pixels, box, flip, out in zip(
+                    whole, crops.boxes.tolist(), crops.flips, views[part, view], strict=True
+                ):
+                    _crop(pixels, kind, box, out)
+                    if flip:
+                        cv2.flip(out, 1, out)
     return views
 
 
@@ -73,7 +79,7 @@ def eval_views(
     views = np.empty((len(images), 1, size, size, 3), np.uint8)
     with one_thread():
         for n, image in enumerate(images):
-            views[n, 0] = eval_view(_decoded(image, n if ids is None else ids[n]), config)
+            views[n, 0] = eval_view(decoded(image, n if ids is None else ids[n]), config)
     return views
 
 
@@ -106,7 +112,12 @@ def one_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def _decoded(image: bytes, name: int | np.int64) -> Pixels:
+def decoded(image: bytes, name: int | np.int64) -> Pixels:
+    """Decode an image, (H, W, 3), RGB; its name is for the error message.
+
+    Raises:
+        ValueError: it does not decode.
+    """
     try:
         return decode(image)
     except ValueError as error:
@@ -116,49 +127,95 @@ def _decoded(image: bytes, name: int | np.int64) -> Pixels:
         ) from None
 
 
-def _crop(pixels: Pixels, kind: ViewConfig, draws: list[float], view: Pixels) -> None:
-    """Fill view, (S, S, 3), with a random crop of pixels, flipped or not."""
+class Crops(NamedTuple):
+    """What is cut out of each image for one of its views."""
+
+    boxes: NDArray[np.int64]
+    """Top, left, height and width, (N, 4). Crop 'resized': of a part of the image. Crop 'padded':
+    of image_size pixels a side, in the image at that size, and partly beyond its edges."""
+    flips: NDArray[np.bool_]
+    """Whether the result is flipped from left to right, (N,)."""
+
+
+def drawn_crops(
+    ids: NDArray[np.int64],
+    sides: NDArray[np.int64],
+    config: ViewsConfig,
+    *,
+    seed: int,
+    epoch: int,
+    view: int,
+) -> Crops:
+    """Draw one view's crops, keyed by (seed, epoch, id, view).
+
+    Args:
+        ids: the images' stable numbers, (N,).
+        sides: height and width of each decoded image, (N, 2).
+        view: 0 is the classification view, the others are contrastive.
+    """
+    kind = config.contrastive if view else config.classification
+    draws = keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _TRIES)
     if kind.crop == "padded":
-        _padded_crop(pixels, kind.padding, draws, view)
+        shifts = (draws[:, [_Y, _X]] * (2 * kind.padding + 1)).astype(np.int64) - kind.padding
+        boxes = np.concatenate([-shifts, np.full_like(shifts, config.image_size)], axis=1)
     else:
-        top, left, height, width = random_box(pixels.shape[0], pixels.shape[1], kind, draws)
-        resized(pixels[top : top + height, left : left + width], len(view), len(view), view)
-    if draws[_FLIP] < kind.flip:
-        cv2.flip(view, 1, view)
+        boxes = random_boxes(sides[:, 0], sides[:, 1], kind, draws)
+    return Crops(boxes, draws[:, _FLIP] < kind.flip)
 
 
-def _padded_crop(pixels: Pixels, padding: int, draws: list[float], view: Pixels) -> None:
-    """The whole image, shifted by up to padding on each axis; what it leaves is zero."""
-    size = len(view)
-    if pixels.shape != view.shape:
-        pixels = resized(pixels, size, size)
-    down, right = (int(draws[axis] * (2 * padding + 1)) - padding for axis in (_Y, _X))
-    view[:] = 0
-    view[max(down, 0) : size + down, max(right, 0) : size + right] = pixels[
-        max(-down, 0) : size - down, max(-right, 0) : size - right
-    ]
+def random_boxes(
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    kind: ViewConfig,
+    draws: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Random shares of images, as torchvision's RandomResizedCrop has them.
 
+    When no try fits an image, the largest central box with an allowed aspect ratio.
 
-def random_box(
-    height: int, width: int, kind: ViewConfig, draws: list[float]
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random share of the image: torchvision's RandomResizedCrop.
+    Args:
+        heights: of the images, (N,); so also widths.
+        kind: whose scale and ratio are followed.
+        draws: uniform in [0, 1), (N, 23): see the columns above.
 
-    When no try fits, the largest central box with an allowed aspect ratio.
+    Returns:
+        top, left, height and width, (N, 4).
     """
     (least, most), (narrowest, widest) = kind.scale, kind.ratio
-    for i in range(_BOX, _BOX + 2 * _TRIES, 2):
-        area = height * width * (least + (most - least) * draws[i])
-        ratio = narrowest * (widest / narrowest) ** draws[i + 1]  # uniform in its logarithm
-        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(draws[_Y] * (height - box_height + 1))
-            left = int(draws[_X] * (width - box_width + 1))
-            return top, left, box_height, box_width
-    ratio = min(max(width / height, narrowest), widest)
-    box_width = min(width, max(1, round(height * ratio)))
-    box_height = min(height, max(1, round(width / ratio)))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    tries = draws[:, _BOX : _BOX + 2 * _TRIES]
+    areas = (heights * widths)[:, None] * (least + (most - least) * tries[:, ::2])
+    ratios = narrowest * (widest / narrowest) ** tries[:, 1::2]  # uniform in their logarithm
+    found_widths, found_heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (found_widths > 0) & (found_widths <= widths[:, None])
+    fits &= (found_heights > 0) & (found_heights <= heights[:, None])
+    first, fitted = (np.arange(len(draws)), fits.argmax(axis=1)), fits.any(axis=1)
+    central = np.clip(widths / heights, narrowest, widest)
+    shape = np.where(
+        fitted,
+        (found_heights[first], found_widths[first]),
+        (
+            np.minimum(heights, np.maximum(1, np.rint(widths / central))),
+            np.minimum(widths, np.maximum(1, np.rint(heights * central))),
+        ),
+    ).astype(np.int64)
+    room = np.stack([heights, widths]) - shape
+    corners = np.where(fitted, (draws[:, [_Y, _X]].T * (room + 1)).astype(np.int64), room // 2)
+    return np.concatenate([corners, shape]).T
+
+
+def _crop(pixels: Pixels, kind: ViewConfig, box: list[int], out: Pixels) -> None:
+    """Fill out, (S, S, 3), with a box of the image."""
+    top, left, height, width = box
+    size = len(out)
+    if kind.crop == "resized":
+        resized(pixels[top : top + height, left : left + width], size, size, out)
+        return
+    if pixels.shape != out.shape:
+        pixels = resized(pixels, size, size)
+    out[:] = 0  # what lies beyond the edges
+    out[max(-top, 0) : size - top, max(-left, 0) : size - left] = pixels[
+        max(top, 0) : size + top, max(left, 0) : size + left
+    ]
 
 
 def resized(pixels: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bcl_ray.config import ViewsConfig
+from bcl_ray.views import resident
 from bcl_ray.views.device import choices
 from bcl_ray.views.schedule import Pass
 
 Batch = Mapping[str, NDArray[Any]]
 Pieces = Mapping[str, Sequence[NDArray[Any]]]  # each array in pieces, to be laid end to end
+Made = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of what has arrived, on its stream
 
 _ALIGNED = 256  # bytes; where arrays begin, as in CUDA's own allocations
 _BUFFERS = 2  # one is filled while the other is copied
@@ -38,17 +40,17 @@ class Sent(NamedTuple):
     passes: Sequence[Pass] = ()
     """What happens to the views there; nothing in evaluation."""
     copied: Any = None
-    """The CUDA event after the copy, if there is one."""
+    """The CUDA event after the copy and what was made of it, if there is one."""
 
     def arrived(self) -> Mapping[str, Tensor]:
         """The tensors for the current stream, which waits for them; the host does not."""
         if self.copied is not None:
-            any_of_them = next(iter(self.tensors.values()))
-            stream = torch.cuda.current_stream(any_of_them.device)
+            stream = torch.cuda.current_stream(next(iter(self.tensors.values())).device)
             stream.wait_event(self.copied)
-            # Their memory, which all share, is the copy stream's, which would use it again while
-            # this stream still reads it.
-            any_of_them.record_stream(stream)
+            # Their memory is the copy stream's, which would use it again while this stream still
+            # reads it.
+            for tensor in self.tensors.values():
+                tensor.record_stream(stream)
         return self.tensors
 
 
@@ -83,6 +85,30 @@ class Sender:
         """Send a batch that is evaluated; arguments as of `training`."""
         return self._sent(parts, _host(parts))
 
+    def resident(
+        self, images: Tensor, rows: NDArray[np.int64], host: Batch, *, num_views: int, epoch: int
+    ) -> Sent:
+        """Draw what happens to a batch's views, send it, and crop them there.
+
+        Args:
+            images: on the device, (R, H, W, 3) uint8.
+            rows: which of them are the batch's, (N,).
+            host: `labels` and `ids`, (N,).
+            num_views: 1 + V.
+            epoch: its number.
+        """
+        options = {"num_views": num_views, "seed": self._seed, "epoch": epoch}
+        drawn = choices(host["ids"], self._config, **options)
+        crops = resident.crops(host["ids"], self._config, **options)
+        arrays = {**host, **drawn.arrays, "rows": rows, "crops": crops}
+
+        def with_views(sent: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"views": resident.cropped(images, sent["rows"], sent["crops"]), **sent}
+
+        pieces = {name: [array] for name, array in arrays.items()}
+        tensors, copied = self._carry(pieces, with_views)
+        return Sent(tensors, host, drawn.passes, copied)
+
     def arrays(self, arrays: Batch) -> Mapping[str, Tensor]:
         """Other arrays on the device, for the current stream."""
         tensors, copied = self._carry({name: [array] for name, array in arrays.items()})
@@ -104,10 +130,10 @@ class Direct:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def __call__(self, pieces: Pieces) -> tuple[dict[str, Tensor], None]:
+    def __call__(self, pieces: Pieces, made: Made = dict) -> tuple[dict[str, Tensor], None]:
         """Join the pieces; they may be Ray's, which are read-only."""
         joined = {name: np.concatenate(arrays) for name, arrays in pieces.items()}
-        return {name: torch.from_numpy(array) for name, array in joined.items()}, None
+        return made({name: torch.from_numpy(array) for name, array in joined.items()}), None
 
 
 class Pinned:
@@ -118,8 +144,8 @@ class Pinned:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers = itertools.cycle([_Buffer() for _ in range(_BUFFERS)])
 
-    def __call__(self, pieces: Pieces) -> tuple[dict[str, Tensor], Any]:
-        """Fill a buffer with the pieces, and start its copy."""
+    def __call__(self, pieces: Pieces, made: Made = dict) -> tuple[dict[str, Tensor], Any]:
+        """Fill a buffer with the pieces, and start its copy and what is made of it there."""
         places, size = layout(pieces)
         buffer = next(self._buffers)
         host = buffer.of(size)
@@ -130,9 +156,10 @@ class Pinned:
         with torch.cuda.stream(self._stream):
             whole = torch.empty(size, dtype=torch.uint8, device=self._device)
             whole.copy_(buffer.tensor[:size], non_blocking=True)
+            tensors = made(cut(whole, places))
             buffer.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             buffer.copied.record(self._stream)
-        return cut(whole, places), buffer.copied
+        return tensors, buffer.copied
 
 
 Place = tuple[int, np.dtype[Any], tuple[int, ...]]  # first byte, dtype, shape
@@ -176,5 +203,5 @@ class _Buffer:
         return self.tensor.numpy()
 
 
-CARRIERS: dict[str, Callable[[torch.device], Callable[[Pieces], tuple[dict[str, Tensor], Any]]]]
+CARRIERS: dict[str, Callable[[torch.device], Callable[..., tuple[dict[str, Tensor], Any]]]]
 CARRIERS = {"cpu": Direct, "cuda": Pinned}

@@ -58,7 +58,7 @@ def test_an_interrupted_run_is_resumed_in_mid_epoch_bit_for_bit_or_with_other_wo
 def test_a_run_is_not_continued_with_another_experiment(start, undisturbed):
     command = start("train", "--resume", "undisturbed", "loss.tau=0")
     assert command.wait() == 2
-    assert "only data.path, scale.* and tracking.* may change on --resume" in command.output
+    assert "only data.path, data.residency, scale.* and tracking.* may change" in command.output
 
 
 def test_an_evaluation_that_was_cut_off_is_repeated(start, workplace, undisturbed):

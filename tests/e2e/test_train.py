@@ -117,6 +117,32 @@ def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace
     assert four.history[0]["images/evaluated"] == 360
 
 
+def test_images_on_the_device_train_what_the_stream_trains_bit_for_bit(start, workplace):
+    for residency in ("stream", "device"):
+        command = start(
+            "train",
+            "digits_lt",
+            "train.epochs=2",
+            "train.eval_every=1",
+            f"data.residency={residency}",
+            "tracking.report=false",
+            f"tracking.run=from-{residency}",
+        )
+        assert command.wait() == 0, command.output
+        shown = ", all images on the device" in command.output
+        assert shown == (residency == "device")
+    streamed, resident = (last_state(workplace, f"from-{name}") for name in ("stream", "device"))
+    for name, value in streamed.model.items():
+        assert torch.equal(resident.model[name], value), name
+    for ours, theirs in zip(resident.history, streamed.history, strict=True):
+        for name in ours.keys() | theirs.keys():
+            if not name.startswith(("time/", "throughput/")):
+                assert ours[name] == theirs[name], name
+    ours, theirs = (findings.read(f"{workplace}/runs/from-{n}") for n in ("device", "stream"))
+    assert (ours.ids == theirs.ids).all()
+    assert (ours.confidence == theirs.confidence).all()
+
+
 @pytest.mark.parametrize("kept", ["last", "best"])
 def test_evaluate_repeats_the_accuracy_of_the_checkpoint(undisturbed, start, kept):
     state, _ = undisturbed
