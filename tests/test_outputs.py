@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from bcl_ray.lease import held
 from bcl_ray.outputs import Options, Output, Request
 from bcl_ray.tables import Classes, table_of
 
@@ -33,7 +34,8 @@ def output(tmp_path, **changes) -> Output:
     options = dataclasses.replace(OPTIONS, **changes)
     made = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, options=options))
     made.check(resume=True)
-    made.begin()
+    with held(made.uri, "out", print, wait=False) as lease:
+        made.begin(lease.fence)
     return made
 
 
