@@ -107,8 +107,8 @@ class Delivery:
 
     Args:
         journal: where entries are recorded first.
-        lease: of the run's folder. Nothing is handed on while another driver may have it, and
-            nothing is recorded any more once one has.
+        lease: of the run's folder. Nothing is recorded or handed on while another driver may have
+            it, and nothing any more once one has.
         connect: makes what writes an entry to the target; called in the thread, with the time
             of the entry that is to be written, and again after every failure. What it and its
             result raise is a failure to be repeated, but for RefusedError, which gives up the
@@ -122,6 +122,7 @@ class Delivery:
         self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         for entry in journal.entries():
             self._entries.put(entry)
+        self._unwritten: list[Entry] = []
         self._order = threading.Lock()  # of the journal and of the queue, for several threads
         self._stop = threading.Event()
         self._failure: str | None = None
@@ -137,18 +138,19 @@ class Delivery:
 
     def record(self, entry: Entry) -> None:
         """Record an entry, and hand it on when its turn comes. Does not wait for the target."""
-        if self._lease is not None and self._lease.lost is not None:
-            return
         with self._order:
-            entry = {**entry, "time": time.time()}
-            self._journal.append(entry)
-            self._entries.put(entry)
+            self._unwritten.append({**entry, "time": time.time()})
+            if self._lease is None or self._lease.valid:
+                self._write_down()
 
     def drain(self, patience: float) -> bool:
         """Stop; whether the target has got everything within `patience` seconds."""
-        self._entries.put(None)
         if self._lease is not None and self._lease.lost is not None:
             self._stop.set()
+        else:
+            with self._order:
+                self._write_down()
+        self._entries.put(None)
         self._thread.join(patience)
         delivered = not self._thread.is_alive()
         if not delivered and self._failure is None:
@@ -156,6 +158,13 @@ class Delivery:
         self._stop.set()
         self._journal.close()
         return delivered and not self._refused
+
+    def _write_down(self) -> None:
+        """Record what waits for it: the journal is another's where that one has the run."""
+        for entry in self._unwritten:
+            self._journal.append(entry)
+            self._entries.put(entry)
+        self._unwritten.clear()
 
     def _deliver(self) -> None:
         pause, write = FIRST_PAUSE, None

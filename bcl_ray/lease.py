@@ -94,6 +94,16 @@ class Lease:
             raise self.lost
         self.fence.check()
 
+    def look(self) -> LostError | None:
+        """Whether it is lost, asked now; None too where the folder does not answer."""
+        try:
+            self.check()
+        except LostError as error:
+            self.lose(error)
+        except OSError as error:
+            logger.warning("%s", error)
+        return self.lost
+
     def lose(self, error: LostError) -> None:
         """Take notice of what another process of this driver has found."""
         self.lost = self.lost or error

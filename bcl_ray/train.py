@@ -179,7 +179,7 @@ def _run(run: Run, trainer: Trainer, wish: Wish, follower: "Follower", lease: Le
         )
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
-        if (lost := lost_of(failure)) is not None:
+        if (lost := lost_of(failure) or lease.look()) is not None:
             lease.lose(lost)
             raise lost from None
         cause = _cause(failure, run, follower.tracker)
