@@ -31,7 +31,7 @@ def test_a_frozen_driver_is_replaced_and_ends_itself_and_a_job_sent_twice_trains
     there = set(storage.list_folders(second.uri))
     for process in frozen:
         process.send_signal(signal.SIGCONT)
-    assert first.wait(60) != 0
+    assert first.wait(120) != 0
     assert "this driver, number 1, gave no sign of life for a while, and job " in first.output
     assert "has it now as number 2: it ends, and changes nothing more in" in first.output
     gone_by(frozen, time.monotonic() + 2 * EVERY)
