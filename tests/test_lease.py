@@ -77,6 +77,12 @@ def folder(request, bucket, tmp_path, short):
 
 
 @pytest.fixture
+def on_disk(tmp_path, short):
+    """One that is not there yet, on a disk: for what does not depend on the store."""
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
 def driver():
     """Starts processes that want a folder."""
     with ExitStack() as stack:
@@ -142,9 +148,8 @@ def test_one_driver_after_the_other_gets_a_folder_at_once_with_a_number_that_gro
     assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == {LEASE}
 
 
-@EVERYWHERE
-def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(folder, driver):
-    first = driver(folder)
+def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver):
+    first = driver(on_disk)
     assert first.hears() == "number 1"
     pid = first.process.pid
     with (
@@ -153,33 +158,31 @@ def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(folder, driver)
             match=rf"run 'x' is in use by process {pid} of .*, since \d{{4}}-\d\d-\d\d .* UTC; "
             r"wait for it, or stop it. If it is dead, its lease runs out 3 s after its last",
         ),
-        held(folder, "run 'x'", quiet, wait=False),
+        held(on_disk, "run 'x'", quiet, wait=False),
     ):
         pass
     assert first.asked("check") == "ours True"
 
 
-@EVERYWHERE
-def test_who_waits_says_so_once_and_gets_the_folder_when_the_first_ends(folder, driver):
-    first = driver(folder)
+def test_who_waits_says_so_once_and_gets_the_folder_when_the_first_ends(on_disk, driver):
+    first = driver(on_disk)
     assert first.hears() == "number 1"
-    second = driver(folder, wait=True)
+    second = driver(on_disk, wait=True)
     told = second.process.stdout.readline()
     assert told.startswith(f"told run 'x' is in use by process {first.process.pid} of ")
     assert "waiting until it has ended, 120 s at most, or has given no sign of life for" in told
-    time.sleep(2 * SECONDS)
+    time.sleep(SECONDS + 1)
     assert first.asked("check") == "ours True", "it is alive, and renews its lease"
     assert first.ends()
     assert second.hears() == "number 2"
 
 
-@EVERYWHERE
-def test_a_driver_that_lives_on_is_not_waited_for_for_ever(folder, driver, monkeypatch):
+def test_a_driver_that_lives_on_is_not_waited_for_for_ever(on_disk, driver, monkeypatch):
     monkeypatch.setattr(lease, "PATIENCE", 1.0)
-    first = driver(folder)
+    first = driver(on_disk)
     assert first.hears() == "number 1"
     alive = r"run 'x' is still in use by process .*, which is alive: stop it, or leave the work"
-    with pytest.raises(HeldError, match=alive), held(folder, "run 'x'", quiet, wait=True):
+    with pytest.raises(HeldError, match=alive), held(on_disk, "run 'x'", quiet, wait=True):
         pass
 
 
@@ -219,9 +222,8 @@ def test_a_frozen_driver_is_replaced_and_notices_when_it_thaws(folder, driver):
         assert record_in(folder).number == 2, "who lost it does not give it back"
 
 
-@EVERYWHERE
-def test_a_driver_that_was_frozen_and_not_replaced_goes_on(folder, driver):
-    frozen = driver(folder)
+def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
+    frozen = driver(on_disk)
     assert frozen.hears() == "number 1"
     frozen.signal(signal.SIGSTOP)
     time.sleep(1.5 * SECONDS)
