@@ -22,7 +22,6 @@ from bcl_ray.swap import ChangedError, Version, file_at
 
 SHORT = {"EVERY": 0.3, "SETTLE": 0.1, "LOOK": 0.1, "READ_BACK": 1.0, "MARGIN": 0.5}
 SECONDS = 3.0  # that a lease lasts here
-COMPARES = {"local": True, "swift": False, "ceph": True}
 # A driver: takes the folders that it is given, one after another, at certain times; says which it
 # has got; and answers each line that it is told.
 DRIVER = """
@@ -54,26 +53,12 @@ with contextlib.ExitStack() as stack:
 """
 
 
-EVERYWHERE = pytest.mark.parametrize(
-    ("folder", "s3_server"),
-    [("local", "swift"), ("swift", "swift"), ("ceph", "ceph")],
-    indirect=True,
-    ids=COMPARES,
-)
-
-
 @pytest.fixture
 def short(monkeypatch):
     """Leases that last three seconds."""
     for name, value in SHORT.items():
         monkeypatch.setattr(lease, name, value)
     monkeypatch.setattr(fence, "SECONDS", SECONDS)
-
-
-@pytest.fixture
-def folder(request, bucket, tmp_path, short):
-    """One that is not there yet."""
-    return str(tmp_path / "run") if request.param == "local" else f"{bucket.uri}/run"
 
 
 @pytest.fixture
@@ -137,15 +122,111 @@ def record_in(folder):
     return fence.parsed(file_at(storage.join(folder, LEASE)).read(), folder)
 
 
-@EVERYWHERE
-def test_one_driver_after_the_other_gets_a_folder_at_once_with_a_number_that_grows(folder):
-    for number in (1, 2, 3):
-        with held(folder, "run 'x'", quiet, wait=False) as mine:
-            assert mine.fence.number == number
+class Everywhere:
+    """What a folder on a disk and one in a bucket have alike."""
+
+    def test_one_driver_after_the_other_has_it_at_once_with_a_number_that_grows(self, folder):
+        for number in (1, 2, 3):
+            with held(folder, "run 'x'", quiet, wait=False) as mine:
+                assert mine.fence.number == number
+                mine.check()
+                assert mine.valid
+            assert record_in(folder).released
+        assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == {LEASE}
+
+    def test_of_processes_that_race_exactly_one_has_each_folder(self, folder, driver):
+        """The first of them was a dead driver's, and is taken over at once."""
+        dead = driver(folder, seconds=600.0)
+        assert dead.hears() == "number 1"
+        dead.signal(signal.SIGKILL)
+        dead.process.wait()
+        folders = [folder, *(f"{folder}-{turn}" for turn in range(4))]
+        begin = time.time() + 5  # they import for seconds
+        racing = [driver(*folders, begin=begin) for _ in range(3)]
+        for number in (2, 1, 1, 1, 1):
+            answers = sorted(one.hears().split(" by ")[0] for one in racing)
+            assert answers == ["held run 'x' is in use"] * 2 + [f"number {number}"]
+
+    def test_a_frozen_driver_is_replaced_and_notices_when_it_thaws(self, folder, driver):
+        frozen = driver(folder)
+        assert frozen.hears() == "number 1"
+        frozen.signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        with held(folder, "run 'x'", quiet, wait=True) as mine:
+            assert time.monotonic() - begun > SECONDS - SHORT["EVERY"]
+            assert mine.fence.number == 2
+            frozen.signal(signal.SIGCONT)
+            answer = frozen.asked("check")
+            assert answer.startswith(
+                "lost this driver, number 1, gave no sign of life for a while, and"
+            )
+            assert f"process {os.getpid()} of " in answer
+            assert f"and changes nothing more in {folder}" in answer
+            assert frozen.ends()
             mine.check()
-            assert mine.valid
-        assert record_in(folder).released
-    assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == {LEASE}
+            assert record_in(folder).number == 2, "who lost it does not give it back"
+
+    def test_who_lost_a_folder_cannot_write_or_delete_in_it_by_ray_trains_filesystem(self, folder):
+        with held(folder, "run 'x'", quiet, wait=False) as mine:
+            for name in ("list.json", "checkpoint/state.pt"):
+                storage.write_bytes(storage.join(folder, name), b"old")
+            filesystem, path = storage.whole(folder, mine.fence)
+            record = dataclasses.replace(record_in(folder), token="another", number=2)  # noqa: S106
+            file = file_at(storage.join(folder, LEASE))
+            while True:  # beside the thread that renews it
+                with suppress(ChangedError):
+                    file.replace(record.encoded(), file.read())
+                    break
+            with pytest.raises(LostError, match="number 2"):  # noqa: SIM117  (pyarrow's own block)
+                with filesystem.open_output_stream(f"{path}/list.json") as stream:
+                    stream.write(b"new")
+            for change in (filesystem.delete_dir, filesystem.delete_file):
+                with pytest.raises(LostError):
+                    change(f"{path}/checkpoint")
+            assert storage.read_bytes(storage.join(folder, "list.json")) == b"old"
+            assert storage.read_bytes(storage.join(folder, "checkpoint", "state.pt")) == b"old"
+
+    def test_a_store_that_does_not_compare_is_told_of_once(self, folder, compares):
+        said = []
+        with held(folder, "run 'x'", said.append, wait=False):
+            pass
+        text = "the store of run 'x' does not compare before it writes: a second driver is"
+        assert [one.startswith(text) for one in said] == ([] if compares else [True])
+
+    def test_a_version_is_replaced_once(self, folder):
+        file = file_at(storage.join(folder, LEASE))
+        assert file.read() is None
+        first = file.replace(b"first", None)
+        assert file.replace(b"first", None).data == b"first", "the same again, after a lost answer"
+        for other in (None, Version(b"other", first.tag[::-1])):
+            with pytest.raises(ChangedError):
+                file.replace(b"second", other)
+        second = file.replace(b"second", first)
+        assert file.read() == second
+        file.remove()
+        assert storage.list_files(folder) == {}
+        with pytest.raises(ChangedError):
+            file.replace(b"third", second)
+
+
+class TestOnADisk(Everywhere):
+    @pytest.fixture
+    def folder(self, on_disk):
+        return on_disk
+
+    @pytest.fixture
+    def compares(self):
+        return True
+
+
+class TestInABucket(Everywhere):
+    @pytest.fixture
+    def folder(self, bucket, short):
+        return f"{bucket.uri}/run"
+
+    @pytest.fixture
+    def compares(self, bucket):
+        return bucket.kind != "swift"
 
 
 def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver):
@@ -186,42 +267,6 @@ def test_a_driver_that_lives_on_is_not_waited_for_for_ever(on_disk, driver, monk
         pass
 
 
-@EVERYWHERE
-def test_of_processes_that_race_exactly_one_has_each_folder(folder, driver):
-    """The first of them was a dead driver's, and is taken over at once."""
-    dead = driver(folder, seconds=600.0)
-    assert dead.hears() == "number 1"
-    dead.signal(signal.SIGKILL)
-    dead.process.wait()
-    folders = [folder, *(f"{folder}-{turn}" for turn in range(4))]
-    begin = time.time() + 5  # they import for seconds
-    racing = [driver(*folders, begin=begin) for _ in range(3)]
-    for number in (2, 1, 1, 1, 1):
-        answers = sorted(one.hears().split(" by ")[0] for one in racing)
-        assert answers == ["held run 'x' is in use"] * 2 + [f"number {number}"]
-
-
-@EVERYWHERE
-def test_a_frozen_driver_is_replaced_and_notices_when_it_thaws(folder, driver):
-    frozen = driver(folder)
-    assert frozen.hears() == "number 1"
-    frozen.signal(signal.SIGSTOP)
-    begun = time.monotonic()
-    with held(folder, "run 'x'", quiet, wait=True) as mine:
-        assert time.monotonic() - begun > SECONDS - SHORT["EVERY"]
-        assert mine.fence.number == 2
-        frozen.signal(signal.SIGCONT)
-        answer = frozen.asked("check")
-        assert answer.startswith(
-            "lost this driver, number 1, gave no sign of life for a while, and"
-        )
-        assert f"process {os.getpid()} of " in answer
-        assert f"and changes nothing more in {folder}" in answer
-        assert frozen.ends()
-        mine.check()
-        assert record_in(folder).number == 2, "who lost it does not give it back"
-
-
 def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
     frozen = driver(on_disk)
     assert frozen.hears() == "number 1"
@@ -230,55 +275,6 @@ def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
     frozen.signal(signal.SIGCONT)
     time.sleep(3 * SHORT["EVERY"])
     assert frozen.asked("check") == "ours True"
-
-
-@EVERYWHERE
-def test_who_lost_a_folder_cannot_write_or_delete_in_it_by_ray_trains_filesystem(folder):
-    with held(folder, "run 'x'", quiet, wait=False) as mine:
-        for name in ("list.json", "checkpoint/state.pt"):
-            storage.write_bytes(storage.join(folder, name), b"old")
-        filesystem, path = storage.whole(folder, mine.fence)
-        record = dataclasses.replace(record_in(folder), token="another", number=2)  # noqa: S106
-        file = file_at(storage.join(folder, LEASE))
-        while True:  # beside the thread that renews it
-            with suppress(ChangedError):
-                file.replace(record.encoded(), file.read())
-                break
-        with pytest.raises(LostError, match="number 2"):  # noqa: SIM117  (pyarrow's own block)
-            with filesystem.open_output_stream(f"{path}/list.json") as stream:
-                stream.write(b"new")
-        for change in (filesystem.delete_dir, filesystem.delete_file):
-            with pytest.raises(LostError):
-                change(f"{path}/checkpoint")
-        assert storage.read_bytes(storage.join(folder, "list.json")) == b"old"
-        assert storage.read_bytes(storage.join(folder, "checkpoint", "state.pt")) == b"old"
-
-
-@EVERYWHERE
-def test_a_store_that_does_not_compare_is_told_of_once(folder, request):
-    said = []
-    with held(folder, "run 'x'", said.append, wait=False):
-        pass
-    compares = COMPARES[request.node.callspec.params["folder"]]
-    text = "the store of run 'x' does not compare before it writes: a second driver is"
-    assert [one.startswith(text) for one in said] == ([] if compares else [True])
-
-
-@EVERYWHERE
-def test_a_version_is_replaced_once(folder):
-    file = file_at(storage.join(folder, LEASE))
-    assert file.read() is None
-    first = file.replace(b"first", None)
-    assert file.replace(b"first", None).data == b"first", "the same again, after a lost answer"
-    for other in (None, Version(b"other", first.tag[::-1])):
-        with pytest.raises(ChangedError):
-            file.replace(b"second", other)
-    second = file.replace(b"second", first)
-    assert file.read() == second
-    file.remove()
-    assert storage.list_files(folder) == {}
-    with pytest.raises(ChangedError):
-        file.replace(b"third", second)
 
 
 def test_an_outage_longer_than_a_lease_does_not_end_a_driver_that_nobody_replaced(
