@@ -76,6 +76,10 @@ def predict(
         LostError: another process has taken over, while this one was frozen or cut off.
         PredictionError: it began and failed.
     """
+
+    def note(text: str) -> None:
+        follow({"kind": "note", "text": text})
+
     options.check()
     images, target = runs.absolute(images), runs.absolute(target)
     if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
@@ -86,7 +90,7 @@ def predict(
     output.check(resume=resume)
     with connected() as resources:
         _check_places(output.request, target, resources)
-        with held(target, runs.shown(target), _note(follow), wait=resume) as lease:
+        with held(target, runs.shown(target), note, wait=resume) as lease:
             output.begin(lease.fence)
             opened = _opened(output, manifest, follow)
             done, parts = output.parts(), -(-opened.total // options.part_size)
@@ -94,11 +98,6 @@ def predict(
             if done < parts:
                 _label(model, opened, output, done, resources=resources, follow=follow)
             return output.finish(parts)
-
-
-def _note(follow: Follow) -> Callable[[str], None]:
-    """What shows a person a text."""
-    return lambda text: follow({"kind": "note", "text": text})
 
 
 def _manifest(images: str, split: str | None) -> Manifest | None:

@@ -72,6 +72,10 @@ def fit(
         Stopped: SIGINT or SIGTERM came (in the main thread), or a wish; a checkpoint was written,
             unless workers did not do so in time, or the signal came again.
     """
+
+    def note(text: str) -> None:
+        follow({"kind": "note", "text": text})
+
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     wanted, _ = preflight(experiment, manifest)
@@ -85,9 +89,7 @@ def fit(
         runs.check_resumable(runs.open_run(uri)[0], experiment, manifest.fingerprint)
     with connected() as resources, contextlib.ExitStack() as stack:
         _check(experiment, manifest, resources)
-        lease = stack.enter_context(
-            held(uri, f"run '{runs.name_of(uri)}'", _teller(follow), wait=restartable)
-        )
+        lease = stack.enter_context(held(uri, f"run '{runs.name_of(uri)}'", note, wait=restartable))
         if resume is not None or (restartable and runs.begun(uri)):
             run = runs.open_run(uri)[0]
         else:
@@ -133,11 +135,6 @@ def _check(experiment: Experiment, manifest: Manifest, resources: Resources) -> 
     if experiment.model.weights is not None:
         places["model.weights"] = (experiment.model.weights, {"read"})
     access.check_everywhere(places, worker=_needs(experiment, resources))
-
-
-def _teller(follow: Follow) -> Callable[[str], None]:
-    """What shows a person a text."""
-    return lambda text: follow({"kind": "note", "text": text})
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,10 @@ def search(
         SearchError: no trial came to its end.
         Stopped: SIGINT or SIGTERM came; running trials have written checkpoints.
     """
+
+    def note(text: str) -> None:
+        follow({"kind": "note", "text": text})
+
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     uri = runs.run_uri(name, experiment.tracking.runs)
@@ -77,7 +81,6 @@ def search(
         ledgers.check_free(uri, settings, experiment)
     with connected() as resources:
         count = _slots(extent, experiment, manifest, resources)
-        note = _note(follow)
         with (
             held(uri, f"search '{name}'", note, wait=resume) as lease,
             contextlib.ExitStack() as stack,
@@ -286,11 +289,6 @@ class _News:
     def note(self, text: str) -> None:
         """What a person should know."""
         self._follow({"kind": "note", "text": text})
-
-
-def _note(follow: Follow) -> Callable[[str], None]:
-    """What shows a person a text."""
-    return lambda text: follow({"kind": "note", "text": text})
 
 
 @contextlib.contextmanager
