@@ -90,7 +90,7 @@ def predict(
     output.check(resume=resume)
     with connected() as resources:
         _check_places(output.request, target, resources)
-        with held(target, runs.shown(target), note, wait=resume) as lease:
+        with held(target, runs.shown(target), note, wait=resume, remove=True) as lease:
             output.begin(lease.fence)
             opened = _opened(output, manifest, follow)
             done, parts = output.parts(), -(-opened.total // options.part_size)

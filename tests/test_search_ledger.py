@@ -151,6 +151,6 @@ def test_a_driver_that_was_replaced_writes_no_trial_down(ledger):
         ours = replace(ledger, fence=lease.fence)
         ours.save(trial(0, 50.0))
     with held(ledger.uri, "search 'one'", print, wait=False):
-        with pytest.raises(LostError, match="number 1, .* has it now as number 2"):
+        with pytest.raises(LostError, match=r"number 1, .* has it now as number 2"):
             ours.save(trial(0, 60.0))
         assert ledger.trials() == [trial(0, 50.0)]
