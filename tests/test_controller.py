@@ -1,8 +1,10 @@
 """Ray Train's controller as ours, on a real Ray: it can be ended, whatever it does."""
 
+import functools
 import logging
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,11 @@ def beats(config):
         time.sleep(0.1)
 
 
+def write_down(file, text):
+    """What the controller tells, in its own process."""
+    Path(file).write_text(text)
+
+
 @pytest.fixture
 def started(tmp_path):
     """Starts a training in a thread; returns its trainer, the thread and the file of its beats."""
@@ -44,7 +51,7 @@ def started(tmp_path):
         trainer = Trainer(
             beats,
             experiment=experiment,
-            tell=print,
+            tell=functools.partial(write_down, str(tmp_path / "told")),
             restart=print,
             train_loop_config={"file": str(file)},
             scaling_config=ray.train.ScalingConfig(
@@ -87,8 +94,8 @@ def test_training_that_is_ended_has_no_worker_and_no_thread_left(started):
 def test_a_controller_that_waits_for_nodes_answers(started):
     """Its loop is not held up, as it would be by a sleep in a policy."""
     trainer, thread, file = started("scale.workers=2", "scale.cpus_per_worker=8")
-    wait_for(lambda: trainer._controlled._actor is not None)
-    time.sleep(5)  # it waits now
+    wait_for((file.parent / "told").exists)
+    assert "waiting up to" in (file.parent / "told").read_text()
     begun = time.monotonic()
     trainer.end()
     assert time.monotonic() - begun < ABORTING
