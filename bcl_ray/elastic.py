@@ -27,11 +27,12 @@ from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
 from bcl_ray.cluster import one_line, root_cause
 from bcl_ray.config import Experiment
+from bcl_ray.controller import Controlled
+from bcl_ray.fence import LostError
 
 Tell = Callable[[str], None]
 Nodes = Iterable[Mapping[str, float]]
 
-PAUSE = 1.0  # seconds between two looks at the cluster; Ray's controller would spin
 SETTLE = 10.0  # seconds in which what ended workers held comes free again
 GROWTH = 60.0  # seconds of training at least between two restarts with more workers
 
@@ -137,8 +138,7 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         if begins and not chosen_workers(self._experiment, nodes.values(), self._needs):
             lacking = missing(self._experiment, nodes.values(), self._needs)
             self._tell(f"waiting up to {patience:g} s for {lacking}")
-        time.sleep(PAUSE)
-        return NoopDecision()
+        return NoopDecision()  # after which `Controller` waits a moment
 
     def _workers(self, nodes: Mapping[str, Mapping[str, float]], settled: bool) -> int:
         """How many to start; 0: none yet."""
@@ -182,6 +182,8 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: Exception) -> Any:
         """Whether to start the workers again; says so."""
         error = training_failed_error
+        if lost_of(error):  # another driver has the run, and starts workers itself
+            return FailureDecision.RAISE
         if asked := restart_of(error):
             self._tell(f"{asked}; starting again on the nodes that there are")
             return FailureDecision.RETRY
@@ -209,6 +211,13 @@ def restart_of(error: Exception) -> RestartError | None:
     """What workers raised that gave up to start again, after they had saved their state."""
     failures = map(_own, getattr(error, "worker_failures", {}).values())
     return next((failure for failure in failures if isinstance(failure, RestartError)), None)
+
+
+def lost_of(error: Exception) -> LostError | None:
+    """What workers or the controller raised when they found that another driver has the run."""
+    failures = [*getattr(error, "worker_failures", {}).values(), error]
+    causes = [_own(getattr(failure, "controller_failure", failure)) for failure in failures]
+    return next((cause for cause in causes if isinstance(cause, LostError)), None)
 
 
 def _own(failure: BaseException) -> BaseException:
@@ -251,6 +260,11 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(*args, **options)
         self._experiment, self._tell, self._restart = experiment, tell, restart
+        self._controlled = Controlled()
+
+    def end(self) -> None:
+        """End training at once, from another thread than the one that is in `fit`."""
+        self._controlled.end()
 
     def _create_default_callbacks(self) -> list[Any]:
         """Ray Train's, but for those that would start processes with nothing to do."""
@@ -264,4 +278,4 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
             self.scaling_config, self._experiment, self._tell, self._restart
         )
         options["failure_policy"] = Failures(self.run_config.failure_config, self._tell)
-        return super()._initialize_and_run_controller(**options)
+        return self._controlled.run(**options)

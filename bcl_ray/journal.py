@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from bcl_ray.lease import Lease
+
 Entry = dict[str, Any]
 Write = Callable[[Entry], None]
 
@@ -105,17 +107,22 @@ class Delivery:
 
     Args:
         journal: where entries are recorded first.
+        lease: of the run's folder. Nothing is recorded or handed on while another driver may have
+            it, and nothing any more once one has.
         connect: makes what writes an entry to the target; called in the thread, with the time
             of the entry that is to be written, and again after every failure. What it and its
             result raise is a failure to be repeated, but for RefusedError, which gives up the
             entry.
     """
 
-    def __init__(self, journal: Journal, connect: Callable[[float], Write]) -> None:
-        self._journal, self._connect = journal, connect
+    def __init__(
+        self, journal: Journal, connect: Callable[[float], Write], lease: Lease | None = None
+    ) -> None:
+        self._journal, self._connect, self._lease = journal, connect, lease
         self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         for entry in journal.entries():
             self._entries.put(entry)
+        self._unwritten: list[Entry] = []
         self._order = threading.Lock()  # of the journal and of the queue, for several threads
         self._stop = threading.Event()
         self._failure: str | None = None
@@ -132,12 +139,17 @@ class Delivery:
     def record(self, entry: Entry) -> None:
         """Record an entry, and hand it on when its turn comes. Does not wait for the target."""
         with self._order:
-            entry = {**entry, "time": time.time()}
-            self._journal.append(entry)
-            self._entries.put(entry)
+            self._unwritten.append({**entry, "time": time.time()})
+            if self._lease is None or self._lease.valid:
+                self._write_down()
 
     def drain(self, patience: float) -> bool:
         """Stop; whether the target has got everything within `patience` seconds."""
+        if self._lease is not None and self._lease.lost is not None:
+            self._stop.set()
+        else:
+            with self._order:
+                self._write_down()
         self._entries.put(None)
         self._thread.join(patience)
         delivered = not self._thread.is_alive()
@@ -147,10 +159,21 @@ class Delivery:
         self._journal.close()
         return delivered and not self._refused
 
+    def _write_down(self) -> None:
+        """Record what waits for it: the journal is another's where that one has the run."""
+        for entry in self._unwritten:
+            self._journal.append(entry)
+            self._entries.put(entry)
+        self._unwritten.clear()
+
     def _deliver(self) -> None:
         pause, write = FIRST_PAUSE, None
         entry = self._entries.get()
         while entry is not None and not self._stop.is_set():
+            if self._lease is not None and not self._lease.valid:
+                self._failure = "the run's folder does not answer, or another driver has it"
+                self._stop.wait(FIRST_PAUSE)
+                continue
             try:
                 write = write or self._connect(entry["time"])
                 write(entry)

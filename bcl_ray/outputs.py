@@ -22,6 +22,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from bcl_ray import storage
+from bcl_ray.fence import Fence
 from bcl_ray.tables import counts_of
 
 REQUEST, IMAGES, SUMMARY, ERRORS = "request.json", "images.json", "summary.json", "errors.csv"
@@ -118,6 +119,7 @@ class Output:
 
     def __init__(self, uri: str, request: Request) -> None:
         self.uri, self.request = uri, request
+        self._fence: Fence
         self.listing = storage.join(uri, "listing")
         self._parquet, self._csv = storage.join(uri, "parquet"), storage.join(uri, "csv")
 
@@ -143,12 +145,16 @@ class Output:
                 "or choose another folder"
             )
 
-    def begin(self) -> None:
-        """Claim the folder, unless it was; of two processes at once one is refused.
+    def begin(self, fence: Fence) -> None:
+        """Claim the folder, unless it was.
+
+        Args:
+            fence: of the one process that has the folder, asked before each write.
 
         Raises:
             ValueError: another process has claimed it for something else.
         """
+        self._fence = fence
         content = json.dumps(self.request.to_dict(), indent=1).encode()
         try:
             storage.create_bytes(storage.join(self.uri, REQUEST), content)
@@ -165,6 +171,7 @@ class Output:
 
     def note_images(self, total: int) -> None:
         """Note how many there are, when all of them are listed."""
+        self._fence.check()
         storage.write_bytes(storage.join(self.uri, IMAGES), json.dumps({"images": total}).encode())
 
     def parts(self) -> int:
@@ -177,6 +184,7 @@ class Output:
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write a part; it is done when its Parquet file is there."""
+        self._fence.check()
         if self.request.options.csv:
             plain = table.drop_columns(["embedding"] if self.request.options.embeddings else [])
             with storage.open_write(storage.join(self._csv, _part(number, "csv"))) as sink:
@@ -187,6 +195,7 @@ class Output:
 
     def finish(self, parts: int) -> Summary:
         """Write errors.csv and summary.json of all parts; reads their footers."""
+        self._fence.check()
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             counts = list(pool.map(self._counts_of, range(parts)))
         errors = self._errors([n for n, of_part in enumerate(counts) if of_part["unreadable"]])

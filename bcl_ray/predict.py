@@ -26,6 +26,7 @@ from bcl_ray.cluster import Resources, connected, one_line
 from bcl_ray.data import Unhurried
 from bcl_ray.inputs import Folder, Images, list_folder, read_batch, shards_of
 from bcl_ray.labeller import Labeller
+from bcl_ray.lease import held
 from bcl_ray.models import OpenModel, open_model
 from bcl_ray.outputs import Options, Output, Request, Summary
 from bcl_ray.shards import MANIFEST, Manifest, read_manifest
@@ -71,8 +72,14 @@ def predict(
     Raises:
         ValueError: something that cannot work, or other predictions in `target`; before anything
             is written.
+        HeldError: another process writes there.
+        LostError: another process has taken over, while this one was frozen or cut off.
         PredictionError: it began and failed.
     """
+
+    def note(text: str) -> None:
+        follow({"kind": "note", "text": text})
+
     options.check()
     images, target = runs.absolute(images), runs.absolute(target)
     if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
@@ -83,13 +90,14 @@ def predict(
     output.check(resume=resume)
     with connected() as resources:
         _check_places(output.request, target, resources)
-        output.begin()
-        opened = _opened(output, manifest, follow)
-        done, parts = output.parts(), -(-opened.total // options.part_size)
-        follow(_begin_event(model, output, opened, done, resources))
-        if done < parts:
-            _label(model, opened, output, done, resources=resources, follow=follow)
-        return output.finish(parts)
+        with held(target, runs.shown(target), note, wait=resume, remove=True) as lease:
+            output.begin(lease.fence)
+            opened = _opened(output, manifest, follow)
+            done, parts = output.parts(), -(-opened.total // options.part_size)
+            follow(_begin_event(model, output, opened, done, resources))
+            if done < parts:
+                _label(model, opened, output, done, resources=resources, follow=follow)
+            return output.finish(parts)
 
 
 def _manifest(images: str, split: str | None) -> Manifest | None:

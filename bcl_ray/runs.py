@@ -3,18 +3,16 @@
 <runs>/<name>/experiment.yaml    the resolved experiment
 <runs>/<name>/run.json           identity and digest; a folder without it holds no run
 <runs>/<name>/journal.jsonl      what the tracker was told (a local run's folder)
-<runs>/<name>/driver.log         what libraries logged; driver.lock keeps a second driver off
+<runs>/<name>/driver.lease       who drives the run; keeps a second driver off, see `lease`
+<runs>/<name>/driver.log         what libraries logged in the driver (a local run's folder)
 <runs>/<name>/checkpoint_*/      the last two checkpoints, which Ray Train keeps account of
 <runs>/<name>/best_*/            the one with the highest accuracy
 <runs>/<name>/final/             the last one, from which MLflow gets its model
 """
 
-import contextlib
-import fcntl
 import json
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,7 +44,17 @@ class Run:
     @property
     def name(self) -> str:
         """The last part of the folder's path."""
-        return _split(self.uri)[1]
+        return name_of(self.uri)
+
+
+def name_of(uri: str) -> str:
+    """The name of a run whose folder this is."""
+    return _split(uri)[1]
+
+
+def begun(uri: str) -> bool:
+    """Whether a folder holds a run."""
+    return storage.exists(storage.join(uri, RUN_FILE))
 
 
 def run_uri(run: str, runs: str) -> str:
@@ -78,7 +86,7 @@ def check_free(uri: str, experiment: Experiment) -> None:
     Raises:
         ValueError: with how to go on.
     """
-    if storage.exists(storage.join(uri, RUN_FILE)):
+    if begun(uri):
         run = open_run(uri)[0]
         same = run.digest == experiment.digest()
         raise ValueError(
@@ -172,24 +180,6 @@ def parent(uri: str) -> str:
     """The folder above a run's, with the URI's options."""
     _, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return _split(uri)[0] + question + options
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other processes of this machine off a run; the lock ends with the process.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "driver.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"the run in {folder} is being trained by another process: wait for it, or stop it"
-            ) from None
-        yield
 
 
 def is_local(uri: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PATIENCE = 60.0  # seconds that workers have to write a last checkpoint
+ENDING = 20.0  # seconds that a function has to end which was made to
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -66,14 +67,25 @@ def stop_signals(wish: Wish | None = None) -> Iterator[Wish]:
             signal.signal(number, handler)
 
 
-def stoppable(function: Callable[[], Any], wish: Wish, ask: Callable[[], bool]) -> Any:
+def stoppable(
+    function: Callable[[], Any],
+    wish: Wish,
+    ask: Callable[[], bool],
+    *,
+    end: Callable[[], None],
+    lost: Callable[[], BaseException | None],
+) -> Any:
     """Call a function in a thread, for signals to reach us: Ray Train would exit with 0.
+
+    The thread has ended when this returns or raises, if `end` can make it.
 
     Args:
         function: what may take long.
         wish: to stop it.
         ask: called once when it is wished; asks the function to end, and says whether that is
             worth waiting for.
+        end: called where the function is not waited for any longer; makes it end at once.
+        lost: what forbids to go on, once there is something; it is raised.
 
     Raises:
         Stopped: it was wished, and the function did not end within PATIENCE.
@@ -89,12 +101,19 @@ def stoppable(function: Callable[[], Any], wish: Wish, ask: Callable[[], bool]) 
     thread = threading.Thread(target=call, name="trainer", daemon=True)
     thread.start()
     deadline = None
-    while thread.is_alive():
-        thread.join(0.2)
-        if wish.reason is not None and deadline is None:
-            deadline = time.monotonic() + (PATIENCE if ask() else 0)
-        if deadline is not None and time.monotonic() > deadline:
-            raise Stopped("stopped, without a last checkpoint", wish.signum)
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+            if (error := lost()) is not None:
+                raise error
+            if wish.reason is not None and deadline is None:
+                deadline = time.monotonic() + (PATIENCE if ask() else 0)
+            if deadline is not None and time.monotonic() > deadline:
+                raise Stopped("stopped, without a last checkpoint", wish.signum)
+    except BaseException:  # of a second signal, too
+        end()
+        thread.join(ENDING)
+        raise
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]

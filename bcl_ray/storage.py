@@ -25,6 +25,7 @@ from bcl_ray import s3
 from bcl_ray.retry import PATIENCE, local_patience, persist
 
 Result = TypeVar("Result")
+Guard = Callable[[], None]
 
 
 def resolve(uri: str) -> tuple[Any, str]:
@@ -53,13 +54,22 @@ def resolve(uri: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def whole(uri: str) -> tuple[Any, str]:
+def whole(uri: str, guard: Guard) -> tuple[Any, str]:
     """As `resolve`, for a library that writes by itself: a file is there whole, or the old one is.
 
     Ray Train writes the list of its checkpoints over the one before; half of it would end the run.
+
+    Args:
+        uri: of a folder.
+        guard: called before each change, and raises to forbid it; on local disks and in S3. It
+            is hashable, and goes with the filesystem where that is pickled.
     """
+    if s3.is_s3(uri):
+        place = s3.place_of(uri)
+        with plain_errors(uri):
+            return s3.filesystem(place, guard=guard), place.path
     filesystem, path = resolve(uri)
-    return (_Whole(), path) if isinstance(filesystem, fs.LocalFileSystem) else (filesystem, path)
+    return (_Whole(guard) if isinstance(filesystem, fs.LocalFileSystem) else filesystem), path
 
 
 def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
@@ -91,6 +101,16 @@ def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
                 raise
             raise clearer from None
 
+    with plain_errors(uri):
+        return _persist(attempt, uri)
+
+
+def persistently(attempt: Callable[[], Result], uri: str) -> Result:
+    """Call a function that is safe to repeat, and again while faults last that pass.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: in plain words.
+    """
     with plain_errors(uri):
         return _persist(attempt, uri)
 
@@ -276,13 +296,26 @@ def _s3_write(uri: str) -> Iterator[Any]:
 class _Whole(fs.LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
     """A local disk whose files appear whole, and that waits for room."""
 
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()
+        self._guard = guard
+
     @contextmanager
     def open_output_stream(self, path: str, *_: Any, **__: Any) -> Iterator[Any]:
         with _local_write(path) as sink:
             yield sink
+            self._guard()
+
+    def delete_dir(self, path: str) -> None:
+        self._guard()
+        super().delete_dir(path)
+
+    def delete_file(self, path: str) -> None:
+        self._guard()
+        super().delete_file(path)
 
     def __reduce__(self) -> Any:
-        return _Whole, ()
+        return _Whole, (self._guard,)
 
 
 class _LocalSink(io.RawIOBase):

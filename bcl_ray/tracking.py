@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from bcl_ray import storage
 from bcl_ray.config import Experiment
 from bcl_ray.journal import Delivery, Journal, Subject, Write
+from bcl_ray.lease import Lease
 from bcl_ray.note import note
 from bcl_ray.runs import Run, is_local
 from bcl_ray.shards import Manifest
@@ -104,12 +105,15 @@ class Tracker:
         subject: what is tracked, whose uid finds the MLflow run again: `subject` of a training.
         uri: of MLflow: `tracking_uri`.
         folder: local folder of the journal.
+        lease: of the run's folder, without which nothing is tracked; `sync` has none.
 
     Raises:
         ValueError: a journal that cannot be read.
     """
 
-    def __init__(self, subject: Subject, uri: str, folder: Path) -> None:
+    def __init__(
+        self, subject: Subject, uri: str, folder: Path, lease: Lease | None = None
+    ) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self.uri = uri
@@ -119,7 +123,7 @@ class Tracker:
         self._described: tuple[Experiment, Manifest] | None = None
         self._evaluated: dict[int, Mapping[str, float]] = {}
         self._finished = False
-        self._delivery = Delivery(Journal(folder / JOURNAL), self._connect)
+        self._delivery = Delivery(Journal(folder / JOURNAL), self._connect, lease)
 
     def __enter__(self) -> "Tracker":
         return self

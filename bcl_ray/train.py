@@ -19,7 +19,8 @@ from bcl_ray import access, checkpoint, runs, storage
 from bcl_ray.budget import Budget, budget, check_store, preflight
 from bcl_ray.cluster import MARKET, Resources, check_places, connected, one_line, uses_gpus
 from bcl_ray.config import Experiment
-from bcl_ray.elastic import Trainer
+from bcl_ray.elastic import Trainer, lost_of
+from bcl_ray.lease import Lease, held
 from bcl_ray.mailbox import Event, grow, open_mailbox, tell
 from bcl_ray.residency import check_residency
 from bcl_ray.runs import Run
@@ -46,6 +47,7 @@ def fit(
     *,
     follow: Follow,
     resume: str | None = None,
+    restartable: bool = False,
     parent: str | None = None,
     wish: Wish | None = None,
     callbacks: Sequence[Any] = (),
@@ -58,16 +60,24 @@ def fit(
         follow: called from a thread with every event of the run: `begin`, `start`, `step`,
             `epoch`, `page`, `note`, `end`.
         resume: path or URI of the folder of a run to continue.
+        restartable: continue the run of that name, if there is one, and wait for another driver of
+            it that may be dead; else begin it.
         parent: uid of the run that MLflow shows this one below: a search.
         wish: what may stop the run, beside signals.
         callbacks: Ray Train's, of its controller.
 
     Raises:
         ValueError: the run cannot work, or the name is taken; before anything is written.
+        HeldError: another driver has the run.
+        LostError: another driver has taken over, while this one was frozen or cut off.
         TrainingError: the run began and failed.
         Stopped: SIGINT or SIGTERM came (in the main thread), or a wish; a checkpoint was written,
             unless workers did not do so in time, or the signal came again.
     """
+
+    def note(text: str) -> None:
+        follow({"kind": "note", "text": text})
+
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     wanted, _ = preflight(experiment, manifest)
@@ -76,33 +86,38 @@ def fit(
     uri = resume or runs.run_uri(
         experiment.tracking.run or runs.default_name(experiment), experiment.tracking.runs
     )
-    if resume is None:
+    if resume is None and not restartable:
         runs.check_free(uri, experiment)
-    else:
+    elif resume is not None or runs.begun(uri):
         runs.check_resumable(runs.open_run(uri)[0], experiment, manifest.fingerprint)
-    with connected() as resources:
+    with connected() as resources, contextlib.ExitStack() as stack:
         _check(experiment, manifest, resources)
-        new = resume is None
-        run = runs.create(uri, experiment, manifest.fingerprint) if new else runs.open_run(uri)[0]
+        lease = stack.enter_context(held(uri, f"run '{runs.name_of(uri)}'", note, wait=restartable))
+        if resume is not None or (restartable and runs.begun(uri)):
+            run = runs.open_run(uri)[0]
+        else:
+            run = runs.create(uri, experiment, manifest.fingerprint)
         folder = runs.local_folder(run)
         with (
-            runs.held(folder),
-            _logs(folder),
+            _logs(folder, lease),
             stop_signals(wish) as wished,
-            Tracker(subject(run, experiment), tracked_at, folder) as tracker,
+            Tracker(subject(run, experiment), tracked_at, folder, lease) as tracker,
         ):
             tracker.start(parent)
             tracker.describe(experiment, manifest)
             follow(_begin_event(run, experiment, manifest, wanted, tracker))
             mailbox = open_mailbox()
-            trainer = _trainer(run, experiment, manifest, resources, mailbox, callbacks=callbacks)
+            trainer = _trainer(
+                run, experiment, manifest, resources, mailbox, lease=lease, callbacks=callbacks
+            )
             try:
                 # Trials run beside each other, and would all look at the same nodes.
                 follower = Follower(mailbox, tracker, follow, all_nodes=parent is None)
-                outcome = _run(run, trainer, wished, follower)
+                outcome = _run(run, trainer, wished, follower, lease)
             except Stopped:
                 tracker.tags({"stopped": wished.reason or ""})
                 raise
+            lease.check()  # what is drawn goes into the run's folder, too
             drawn = experiment.tracking.report
             outcome["report"] = _sum_up(run, tracker, follow) if drawn else None
             outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
@@ -126,10 +141,11 @@ def _check(experiment: Experiment, manifest: Manifest, resources: Resources) -> 
 
 
 @contextlib.contextmanager
-def _logs(folder: Path) -> Iterator[None]:
-    """Send what libraries log in this process to the run's folder."""
+def _logs(folder: Path, lease: Lease) -> Iterator[None]:
+    """Send what libraries log in this process to the run's folder, while it is this driver's."""
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "driver.log", delay=True)
+    handler.addFilter(lambda _: lease.lost is None)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
@@ -153,14 +169,19 @@ def _begin_event(
     }
 
 
-def _run(run: Run, trainer: Any, wish: Wish, follower: "Follower") -> Event:
+def _run(run: Run, trainer: Trainer, wish: Wish, follower: "Follower", lease: Lease) -> Event:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
     resume = f"bcl-ray train --resume {runs.reference(run)}"
     try:
-        result = stoppable(trainer.fit, wish, follower.ask_to_stop)
+        result = stoppable(
+            trainer.fit, wish, follower.ask_to_stop, end=trainer.end, lost=lambda: lease.lost
+        )
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
+        if (lost := lost_of(failure) or lease.look()) is not None:
+            lease.lose(lost)
+            raise lost from None
         cause = _cause(failure, run, follower.tracker)
         raise TrainingError(f"{cause}\ncontinue with: {resume}") from None
     except Stopped as stop:
@@ -173,6 +194,7 @@ def _run(run: Run, trainer: Any, wish: Wish, follower: "Follower") -> Event:
     if "stopped" in returned:
         text = f"stopped at step {returned['stopped']:,}; go on with: {resume}"
         raise Stopped(text, wish.signum)
+    lease.check()
     return _finished(run, result, follower)
 
 
@@ -183,10 +205,11 @@ def _trainer(
     resources: Resources,
     mailbox: Any,
     *,
+    lease: Lease,
     callbacks: Sequence[Any],
-) -> Any:
+) -> Trainer:
     scale, needs = experiment.scale, _needs(experiment, resources)
-    filesystem, path = storage.whole(run.uri)
+    filesystem, path = storage.whole(run.uri, lease.fence)
     parent, _, name = path.rstrip("/").rpartition("/")
     return Trainer(
         train_worker,
@@ -199,6 +222,7 @@ def _trainer(
             "run": run.uri,
             "uid": run.uid,
             "mailbox": mailbox,
+            "fence": lease.fence,
         },
         # Longer than a worker takes to notice a hang, which says where it hangs.
         torch_config=ray.train.torch.TorchConfig(timeout_s=int(2 * scale.hang_timeout) + 1),

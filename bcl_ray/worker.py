@@ -24,8 +24,9 @@ from bcl_ray.config import Experiment
 from bcl_ray.distributed import rank, sum_over_workers, world_size
 from bcl_ray.elastic import RestartError
 from bcl_ray.feed import Feed, open_feed
+from bcl_ray.fence import Fence
 from bcl_ray.learner import TERMS, Learner, NonFiniteLossError
-from bcl_ray.loop import Step, train_epoch
+from bcl_ray.loop import SIGNALS, Step, train_epoch
 from bcl_ray.optim import learning_rate
 from bcl_ray.parse import from_yaml
 from bcl_ray.precision import chosen
@@ -56,7 +57,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     manifest = Manifest.model_validate_json(config["manifest"])
     mailbox = config["mailbox"]
     with _warnings_told(mailbox):
-        worker = _Worker(experiment, manifest, config["run"], config["uid"], mailbox)
+        worker = _Worker(
+            experiment, manifest, config["run"], config["uid"], mailbox, fence=config["fence"]
+        )
         try:
             worker.open_feed()
         except UnsupportedError as error:
@@ -98,10 +101,17 @@ class _Worker:
     """What a worker holds while it trains, and what it tells Ray and the driver."""
 
     def __init__(
-        self, experiment: Experiment, manifest: Manifest, run: str, uid: str, mailbox: Any
+        self,
+        experiment: Experiment,
+        manifest: Manifest,
+        run: str,
+        uid: str,
+        mailbox: Any,
+        *,
+        fence: Fence,
     ) -> None:
         self.experiment, self.manifest = experiment, manifest
-        self.run, self.uid, self.mailbox = run, uid, mailbox
+        self.run, self.uid, self.mailbox, self.fence = run, uid, mailbox, fence
         self.watch = Watch(mailbox, experiment.scale.hang_timeout)
         self.class_counts = np.array(manifest.splits[experiment.data.train_split].class_counts)
         self.steps = epoch_plan(experiment, manifest, 0).steps
@@ -167,6 +177,7 @@ class _Worker:
 
     def _clear(self, kept: list[str]) -> None:
         """Remove checkpoints that were written when their workers died, and so never noted."""
+        self.fence.check()
         for name in storage.list_folders(self.run):
             if name.startswith(LAST) and name not in kept:
                 storage.delete_folder(storage.join(self.run, name))
@@ -178,7 +189,7 @@ class _Worker:
 
     def run_epoch(self, epoch: int, batches: Iterator[Sent]) -> None:
         """Train on what is left of an epoch, evaluate where it is due, and report."""
-        begun, waited, images, wishes = time.perf_counter(), 0.0, 0, frozenset[str]()
+        begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
         for step in train_epoch(
             self.learner, self.watch.over(batches), epoch=epoch, signals=self.watch.signals
@@ -193,7 +204,7 @@ class _Worker:
             if in_epoch and wishes:
                 self._leave(wishes)
         record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
-        epochs = self.experiment.train.epochs
+        wishes, epochs = self._requests(), self.experiment.train.epochs
         if (epoch + 1) % self.experiment.train.eval_every == 0 or epoch + 1 == epochs:
             # An evaluation may take longer than a notice, or a person, would wait.
             self._report({"step": self.learner.step})
@@ -206,8 +217,18 @@ class _Worker:
         self.learner.sums.zero_()
         self._report({"step": self.learner.step, **record}, best=best)
         self.tell("epoch", epochs=epochs, records=[record])
-        if wishes and epoch + 1 < epochs:
+        if epoch + 1 < epochs and (wishes := self._requests()):
             self._leave(wishes)
+
+    def _requests(self) -> frozenset[str]:
+        """Which of SIGNALS any worker gives now; the same on all of them, which wait for it.
+
+        Within an epoch they travel with the gradients, one step late; between epochs nothing does.
+        """
+        signals = self.watch.signals()
+        given = torch.tensor([float(name in signals) for name in SIGNALS], device=self.device)
+        found = zip(SIGNALS, sum_over_workers(given).tolist(), strict=True)
+        return frozenset(name for name, workers in found if workers)
 
     def _progress(self, epoch: int, step: Step) -> None:
         if time.monotonic() - self.told > TICK:
@@ -238,6 +259,7 @@ class _Worker:
         begun = time.perf_counter()
         found = self.probe.evaluate(self.learner.evaluated, self.feed.evaluation())
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
+            self.fence.check()
             findings.write(self.probe.findings(found, epoch=epoch), self.run)
         return {**found.metrics, "time/evaluate": time.perf_counter() - begun}
 
@@ -245,18 +267,23 @@ class _Worker:
         """Report on every worker at once; the first one has written the checkpoint.
 
         It becomes the last one only when Ray Train has noted it; Ray Train keeps two.
+
+        Raises:
+            LostError: another driver has the run.
         """
         found = None
         if rank() == 0:
+            self.fence.check()
             # The name is new even if an earlier start of the workers wrote the same step.
             step = f"{self.learner.step:08d}"
             folder = storage.join(self.run, f"{LAST}{step}_{secrets.token_hex(4)}")
             bests = [storage.join(self.run, BEST + step)] if best else []
             checkpoint.save(self._state(), folder, *bests)
+            self.fence.check()
             for name in storage.list_folders(self.run) if best else []:
                 if name.startswith(BEST) and name != BEST + step:
                     storage.delete_folder(storage.join(self.run, name))
-            filesystem, path = storage.resolve(folder)
+            filesystem, path = storage.whole(folder, self.fence)
             found = ray.train.Checkpoint(path, filesystem)
         ray.train.report(
             metrics, checkpoint=found, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD

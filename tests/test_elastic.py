@@ -154,7 +154,6 @@ class Clustered:
         monkeypatch.setattr("bcl_ray.elastic.free_resources", lambda _: list(self.free.values()))
         monkeypatch.setattr("bcl_ray.elastic.time.monotonic", lambda: self.now)
         monkeypatch.setattr("bcl_ray.elastic.time_monotonic", lambda: self.now)
-        monkeypatch.setattr("bcl_ray.elastic.time.sleep", lambda _: None)
         monkeypatch.setattr(Scaling, "_maybe_send_resource_request", lambda _: None)
         workers = (run.scale.min_workers, run.scale.max_workers)
         config = ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0})

@@ -174,3 +174,34 @@ def test_a_journal_without_a_file_is_empty_and_makes_none(tmp_path):
     assert Journal(tmp_path / "j").entries() == []
     assert Delivery(Journal(tmp_path / "j"), Target().connect).drain(PATIENCE)
     assert list(tmp_path.iterdir()) == []
+
+
+class Holder:
+    """A lease, as a journal sees it."""
+
+    def __init__(self):
+        self.valid, self.lost = True, None
+
+
+def test_nothing_is_handed_on_while_another_driver_may_have_the_run(tmp_path):
+    target, lease = Target(), Holder()
+    lease.valid = False
+    delivery = Delivery(Journal(tmp_path / "j"), target.connect, lease)
+    delivery.record({"number": 0})
+    time.sleep(0.2)
+    assert target.connections == []
+    lease.valid = True
+    assert delivery.drain(PATIENCE)
+    assert target.taken == [0]
+
+
+def test_a_driver_that_was_replaced_hands_on_and_records_nothing_more(tmp_path):
+    target, lease = Target(), Holder()
+    delivery = Delivery(Journal(tmp_path / "j"), target.connect, lease)
+    lease.valid, lease.lost = False, OSError("another has it")
+    begun = time.monotonic()
+    delivery.record({"number": 0})
+    delivery.drain(PATIENCE)
+    assert time.monotonic() - begun < PATIENCE / 2, "nor does it wait"
+    assert target.connections == []
+    assert Journal(tmp_path / "j").entries() == []

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from bcl_ray.fence import Fence
+from bcl_ray.lease import held
 from bcl_ray.outputs import Options, Output, Request
 from bcl_ray.tables import Classes, table_of
 
@@ -33,7 +35,8 @@ def output(tmp_path, **changes) -> Output:
     options = dataclasses.replace(OPTIONS, **changes)
     made = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, options=options))
     made.check(resume=True)
-    made.begin()
+    with held(made.uri, "out", print, wait=False) as lease:
+        made.begin(lease.fence)
     return made
 
 
@@ -121,7 +124,8 @@ def test_another_request_in_the_same_folder_is_refused_with_what_differs(tmp_pat
     five = dataclasses.replace(OPTIONS, top=5)
     asked = dataclasses.replace(REQUEST, options=five, sha256="cd")
     again = Output(str(tmp_path / "out"), asked)
-    for attempt in (lambda: again.check(resume=True), again.begin):
+    nobody = Fence(f"{tmp_path}/out/driver.lease", 1, "")
+    for attempt in (lambda: again.check(resume=True), lambda: again.begin(nobody)):
         with pytest.raises(ValueError, match=r"\(sha256 was ab, now cd; top was 2, now 5\): cho"):
             attempt()
     moved = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, model="elsewhere/best_1"))

@@ -15,6 +15,7 @@ from datetime import timedelta
 import pytest
 
 from bcl_ray import s3, storage
+from bcl_ray.fence import HeldError
 from bcl_ray.s3 import check, faults, listing, uploads
 from bcl_ray.shards import read_manifest, verify_shards, write_shards
 from tests.test_shards import balanced
@@ -199,16 +200,30 @@ def test_a_bucket_that_is_not_there_is_told_when_shards_are_written_and_read(buc
 
 
 def test_of_two_writers_of_shards_the_second_is_refused(bucket):
-    there, first = f"{bucket.uri}/digits", []
+    there, refused = f"{bucket.uri}/digits", []
 
     def other(stage, *_):
-        if stage == "writing train" and not first:
-            first.append(None)
-            first[0] = write_shards(balanced(8), there, seed=1)
+        if stage == "writing train" and not refused:
+            with pytest.raises(HeldError, match=f"^{there} is in use by process") as raised:
+                write_shards(balanced(8), there, seed=1)
+            refused.append(raised)
+
+    manifest = write_shards(balanced(8), there, progress=other)
+    assert refused
+    assert read_manifest(there) == manifest
+    assert verify_shards(there) == []
+
+
+def test_shards_that_two_writers_have_mixed_are_no_data_set(bucket):
+    """Where a store does not compare, and neither sees the other's lease."""
+    there = f"{bucket.uri}/digits"
+
+    def other(stage, *_):
+        if stage == "writing train":
+            storage.write_bytes(f"{there}/manifest.json", b"another's")
 
     with pytest.raises(ValueError, match=r"another `bcl-ray shard` has written to s3://.* mixed"):
         write_shards(balanced(8), there, progress=other)
-    assert read_manifest(there) == first[0]
 
 
 # Created if absent

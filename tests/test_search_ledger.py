@@ -1,9 +1,12 @@
 """What a search has found, in files, from which it goes on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from bcl_ray.fence import LostError
+from bcl_ray.lease import held
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
 from bcl_ray.search.ledger import begin, check_free, check_resumable, open_search, resume
@@ -141,3 +144,13 @@ def test_repeats_decide_where_there_are_some():
         "trial-000-seed-1",
         "trial-000-seed-2",
     ]
+
+
+def test_a_driver_that_was_replaced_writes_no_trial_down(ledger):
+    with held(ledger.uri, "search 'one'", print, wait=False) as lease:
+        ours = replace(ledger, fence=lease.fence)
+        ours.save(trial(0, 50.0))
+    with held(ledger.uri, "search 'one'", print, wait=False):
+        with pytest.raises(LostError, match=r"number 1, .* has it now as number 2"):
+            ours.save(trial(0, 60.0))
+        assert ledger.trials() == [trial(0, 50.0)]

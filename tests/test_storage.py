@@ -209,9 +209,13 @@ def test_a_disk_that_stays_full_is_an_error_with_its_number(tmp_path, full_disk,
     assert list(tmp_path.iterdir()) == []
 
 
+def permit():
+    """A guard that forbids nothing."""
+
+
 def test_what_a_library_writes_on_a_local_disk_is_whole_or_the_old_file(tmp_path):
     """A kill in the middle of Ray Train's list of checkpoints leaves the list before."""
-    filesystem, path = storage.whole(str(tmp_path / "list.json"))
+    filesystem, path = storage.whole(str(tmp_path / "list.json"), permit)
     filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301  (for the controller)
     with filesystem.open_output_stream(path) as stream:
         stream.write(b"old")

@@ -118,7 +118,10 @@ def train(
         resume, experiment = _resumed(resume, changes)
     elif recipe is not None:
         experiment = _experiment(recipe, overrides)
-        resume = _begun(experiment) if restartable else None
+        if restartable and experiment.tracking.run is None:
+            raise ValueError(
+                "--restartable needs tracking.run=NAME, by which the run is found again"
+            )
     else:
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
     _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
@@ -130,7 +133,7 @@ def train(
     screen = console()
     try:
         with follower(screen) as follow:
-            outcome = fit(experiment, follow=follow, resume=resume)
+            outcome = fit(experiment, follow=follow, resume=resume, restartable=restartable)
     except TrainingError as error:
         sys.stderr.write(f"bcl-ray: {error}\n")
         raise typer.Exit(1) from None
@@ -142,16 +145,6 @@ def train(
     if outcome["report"]:
         screen.print(f"report: {shown(outcome['report'])}", highlight=False, soft_wrap=True)
     screen.print(f"next: bcl-ray evaluate {outcome['reference']}", highlight=False)
-
-
-def _begun(experiment: "Experiment") -> str | None:
-    """The folder of the experiment's run, if it was begun before."""
-    from bcl_ray import runs, storage
-
-    if experiment.tracking.run is None:
-        raise ValueError("--restartable needs tracking.run=NAME, by which the run is found again")
-    uri = runs.absolute(runs.run_uri(experiment.tracking.run, experiment.tracking.runs))
-    return uri if storage.exists(storage.join(uri, runs.RUN_FILE)) else None
 
 
 def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:

@@ -17,20 +17,24 @@ from bcl_ray.s3.faults import (
 )
 from bcl_ray.s3.listing import keys
 from bcl_ray.s3.place import QUICK, Place, client, filesystem, forget, is_s3, place_of
+from bcl_ray.s3.swap import ChangedError, Version, compares, read_version, replace_version
 from bcl_ray.s3.uploads import StaleUpload, Upload, abort_uploads, create, read, stale_uploads
 
 __all__ = [
     "ACTIONS",
     "CHECKSUMS",
     "QUICK",
+    "ChangedError",
     "Fault",
     "Place",
     "StaleUpload",
     "Upload",
+    "Version",
     "abort_uploads",
     "brief",
     "check_access",
     "client",
+    "compares",
     "create",
     "explain",
     "explained",
@@ -43,5 +47,7 @@ __all__ = [
     "place_of",
     "precise",
     "read",
+    "read_version",
+    "replace_version",
     "stale_uploads",
 ]

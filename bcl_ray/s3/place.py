@@ -23,6 +23,7 @@ CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 20.0  # without a byte; a busy store's first byte may take long
 # Retries wait 25 ms, then twice as long each time: 12 outlast an outage of 100 s, 2 hide a blip.
 PATIENT, QUICK = 12, 2
+Guard = Callable[[], None]
 OPTIONS = (
     "endpoint_override",
     "scheme",
@@ -104,10 +105,18 @@ def filesystem(
     attempts: int = PATIENT,
     connect_seconds: float = CONNECT_SECONDS,
     silence_seconds: float = SILENCE_SECONDS,
+    guard: Guard | None = None,
 ) -> Any:
-    """The pyarrow filesystem of a place, kept while the process and its environment last."""
-    timeouts = (connect_seconds, silence_seconds)
-    return _filesystem(_environment(), place.bucket, _server_only(place), attempts, timeouts)
+    """The pyarrow filesystem of a place, kept while the process and its environment last.
+
+    Args:
+        place: on the server that is meant.
+        attempts, connect_seconds, silence_seconds: of each request.
+        guard: called before each attempt to change something, and raises to forbid it; with the
+            default number of attempts.
+    """
+    timeouts, server = (connect_seconds, silence_seconds), _server_only(place)
+    return _filesystem(_environment(), place.bucket, server, attempts, timeouts, guard)
 
 
 def client(
@@ -139,7 +148,12 @@ def _environment() -> str:
 
 @functools.lru_cache(maxsize=32)
 def _filesystem(
-    _: str, bucket: str, place: Place, attempts: int, timeouts: tuple[float, float]
+    _: str,
+    bucket: str,
+    place: Place,
+    attempts: int,
+    timeouts: tuple[float, float],
+    guard: Guard | None,
 ) -> Any:
     url = urlsplit(place.endpoint or "")
     allowed = {
@@ -159,7 +173,7 @@ def _filesystem(
         allow_delayed_open=True,  # a small object takes one request instead of three
         **allowed,
     )
-    made.parts = (bucket, place.options, attempts, *timeouts)
+    made.parts = (bucket, place.options, attempts, *timeouts, guard)
     return made
 
 
@@ -188,10 +202,10 @@ class _Patient(_Rebuilt):
         self._persist("create_dir", path, recursive=recursive)
 
     def delete_dir(self, path: str) -> None:
-        self._persist("delete_dir", path)
+        self._persist("delete_dir", path, guard=self._guard)
 
     def delete_file(self, path: str) -> None:
-        self._persist("delete_file", path)
+        self._persist("delete_file", path, guard=self._guard)
 
     @contextmanager
     def open_output_stream(self, path: str, *_: Any, **__: Any) -> Iterator[io.BytesIO]:
@@ -200,15 +214,25 @@ class _Patient(_Rebuilt):
         yield sink
         bucket, key = path.split("/", 1)
         place = _placed(self.parts[0], self.parts[1])
-        _persistently(
-            lambda: client(place).put_object(Bucket=bucket, Key=key, Body=sink.getvalue()), path
-        )
 
-    def _persist(self, name: str, what: Any, **options: Any) -> Any:
+        def send() -> None:
+            self._guard()
+            client(place).put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+
+        _persistently(send, path)
+
+    def _guard(self) -> None:
+        if (guard := self.parts[-1]) is not None:
+            guard()
+
+    def _persist(self, name: str, what: Any, *, guard: Guard = lambda: None, **options: Any) -> Any:
         place = _placed(self.parts[0], self.parts[1])
-        return _persistently(
-            lambda: getattr(filesystem(place, attempts=QUICK), name)(what, **options), what
-        )
+
+        def attempt() -> Any:
+            guard()
+            return getattr(filesystem(place, attempts=QUICK), name)(what, **options)
+
+        return _persistently(attempt, what)
 
 
 def _persistently(function: Callable[[], Any], what: Any) -> Any:

@@ -62,6 +62,10 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         self._names: dict[str, str] = {}  # by Tune's id
         self._since: dict[str, float] = {}
 
+    def interrupt(self) -> None:
+        """Begin no more trials, and end those that run: they can go on later."""
+        self.interrupted = True
+
     @property
     def hopeless(self) -> bool:
         """Whether trials only fail."""
@@ -71,7 +75,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, as Tune's config."""
-        if self.hopeless:
+        if self.hopeless or self.interrupted:
             return str(Searcher.FINISHED)
         trial = self._waiting.pop(0) if self._waiting else self._new()
         if trial is None:

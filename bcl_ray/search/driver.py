@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from bcl_ray.budget import budget
 from bcl_ray.cluster import Resources, check_places, connected
 from bcl_ray.config import Experiment
 from bcl_ray.journal import Subject
+from bcl_ray.lease import Lease, held
 from bcl_ray.parse import with_overrides
 from bcl_ray.search import ledger as ledgers
 from bcl_ray.search.checks import check
@@ -59,9 +60,15 @@ def search(
     Raises:
         ValueError: the search cannot work, its name is taken, or it was begun with another
             configuration; before anything is written.
+        HeldError: another driver has the search.
+        LostError: another driver has taken over, while this one was frozen or cut off.
         SearchError: no trial came to its end.
         Stopped: SIGINT or SIGTERM came; running trials have written checkpoints.
     """
+
+    def note(text: str) -> None:
+        follow({"kind": "note", "text": text})
+
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     uri = runs.run_uri(name, experiment.tracking.runs)
@@ -74,19 +81,25 @@ def search(
         ledgers.check_free(uri, settings, experiment)
     with connected() as resources:
         count = _slots(extent, experiment, manifest, resources)
-        if not resume:
-            ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
-        folder = local_folder(ledger)
-        with runs.held(folder), _logs(folder), contextlib.ExitStack() as stack:
+        with (
+            held(uri, f"search '{name}'", note, wait=resume) as lease,
+            contextlib.ExitStack() as stack,
+        ):
             if resume:
                 ledger = ledgers.resume(ledger, extent, experiment)
+            else:
+                ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
+            ledger = replace(ledger, fence=lease.fence)
+            folder = local_folder(ledger)
+            stack.enter_context(_logs(folder, lease))
             follow(_begin_event(ledger, count, tracked_at))
             data = _data_options(ledger, manifest)  # a signal may end this at once
             wish = stack.enter_context(stop_signals())
-            tracker = stack.enter_context(Tracker(_subject(ledger), tracked_at, folder))
+            tracker = stack.enter_context(Tracker(_subject(ledger), tracked_at, folder, lease))
             _describe(tracker, ledger, manifest)
             news = _News(tracker, follow)
-            trials = _Search(ledger, data, resources, count, news, wish).trials()
+            trials = _Search(ledger, data, resources, count, news, wish, lease).trials()
+            lease.check()
             winner = conclude(
                 ledger, trials, manifest, tracker=tracker, folder=folder, note=news.note
             )
@@ -111,6 +124,7 @@ class _Search:
     slots: int
     news: "_News"
     wish: Wish
+    lease: Lease
 
     def trials(self) -> list[Trial]:
         """All trials, ended."""
@@ -122,7 +136,9 @@ class _Search:
         options = self._options()
         try:
             with Keeper(ledger.uid, self.news.note) as keeper:
-                tuning = Tuning(ledger, self.slots, options, self.news, keeper, self.wish)
+                tuning = Tuning(
+                    ledger, self.slots, options, self.news, keeper, self.wish, self.lease
+                )
                 total = ledger.extent.trials
                 trials = tuning.run(own, total=total, chooser=self._chooser(own))
                 if best(trials) is None:
@@ -276,9 +292,11 @@ class _News:
 
 
 @contextlib.contextmanager
-def _logs(folder: Path) -> Iterator[None]:
-    """Send what libraries log in this process to the search's folder."""
+def _logs(folder: Path, lease: Lease) -> Iterator[None]:
+    """Send what libraries log in this process to the search's folder, while it is this driver's."""
+    folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "driver.log", delay=True)
+    handler.addFilter(lambda _: lease.lost is None)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(), logging.getLogger("ray")]
     for logger in loggers:

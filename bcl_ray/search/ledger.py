@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from bcl_ray import runs, storage
 from bcl_ray.config import Experiment
+from bcl_ray.fence import Fence
 from bcl_ray.parse import from_yaml
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.space import Space, parse_space
@@ -34,6 +35,7 @@ class Ledger:
         extent: how many, as it was wanted last.
         experiment: what is searched around; its data are the whole ones.
         fingerprint: of those data.
+        fence: asked before a trial is written down, by the driver that has the search.
     """
 
     uri: str
@@ -42,6 +44,7 @@ class Ledger:
     extent: Extent
     experiment: Experiment
     fingerprint: str
+    fence: Fence | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +79,13 @@ class Ledger:
             yield Trial(**content, scores=scores)
 
     def save(self, trial: Trial) -> None:
-        """Write a trial down."""
+        """Write a trial down.
+
+        Raises:
+            LostError: another driver has the search.
+        """
+        if self.fence is not None:
+            self.fence.check()
         content = json.dumps(asdict(trial), indent=1).encode()
         storage.write_bytes(self.place(trial.name, TRIAL_FILE), content)
 

@@ -13,9 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from bcl_ray import runs, storage
 from bcl_ray.cluster import one_line
-from bcl_ray.config import Experiment
 from bcl_ray.parse import from_yaml
 from bcl_ray.search.placement import Placed, begins
 from bcl_ray.search.score import parse_score
@@ -81,7 +79,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             outcome = fit(
                 self._experiment,
                 follow=self._follow,
-                resume=begun(self._experiment),
+                restartable=True,
                 parent=config["parent"],
                 wish=self._wish,
                 callbacks=[Placed(config["parent"], config["trial"])],
@@ -112,9 +110,3 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             "epochs": int(record["epoch"]) + 1,
             "metrics": json.dumps(record),
         }
-
-
-def begun(experiment: Experiment) -> str | None:
-    """The folder of a trial's run, if there is one to go on with."""
-    uri = runs.run_uri(str(experiment.tracking.run), experiment.tracking.runs)
-    return uri if storage.exists(storage.join(uri, runs.RUN_FILE)) else None

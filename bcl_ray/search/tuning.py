@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from bcl_ray.lease import Lease
 from bcl_ray.search.conductor import Conductor, Follow, Interruption
 from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.placement import Keeper
@@ -41,6 +42,7 @@ class Tuning:
         follow: takes events.
         keeper: watches what trials hold.
         wish: to end all of them.
+        lease: of the search.
     """
 
     ledger: Ledger
@@ -49,6 +51,7 @@ class Tuning:
     follow: Follow
     keeper: Keeper
     wish: Wish
+    lease: Lease
 
     def run(
         self, known: Sequence[Trial], *, total: int = 0, chooser: Searcher | None = None
@@ -107,7 +110,14 @@ class Tuning:
             ),
         )
         try:
-            stoppable(tuner.fit, self.wish, lambda: True)
+            # Trials end with this process's Ray, where they have not when they were asked to.
+            stoppable(
+                tuner.fit,
+                self.wish,
+                lambda: True,
+                end=conductor.interrupt,
+                lost=lambda: self.lease.lost,
+            )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

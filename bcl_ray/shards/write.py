@@ -8,6 +8,7 @@ order. Either holds a few images and a few numbers per row in memory.
 import hashlib
 import io
 import json
+import logging
 import re
 from contextlib import ExitStack, closing
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bcl_ray import s3, storage
+from bcl_ray.lease import Lease, held
 from bcl_ray.longtail import Profile, class_counts_for, kept_rows
 from bcl_ray.shards.manifest import (
     FORMAT_VERSION,
@@ -32,6 +34,8 @@ from bcl_ray.shards.manifest import (
 )
 from bcl_ray.shards.staging import Staged, known_faults, stage
 from bcl_ray.sources import Rows, Source
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 << 20
 MAX_PIXELS = 1 << 26
@@ -73,9 +77,10 @@ def write_shards(
         progress: called with a stage, the rows done and the rows in all.
 
     Raises:
-        ValueError: an option out of range, a target in use (by a data set, or by another writer),
-            bad images (the first ten and their number), ids that repeat, or a class without
-            training images.
+        HeldError: another process writes there.
+        LostError: another has taken over, while this one was frozen or cut off.
+        ValueError: an option out of range, a target in use, bad images (the first ten and their
+            number), ids that repeat, or a class without training images.
         OSError: the source, the target or the temporary folder cannot be read or written.
     """
     if profile == "natural" and imbalance_factor is not None:
@@ -98,6 +103,8 @@ def write_shards(
             for name in source.splits
         }
         _check_staged(staged, source.class_names, on_bad_image)
+        lease = stack.enter_context(held(target, target, logger.warning, wait=False, remove=True))
+        _check_target(target)  # another may have written meanwhile
         _start(target)
         splits = {
             name: _write_split(
@@ -108,26 +115,29 @@ def write_shards(
                 shard_bytes=shard_bytes,
                 seed=seed,
                 progress=progress,
+                lease=lease,
             )
             for name, split in staged.items()
         }
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        class_names=source.class_names,
-        splits=splits,
-        source=source.name,
-        profile=chosen,
-        fingerprint="",
-    )
-    manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
-    _publish(target, manifest)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            class_names=source.class_names,
+            splits=splits,
+            source=source.name,
+            profile=chosen,
+            fingerprint="",
+        )
+        manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
+        lease.check()
+        _publish(target, manifest)
     return manifest
 
 
 def _publish(target: str, manifest: Manifest) -> None:
     """Make a folder a data set; of two writers at once, the second is refused.
 
-    Their shards have the same names, so that neither's can be relied upon afterwards.
+    The lease keeps a second one off earlier, where the store compares before it writes. Else
+    their shards have the same names, so that neither's can be relied upon afterwards.
     """
     try:
         storage.create_bytes(
@@ -258,12 +268,14 @@ def _write_split(
     shard_bytes: int,
     seed: int,
     progress: Progress,
+    lease: Lease,
 ) -> Split:
     group_rows = row_group_rows(staged.rows, staged.total_bytes // staged.rows)
     shards = num_shards(staged.rows, staged.total_bytes, group_rows, shard_bytes)
     order = np.random.default_rng([seed, *name.encode()]).permutation(staged.rows)
     infos, done = [], 0
     for index, rows in enumerate(np.array_split(order, shards)):
+        lease.check()
         infos.append(_write_shard(target, f"{name}-{index:05d}.parquet", staged, rows, group_rows))
         done += len(rows)
         progress(f"writing {name}", done, staged.rows)

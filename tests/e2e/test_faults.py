@@ -1,5 +1,6 @@
 """A run that is interrupted ends as if nothing had happened; kills are drilled in tests/faults."""
 
+import re
 import shutil
 import signal
 
@@ -53,6 +54,17 @@ def test_an_interrupted_run_is_resumed_in_mid_epoch_bit_for_bit_or_with_other_wo
     state = last_state(workplace, "fewer-workers")
     assert state.step == undisturbed[0].step
     assert state.history[-1]["images/evaluated"] == 360
+
+
+def test_a_stop_that_comes_with_the_last_step_of_an_epoch_is_not_lost(start, workplace):
+    """Here every step is the last one of its epoch."""
+    words = ["train.epochs=300", "train.eval_every=300", "optim.global_batch_size=256"]
+    words += ["tracking.report=false", "tracking.run=single-steps"]
+    command = start("train", "digits_lt", *words)
+    command.wait_for(lambda: re.search(r"epoch +2/", command.output))
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait(60) == 130, command.output
+    assert f"stopped at step {latest_step(workplace, 'single-steps')}; go on" in command.output
 
 
 def test_a_run_is_not_continued_with_another_experiment(start, undisturbed):

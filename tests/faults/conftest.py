@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -119,6 +120,7 @@ class Drill:
         self.cluster, self.folder = cluster, folder
         self.jobs: list[Job] = []
         self.attempt = 1  # of the test: a second one has runs of its own
+        self._frozen: list[psutil.Process] = []
         self._kept = shared / "undisturbed.pickle"
 
     def start(self, name: str, *overrides: str, address: str = "") -> Job:
@@ -148,6 +150,20 @@ class Drill:
         """A node, not the head, that trains."""
         names = [name for name in self.cluster.nodes() if name != "head"]
         return next(name for name in names if self.workers(name))
+
+    def frozen(self, *processes: psutil.Process) -> list[psutil.Process]:
+        """Stand still, as on a machine that is frozen, until they are thawed."""
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+            self._frozen.append(process)
+        return list(processes)
+
+    def thaw(self) -> None:
+        """Let everything go on that was frozen."""
+        for process in self._frozen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+        self._frozen.clear()
 
     def driver_of(self, job: Job) -> psutil.Process:
         """The process that a job's entry point is."""
@@ -227,6 +243,7 @@ class Drill:
 
     def mend(self) -> None:
         """End what runs, and bring back what was taken away."""
+        self.thaw()
         for job in self.jobs:
             if job.process.poll() is None:  # its test has failed
                 job.process.kill()
