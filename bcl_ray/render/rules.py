@@ -21,6 +21,7 @@ MOST_GROUPS = 17  # Kueue's 18 pod sets less the head's
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN$|ACCESS_KEY", re.IGNORECASE)
+REPEATABLE = re.compile(r" --restartable\b| --resume\b|^bcl-ray (shard|evaluate) ")
 V2_VARIABLE = "RAY_enable_autoscaler_v2"
 
 
@@ -172,7 +173,7 @@ def _job(spec: Plain) -> Iterator[str]:
         mapping = False
     if not mapping:
         yield "runtimeEnvYAML must be a YAML mapping"
-    if retries > 0 and "--restartable" not in spec.get("entrypoint", ""):
+    if retries > 0 and not REPEATABLE.search(spec.get("entrypoint", "")):
         yield "backoffLimit repeats the entrypoint, which must have --restartable to go on"
 
 

@@ -9,7 +9,7 @@ from functools import reduce
 import pytest
 import yaml
 
-from bcl_ray.render import kuberay, network, rules, services
+from bcl_ray.render import databases, kuberay, network, rules, tracking
 from bcl_ray.render.rules import check, complaints
 from tests.cluster import schemas
 
@@ -30,8 +30,8 @@ def objects(description):
         "queued": kuberay.ray_job(description),
         "elastic": kuberay.ray_job(elastic),
         "budget": kuberay.disruption_budget(free, "bcl-ray", "head", 1),
-        "mlflow": services.mlflow(free)[0],
-        "database": services.postgresql(free)[0],
+        "mlflow": tracking.mlflow(free)[0],
+        "database": databases.postgresql(free)[0],
         "policy": network.network_policies(redis)[1],
     }
 
@@ -248,7 +248,7 @@ def test_a_broken_rule_is_caught(objects, name, path, value, message):
 def test_suspending_needs_shutting_down(objects):
     suspended = broken(objects["job"], "spec.suspend", True)
     found = complaints(broken(suspended, "spec.shutdownAfterJobFinishes", False))
-    assert "RayJob bcl-ray-train: suspend needs shutdownAfterJobFinishes" in found
+    assert "RayJob train-imagenet-lt-1: suspend needs shutdownAfterJobFinishes" in found
 
 
 def test_what_we_render_breaks_none(objects):
