@@ -63,7 +63,7 @@ def _check_command(kind: str, words: list[str]) -> None:
     try:
         group.commands[kind].make_context(kind, list(words))
     except typer.exceptions.TyperException as error:
-        raise ValueError(f"jobs.{kind}: bcl-ray {kind}: {error}") from None
+        raise ValueError(f"jobs.{kind}: bcl-ray {kind}: {error.format_message()}") from None
 
 
 Folder = Annotated[

@@ -176,7 +176,7 @@ def _tiny(description: Description) -> Description:
     )
     updates = {
         "head": head.model_copy(update=small),
-        "data": data.model_copy(update={**small, "min_nodes": 0, "max_nodes": 1}),
+        "data": data.model_copy(update={**small, "memory_gib": 2, "min_nodes": 0, "max_nodes": 1}),
         "gpu": gpu.model_copy(update={**small, "gpus": 0, "steady_nodes": 1, "spot_nodes": 1}),
         "job": job.model_copy(update=training),
         "jobs": jobs,
@@ -204,16 +204,14 @@ def _kind_patches(description: Description) -> list[Plain]:
         "volumeMounts": server["volumeMounts"],
     }
     anywhere = {"nodeSelector": None}
-    return [
-        _patch(
-            "apps/v1",
-            "Deployment",
-            "mlflow",
-            {**anywhere, "containers": [server], "volumes": pod["volumes"]},
-        ),
+    own = {**anywhere, "containers": [server], "volumes": pod["volumes"]}
+    patches = [
+        _patch("apps/v1", "Deployment", "mlflow", own),
         _patch("apps/v1", "StatefulSet", "postgresql", anywhere),
-        _patch("batch/v1", "Job", tracking.CLIENT_ROLE, anywhere),
     ]
+    if description.tracking.secret:
+        patches.append(_patch("batch/v1", "Job", tracking.CLIENT_ROLE, anywhere))
+    return patches
 
 
 def _patch(version: str, kind: str, name: str, pod: Plain) -> Plain:
