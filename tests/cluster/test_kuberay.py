@@ -11,7 +11,16 @@ from typer.testing import CliRunner
 
 from bcl_ray import mlflow_server
 from bcl_ray.cli import app
-from bcl_ray.render import TARGETS, kuberay, network, ray_pods, render, rules, tracking
+from bcl_ray.render import (
+    TARGETS,
+    kuberay,
+    network,
+    pod_rules,
+    ray_pods,
+    render,
+    rules,
+    tracking,
+)
 from bcl_ray.render.description import Dns
 from bcl_ray.render.files import TARGETS as ALL
 from bcl_ray.render.jobs import COMMANDS, job_name
@@ -358,7 +367,7 @@ def test_each_kind_of_pod_has_a_service_account_and_none_of_them_ray_s_rights(de
         "mlflow": {"eks.amazonaws.com/role-arn": arn.format("mlflow")},
         "submitter": {},
     }
-    pods = [pod for found in objects for pod in rules._pod_specs(found)]
+    pods = [pod for found in objects for pod in pod_rules.pod_specs(found)]
     used = {
         (container["name"], pod.get("serviceAccountName"), pod["automountServiceAccountToken"])
         for pod in pods
@@ -383,7 +392,7 @@ def test_services_run_on_the_nodes_that_are_named(description):
         for name, text in yaml_files(description).items()
         if not name.startswith("overlays/kind/")
         for found in documents(text)
-        for pod in rules._pod_specs(found)
+        for pod in pod_rules.pod_specs(found)
         if "nodeSelector" in pod
         for container in pod["containers"]
     }

@@ -9,7 +9,7 @@ from functools import reduce
 import pytest
 import yaml
 
-from bcl_ray.render import databases, kuberay, network, rules, tracking
+from bcl_ray.render import databases, kuberay, network, pod_rules, rules, tracking
 from bcl_ray.render.rules import check, complaints
 from tests.cluster import schemas
 
@@ -257,8 +257,9 @@ def test_what_we_render_breaks_none(objects):
 
 def test_every_complaint_that_the_rules_can_make_is_provoked_above(objects):
     """A rule without a case here is a rule that nobody has seen to work."""
-    tree = ast.parse(inspect.getsource(rules))
-    yields = [node.value for node in ast.walk(tree) if isinstance(node, ast.Yield)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (rules, pod_rules)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    yields = [node.value for node in nodes if isinstance(node, ast.Yield)]
     provoked = "\n".join(
         text
         for name, path, value, _ in BROKEN
