@@ -158,10 +158,13 @@ def _login(description: Description, aws: Aws) -> list[str]:
 def iam(description: Description) -> dict[str, str]:
     """Policies of the two instance profiles, as files."""
     worker = description.object_store.instance_profile
+    instances = ["arn:aws:ec2:*:*:instance/*"]
     mine = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": description.name}}
+    new = {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
     nodes = [
-        policies.allow(("ec2:RunInstances", "ec2:CreateTags", "ec2:Describe*"), ["*"]),
-        policies.allow(("ec2:TerminateInstances",), ["arn:aws:ec2:*:*:instance/*"], **mine),
+        policies.allow(("ec2:RunInstances", "ec2:Describe*"), ["*"]),
+        policies.allow(("ec2:CreateTags",), instances, **new),
+        policies.allow(("ec2:CreateTags", "ec2:TerminateInstances"), instances, **mine),
         policies.allow(("iam:PassRole",), [f"arn:aws:iam::*:role/{worker}"]),
     ]
     documents = policies.policies(description, policies.ON_EC2, more=nodes)

@@ -86,7 +86,7 @@ def _database(
     mounts += [{"name": name, "mountPath": path} for name, path in scratch.items()]
     container = {
         **server,
-        "resources": resources("500m", "1Gi"),
+        "resources": resources(1, "1Gi"),
         "securityContext": container_security(read_only=True),
         "volumeMounts": mounts,
     }

@@ -195,19 +195,21 @@ def _tiny(description: Description) -> Description:
 
 
 def _kind_patches(description: Description) -> list[Plain]:
-    """MLflow's artifacts go to the shared volume, and services to the one node."""
+    """MLflow's artifacts go to the shared volume, and services to the one node, with half a CPU."""
     pod = tracking.mlflow(_tiny(description))[0]["spec"]["template"]["spec"]
     server, name = pod["containers"][0], "MLFLOW_ARTIFACTS_DESTINATION"
+    half = {kind: {"cpu": "500m"} for kind in ("limits", "requests")}
     server = {
         "name": "mlflow",
+        "resources": half,
         "env": [variable for variable in server["env"] if variable["name"] == name],
         "volumeMounts": server["volumeMounts"],
     }
-    anywhere = {"nodeSelector": None}
+    database, anywhere = {"name": "postgresql", "resources": half}, {"nodeSelector": None}
     own = {**anywhere, "containers": [server], "volumes": pod["volumes"]}
     patches = [
         _patch("apps/v1", "Deployment", "mlflow", own),
-        _patch("apps/v1", "StatefulSet", "postgresql", anywhere),
+        _patch("apps/v1", "StatefulSet", "postgresql", {**anywhere, "containers": [database]}),
     ]
     if description.tracking.secret:
         patches.append(_patch("batch/v1", "Job", tracking.CLIENT_ROLE, anywhere))

@@ -21,7 +21,7 @@ LONGEST_NAME = {"RayCluster": 53, "RayJob": 47}
 MOST_GROUPS = 17  # Kueue's 18 pod sets less the head's
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
-REPEATABLE = re.compile(r" --restartable\b| --resume\b|^bcl-ray (shard|evaluate) ")
+REPEATABLE = re.compile(r" --restartable\b| --resume\b|\bbcl-ray (shard|evaluate) ")
 V2_VARIABLE = "RAY_enable_autoscaler_v2"
 
 

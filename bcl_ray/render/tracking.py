@@ -81,7 +81,7 @@ def mlflow(description: Description) -> list[Plain]:
         ],
         **store_secret(description),
         "ports": [{"name": "http", "containerPort": MLFLOW_PORT}],
-        "resources": resources("500m", MEMORY),
+        "resources": resources(1, MEMORY),
         "securityContext": container_security(read_only=True),
         # /health is exempt from the check of the Host header, which is the pod's address here.
         "startupProbe": _probe(period=5, failures=60),
