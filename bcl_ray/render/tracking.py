@@ -128,7 +128,7 @@ def _accounts(description: Description, database: str) -> Plain:
 def _client(description: Description) -> Plain:
     """A Job that makes the account of Ray's pods, or gives it the password of its secret.
 
-    It waits for the server, and goes when it is done: a Job that is there cannot be changed.
+    It waits for the server, and goes an hour after its end: one that is there cannot be changed.
     """
     tracking = description.tracking
     assert tracking.secret is not None
@@ -159,7 +159,7 @@ def _client(description: Description) -> Plain:
         "metadata": metadata(description, CLIENT_ROLE, CLIENT_ROLE),
         "spec": {
             "backoffLimit": 6,
-            "ttlSecondsAfterFinished": 60,
+            "ttlSecondsAfterFinished": 3600,
             "template": {"metadata": {"labels": {ROLE: CLIENT_ROLE}}, "spec": template},
         },
     }
