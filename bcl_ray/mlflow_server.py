@@ -58,6 +58,7 @@ def ensure_account(uri: str, name: str, password: str) -> bool:
 
 def main() -> None:
     """`python -m bcl_ray.mlflow_server`: the account of this environment, on its server."""
+    os.environ.update(SETTINGS)
     try:
         uri, name, password = (os.environ[key] for key in ("MLFLOW_TRACKING_URI", NAME, PASSWORD))
         new = ensure_account(uri, name, password)
