@@ -33,6 +33,7 @@ SETTINGS = {  # of MLflow's client, where the environment does not have them
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 

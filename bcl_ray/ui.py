@@ -12,13 +12,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from bcl_ray import mlflow_server
+
 LOOPBACK = "127.0.0.1"
 PORT = 5000  # MLflow's own
 START_SECONDS = 300  # a quiet machine needs 5, a busy one has needed 100
-ENVIRONMENT = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of language models; eight processes less
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 
 @contextlib.contextmanager
@@ -49,7 +47,7 @@ def served(uri: str, port: int | None = None) -> Iterator[tuple[str, "subprocess
             stdout=log,
             stderr=log,
             cwd=file.parent,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **mlflow_server.SETTINGS},
             start_new_session=True,  # Ctrl-C is for us, who end it
         )
         try:

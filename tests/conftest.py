@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that share servers, which take tens of seconds to start.
 SHARED = {"test_doctor": "cluster", "test_jobs": "cluster", "test_local": "cluster"}
-SHARED |= {"test_access": "s3", "test_lease": "s3", "test_s3": "s3"}
+SHARED |= {"test_access": "s3", "test_lease": "s3", "test_policies": "s3", "test_s3": "s3"}
 SHARED |= {"test_slurm": "drivers"}  # it waits a lot: not at the end, where nobody else computes
 # Drills of two clusters.
 DRILLS = dict.fromkeys(("test_aftermath", "test_storage", "test_workers"), "training")

@@ -61,6 +61,7 @@ ORDER = {
     "mlflow_model": "mlflow torch",
     "mlflow_run": "mlflow",
     "tracking": "",
+    "mlflow_server": "mlflow",
     "registry": "mlflow torch",
     "models": "ray torch",
     "labeller": "torch",

@@ -1,5 +1,6 @@
 """The MLflow server of a local cluster, where it asks who wants something."""
 
+import contextlib
 import json
 import stat
 import urllib.error
@@ -7,8 +8,9 @@ import urllib.request
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from bcl_ray import mlflow_model, runs
+from bcl_ray import mlflow_model, mlflow_server, runs
 from bcl_ray.checkpoint import load
 from bcl_ray.doctor.machine import tracking_server as looked_at
 from bcl_ray.local import tracking_server
@@ -42,6 +44,7 @@ def protected(tmp_path_factory):
     processes.start("mlflow", command, environment | accounts.server(database))
     try:
         processes.wait("mlflow", answers(port), PATIENCE)
+        accounts.ensure_client(f"http://{LOOPBACK}:{port}")
         yield f"http://{LOOPBACK}:{port}", accounts
     finally:
         processes.kill("mlflow")
@@ -51,6 +54,14 @@ def protected(tmp_path_factory):
 def nobody(monkeypatch):
     for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+
+
+@contextlib.contextmanager
+def as_account(monkeypatch, name, password):
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        yield
 
 
 def status_of(url):
@@ -68,25 +79,54 @@ def test_who_does_not_say_who_it_is_gets_nothing(protected, monkeypatch):
     assert status_of(f"{uri}/health") == 200, "Kubernetes asks without a password"
     with pytest.raises(OSError, match=r"wants to know who asks \(401\): set MLFLOW_TRACKING_USER"):
         looked_at(uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", tracking_server.USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", mlflow_server.ADMIN)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")  # MLflow's own, once
     with pytest.raises(OSError, match=r"\(401\)"):
         looked_at(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", accounts.client()["MLFLOW_TRACKING_PASSWORD"])
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", tracking_server.USER)
     assert looked_at(uri).startswith(uri)
 
 
-def test_the_password_is_for_its_owner_alone(protected):
+def test_passwords_are_for_their_owner_alone(protected):
     _, accounts = protected
+    for name in ("password", "client_password"):
+        password = (accounts.folder / name).read_text()
+        holding = [
+            file
+            for file in accounts.folder.rglob("*")
+            if file.is_file() and password.encode() in file.read_bytes()
+        ]
+        assert [file.name for file in holding] == [name]
+        assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
     password = accounts.client()["MLFLOW_TRACKING_PASSWORD"]
-    holding = [
-        file
-        for file in accounts.folder.rglob("*")
-        if file.is_file() and password.encode() in file.read_bytes()
-    ]
-    assert [file.name for file in holding] == ["password"]
-    assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
     assert Accounts(accounts.folder).client()["MLFLOW_TRACKING_PASSWORD"] == password, "it is kept"
+
+
+def test_a_client_owns_what_it_creates_and_no_more(protected, monkeypatch):
+    """Its own experiments, but neither those of others nor accounts."""
+    uri, accounts = protected
+    with as_account(monkeypatch, mlflow_server.ADMIN, (accounts.folder / "password").read_text()):
+        assert mlflow_server.ensure_account(uri, "anna", "a long enough password")
+        assert not mlflow_server.ensure_account(uri, "anna", "another long password")
+        with pytest.raises(OSError, match="did not make the account 'eve': INVALID_PARAMETER"):
+            mlflow_server.ensure_account(uri, "eve", "short")
+    client = MlflowClient(uri)
+    with as_account(monkeypatch, *accounts.client().values()):
+        ours = client.create_run(client.create_experiment("ours")).info.run_id
+        client.log_metric(ours, "a", 1.0)
+        with pytest.raises(OSError, match=r"did not make the account 'eve': .*Permission denied"):
+            mlflow_server.ensure_account(uri, "eve", "a long enough password")
+    with (
+        as_account(monkeypatch, "anna", "a long enough password"),
+        pytest.raises(MlflowException, match=r"not authenticated|401"),
+    ):
+        client.get_run(ours)
+    with as_account(monkeypatch, "anna", "another long password"):
+        assert client.get_run(ours).data.metrics == {"a": 1.0}
+        for change in (client.delete_run, lambda run: client.log_metric(run, "a", 2.0)):
+            with pytest.raises(MlflowException, match="Permission denied"):
+                change(ours)
 
 
 def test_a_run_is_tracked_and_its_model_registered_with_the_password(

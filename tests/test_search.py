@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from bcl_ray.cli.search import parse_confirm, wanted
+from bcl_ray.cli.search import _begun, parse_confirm, wanted
 from bcl_ray.parse import from_file
 from bcl_ray.recipes import digits_lt
 from bcl_ray.search.settings import Extent, Settings
@@ -54,6 +54,16 @@ def test_options_reach_their_places(tmp_path):
     assert experiment.optim.lr == 0.2
     assert settings == Settings(space=file.read_text(), searcher="tpe")
     assert extent == Extent(trials=7, workers=4, confirm=(2, 3))
+
+
+def test_a_restartable_search_is_found_by_its_name(tmp_path):
+    words = ("digits_lt", [f"tracking.runs={tmp_path}"])
+    assert not _begun("a", *words)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "search.json").write_text("{}")
+    assert _begun("a", *words)
+    with pytest.raises(ValueError, match="--restartable needs a recipe, and --name"):
+        _begun(None, *words)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +180,20 @@ class TestSearch:
         mean, deviation = found["test"]["accuracy/all"]
         assert f"test     accuracy all {mean:.1f}  " in output
         assert deviation == 0
+
+    def test_the_same_command_goes_on_if_it_is_restartable(self, searched, workplace):
+        folder, output = searched
+        before = {file: file.read_bytes() for file in folder.glob("*/trial.json")}
+        words = ("search", "digits_lt", "train.epochs=2", "--name", "two", "--trials", "9")
+        words += ("--space", "space.yaml", "--searcher", "grid")
+        refused = Command(workplace, *words)
+        assert refused.wait(100) == 2
+        assert "go on with --resume two" in refused.output
+        again = Command(workplace, *words, "--restartable")
+        assert again.wait(200) == 0, again.output
+        assert {file: file.read_bytes() for file in folder.glob("*/trial.json")} == before
+        assert "winner   trial-000" in output
+        assert "winner   trial-000" in again.output
 
     def test_mlflow_has_the_trials_below_their_search(self, searched):
         folder, _ = searched

@@ -21,7 +21,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from bcl_ray import journal, mlflow_model, runs, tracking
+from bcl_ray import journal, mlflow_model, mlflow_server, runs, tracking
 from bcl_ray.journal import Subject
 from bcl_ray.model import Classifier
 from bcl_ray.parse import with_overrides
@@ -64,8 +64,7 @@ class Server:
             command += ["--host", "127.0.0.1", "--port", str(self.port)]
             command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
             command += ["--artifacts-destination", str(self.folder / "artifacts")]
-            # Its job queue is eight more processes, and nothing that is tested here.
-            environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            environment = os.environ | mlflow_server.SETTINGS
             with (self.folder / "server.log").open("a") as log:
                 self.process = subprocess.Popen(
                     command,

@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.exceptions
 
 from bcl_ray.cli.terminal import console
 
@@ -40,11 +41,29 @@ def cluster_render(
     ] = None,
 ) -> None:
     """Write a cluster's files for Kubernetes, EC2 or Slurm, from one description of it."""
-    from bcl_ray.render import read, render, write
+    from bcl_ray.render import commands, read, render, write
 
-    files = render(target.value, read(description))
+    described = read(description)
+    for kind, words in commands(described).items():
+        _check_command(kind, words)
+    files = render(target.value, described)
     for path in write(files, out or Path("cluster") / target.value):
         typer.echo(path)
+
+
+def _check_command(kind: str, words: list[str]) -> None:
+    """Refuse a job that the command line would refuse on the cluster.
+
+    Raises:
+        ValueError: naming the field, and what is wrong.
+    """
+    from bcl_ray.cli import app as commands
+
+    group: Any = typer.main.get_command(commands)
+    try:
+        group.commands[kind].make_context(kind, list(words))
+    except typer.exceptions.TyperException as error:
+        raise ValueError(f"jobs.{kind}: bcl-ray {kind}: {error.format_message()}") from None
 
 
 Folder = Annotated[

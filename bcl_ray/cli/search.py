@@ -44,6 +44,9 @@ def search(
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="Name of the search, and of its folder.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="NAME", help="Go on with a search.")] = None,
+    restartable: Annotated[
+        bool, typer.Option("--restartable", help="Go on with the search --name, if there is one.")
+    ] = False,
     trials: Annotated[
         int | None,
         typer.Option(
@@ -90,7 +93,10 @@ def search(
     ] = None,
 ) -> None:
     """Try many values of some options, and keep those that are best on validation data."""
-    title, experiment, settings, extent = wanted(**locals())
+    options = locals()
+    if options.pop("restartable") and _begun(name, recipe, overrides):
+        options |= {"resume": name, "name": None}
+    title, experiment, settings, extent = wanted(**options)
     _check(title, experiment, settings, extent)
     quiet()
     from bcl_ray.search.display import follower
@@ -99,7 +105,7 @@ def search(
 
     try:
         with follower(console()) as follow:
-            again = resume is not None
+            again = options["resume"] is not None
             run(title, experiment, settings, extent, follow=follow, resume=again)
     except SearchError as error:
         sys.stderr.write(f"bcl-ray: {error}\n")
@@ -107,6 +113,17 @@ def search(
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"bcl-ray: {str(stop) or 'stopped'}\n")
         raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
+
+
+def _begun(name: str | None, recipe: str | None, overrides: list[str] | None) -> bool:
+    """Whether the search of this name was begun before."""
+    from bcl_ray import runs, storage
+    from bcl_ray.search.ledger import SEARCH_FILE
+
+    if name is None or recipe is None:
+        raise ValueError("--restartable needs a recipe, and --name, by which the search is found")
+    root = _experiment(recipe, overrides).tracking.runs
+    return storage.exists(storage.join(runs.absolute(runs.run_uri(name, root)), SEARCH_FILE))
 
 
 def wanted(

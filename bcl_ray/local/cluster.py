@@ -277,6 +277,8 @@ class Cluster:
             environment |= self._accounts(description).server(uri)
         self.processes.start("mlflow", command, environment)
         self.processes.wait("mlflow", answers(port), START_SECONDS)
+        if description.auth:
+            self._accounts(description).ensure_client(f"http://{LOOPBACK}:{port}")
 
     def _mlflow_folder(self, description: Description) -> Path:
         """A database says where its artifacts are, so each store has a database of its own."""

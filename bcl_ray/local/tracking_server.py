@@ -1,12 +1,16 @@
 """The MLflow server of one machine: its database in a folder, its artifacts in S3 behind it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+from bcl_ray import mlflow_server
 from bcl_ray.local.ports import LOOPBACK
 from bcl_ray.local.processes import BIN
 from bcl_ray.local.secret import kept
 
-USER = "admin"
+USER = "bcl-ray"
 
 
 def command(port: int, artifacts: str, *, auth: bool = False) -> list[str]:
@@ -28,11 +32,7 @@ def command(port: int, artifacts: str, *, auth: bool = False) -> list[str]:
 
 def environment(database: str) -> dict[str, str]:
     """The database's address may hold a password, so it is not on the command line."""
-    return {
-        "MLFLOW_BACKEND_STORE_URI": database,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of language models; four processes less
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    return {"MLFLOW_BACKEND_STORE_URI": database, **mlflow_server.SETTINGS}
 
 
 def sqlite(folder: Path) -> str:
@@ -42,10 +42,10 @@ def sqlite(folder: Path) -> str:
 
 
 class Accounts:
-    """Who may use a server that asks: one account, which may make others.
+    """Who may use a server that asks: an administrator, and the account of all its clients.
 
     Args:
-        folder: of the password, which is made at first use, in a file of mode 0600.
+        folder: of their passwords, which are made at first use, in files of mode 0600.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,19 +59,39 @@ class Accounts:
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = self.folder / "basic_auth.ini"
-        settings.write_text(
-            f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}\n"
-            f"admin_username = {USER}\n"
-        )
+        settings.write_text(mlflow_server.basic_auth(database))
         return {
             "MLFLOW_AUTH_CONFIG_PATH": str(settings),
-            "MLFLOW_AUTH_ADMIN_PASSWORD": self._password(),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": kept(self.folder / "password"),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": kept(self.folder / "session_key"),
         }
 
     def client(self) -> dict[str, str]:
         """What everybody needs who is to be let in."""
-        return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": self._password()}
+        return _credentials(USER, kept(self.folder / "client_password"))
 
-    def _password(self) -> str:
-        return kept(self.folder / "password")
+    def ensure_client(self, uri: str) -> None:
+        """Make the clients' account on the server, if it is not there.
+
+        Raises:
+            OSError: the server refuses; with its words.
+        """
+        account = {
+            "MLFLOW_TRACKING_URI": uri,
+            **_credentials(mlflow_server.ADMIN, kept(self.folder / "password")),
+            mlflow_server.NAME: USER,
+            mlflow_server.PASSWORD: kept(self.folder / "client_password"),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "bcl_ray.mlflow_server"],
+            env={**os.environ, **account},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise OSError((done.stderr.strip().splitlines() or ["no account was made"])[-1])
+
+
+def _credentials(name: str, password: str) -> dict[str, str]:
+    return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}

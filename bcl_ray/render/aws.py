@@ -1,11 +1,23 @@
 """A file for `ray up`: head, data nodes, and training nodes on and off spot capacity."""
 
+import re
 import shlex
 
-from bcl_ray.render.description import Aws, Description, Group
-from bcl_ray.render.kuberay import MARKET
+from bcl_ray import mlflow_server
+from bcl_ray.render import policies
+from bcl_ray.render.description import Aws, Description
 from bcl_ray.render.pods import Plain, store_variables
+from bcl_ray.render.ray_pods import MARKET
+from bcl_ray.render.sections import Group
 
+CUDA, LEAST_DRIVER = 13, 580  # of PyTorch in constraints.txt, and what NVIDIA asks for it
+# Ends the start of a node whose driver is older, and says why.
+DRIVER_CHECK = (
+    "driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader -i 0); "
+    f'[ "${{driver%%.*}}" -ge {LEAST_DRIVER} ] || {{ echo "NVIDIA driver \'$driver\' is not r'
+    f'{LEAST_DRIVER} or later, which CUDA {CUDA} wants: set aws.image_id" >&2; exit 1; }}'
+)
+ECR = re.compile(r"(?P<host>\d+\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?)/")
 HOME = "/home/ray"  # of the image's user
 LIMITS = "ulimit -n 65536"
 
@@ -50,6 +62,8 @@ def ray_up(description: Description) -> Plain:
         "head_node_type": "head",
         "available_node_types": types,
         "head_start_ray_commands": _head_commands(description),
+        # On the node itself, before the image is pulled.
+        "initialization_commands": _login(description, aws),
         "worker_start_ray_commands": [
             "ray stop",
             f"{LIMITS}; ray start --address=$RAY_HEAD_IP:6379 --object-manager-port=8076",
@@ -95,8 +109,12 @@ def _type(
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
         "BlockDeviceMappings": [
             {
-                "DeviceName": "/dev/sda1",
-                "Ebs": {"VolumeSize": aws.disk_gib, "VolumeType": "gp3", "Encrypted": True},
+                "DeviceName": aws.root_device,
+                "Ebs": {
+                    "VolumeSize": aws.system_gib + group.scratch_gib,
+                    "VolumeType": "gp3",
+                    "Encrypted": True,
+                },
             }
         ],
     }
@@ -114,12 +132,49 @@ def _type(
     }
     if gpus:
         found["docker"] = {"worker_image": description.image.gpu}
+        found["initialization_commands"] = [*_login(description, aws), DRIVER_CHECK]
     if spot:  # tells Ray of the notice of two minutes that EC2 gives
         notice = description.job.notice_seconds
         found["worker_setup_commands"] = [
             f"nohup bcl-ray-watch-spot {notice} >/tmp/watch-spot.log 2>&1 </dev/null &"
         ]
     return found
+
+
+def _login(description: Description, aws: Aws) -> list[str]:
+    """Commands by which a node may pull the image."""
+    images = (description.image.cpu, description.image.gpu)
+    hosts = {found["host"]: found["region"] for image in images if (found := ECR.match(image))}
+    return [
+        *aws.login,
+        *(
+            f"aws ecr get-login-password --region {region} | "
+            f"docker login --username AWS --password-stdin {host}"
+            for host, region in hosts.items()
+        ),
+    ]
+
+
+def iam(description: Description) -> dict[str, str]:
+    """Policies of the two instance profiles, as files."""
+    worker = description.object_store.instance_profile
+    instances = ["arn:aws:ec2:*:*:instance/*"]
+    mine = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": description.name}}
+    new = {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
+    nodes = [
+        policies.allow(("ec2:RunInstances", "ec2:Describe*"), ["*"]),
+        policies.allow(("ec2:CreateTags",), instances, **new),
+        policies.allow(("ec2:CreateTags", "ec2:TerminateInstances"), instances, **mine),
+        policies.allow(("iam:PassRole",), [f"arn:aws:iam::*:role/{worker}"]),
+    ]
+    documents = policies.policies(description, policies.ON_EC2, more=nodes)
+    if any(ECR.match(image) for image in (description.image.cpu, description.image.gpu)):
+        pull = policies.allow(
+            ("ecr:GetAuthorizationToken", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"), ["*"]
+        )
+        for document in documents.values():
+            document["Statement"].append(pull)
+    return policies.files(documents)
 
 
 def _run_options(description: Description) -> list[str]:
@@ -146,8 +201,10 @@ def _head_commands(description: Description) -> list[str]:
         f"{LIMITS}; ray start --head --port=6379 --object-manager-port=8076 --num-cpus=0 "
         "--autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1"
     )
+    settings = " ".join(f"{name}={value}" for name, value in mlflow_server.SETTINGS.items())
     server = (
-        "pgrep -f '[m]lflow server' || nohup mlflow server --host 127.0.0.1 --port 5000 "
+        f"pgrep -f '[m]lflow server' || {settings} "
+        "nohup mlflow server --host 127.0.0.1 --port 5000 "
         "--workers 2 --backend-store-uri sqlite:////var/lib/mlflow/mlflow.db "
         f"--artifacts-destination {description.object_store.uri}/mlflow "
         ">/var/lib/mlflow/server.log 2>&1 </dev/null &"

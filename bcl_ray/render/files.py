@@ -6,9 +6,20 @@ from typing import Any
 
 import yaml
 
-from bcl_ray.render import aws, kuberay, network, rules, services, slurm
+from bcl_ray.render import (
+    aws,
+    databases,
+    kuberay,
+    network,
+    policies,
+    rules,
+    services,
+    slurm,
+    tracking,
+)
 from bcl_ray.render.description import Description
-from bcl_ray.render.pods import Plain, resources, shared_path
+from bcl_ray.render.jobs import WITHOUT_WORKERS, Jobs, job_name, kinds
+from bcl_ray.render.pods import Plain, shared_path
 
 TARGETS = ("kuberay", "aws", "slurm")
 NOTE = "Rendered by `bcl-ray cluster render {}` from the cluster's description: change that."
@@ -29,7 +40,7 @@ def render(target: str, description: Description) -> dict[str, str]:
     """
     if target == "aws":
         text = as_yaml([aws.ray_up(description)], target)
-        return {"cluster.yaml": text}
+        return {"cluster.yaml": text, **aws.iam(description)}
     if target == "slurm":
         return {"train.sbatch": slurm.script(description, NOTE.format(target))}
     return _kuberay(description)
@@ -72,20 +83,26 @@ _Dumper.add_representer(str, _text)
 
 
 def _kuberay(description: Description) -> dict[str, str]:
-    files = {f"base/{name}": objects for name, objects in _base(description).items()}
+    objects = {f"base/{name}": found for name, found in _base(description).items()}
     overlays = {"gpu": description.model_copy(update={"queue": None}), "kind": _tiny(description)}
     if description.queue:
         overlays["gpu-queue"] = description
     for name, variant in overlays.items():
-        files |= {f"overlays/{name}/{file}": found for file, found in _overlay(variant).items()}
+        standing = name == "gpu"
+        files = _overlay(variant, standing=standing)
+        objects |= {f"overlays/{name}/{file}": content for file, content in files.items()}
     kustomizations = {
-        f"{folder}/kustomization.yaml": [_kustomization(folder, files, description)]
+        f"{folder}/kustomization.yaml": [_kustomization(folder, objects, description)]
         for folder in ("base", *(f"overlays/{name}" for name in overlays))
     }
-    for found in files.values():
-        rules.check(found)
-    texts = {**files, **kustomizations}
-    return {name: as_yaml(texts[name], "kuberay") for name in sorted(texts)}
+    for content in objects.values():
+        rules.check(content)
+    all_objects = {**objects, **kustomizations}
+    texts = {name: as_yaml(all_objects[name], "kuberay") for name in sorted(all_objects)}
+    if description.object_store.roles:
+        documents = policies.policies(description, policies.ON_KUBERNETES)
+        texts |= policies.files(documents)
+    return texts
 
 
 def _base(description: Description) -> dict[str, list[Plain]]:
@@ -95,32 +112,41 @@ def _base(description: Description) -> dict[str, list[Plain]]:
         "networkpolicies.yaml": network.network_policies(description),
     }
     if description.tracking.uri is None:
-        files["mlflow.yaml"] = services.mlflow(description)
-        files["postgresql.yaml"] = services.postgresql(description)
+        files["mlflow.yaml"] = tracking.mlflow(description)
+        files["postgresql.yaml"] = databases.postgresql(description)
     if description.head.redis:
-        files["redis.yaml"] = services.redis(description)
+        files["redis.yaml"] = databases.redis(description)
     return files
 
 
-def _overlay(variant: Description) -> dict[str, list[Plain]]:
-    """What depends on the nodes; with a queue there is no standing cluster beside the jobs."""
-    job, gpu = kuberay.job_name(variant), variant.gpu
-    clusters = [job] if variant.queue else [variant.name, job]
-    budgets = [
-        kuberay.disruption_budget(variant, cluster, role, pods)
-        for cluster in clusters
-        for role, pods in (("head", 1), ("steady", gpu.steady_nodes))
-    ]
-    files = {"disruption.yaml": budgets, "rayjob.yaml": [kuberay.ray_job(variant)]}
+def _overlay(variant: Description, *, standing: bool) -> dict[str, list[Plain]]:
+    """What depends on the nodes.
+
+    Args:
+        standing: with a cluster that stays, beside those that jobs bring.
+    """
+    files = {
+        f"jobs/{kind}.yaml": [
+            kuberay.ray_job(variant, kind),
+            *_budgets(variant, job_name(variant, kind), workers=kind not in WITHOUT_WORKERS),
+        ]
+        for kind in kinds(variant)
+    }
     if variant.queue:
         files["localqueue.yaml"] = [kuberay.local_queue(variant)]
-    else:
-        files["raycluster.yaml"] = [kuberay.ray_cluster(variant)]
+    if standing:
+        budgets = _budgets(variant, variant.name)
+        files["raycluster.yaml"] = [kuberay.ray_cluster(variant), *budgets]
     if shared_path(variant):
         tiny = variant.job.recipe == "digits_lt"
         mode = "ReadWriteOnce" if tiny else "ReadWriteMany"
         files["shared.yaml"] = [services.shared_claim(variant, mode=mode)]
     return files
+
+
+def _budgets(variant: Description, cluster: str, *, workers: bool = True) -> list[Plain]:
+    kept = {"head": 1, **({"steady": variant.gpu.steady_nodes} if workers else {})}
+    return [kuberay.disruption_budget(variant, cluster, role, pods) for role, pods in kept.items()]
 
 
 def _kustomization(folder: str, files: dict[str, list[Plain]], description: Description) -> Plain:
@@ -129,7 +155,7 @@ def _kustomization(folder: str, files: dict[str, list[Plain]], description: Desc
     found: Plain = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": sorted(set(names) - {"rayjob.yaml"}),
+        "resources": sorted(name for name in names if not name.startswith("jobs/")),
     }
     if folder != "base":
         found["resources"] = ["../../base", *found["resources"]]
@@ -141,46 +167,58 @@ def _kustomization(folder: str, files: dict[str, list[Plain]], description: Desc
 def _tiny(description: Description) -> Description:
     """The same on one machine without GPUs and without S3: a volume that its one node mounts."""
     head, data, gpu, job = description.head, description.data, description.gpu, description.job
-    small = {"cpus": 1, "memory_gib": 3}
-    return description.model_copy(
-        update={
-            "head": head.model_copy(update=small),
-            "data": data.model_copy(update={**small, "min_nodes": 0, "max_nodes": 1}),
-            "gpu": gpu.model_copy(update={**small, "gpus": 0, "steady_nodes": 1, "spot_nodes": 1}),
-            "job": job.model_copy(
-                update={"recipe": "digits_lt", "run": "digits-lt-1", "workers": 2, "overrides": ()}
-            ),
-            "object_store": description.object_store.model_copy(
-                update={"uri": "file:///shared", "secret": None}
-            ),
-            "kubernetes": description.kubernetes.model_copy(
-                update={"steady_selector": {}, "spot_selector": {}, "spot_taint": None}
-            ),
-            "queue": None,
-        }
+    small = {"cpus": 1, "memory_gib": 3, "scratch_gib": 5}
+    training = {"recipe": "digits_lt", "run": "digits-lt-1", "workers": 2, "overrides": ()}
+    training |= {"keep_minutes": 1}  # there is no room for two clusters
+    jobs = Jobs(
+        shard="digits --profile exponential --imbalance-factor 50",
+        predict="file:///shared/shards/digits_lt",
     )
+    updates = {
+        "head": head.model_copy(update=small),
+        "data": data.model_copy(update={**small, "memory_gib": 2, "min_nodes": 0, "max_nodes": 1}),
+        "gpu": gpu.model_copy(update={**small, "gpus": 0, "steady_nodes": 1, "spot_nodes": 1}),
+        "job": job.model_copy(update=training),
+        "jobs": jobs,
+        "object_store": description.object_store.model_copy(
+            update={"uri": "file:///shared", "secret": None, "sources": ()}
+        ),
+        "kubernetes": description.kubernetes.model_copy(
+            update={
+                **{f"{nodes}_selector": {} for nodes in ("steady", "spot", "services")},
+                **dict.fromkeys(("spot_taint", "scratch_class", "storage_class")),
+            }
+        ),
+        "queue": None,
+    }
+    return description.model_copy(update=updates)
 
 
 def _kind_patches(description: Description) -> list[Plain]:
-    """MLflow's artifacts go to the shared volume, and its pods are small."""
-    pod = services.mlflow(_tiny(description))[0]["spec"]["template"]["spec"]
+    """MLflow's artifacts go to the shared volume, and services to the one node, with half a CPU."""
+    pod = tracking.mlflow(_tiny(description))[0]["spec"]["template"]["spec"]
     server, name = pod["containers"][0], "MLFLOW_ARTIFACTS_DESTINATION"
-    small = {"resources": resources("500m", "1Gi")}
+    half = {kind: {"cpu": "500m"} for kind in ("limits", "requests")}
     server = {
         "name": "mlflow",
-        **small,
+        "resources": half,
         "env": [variable for variable in server["env"] if variable["name"] == name],
         "volumeMounts": server["volumeMounts"],
     }
-    return [
-        _patch("Deployment", "mlflow", {"containers": [server], "volumes": pod["volumes"]}),
-        _patch("StatefulSet", "postgresql", {"containers": [{"name": "postgresql", **small}]}),
+    database, anywhere = {"name": "postgresql", "resources": half}, {"nodeSelector": None}
+    own = {**anywhere, "containers": [server], "volumes": pod["volumes"]}
+    patches = [
+        _patch("apps/v1", "Deployment", "mlflow", own),
+        _patch("apps/v1", "StatefulSet", "postgresql", {**anywhere, "containers": [database]}),
     ]
+    if description.tracking.secret:
+        patches.append(_patch("batch/v1", "Job", tracking.CLIENT_ROLE, anywhere))
+    return patches
 
 
-def _patch(kind: str, name: str, pod: Plain) -> Plain:
+def _patch(version: str, kind: str, name: str, pod: Plain) -> Plain:
     content = {
-        "apiVersion": "apps/v1",
+        "apiVersion": version,
         "kind": kind,
         "metadata": {"name": name},
         "spec": {"template": {"spec": pod}},

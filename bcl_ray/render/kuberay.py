@@ -1,31 +1,22 @@
 """RayCluster and RayJob for the KubeRay operator."""
 
 import shlex
-from typing import Any
 
-from bcl_ray.render.description import Description, Group
+from bcl_ray.render.description import Description
+from bcl_ray.render.jobs import WITHOUT_WORKERS, entrypoint, job_name
 from bcl_ray.render.pods import (
     CLUSTER,
     REDIS_SECRET,
     ROLE,
-    SHARED_CLAIM,
     TOKEN_SECRET,
     Plain,
     container_security,
     metadata,
-    pod_security,
     resources,
-    shared_path,
-    store_secret,
-    store_variables,
-    tracking_secret,
-    tracking_uri,
-    variables,
 )
+from bcl_ray.render.ray_pods import MARKET, ray_pod, store_bytes, submitter
 
-MARKET = "bcl-ray.io/market"  # a Ray node label: steady or spot; rank 0 wants steady
 QUEUE = "bcl-ray"  # the namespace's LocalQueue
-SLACK = 30  # seconds from the last word of a pod's hook to its end
 
 
 def ray_cluster(description: Description) -> Plain:
@@ -34,72 +25,47 @@ def ray_cluster(description: Description) -> Plain:
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
         "metadata": metadata(description, description.name),
-        "spec": _cluster_spec(description, description.name, fixed=False),
+        "spec": _cluster_spec(description, description.name, autoscaled=True),
     }
 
 
-def ray_job(description: Description) -> Plain:
-    """One training on a cluster of its own; a cluster that fails is followed by another.
+def ray_job(description: Description, kind: str = "train") -> Plain:
+    """One job on a cluster of its own; a cluster that fails is followed by another.
 
     With a queue the cluster's size is fixed, so that Kueue admits all of it or nothing, unless
     `queue.elastic`.
+
+    Args:
+        kind: of `jobs.COMMANDS`.
     """
     job, queue = description.job, description.queue
-    name = job_name(description)
+    name = job_name(description, kind)
     found = metadata(description, name)
     if queue:
         found["labels"]["kueue.x-k8s.io/queue-name"] = QUEUE
         if queue.elastic:
             found["annotations"] = {"kueue.x-k8s.io/elastic-job": "true"}
-    fixed = queue is not None and not queue.elastic
+    autoscaled, workers = queue is None or queue.elastic, kind not in WITHOUT_WORKERS
+    uri, gpus = description.object_store.uri, description.gpu.gpus
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": found,
         "spec": {
-            "entrypoint": shlex.join(
-                entrypoint(description, uri=description.object_store.uri, gpus=description.gpu.gpus)
-            ),
+            "entrypoint": shlex.join(entrypoint(description, kind, uri=uri, gpus=gpus)),
             "submissionMode": "K8sJobMode",
-            "submitterPodTemplate": _submitter(description, name),
+            "submitterPodTemplate": submitter(description, name),
             "backoffLimit": job.retries,
             "preRunningDeadlineSeconds": job.wait_minutes * 60,
             "activeDeadlineSeconds": job.hours * 3600,
             "shutdownAfterJobFinishes": True,
-            # Its logs stay this long; the autoscaler frees the other nodes when they are idle.
-            "ttlSecondsAfterFinished": 60 if fixed else 3600,
-            "rayClusterSpec": _cluster_spec(description, name, fixed=fixed),
+            # The autoscaler frees the other nodes when they are idle, but a queue's never are.
+            "ttlSecondsAfterFinished": job.keep_minutes * 60 if autoscaled else 60,
+            "rayClusterSpec": _cluster_spec(
+                description, name, autoscaled=autoscaled and workers, workers=workers
+            ),
         },
     }
-
-
-def job_name(description: Description) -> str:
-    """The RayJob's name."""
-    return f"{description.name}-train"
-
-
-def entrypoint(description: Description, *, uri: str, gpus: int) -> list[str]:
-    """The command that trains, or goes on with, the description's run.
-
-    Args:
-        uri: above shards/ and runs/.
-        gpus: of a training node; 0: workers train on CPUs.
-    """
-    job = description.job
-    experiment = job.experiment()
-    return [
-        "bcl-ray",
-        "train",
-        job.recipe,
-        *job.overrides,
-        f"data.path={uri}/shards/{experiment.name}",
-        f"tracking.runs={uri}/runs",
-        f"tracking.run={job.run}",
-        job.scale,
-        f"scale.device={'cuda' if gpus else 'cpu'}",
-        f"scale.wait_timeout={job.wait_minutes * 60}",
-        "--restartable",
-    ]
 
 
 def disruption_budget(description: Description, cluster: str, role: str, pods: int) -> Plain:
@@ -129,19 +95,21 @@ def local_queue(description: Description) -> Plain:
     }
 
 
-def _cluster_spec(description: Description, cluster: str, *, fixed: bool) -> Plain:
+def _cluster_spec(
+    description: Description, cluster: str, *, autoscaled: bool, workers: bool = True
+) -> Plain:
     spec: Plain = {
         "rayVersion": description.ray_version,
         # Written out: without the mode the operator leaves the cluster open.
         "authOptions": {"mode": "token", "secretName": TOKEN_SECRET},
-        "enableInTreeAutoscaling": not fixed,
+        "enableInTreeAutoscaling": autoscaled,
     }
-    if not fixed:
+    if autoscaled:
         spec["autoscalerOptions"] = {
             "version": "v2",
             "upscalingMode": "Default",
             "idleTimeoutSeconds": 300,
-            "resources": resources("500m", "512Mi"),
+            "resources": resources("200m", "512Mi"),
             "securityContext": container_security(),
         }
     if description.head.redis:
@@ -157,11 +125,12 @@ def _cluster_spec(description: Description, cluster: str, *, fixed: bool) -> Pla
             "num-cpus": "0",  # drivers only
             "num-gpus": "0",
             "dashboard-host": "0.0.0.0",  # the token and the network policies guard it  # noqa: S104
-            "object-store-memory": _store_bytes(description.head),
+            "object-store-memory": store_bytes(description.head),
         },
-        "template": _pod(description, cluster, "head", description.head),
+        "template": ray_pod(description, cluster, "head", description.head),
     }
-    spec["workerGroupSpecs"] = _worker_groups(description, cluster, fixed=fixed)
+    groups = _worker_groups(description, cluster, fixed=not autoscaled) if workers else []
+    spec["workerGroupSpecs"] = groups
     return spec
 
 
@@ -179,119 +148,9 @@ def _worker_groups(description: Description, cluster: str, *, fixed: bool) -> li
             "minReplicas": most if fixed else least,
             "maxReplicas": most,
             "labels": {MARKET: "spot" if spot else "steady"},
-            "rayStartParams": {"object-store-memory": _store_bytes(group)},
-            "template": _pod(description, cluster, role, group, spot=spot),
+            "rayStartParams": {"object-store-memory": store_bytes(group)},
+            "template": ray_pod(description, cluster, role, group, spot=spot),
         }
         for role, group, least, most, spot in groups
         if most
     ]
-
-
-def _store_bytes(group: Group) -> str:
-    """Of the object store: a little less than the shared memory that holds it."""
-    return str(_shm_gib(group) * 2**30 * 9 // 10)
-
-
-def _shm_gib(group: Group) -> int:
-    return max(1, group.memory_gib // 3)
-
-
-def _pod(
-    description: Description, cluster: str, role: str, group: Group, *, spot: bool = False
-) -> Plain:
-    notice = description.job.notice_seconds
-    gpus = description.gpu.gpus if role in ("steady", "spot") else 0
-    volumes: list[Plain] = [
-        {
-            "name": "shared-mem",  # KubeRay's own name, so that it adds none
-            "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(group)}Gi"},
-        }
-    ]
-    mounts: list[Plain] = [{"name": "shared-mem", "mountPath": "/dev/shm"}]  # noqa: S108
-    if shared_path(description):
-        volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": SHARED_CLAIM}})
-        mounts.append({"name": "shared", "mountPath": shared_path(description)})
-    leave = "bcl-ray-stop-jobs" if role == "head" else "bcl-ray-leave"
-    container = {
-        "name": f"ray-{'head' if role == 'head' else 'worker'}",
-        "image": description.image.gpu if gpus else description.image.cpu,
-        "env": [*variables(_environment(description, role)), *tracking_secret(description)],
-        **store_secret(description),
-        "resources": resources(group.cpus, f"{group.memory_gib}Gi", gpus=gpus),
-        "securityContext": container_security(),
-        "lifecycle": {"preStop": {"exec": {"command": [leave, str(notice)]}}},
-        "volumeMounts": mounts,
-    }
-    if role == "head":
-        container["ports"] = [
-            {"name": "gcs-server", "containerPort": 6379},
-            {"name": "dashboard", "containerPort": 8265},
-            {"name": "client", "containerPort": 10001},
-        ]
-    keep = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
-    return {
-        "metadata": {
-            "labels": {ROLE: role, CLUSTER: cluster},
-            **({"annotations": keep} if role in ("head", "steady") else {}),
-        },
-        "spec": {
-            # The head's may start and end pods, the others' may not.
-            "serviceAccountName": "ray-head" if role == "head" else "ray",
-            "automountServiceAccountToken": role == "head",
-            "restartPolicy": "Never",  # autoscaler v2 replaces pods, and so does KubeRay
-            "terminationGracePeriodSeconds": notice + SLACK,
-            "securityContext": pod_security(),
-            **_placement(description, gpus=gpus, spot=spot),
-            **_pull_secret(description),
-            "containers": [container],
-            "volumes": volumes,
-        },
-    }
-
-
-def _environment(description: Description, role: str) -> dict[str, str]:
-    found = {"MLFLOW_TRACKING_URI": tracking_uri(description), **store_variables(description)}
-    if role == "head":  # what a job's supervisor does when the job is stopped
-        found["RAY_JOB_STOP_SIGNAL"] = "SIGINT"
-        found["RAY_JOB_STOP_WAIT_TIME_S"] = str(description.job.notice_seconds)
-    return found
-
-
-def _placement(description: Description, *, gpus: int, spot: bool) -> Plain:
-    kubernetes = description.kubernetes
-    selector = kubernetes.spot_selector if spot else kubernetes.steady_selector
-    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if not gpus:
-        tolerations = []
-    if spot and kubernetes.spot_taint:
-        tolerations.append({"key": kubernetes.spot_taint, "operator": "Exists"})
-    return {
-        **({"nodeSelector": dict(selector)} if selector else {}),
-        **({"tolerations": tolerations} if tolerations else {}),
-    }
-
-
-def _pull_secret(description: Description) -> Plain:
-    secret = description.image.pull_secret
-    return {"imagePullSecrets": [{"name": secret}]} if secret else {}
-
-
-def _submitter(description: Description, cluster: str) -> Plain:
-    """The pod that submits the job and shows its log; KubeRay gives it its command."""
-    container: dict[str, Any] = {
-        "name": "ray-job-submitter",
-        "image": description.image.cpu,
-        "resources": resources("500m", "512Mi"),
-        "securityContext": container_security(),
-    }
-    return {
-        "metadata": {"labels": {ROLE: "submitter", CLUSTER: cluster}},
-        "spec": {
-            "serviceAccountName": "ray",
-            "automountServiceAccountToken": False,
-            "restartPolicy": "Never",
-            "securityContext": pod_security(),
-            **_pull_secret(description),
-            "containers": [container],
-        },
-    }

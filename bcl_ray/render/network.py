@@ -14,7 +14,9 @@ from bcl_ray.render.pods import (
     Plain,
     metadata,
 )
+from bcl_ray.render.tracking import CLIENT_ROLE
 
+METRICS_PORTS = (8080, 44217, 44227)  # KubeRay's of Ray; on the head autoscaler and dashboard too
 Policy = tuple[str, Plain, list[Plain], list[Plain]]  # name, pods, who comes in, where they go
 
 
@@ -46,13 +48,7 @@ def network_policies(description: Description) -> list[Plain]:
 def _ray(description: Description) -> list[Policy]:
     ray = [_from_roles(*RAY_ROLES)]
     to_mlflow = {"to": [_from_roles("mlflow")], "ports": _ports(MLFLOW_PORT)}
-    operator = {
-        "namespaceSelector": {
-            "matchLabels": {
-                "kubernetes.io/metadata.name": description.kubernetes.operator_namespace
-            }
-        }
-    }
+    operator = _namespace(description.kubernetes.operator_namespace)
     guests = [operator, _client(), _from_roles("submitter")]
     to_head = {"to": [_from_roles("head")], "ports": _ports(DASHBOARD_PORT)}
     return [
@@ -61,7 +57,7 @@ def _ray(description: Description) -> list[Policy]:
             "ray",
             _roles(*RAY_ROLES),
             [{"from": ray}],
-            [{"to": ray}, to_mlflow, *_outside(description), _dns()],
+            [{"to": ray}, to_mlflow, *_outside(description), *_dns(description)],
         ),
         (
             "ray-head",
@@ -69,12 +65,22 @@ def _ray(description: Description) -> list[Policy]:
             [{"from": guests, "ports": _ports(DASHBOARD_PORT)}],
             [{"ports": _ports(443, 6443)}],  # the Kubernetes API, for the autoscaler
         ),
-        ("submitter", _roles("submitter"), [], [to_head, _dns()]),
+        ("submitter", _roles("submitter"), [], [to_head, *_dns(description)]),
+        *_monitoring(description),
     ]
 
 
+def _monitoring(description: Description) -> list[Policy]:
+    namespace = description.kubernetes.monitoring_namespace
+    if namespace is None:
+        return []
+    readers = {"from": [_namespace(namespace)], "ports": _ports(*METRICS_PORTS)}
+    return [("metrics", _roles(*RAY_ROLES), [readers], [])]
+
+
 def _tracking(description: Description) -> list[Policy]:
-    users = [_from_roles(*RAY_ROLES), _client()]
+    users = [_from_roles(*RAY_ROLES, CLIENT_ROLE), _client()]
+    to_mlflow = {"to": [_from_roles("mlflow")], "ports": _ports(MLFLOW_PORT)}
     to_database = {"to": [_from_roles("postgresql")], "ports": _ports(POSTGRESQL_PORT)}
     from_mlflow = {"from": [_from_roles("mlflow")], "ports": _ports(POSTGRESQL_PORT)}
     return [
@@ -82,9 +88,10 @@ def _tracking(description: Description) -> list[Policy]:
             "mlflow",
             _roles("mlflow"),
             [{"from": users, "ports": _ports(MLFLOW_PORT)}],
-            [to_database, *_outside(description), _dns()],
+            [to_database, *_outside(description), *_dns(description)],
         ),
         ("postgresql", _roles("postgresql"), [from_mlflow], []),
+        (CLIENT_ROLE, _roles(CLIENT_ROLE), [], [to_mlflow, *_dns(description)]),
     ]
 
 
@@ -111,10 +118,22 @@ def _outside(description: Description) -> list[Plain]:
     return [{"to": [anywhere], "ports": _ports(*sorted(ports))}]
 
 
-def _dns() -> Plain:
-    system = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
-    ports = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    return {"to": [{"namespaceSelector": system}], "ports": ports}
+def _dns(description: Description) -> list[Plain]:
+    """To the cluster's DNS, and to each node's own cache of it where there is one."""
+    dns = description.kubernetes.dns
+    rules = [{"to": [_namespace(dns.namespace)], "ports": _dns_ports(*dns.ports)}]
+    if dns.local_address:
+        cache = {"ipBlock": {"cidr": f"{dns.local_address}/32"}}
+        rules.append({"to": [cache], "ports": _dns_ports(53)})
+    return rules
+
+
+def _dns_ports(*ports: int) -> list[Plain]:
+    return [{"protocol": protocol, "port": port} for port in ports for protocol in ("UDP", "TCP")]
+
+
+def _namespace(name: str) -> Plain:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
 def _roles(*roles: str) -> Plain:

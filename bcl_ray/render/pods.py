@@ -6,11 +6,18 @@ from bcl_ray.render.description import Description
 
 Plain = dict[str, Any]  # a Kubernetes object, or part of one
 
-ROLE = "bcl-ray.io/role"  # head, data, steady, spot, submitter, mlflow, postgresql, redis
+ROLE = "bcl-ray.io/role"  # RAY_ROLES, submitter, mlflow, mlflow-account, postgresql, redis
 CLUSTER = "bcl-ray.io/cluster"  # the RayCluster's or the RayJob's name
 CLIENT = "bcl-ray.io/client"  # "true": pods of others that may reach Ray's and MLflow's ports
 RAY_ROLES = ("head", "data", "steady", "spot")
 USER = 1000  # of cluster/Dockerfile
+# Service accounts: who may start pods, who trains, who keeps artifacts, who may do nothing.
+HEAD_ACCOUNT, WORKER_ACCOUNT, MLFLOW_ACCOUNT, PLAIN_ACCOUNT = (
+    "ray-head",
+    "ray-worker",
+    "mlflow",
+    "submitter",
+)
 TOKEN_SECRET, DATABASE_SECRET, REDIS_SECRET = "ray-token", "postgresql", "redis"
 SHARED_CLAIM = "shared"
 MLFLOW_PORT, POSTGRESQL_PORT, REDIS_PORT, DASHBOARD_PORT = 5000, 5432, 6379, 8265
@@ -39,17 +46,48 @@ def pod_security(user: int = USER) -> Plain:
     }
 
 
+def pod(
+    description: Description,
+    containers: list[Plain],
+    *,
+    account: str | None = PLAIN_ACCOUNT,
+    selector: dict[str, str] | None = None,
+    user: int = USER,
+    **more: Any,
+) -> Plain:
+    """Specification of a pod that runs beside Ray.
+
+    Args:
+        account: its service account; its token is mounted nowhere.
+        selector: labels of its nodes; None: those for services.
+    """
+    selector = description.kubernetes.services_selector if selector is None else selector
+    secret = description.image.pull_secret
+    return {
+        **({"serviceAccountName": account} if account else {}),
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security(user),
+        **({"nodeSelector": dict(selector)} if selector else {}),
+        **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
+        "containers": containers,
+        **more,
+    }
+
+
 def container_security(*, read_only: bool = False) -> Plain:
     """No privileges, and none to be gained."""
     security: Plain = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     return security | ({"readOnlyRootFilesystem": True} if read_only else {})
 
 
-def resources(cpus: int | str, memory: str, *, gpus: int = 0) -> Plain:
-    """Requests that equal limits, so that no neighbour takes what Ray counts on."""
+def resources(cpus: int | str, memory: str, **more: int | str) -> Plain:
+    """Requests that equal limits, so that no neighbour takes what Ray counts on.
+
+    Args:
+        more: other resources by name; of 0 there is none.
+    """
     amounts: Plain = {"cpu": str(cpus), "memory": memory}
-    if gpus:
-        amounts["nvidia.com/gpu"] = str(gpus)
+    amounts |= {name: str(amount) for name, amount in more.items() if amount}
     return {"limits": amounts, "requests": dict(amounts)}
 
 
@@ -97,3 +135,18 @@ def shared_path(description: Description) -> str | None:
 def tracking_uri(description: Description) -> str:
     """The MLflow server as pods reach it."""
     return description.tracking.uri or f"http://mlflow.{description.name}.svc.cluster.local:5000"
+
+
+def service(description: Description, role: str, port: int, *, headless: bool = False) -> Plain:
+    """The name by which others find the pods of a role."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(description, role, role),
+        "spec": {
+            "type": "ClusterIP",
+            **({"clusterIP": "None"} if headless else {}),
+            "selector": {ROLE: role},
+            "ports": [{"name": "http" if role == "mlflow" else role, "port": port}],
+        },
+    }

@@ -1,4 +1,4 @@
-"""What KubeRay and Kueue refuse, and no schema says; and what we ask of ourselves.
+"""What KubeRay and Kueue refuse, and no schema says.
 
 Restated from KubeRay v1.7 (ray-operator/controllers/ray/utils/validation.go) and Kueue 0.18
 (pkg/controller/jobs/raycluster/common.go, rayjob_webhook.go), so that a file that would be
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from bcl_ray.render import pod_rules
 from bcl_ray.render.pods import Plain
 
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035
@@ -20,7 +21,7 @@ LONGEST_NAME = {"RayCluster": 53, "RayJob": 47}
 MOST_GROUPS = 17  # Kueue's 18 pod sets less the head's
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
-SECRET = re.compile(r"PASSWORD|SECRET|TOKEN$|ACCESS_KEY", re.IGNORECASE)
+REPEATABLE = re.compile(r" --restartable\b| --resume\b|\bbcl-ray (shard|evaluate) ")
 V2_VARIABLE = "RAY_enable_autoscaler_v2"
 
 
@@ -38,7 +39,7 @@ def check(objects: Iterable[Plain]) -> None:
 def complaints(found: Plain) -> list[str]:
     """The rules that one object breaks; none is none."""
     kind, metadata, spec = found["kind"], found["metadata"], found.get("spec", {})
-    rules: list[Iterator[str]] = [_secrets(found), _pods(found)]
+    rules: list[Iterator[str]] = [pod_rules.secrets(found), pod_rules.security(found)]
     if kind in LONGEST_NAME:
         rules.append(_name(kind, metadata["name"]))
     if kind == "RayCluster":
@@ -172,7 +173,7 @@ def _job(spec: Plain) -> Iterator[str]:
         mapping = False
     if not mapping:
         yield "runtimeEnvYAML must be a YAML mapping"
-    if retries > 0 and "--restartable" not in spec.get("entrypoint", ""):
+    if retries > 0 and not REPEATABLE.search(spec.get("entrypoint", "")):
         yield "backoffLimit repeats the entrypoint, which must have --restartable to go on"
 
 
@@ -230,50 +231,6 @@ def _budget(spec: Plain) -> Iterator[str]:
         yield "minAvailable must be a whole number, alone: a RayCluster has no scale subresource"
 
 
-def _secrets(found: Plain) -> Iterator[str]:
-    if found["kind"] == "Secret":
-        yield "a secret belongs in the cluster, not in a file"
-    for container in _containers(found):
-        for variable in container.get("env", []):
-            if SECRET.search(variable["name"]) and "value" in variable:
-                yield f"{variable['name']} has its value in the file: take it from a secret"
-
-
-def _pods(found: Plain) -> Iterator[str]:
-    for pod in _pod_specs(found):
-        security = pod.get("securityContext", {})
-        if security.get("runAsNonRoot") is not True or not security.get("seccompProfile"):
-            yield "every pod must set runAsNonRoot and a seccompProfile"
-        for container in pod["containers"]:
-            name, own = container["name"], container.get("securityContext", {})
-            if own.get("allowPrivilegeEscalation") is not False:
-                yield f"container {name} must set allowPrivilegeEscalation: false"
-            if "ALL" not in own.get("capabilities", {}).get("drop", []):
-                yield f"container {name} must drop ALL capabilities"
-            if not container.get("resources", {}).get("limits"):
-                yield f"container {name} must have resources.limits"
-            hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {})
-            if hook and int(hook["command"][-1]) >= pod.get("terminationGracePeriodSeconds", 30):
-                yield f"container {name} has a preStop hook as long as its grace period"
-
-
 def _environment(group: Plain) -> dict[str, Any]:
     container = group["template"]["spec"]["containers"][0]
     return {item["name"]: item.get("value") for item in container.get("env", [])}
-
-
-def _pod_specs(found: Any) -> Iterator[Plain]:
-    """Every pod template in an object, at any depth."""
-    if isinstance(found, list):
-        for item in found:
-            yield from _pod_specs(item)
-    elif isinstance(found, dict):
-        if isinstance(found.get("containers"), list):
-            yield found
-        for item in found.values():
-            yield from _pod_specs(item)
-
-
-def _containers(found: Plain) -> Iterator[Plain]:
-    for pod in _pod_specs(found):
-        yield from pod["containers"]

@@ -4,8 +4,8 @@ import shlex
 from importlib.resources import files
 from string import Template
 
-from bcl_ray.render.description import Description, Job, Slurm
-from bcl_ray.render.kuberay import entrypoint
+from bcl_ray.render.description import Description, Slurm
+from bcl_ray.render.jobs import Job, entrypoint
 
 TEMPLATE = "slurm.sbatch.template"
 END_SECONDS = 60  # from the driver's end to the step's

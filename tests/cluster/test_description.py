@@ -50,7 +50,12 @@ def test_every_field_has_a_description(section):
         ("image.gpu", "host:5000/x:latest", "image.gpu=host:5000/x:latest must end in a tag"),
         ("object_store.uri", "gs://x", "object_store.uri=gs://x: string should match pattern"),
         ("object_store.endpoint", "minio", "object_store.endpoint=minio must be an http(s)://"),
-        ("object_store.secret", "s3", "object_store.role_arn and object_store.secret are two"),
+        ("object_store.secret", "s3", "object_store.roles and object_store.secret are two"),
+        ("tracking.admin_secret", "mlflow", "tracking.secret (mlflow) must not be tracking.admin"),
+        ("jobs.shard", "list 'x", "jobs.shard=list 'x cannot be split into words"),
+        ("aws.image_id", "latest_dlami", "aws.image_id=latest_dlami: string should match pattern"),
+        ("aws.image_id", None, "field 'aws.image_id' is missing"),
+        ("aws.login", ["docker login -p x h"], "aws.login.0=docker login -p x h must not hold a"),
         ("aws.security_group_ids", [], "aws.security_group_ids=[]: tuple should have at least 1"),
     ],
 )

@@ -9,7 +9,7 @@ from functools import reduce
 import pytest
 import yaml
 
-from bcl_ray.render import kuberay, network, rules, services
+from bcl_ray.render import databases, kuberay, network, pod_rules, rules, tracking
 from bcl_ray.render.rules import check, complaints
 from tests.cluster import schemas
 
@@ -30,8 +30,8 @@ def objects(description):
         "queued": kuberay.ray_job(description),
         "elastic": kuberay.ray_job(elastic),
         "budget": kuberay.disruption_budget(free, "bcl-ray", "head", 1),
-        "mlflow": services.mlflow(free)[0],
-        "database": services.postgresql(free)[0],
+        "mlflow": tracking.mlflow(free)[0],
+        "database": databases.postgresql(free)[0],
         "policy": network.network_policies(redis)[1],
     }
 
@@ -248,7 +248,7 @@ def test_a_broken_rule_is_caught(objects, name, path, value, message):
 def test_suspending_needs_shutting_down(objects):
     suspended = broken(objects["job"], "spec.suspend", True)
     found = complaints(broken(suspended, "spec.shutdownAfterJobFinishes", False))
-    assert "RayJob bcl-ray-train: suspend needs shutdownAfterJobFinishes" in found
+    assert "RayJob train-imagenet-lt-1: suspend needs shutdownAfterJobFinishes" in found
 
 
 def test_what_we_render_breaks_none(objects):
@@ -257,8 +257,9 @@ def test_what_we_render_breaks_none(objects):
 
 def test_every_complaint_that_the_rules_can_make_is_provoked_above(objects):
     """A rule without a case here is a rule that nobody has seen to work."""
-    tree = ast.parse(inspect.getsource(rules))
-    yields = [node.value for node in ast.walk(tree) if isinstance(node, ast.Yield)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (rules, pod_rules)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    yields = [node.value for node in nodes if isinstance(node, ast.Yield)]
     provoked = "\n".join(
         text
         for name, path, value, _ in BROKEN
