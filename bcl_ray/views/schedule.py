@@ -65,7 +65,8 @@ def scheduled(
     kind, amount = kinds[stages, images], amounts[stages, images]
     turns, order = _turns(images, _FAMILY_OF[kind], kinds.shape[1])
     sequence = np.lexsort((kind, turns))
-    kind, amount, turns, images = (a[sequence] for a in (kind, amount, turns, images))
+    kind, amount = kind[sequence], amount[sequence]
+    turns, images = turns[sequence], images[sequence]
     arrays: dict[str, NDArray[Any]] = {}
     position = np.empty(len(kind), np.int64)  # in the arrays of the family
     for number, family in enumerate(_FAMILY_NAMES):
