@@ -41,11 +41,11 @@ _ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_st
 _NO_KERNEL = _ALLOCATES | {"detach", "lift_fresh", "_local_scalar_dense", "set_", "resize_"}
 
 
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the launches of the part that runs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
         self._part = REST
 
@@ -95,13 +95,13 @@ def views_launches(config: ViewsConfig, num_images: int) -> int:
                 device.transformed(views, drawn.passes, arrays, config)
             constants.cache_clear()
         counts.append(launches.counts.total())
-    return round(statistics.median(counts))
+    return int(statistics.median(counts))  # of an odd number of them
 
 
 def step_launches(learner: Learner) -> Counter[str]:
     """Of one training step but for its device views."""
     size, counted = learner.experiment.views.image_size, Launches()
-    batch = {
+    batch: dict[str, np.ndarray] = {
         "views": np.zeros((4, 3, size, size, 3), np.uint8),
         "labels": np.arange(4),
         "ids": np.arange(4),

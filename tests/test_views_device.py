@@ -308,10 +308,10 @@ def test_a_batch_gets_the_plan_bit_for_bit(name, seed):
 
 @pytest.mark.parametrize(
     ("name", "num_images", "most"),
-    [("cifar100_lt", 256, 15), ("imagenet_lt", 64, 14), ("digits_lt", 64, 0)],
+    [("cifar100_lt", 256, 14), ("imagenet_lt", 64, 13), ("digits_lt", 64, 0)],
 )
 def test_a_batch_takes_few_passes(name, num_images, most):
-    """Of 24 orders of jitter and 196 pairs of the policy; hue, the longest, runs once."""
+    """36 to 46 of single operations, stage by stage; hue, the longest, runs once."""
     for epoch in range(10):
         options = {"num_views": 3, "seed": 0, "epoch": epoch}
         drawn = device.choices(np.arange(num_images), POLICIES[name], **options)

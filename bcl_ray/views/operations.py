@@ -125,7 +125,7 @@ def hue(images: Tensor, sextants: Tensor, context: Context) -> Tensor:
     # The sextant if red, green, or blue is the largest; gray pixels have none, any will do.
     turned = (values[:, 1:4] - values[:, 2:]).div_(chroma.clamp(min=1)).add_(begins)
     # 1 where red, or green, is not the largest: torch.where would take twenty times as long.
-    no_red, no_green = (value - rgb[:, :2]).clamp_(max=1).split(1, dim=1)
+    no_red, no_green = (value - rgb[:, :2]).clamp_(max=1).tensor_split(2, dim=1)
     sextant = torch.lerp(turned[:, 1:2], turned[:, 2:], no_green)
     sextant = torch.lerp(turned[:, :1], sextant, no_red).add_(_each(sextants))
     sextant -= (sextant / 6).floor_().mul_(6)  # remainder_ takes five times as long
