@@ -73,6 +73,7 @@ ORDER = {
     "events": "",
     "display": "",
     "search": "ray",
+    "allocation": "ray",
     "submit": "ray",
     "doctor": "ray torch",
     "local": "ray",
