@@ -1,4 +1,4 @@
-"""What a node of a Slurm allocation decides; tests/cluster/test_slurm.py runs it all under Slurm."""
+"""What a node of a Slurm allocation decides; test_slurm.py runs all of it under Slurm."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_a_signal_by_which_srun_ends_the_step_after_a_failure_is_no_request(stop
     (tmp_path / "failed").write_text("n2: Ray has ended here (status 1)")
     assert stop.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(allocation.LostError, match="^n2: Ray has ended here"):
+    with pytest.raises(allocation.LostError, match=r"^n2: Ray has ended here"):
         stop.reason()
 
 

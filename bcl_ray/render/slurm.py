@@ -22,7 +22,7 @@ def script(description: Description, note: str) -> str:
         raise ValueError("the description has no section slurm: add slurm.nodes and slurm.folder")
     _check_gpus(job, slurm)
     train = entrypoint(description, uri=f"file://{slurm.folder}", gpus=slurm.gpus_per_node)
-    plan = ["bcl-ray", "plan", *(word for word in train[2:] if word != "--restartable")]
+    experiment = [word for word in train[2:] if word != "--restartable"]
     tracking = description.tracking.uri
     return Template(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")).substitute(
         note=note,
@@ -40,8 +40,7 @@ def script(description: Description, note: str) -> str:
         wait=slurm.wait_seconds,
         interface=f" --interface={slurm.interface}" if slurm.interface else "",
         retries=job.retries,
-        plan=shlex.join(plan),
-        train=shlex.join(train),
+        experiment=shlex.join(experiment),
     )
 
 
