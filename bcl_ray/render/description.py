@@ -114,9 +114,7 @@ class Job(Section):
     workers: Workers | tuple[Workers, Workers] = Field(
         description="Ray Train workers, or [least, most] of them; one GPU each."
     )
-    retries: int = Field(
-        3, ge=0, description="New clusters after one that failed, or lost a node on Slurm."
-    )
+    retries: int = Field(3, ge=0, description="New clusters after one that failed.")
     wait_minutes: int = Field(60, ge=1, description="Longest wait for nodes before training.")
     hours: int = Field(ge=1, description="Longest time of a submission, waiting included.")
     notice_seconds: int = Field(
