@@ -173,7 +173,7 @@ def test_jobs_on_a_shared_node_do_not_disturb_each_other_and_end_as_their_driver
     cancelled = submit("cancelled", "--nodelist=n1", **SHARED_NODE)
     cancelled.wait(lambda: STARTED.search(cancelled.log))
     slurm.cancel(cancelled.number)
-    assert cancelled.end() == "CANCELLED 0:15", cancelled.log
+    assert cancelled.end().startswith("CANCELLED"), cancelled.log
 
     # Slurm itself signals it: it is 150 s before the end already.
     slurm.scontrol("update", f"JobId={long.number}", "TimeLimit=1")
