@@ -120,7 +120,10 @@ def _census(head: str, nodes: int) -> Iterator[multiprocessing.process.BaseProce
 def _count(head: str, nodes: int) -> None:
     import ray  # noqa: PLC0415  a second, which other nodes need not take
 
-    ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError:  # the head may be starting again
+        os._exit(1)
     while sum(node["Alive"] for node in ray.nodes()) < nodes:
         time.sleep(LOOK)
     os._exit(0)
