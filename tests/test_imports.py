@@ -81,6 +81,7 @@ ORDER = {
     "events": "",
     "display": "",
     "search": "ray",
+    "allocation": "ray",
     "submit": "ray",
     "doctor": "ray torch",
     "local": "ray",

@@ -96,19 +96,86 @@ class Aws(Section):
 
 
 class Slurm(Section):
-    """The allocation; its nodes are whole and alike."""
+    """The allocation, of nodes that are alike, and what a site has of its own."""
 
     nodes: int = Field(ge=1, description="Nodes of the allocation.")
     gpus_per_node: int = Field(ge=0, description="GPUs of a node; 0: workers train on CPUs.")
     folder: str = Field(
         pattern=r"^/[^\s'\"$`\\]+$", description="Folder that all nodes mount: shards/, runs/."
     )
-    partition: str | None = Field(None, pattern=r"^[\w.,-]+$", description="Partition.")
-    account: str | None = Field(None, pattern=r"^[\w.-]+$", description="Account.")
     setup: tuple[str, ...] = Field(
         (), description="Shell lines that bring `bcl-ray` onto the path of every node."
     )
     wait_seconds: int = Field(600, ge=60, description="Longest wait for all nodes to join.")
+    partition: str | None = Field(None, pattern=r"^[\w.,-]+$", description="Partition.")
+    account: str | None = Field(None, pattern=r"^[\w.-]+$", description="Account.")
+    qos: str | None = Field(None, pattern=r"^[\w.-]+$", description="Quality of service.")
+    constraint: str | None = Field(
+        None, pattern=r"^[^\s'\"$`\\#]+$", description="Features of nodes, such as a100&ib."
+    )
+    reservation: str | None = Field(None, pattern=r"^[\w.,-]+$", description="Reservation.")
+    gres: str | None = Field(
+        None,
+        pattern=r"^[\w.,:-]+$",
+        description="GPUs by --gres in place of --gpus-per-node, such as gpu:a100:4.",
+    )
+    exclusive: bool = Field(
+        True, description="Whole nodes; else shared ones, of which cpus_per_node are the job's."
+    )
+    cpus_per_node: int | None = Field(
+        None, ge=1, description="CPUs of a node for Ray; none: all of a whole node."
+    )
+    memory_gib: int | None = Field(
+        None,
+        ge=2,
+        description="GiB of a node's memory; none: all of a whole node, a site's default of a "
+        "shared one.",
+    )
+    lines: tuple[Annotated[str, Field(pattern=r"^--?[a-zA-Z][^\n]*$")], ...] = Field(
+        (), description="More options of sbatch, one a line, such as --licenses=scratch."
+    )
+    interface: str | None = Field(
+        None,
+        pattern=r"^[\w.:-]+$",
+        description="Network interface of Ray, NCCL and Gloo, such as ib0; none: the one that "
+        "leads to the other nodes (NCCL chooses its own).",
+    )
+    tmp: str = Field(
+        "/tmp",  # noqa: S108
+        pattern=r"^(/[\w.-]+)+$",
+        max_length=24,
+        description="Folder on each node's own disk, for Ray's logs, sockets and spilled objects; "
+        "a socket's path has at most 107 letters.",
+    )
+    container: str = Field(
+        "",
+        pattern=r"^[^\n]*$",
+        description="What goes between `srun` and the command: `apptainer exec --nv IMAGE`, or "
+        "options such as --container-image=IMAGE; FOLDER and tmp must be mounted.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_or_shared(self) -> "Slurm":
+        if not self.exclusive and self.cpus_per_node is None:
+            raise ValueError(
+                "slurm.exclusive=false needs slurm.cpus_per_node: Slurm would give the job one CPU "
+                "of each shared node"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_agree(self) -> "Slurm":
+        if self.gres is None:
+            return self
+        kinds = [part.split(":") for part in self.gres.split(",")]  # gpu, gpu:2 or gpu:a100:2
+        counts = [kind[-1] for kind in kinds if kind[0] == "gpu"]
+        asked = sum(int(count) if count.isdigit() else 1 for count in counts)
+        if asked != self.gpus_per_node:
+            raise ValueError(
+                f"slurm.gres ({self.gres}) asks for {asked} GPUs, slurm.gpus_per_node is "
+                f"{self.gpus_per_node}: change one of them"
+            )
+        return self
 
 
 class Description(Section):
