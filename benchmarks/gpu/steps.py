@@ -50,6 +50,8 @@ def run(settings: Settings) -> Iterator[Row]:
 
 def compiled(settings: Settings) -> Iterator[Row]:
     """With train.compile, on both sides; a part of its own, since compiling takes long."""
+    # The smoke test has no minutes for compilers.
+    torch._dynamo.config.disable = settings.smoke
     for name, case in reversed(CASES.items()):
         yield from measured(f"{name}, compiled", case, COMPILED, settings)
 

@@ -1,5 +1,6 @@
-"""Runs parts one after another, each in a process group of its own that ends when its time is up."""
+"""Runs parts one after another, each in a process group that ends when its time is up."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from benchmarks.gpu import report
 from benchmarks.gpu.report import Row
 
+ROOT = Path(__file__).parents[2]
 NOTICE = 0.9  # of its time, after which a part that looks at the clock begins nothing new
 TAIL = 4096  # bytes of a part's log that are searched for its last line
 
@@ -51,12 +53,14 @@ class Part(NamedTuple):
     """`module:function`, a generator of rows that takes Settings."""
     seconds: float
     """When it is killed."""
+    required: bool = False
+    """Whether the others make no sense where it fails."""
 
 
 def supervise(
     parts: Mapping[str, Part], settings: Settings, out: Path, *, seconds: float
 ) -> list[Row]:
-    """Run all parts; whatever they do, this returns, with at least one row of each.
+    """Run all parts; whatever they do, this returns, with at least one row of each that was begun.
 
     Args:
         parts: by name, in order.
@@ -79,6 +83,8 @@ def supervise(
             print(report.table(found), flush=True)
             about["seconds"] = round(time.time() - begun, 1)
             report.write(out, about, rows)
+            if part.required and any(row.outcome in report.BROKEN for row in found):
+                break
     return rows
 
 
@@ -89,12 +95,14 @@ def _run(name: str, entry: str, settings: Settings, log: Any, seconds: float) ->
     told = {**asdict(settings), "deadline": begun + NOTICE * seconds}
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as lines:
         command = [sys.executable, "-m", "benchmarks.gpu.part", entry, json.dumps(told), lines.name]
-        status = _ended(command, log, seconds)
+        # Threads that share a busy CPU wait for each other longer than they compute.
+        threads = {"OMP_NUM_THREADS": "1"} if settings.device == "cpu" else {}
+        status = _ended(command, {**os.environ, **threads}, log, seconds)
         rows = [Row(name, **json.loads(line)) for line in lines if line.endswith("\n")]
     taken = f"after {time.time() - begun:.0f} s"
     if status is None:
         rows.append(
-            Row(name, f"ended {taken}", outcome=report.LATE, note="what it was at: log.txt")
+            Row(name, f"ended {taken}", outcome=report.LATE, note="killed; log.txt has its output")
         )
     elif status != 0:
         note = f"{_last_line(Path(log.name))} (log.txt has more)"
@@ -104,18 +112,18 @@ def _run(name: str, entry: str, settings: Settings, log: Any, seconds: float) ->
     return rows
 
 
-def _ended(command: list[str], log: Any, seconds: float) -> int | None:
+def _ended(command: list[str], environment: dict[str, str], log: Any, seconds: float) -> int | None:
     """The exit status, or None of what was killed; nothing that it started is left."""
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
