@@ -12,7 +12,7 @@ from benchmarks.gpu import report
 from benchmarks.gpu.supervise import Part, Settings, supervise
 
 # Seconds of each on a GPU, and in the smoke test. The last one takes what the others leave.
-PARTS = {
+PARTS: dict[str, tuple[str, float, float]] = {
     "machine": ("benchmarks.gpu.machine:run", 30, 120),
     "images": ("benchmarks.gpu.images:run", 45, 120),
     "tests": ("benchmarks.gpu.marked_tests:run", 50, 120),
@@ -38,9 +38,11 @@ def main() -> int:
     options = parser.parse_args()
     out = Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    column = 2 if options.smoke else 1
     wanted = {name: row for name, row in PARTS.items() if name in options.only}
-    parts = {name: Part(row[0], row[column], name == "machine") for name, row in wanted.items()}
+    parts = {
+        name: Part(entry, tried if options.smoke else measured, name == "machine")
+        for name, (entry, measured, tried) in wanted.items()
+    }
     with tempfile.TemporaryDirectory() as scratch:
         if options.wheels:
             install(options.wheels, Path(scratch) / "site")

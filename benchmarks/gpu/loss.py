@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import loss
-from benchmarks.gpu.machine import never_waited_for, peak_mib, versus
+from benchmarks.gpu.machine import device_of, never_waited_for, peak_mib, versus
 from benchmarks.gpu.report import FAILED, OK, SKIPPED, Row
 from benchmarks.gpu.supervise import Settings
 
@@ -18,7 +18,7 @@ GOALS = {8142: 50.0}
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    device = torch.device(settings.device)
+    device = device_of(settings)
     *compared, last = TINY if settings.smoke else SIZES
     for size in compared:
         yield from against_published(inputs_on(device, size), device, settings)

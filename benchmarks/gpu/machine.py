@@ -1,6 +1,7 @@
 """What it runs on: card, driver, versions, commit; and all that only a GPU can be asked."""
 
 import contextlib
+import operator
 import os
 import statistics
 import subprocess
@@ -20,7 +21,11 @@ LEAST = 0.05  # seconds of one measurement: calls are repeated until they fill i
 
 def run(settings: Settings) -> Iterator[Row]:
     """The first part: without a GPU, say so at once."""
-    about = {"device": settings.device, **versions(), "cpus": len(os.sched_getaffinity(0))}
+    about: dict[str, Any] = {
+        "device": settings.device,
+        **versions(),
+        "cpus": len(os.sched_getaffinity(0)),
+    }
     if settings.device == "cpu":
         about["card"] = "none: the CPU, with tiny sizes"
     else:
@@ -44,8 +49,13 @@ def _card() -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "driver": driver,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
+
+
+def device_of(settings: Settings) -> torch.device:
+    """As Ray Train gives it to a worker: with a number."""
+    return torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
 
 
 def wait(device: torch.device) -> None:
@@ -126,14 +136,12 @@ def profile(function: Callable[[], object], device: torch.device) -> dict[str, A
         function()
         wait(device)
     events = profiler.key_averages()
-    on_device = device.type == "cuda"
-
-    def cost(event: Any) -> float:
-        return float(event.self_device_time_total if on_device else event.self_cpu_time_total)
-
-    top = sorted(events, key=cost, reverse=True)[:25]
+    cost = operator.attrgetter(f"self_{'cpu' if device.type == 'cpu' else 'device'}_time_total")
+    # Operations on the host have the time of the kernels that they launch as well.
+    there = [event for event in events if event.device_type.name.lower() == device.type]
+    top = sorted(there, key=cost, reverse=True)[:25]
     return {
         "launches": sum(event.count for event in events if event.key.startswith("cudaLaunch")),
-        "device_us": sum(cost(event) for event in events),
+        "device_us": sum(cost(event) for event in there),
         "top": [{"name": e.key, "us": cost(e), "calls": e.count} for e in top],
     }

@@ -17,7 +17,7 @@ from bcl_ray.loop import Step, train_epoch
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import cifar100_lt, inat18
 from bcl_ray.views.device import transformed
-from benchmarks.gpu.machine import never_waited_for, peak_mib, profile, versus
+from benchmarks.gpu.machine import device_of, never_waited_for, peak_mib, profile, versus
 from benchmarks.gpu.report import FAILED, OK, SKIPPED, Row
 from benchmarks.gpu.supervise import Settings
 
@@ -62,27 +62,24 @@ def measured(name: str, case: Case, options: list[str], settings: Settings) -> I
     tiny = TINY if settings.smoke else []
     experiment = with_overrides(recipe(), [*COMMON, *own, *options, *tiny])
     classes = 20 if settings.smoke else classes
-    device = torch.device(settings.device)
+    device = device_of(settings)
     batch = experiment.optim.global_batch_size
     learner = Learner(experiment, np.arange(classes, 0, -1), STEPS, device)
     batches = some_batches(experiment, classes)
     steps = endless(learner, batches)
     rounds = 1 if settings.smoke else 5
-    mine, limit = versus(lambda: next(steps), Bare(learner, batches[0]), device, rounds)
+    bare = Bare(learner, batches[0])
+    mine, limit = versus(lambda: next(steps), bare, device, rounds)
+    peaks = peak_mib(lambda: next(steps), device), peak_mib(bare, device)
     detail = {
         "ms": {"step": mine * 1e3, "bare": limit * 1e3},
-        "peak_mib": peak_mib(lambda: next(steps), device),
-        "bare_peak_mib": peak_mib(Bare(learner, batches[0]), device),
         "profile": profile(lambda: next(steps), device),
         "experiment": experiment.model_dump(mode="json"),
     }
-    rates = batch / mine, batch / limit
-    against = "backbone alone"
-    goal = settings.goal(0.9)
+    rates, against, goal = (batch / mine, batch / limit), "backbone alone", settings.goal(0.9)
     yield Row("", name, rates[0], "images/s", rates[1], against, limit / mine, goal, detail=detail)
-    if settings.device == "cuda":
-        peak, bare = detail["peak_mib"], detail["bare_peak_mib"]
-        yield Row("", f"{name}, memory", peak, "MiB", bare, against, bare / peak)
+    if None not in peaks:
+        yield Row("", f"{name}, peak of memory", peaks[0], "MiB", peaks[1], against)
     yield unwaited(name, steps, device)
     learner.check()
 

@@ -68,7 +68,8 @@ def supervise(
         out: an existing folder, for the report and the log.
         seconds: for all of them together.
     """
-    begun, rows, about = time.time(), [], {"date": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    begun, rows = time.time(), []
+    about: dict[str, Any] = {"date": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     with (out / "log.txt").open("w") as log:
         for name, part in parts.items():
             left = begun + seconds - time.time()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
@@ -25,7 +24,7 @@ from bcl_ray.residency import UnsupportedError
 from bcl_ray.shards import Manifest
 from benchmarks.gpu.feeds import FEEDS
 from benchmarks.gpu.images import prepared
-from benchmarks.gpu.machine import wait
+from benchmarks.gpu.machine import device_of, wait
 from benchmarks.gpu.report import FAILED, LATE, OK, Row
 from benchmarks.gpu.supervise import Settings
 
@@ -83,7 +82,7 @@ def train(
     kind: str, experiment: Experiment, manifest: Manifest, settings: Settings, epochs: int = 10**9
 ) -> Trained:
     """Train from the first step on; so many epochs at most, and none that the time is up for."""
-    begun, device = time.perf_counter(), torch.device(settings.device)
+    begun, device = time.perf_counter(), device_of(settings)
     counts = np.array(manifest.splits["train"].class_counts)
     feed = FEEDS[kind](experiment, manifest, device)
     learner = Learner(experiment, counts, epoch_plan(experiment, manifest, 0).steps, device)
@@ -127,7 +126,7 @@ def rows(what: str, trained: Trained, experiment: Experiment, settings: Settings
     epochs, wanted = len(trained.epochs), experiment.train.epochs
     ended = epochs == wanted
     shown = "  ".join(f"{group} {value:.1f}" for group, value in trained.accuracy.items())
-    precision = chosen(experiment.train.precision, torch.device(settings.device))
+    precision = chosen(experiment.train.precision, device_of(settings))
     yield Row(
         "",
         f"{epochs} epochs, {what}",

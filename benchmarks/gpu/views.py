@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from bcl_ray.config import ViewConfig, ViewsConfig
 from bcl_ray.recipes import cifar100_lt, inat18
 from bcl_ray.views.device import choices, device_views, transformed
-from benchmarks.gpu.machine import profile, versus
+from benchmarks.gpu.machine import device_of, profile, versus
 from benchmarks.gpu.report import SKIPPED, Row
 from benchmarks.gpu.supervise import Settings
 
@@ -34,7 +34,7 @@ POLICIES: dict[str, Callable[[], Any]] = {
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    device = torch.device(settings.device)
+    device = device_of(settings)
     rounds = 1 if settings.smoke else 3
     for name, (config, images) in CASES.items():
         count = TINY if settings.smoke else images
