@@ -39,6 +39,7 @@ gpu-wheels: ## download what `make gpu` may miss into gpu-wheels/, for a machine
 	  --only-binary=:all: --python-version 3.12 --implementation cp \
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 	  -r benchmarks/gpu/wheels.txt $(if $(RAY),-r benchmarks/gpu/wheels-ray.txt)
+	@rm -f gpu-wheels/numpy-*.whl  # it is there
 
 check: .venv/.dev ## lint, formatting and types
 	$(BIN)/ruff check .
