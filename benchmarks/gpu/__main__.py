@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ def main() -> int:
     parser.add_argument("--out", default="gpu-results", help="folder for the results")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), metavar="PART")
     options = parser.parse_args()
+    # As Ctrl-C does: parts are in process groups of their own, which would live on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     wanted = {name: row for name, row in PARTS.items() if name in options.only}
