@@ -23,7 +23,7 @@ def run(_: Settings) -> Iterator[Row]:
     files = [f for f in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in f.read_text()]
     # Options of pyproject.toml name plugins that may not be here; conftest.py needs Ray's parts.
     options = ["-o", "addopts=", "--noconftest", "-m", "gpu", "-rs", "-p", "no:cacheprovider"]
-    names = [str(file.relative_to(ROOT)) for file in files if file != Path(__file__)]
+    names = [str(file.relative_to(ROOT)) for file in files]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *names],
         cwd=ROOT,
