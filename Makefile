@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart cluster test test-faults bench check format clean
+.PHONY: help quickstart cluster test test-faults bench gpu gpu-smoke gpu-wheels check format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,21 @@ test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks fille
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
 	@for name in loss views launches plan stream epoch geometry; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+gpu: ## on a machine with a GPU: tests, speed, a training; 9 minutes; DATA, OUT, WHEELS: benchmarks/README.md
+	@$(PYTHON) -m benchmarks.gpu --data "$(DATA)" --wheels "$(WHEELS)" --out "$(or $(OUT),gpu-results)"
+
+gpu-smoke: ## the same script on the CPU, with tiny sizes
+	@$(PYTHON) -m benchmarks.gpu --smoke --wheels "$(WHEELS)" --out "$(or $(OUT),gpu-results)"
+
+# For Python 3.12 on x86-64. RAY=1: with Ray, for the training through Ray Train.
+gpu-wheels: ## download what `make gpu` may miss into gpu-wheels/, for a machine without network
+	@rm -rf gpu-wheels  # two versions of one package would not install
+	@$(PYTHON) -m pip download -q --disable-pip-version-check -c constraints.txt -d gpu-wheels \
+	  --only-binary=:all: --python-version 3.12 --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  -r benchmarks/gpu/wheels.txt $(if $(RAY),-r benchmarks/gpu/wheels-ray.txt)
+	@rm -f gpu-wheels/numpy-*.whl  # it is there
 
 check: .venv/.dev ## lint, formatting and types
 	$(BIN)/ruff check .

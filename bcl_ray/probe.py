@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from bcl_ray import storage
 from bcl_ray.budget import layout
 from bcl_ray.config import Experiment
-from bcl_ray.data import source_of
 from bcl_ray.distributed import rank, world_size
 from bcl_ray.findings import Findings
 from bcl_ray.geometry import Sample, class_means, is_sampled, sample_shares
@@ -27,6 +26,7 @@ from bcl_ray.metrics import calibrated_bins
 from bcl_ray.model import TwoBranch
 from bcl_ray.plan import evaluation_reads
 from bcl_ray.shards import Manifest, read_row_group
+from bcl_ray.tasks import source_of
 from bcl_ray.views.transfer import Sent
 
 EVALUATED_IMAGES = 4096  # of the evaluation split's sample, at most

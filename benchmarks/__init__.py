@@ -4,9 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 
 def alternate(
     first: Callable[[], object], second: Callable[[], object], rounds: int
@@ -29,6 +26,9 @@ def alternate(
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under a title: the first column to the left, the others to the right."""
+    from rich.console import Console  # noqa: PLC0415 - `gpu` measures where there is no rich
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")

@@ -28,19 +28,30 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 ours: Loss = partial(balanced_contrastive_loss, temperature=TEMPERATURE)
 
 
-def published(features: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:
-    """The authors' steps, written plainly: counts from a one-hot matrix, divisors row by row."""
-    anchors = features.flatten(0, 1)
+def published(
+    features: Tensor, prototypes: Tensor, labels: Tensor, *, row_by_row: bool = True
+) -> Tensor:
+    """The authors' steps, written plainly: counts from a one-hot matrix, divisors row by row.
+
+    Theirs has the matrix on the CPU, which torch now refuses for labels on a GPU.
+
+    Args:
+        features, prototypes, labels: as of `balanced_contrastive_loss`.
+        row_by_row: whether divisors are looked up in a Python loop, as theirs.
+    """
+    anchors, device = features.flatten(0, 1), features.device
     num_anchors, num_classes = len(anchors), len(prototypes)
     columns = torch.cat([anchors, prototypes])
-    targets = torch.cat([labels.repeat(V), torch.arange(num_classes)])
-    counts = torch.eye(num_classes)[targets].sum(0)
+    targets = torch.cat([labels.repeat(V), torch.arange(num_classes, device=device)])
+    counts = torch.eye(num_classes, device=device)[targets].sum(0)
     positive = (targets[:num_anchors, None] == targets).float()
     not_self = torch.ones_like(positive).fill_diagonal_(0)
     positive = positive * not_self
     similarity = anchors @ columns.T / TEMPERATURE
     similarity = similarity - similarity.max(1, keepdim=True).values.detach()
-    class_sizes = torch.tensor([counts[target] for target in targets])
+    class_sizes = counts[targets]
+    if row_by_row:
+        class_sizes = torch.tensor([counts[target] for target in targets], device=device)
     divisors = class_sizes.expand(num_anchors, -1) - positive
     denominator = (similarity.exp() * not_self / divisors).sum(1, keepdim=True)
     log_shares = similarity - denominator.log()

@@ -5,9 +5,8 @@ against the same functions (read, decode, crop, assemble) in a bare process pool
 size. Goals: 0.90; the first batch within 3 s on a warm cluster; at most 0.5 s between epochs.
 """
 
-import itertools
+import contextlib
 import logging
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -20,40 +19,28 @@ import ray
 from bcl_ray import data
 from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
-from bcl_ray.data import Batch
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import cifar10_lt, imagenet_lt
 from bcl_ray.shards import Manifest
+from bcl_ray.tasks import Batch, joined, source_of
 from benchmarks import print_table
 from benchmarks.images import cifar_shards, jpeg_shards
+from benchmarks.pool import pooled_blocks
 
 POOL = 2
 EPOCHS = 3
 ROUNDS = 3
 
-_source: data.Source
-
-
-def _remember(source: data.Source) -> None:
-    global _source  # noqa: PLW0603  a pool's worker has nowhere else to keep it
-    _source = source
-
-
-def _load(task: data.Task) -> Batch:
-    return _source.load(task.epoch, task.reads)
-
 
 def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:
-    """The same batches from a pool of processes that stay warm, two tasks ahead each."""
-    source = data.source_of(experiment, manifest, training=True)
-    with multiprocessing.get_context("spawn").Pool(POOL, _remember, (source,)) as pool:
-        for epoch in range(experiment.train.epochs):
-            plan = epoch_plan(experiment, manifest, epoch)
-            tasks = list(data.tasks_of(source, ((epoch, read) for read in plan.reads())))
-            loaded = zip(tasks, pool.imap(_load, tasks), strict=True)
-            blocks = itertools.chain.from_iterable(itertools.starmap(data.split_block, loaded))
+    """The same batches from a pool of processes that stay warm."""
+    source = source_of(experiment, manifest, training=True)
+    plans = [epoch_plan(experiment, manifest, epoch) for epoch in range(experiment.train.epochs)]
+    reads = ((epoch, read) for epoch, plan in enumerate(plans) for read in plan.reads())
+    with contextlib.closing(pooled_blocks(source, reads, POOL)) as blocks:
+        for epoch, plan in enumerate(plans):
             for parts in plan.batches(blocks):
-                yield epoch, data.joined(parts)
+                yield epoch, joined(parts)
 
 
 def streamed(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:

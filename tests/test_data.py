@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bcl_ray import budget, data
+from bcl_ray import budget, data, tasks
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import digits_lt
 from bcl_ray.shards import read_manifest, write_shards
@@ -138,7 +138,7 @@ def test_data_tasks_do_not_import_torch(experiment, manifest):
 
 
 def _modules_after_a_task(experiment, manifest):
-    source = data.source_of(experiment, manifest, training=True)
+    source = tasks.source_of(experiment, manifest, training=True)
     reads = list(budget.epoch_plan(experiment, manifest, 0).reads())[:2]
     assert source.load(0, reads)["views"].shape[1:] == (3, 8, 8, 3)
     return sorted({name.partition(".")[0] for name in sys.modules})

@@ -30,6 +30,7 @@ ORDER = {
     "budget": "",
     "batches": "",
     "views": "torch",
+    "tasks": "",
     "distributed": "torch",
     "precision": "torch",
     "batch_norm": "torch",

@@ -6,7 +6,6 @@ import torch
 
 pytest.importorskip("ray")
 from bcl_ray import probe as module
-from bcl_ray.data import source_of
 from bcl_ray.geometry import is_sampled, sample_shares
 from bcl_ray.model import TwoBranch
 from bcl_ray.parse import with_overrides
@@ -15,6 +14,7 @@ from bcl_ray.probe import Probe
 from bcl_ray.recipes import digits_lt
 from bcl_ray.shards import read_manifest, write_shards
 from bcl_ray.sources import open_source
+from bcl_ray.tasks import source_of
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,55 @@
+"""Batches of a data set, as a worker gets them, from a pool of processes instead of Ray Data."""
+
+import functools
+import os
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from bcl_ray.batches import Block, planned_batches
+from bcl_ray.budget import epoch_plan, layout
+from bcl_ray.config import Experiment
+from bcl_ray.plan import Read, evaluation_reads
+from bcl_ray.residency import Resident
+from bcl_ray.shards import Manifest
+from bcl_ray.tasks import source_of
+from bcl_ray.views.transfer import Sender, Sent
+from benchmarks.pool import pooled_blocks
+
+
+class Pooled:
+    """The counterpart of `residency.Resident`: views are made on the host, by all of its CPUs."""
+
+    def __init__(self, experiment: Experiment, manifest: Manifest, device: torch.device) -> None:
+        self._experiment, self._manifest, self._device = experiment, manifest, device
+        self._processes = max(1, min(16, len(os.sched_getaffinity(0))) - 1)
+
+    def training(
+        self, sender: Sender, first_step: int
+    ) -> Generator[tuple[int, Iterator[Any]], None, None]:
+        """Each epoch that is left, with its batches."""
+        return planned_batches(
+            self._experiment,
+            functools.partial(epoch_plan, self._experiment, self._manifest),
+            functools.partial(self._blocks, training=True),
+            sender.training,
+            first_step=first_step,
+        )
+
+    def evaluation(self) -> Iterable[Sent]:
+        """The evaluation split."""
+        sender = Sender(self._device, self._experiment.views)
+        reads = evaluation_reads(layout(self._experiment, self._manifest, "eval_split"))
+        for block in self._blocks(((0, read) for read in reads), training=False):
+            yield sender.evaluation([block])
+
+    def _blocks(
+        self, reads: Iterator[tuple[int, Read]], *, training: bool
+    ) -> Generator[Block, None, None]:
+        source = source_of(self._experiment, self._manifest, training=training)
+        yield from pooled_blocks(source, reads, self._processes)
+
+
+Feed = Pooled | Resident
+FEEDS: dict[str, type[Feed]] = {"device": Resident, "host": Pooled}

@@ -1,0 +1,39 @@
+"""A bare pool of processes that does what data tasks do: read, decode and crop."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+from bcl_ray.plan import Read
+from bcl_ray.tasks import Batch, Source, Task, split_block, tasks_of
+
+_source: Source
+
+
+def _remember(source: Source) -> None:
+    global _source  # noqa: PLW0603  a pool's worker has nowhere else to keep it
+    _source = source
+
+
+def _load(task: Task) -> Batch:
+    return _source.load(task.epoch, task.reads)
+
+
+def pooled_blocks(
+    source: Source, reads: Iterable[tuple[int, Read]], processes: int
+) -> Generator[Batch, None, None]:
+    """One block per (epoch, read), in order; two tasks ahead for each process."""
+    with multiprocessing.get_context("spawn").Pool(processes, _remember, (source,)) as pool:
+        running: deque[tuple[Task, Any]] = deque()
+
+        def first() -> Iterator[Batch]:
+            task, result = running.popleft()
+            yield from split_block(task, result.get())
+
+        for task in tasks_of(source, reads):
+            running.append((task, pool.apply_async(_load, (task,))))
+            if len(running) > 2 * processes:
+                yield from first()
+        while running:
+            yield from first()
