@@ -44,6 +44,33 @@ class MissingResourcesError(RuntimeError):
     """The cluster did not have enough for the fewest workers within scale.wait_timeout."""
 
 
+def data_cpus(experiment: Experiment) -> float:
+    """CPUs that a run wants beside its workers, to read and decode; it uses others too."""
+    return max(experiment.scale.data_cpus or 0.0, experiment.scale.cpus_per_data_task)
+
+
+def bundles(
+    experiment: Experiment, needs: Mapping[str, float], *, data: bool
+) -> list[Mapping[str, float]]:
+    """What a run asks an autoscaler for: the most workers, then CPUs for data.
+
+    Args:
+        experiment: whose scale it is.
+        needs: resources of one worker.
+        data: whether CPUs for data are asked for.
+    """
+    task = experiment.scale.cpus_per_data_task
+    tasks = math.ceil(data_cpus(experiment) / task - 1e-9) if data else 0
+    return [needs] * experiment.scale.max_workers + [{"CPU": task}] * tasks
+
+
+def lacking(experiment: Experiment, needs: Mapping[str, float]) -> str:
+    """What the cluster lacks now for the fewest workers; nothing where it has enough."""
+    nodes = usable_nodes().values()
+    found = chosen_workers(experiment, nodes, needs)
+    return "" if found else missing(experiment, nodes, needs)
+
+
 def places(nodes: Nodes, needs: Mapping[str, float]) -> int:
     """How many workers of certain needs fit on nodes, none of which a worker can share."""
     return sum(
@@ -62,7 +89,7 @@ def chosen_workers(experiment: Experiment, nodes: Nodes, needs: Mapping[str, flo
         needs: resources of one worker.
     """
     nodes, scale = list(nodes), experiment.scale
-    for_data = max(scale.data_cpus or 0.0, scale.cpus_per_data_task)
+    for_data = data_cpus(experiment)
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     room = min(places(nodes, needs), math.floor((cpus - for_data) / scale.cpus_per_worker + 1e-9))
     return max((count for count in experiment.worker_counts if count <= room), default=0)
@@ -72,7 +99,7 @@ def missing(experiment: Experiment, nodes: Nodes, needs: Mapping[str, float]) ->
     """What nodes lack for the fewest workers, resource by resource."""
     nodes, scale = list(nodes), experiment.scale
     wanted = {name: scale.min_workers * need for name, need in needs.items()}
-    wanted["CPU"] += max(scale.data_cpus or 0.0, scale.cpus_per_data_task)
+    wanted["CPU"] += data_cpus(experiment)
     have = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
     short = [
         f"{wanted[name]:g} {name}, and there {'is' if have[name] == 1 else 'are'} {have[name]:g}"
@@ -120,7 +147,6 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         Raises:
             MissingResourcesError: it has been too long.
         """
-        self._maybe_send_resource_request()
         now, patience = time.monotonic(), self._experiment.scale.wait_timeout
         begins = self._waiting_since is None
         since = self._waiting_since = now if self._waiting_since is None else self._waiting_since
@@ -157,7 +183,6 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         """Never a new size: workers are asked to save their state first, where nodes have come."""
         del worker_group_status  # part of Ray's signature
         self._waiting_since = None
-        self._maybe_send_resource_request()
         old_enough = time_monotonic() - worker_group_state.start_time > GROWTH
         if old_enough and self._experiment.scale.min_workers < self._experiment.scale.max_workers:
             nodes = usable_nodes()
@@ -166,6 +191,9 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
                 self._nodes = set(nodes)
                 self._restart()
         return NoopDecision()
+
+    def _send_resource_request(self) -> None:
+        """Ask for nothing: the driver does, before workers start, and for data too."""
 
     @property
     def _needs(self) -> dict[str, float]:

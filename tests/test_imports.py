@@ -44,6 +44,8 @@ ORDER = {
     "learner": "torch",
     "inference": "torch",
     "loop": "torch",
+    "node_groups": "",
+    "autoscaler": "ray",
     "cluster": "ray",
     "access": "ray",
     "elastic": "ray",
@@ -87,6 +89,7 @@ EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train
 RAY = {  # these, and no others, need Ray
     "access",
     "submit",
+    "autoscaler",
     "cluster",
     "elastic",
     "data",
