@@ -13,11 +13,11 @@ from ray.exceptions import RayTaskError
 
 from bcl_ray import autoscaler, node_groups
 from bcl_ray.config import Experiment
+from bcl_ray.node_groups import MARKET
 from bcl_ray.runs import is_local
 
 logger = logging.getLogger("ray.messages")  # not ours: workers' own warnings go to the person
 
-MARKET = "bcl-ray.io/market"  # a node's label: steady, or spot where it may be taken away
 NOTICE_POLL = "1"  # seconds; of a notice of 30 s, Ray Train would take up to 5 to see it
 POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
 

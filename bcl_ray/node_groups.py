@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 VARIABLE = "BCL_RAY_MAX_NODES"
+MARKET = "bcl-ray.io/market"  # a node's label: steady, or spot where it may be taken away
 
 
 @dataclass(frozen=True)

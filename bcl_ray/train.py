@@ -19,7 +19,6 @@ from bcl_ray import access, checkpoint, elastic, runs, storage
 from bcl_ray.autoscaler import Demand, wait_until_there
 from bcl_ray.budget import Budget, budget, check_store, preflight
 from bcl_ray.cluster import (
-    MARKET,
     Resources,
     check_places,
     connected,
@@ -30,6 +29,7 @@ from bcl_ray.cluster import (
 from bcl_ray.config import Experiment
 from bcl_ray.elastic import Trainer
 from bcl_ray.mailbox import Event, grow, open_mailbox, tell
+from bcl_ray.node_groups import MARKET
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
 from bcl_ray.stopping import Stopped, Wish, stop_signals, stoppable

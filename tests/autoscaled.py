@@ -8,6 +8,7 @@ import contextlib
 import json
 import secrets
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 from ray.cluster_utils import AutoscalingCluster
 
 from bcl_ray.local.ports import LOOPBACK
-from bcl_ray.local.ray_nodes import RAY, common_environment, machine_environment
+from bcl_ray.local.ray_nodes import (
+    RAY,
+    Ports,
+    common_environment,
+    listed,
+    machine_environment,
+)
 
 MIB = 2**20
 IDLE_SECONDS = 3.0
@@ -31,16 +38,17 @@ class Autoscaled(AutoscalingCluster):
 
     Args:
         folder: where Ray keeps its session; a short path.
-        port: of the head's control store; the next three are its others.
+        first: of the head's ports.
         types: `resources`, `max_workers` and `labels` of each type of node.
         v2: which autoscaler runs.
     """
 
     def __init__(
-        self, folder: Path, port: int, types: Mapping[str, Mapping[str, Any]], *, v2: bool
+        self, folder: Path, first: int, types: Mapping[str, Mapping[str, Any]], *, v2: bool
     ) -> None:
-        self.folder, self.address, self.v2 = folder, f"{LOOPBACK}:{port}", v2
-        self._ports = (port, *range(port + 1, port + 5))
+        self.folder, self.v2, self.ports = folder, v2, Ports(first)
+        self.token = folder / "token"
+        self.address = f"{LOOPBACK}:{self.ports.gcs}"
         self._process: subprocess.Popen[bytes] | None = None
         given = {
             name: {"node_config": {}, "min_workers": 0, **options}
@@ -68,6 +76,7 @@ class Autoscaled(AutoscalingCluster):
                 "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
                 "gcs_address": self.address,
                 "launch_multiple": True,
+                "use_node_id_as_ip": True,  # version 1 knows nodes by it, and ours are one machine
                 "head_node_id": FAKE_HEAD_NODE_ID,
             },
             "auth": {},
@@ -91,38 +100,36 @@ class Autoscaled(AutoscalingCluster):
 
     def environment(self) -> dict[str, str]:
         """What nodes and drivers have in common."""
-        return common_environment(self.folder / "token")
+        return {**common_environment(self.token), "RAY_ADDRESS": self.address}
 
-    def start(self, environment: Mapping[str, str] | None = None) -> None:  # type: ignore[override]
-        """Start the head.
-
-        Args:
-            environment: more of it, for head, nodes and what runs on them.
-        """
+    def start(self) -> None:
+        """Start the head, and wait for it."""
         config = self.folder / "autoscaler.json"
         config.write_text(json.dumps(self._config))
-        (self.folder / "token").write_text(secrets.token_hex(32))
-        gcs, dashboard, client, metrics, dashboard_metrics = self._ports
+        self.token.write_text(secrets.token_hex(32))
+        ports = self.ports.head()
         command = [
             *RAY,
             *("start", "--head", "--block", "--disable-usage-stats"),
             *("--include-log-monitor", "false"),
             *("--autoscaling-config", str(config)),
-            *("--port", str(gcs), "--node-ip-address", LOOPBACK),
+            *("--port", str(self.ports.gcs), "--node-ip-address", LOOPBACK),
             *("--num-cpus", "0", "--num-gpus", "0"),
             *("--object-store-memory", str(128 * MIB)),
             *("--temp-dir", str(self.folder)),
             *("--min-worker-port", "0", "--max-worker-port", "0"),
-            *("--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard)),
+            *("--dashboard-host", LOOPBACK, "--dashboard-port", str(self.ports.dashboard)),
             *("--dashboard-agent-listen-port", "0"),
-            *("--ray-client-server-port", str(client)),
+            *("--ray-client-server-port", str(ports["Ray client"])),
         ]
         settings = {
+            **machine_environment(),
+            **common_environment(self.token),
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
-            "AUTOSCALER_METRIC_PORT": str(metrics),
-            "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
-            **self.environment(),
+            "AUTOSCALER_METRIC_PORT": str(ports["Ray monitor"]),
+            "DASHBOARD_METRIC_PORT": str(ports["Ray metrics"]),
+            "RAY_health_check_period_ms": "1000",
         }
         if self.v2:
             settings |= {
@@ -132,12 +139,24 @@ class Autoscaled(AutoscalingCluster):
             }
         with (self.folder / "head.log").open("w") as log:
             self._process = subprocess.Popen(
-                command,
-                env={**machine_environment(), **settings, **(environment or {})},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, env=settings, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
+        deadline = time.monotonic() + 90
+        while not self._answers():
+            assert self._process.poll() is None, (self.folder / "head.log").read_text()
+            assert time.monotonic() < deadline, "the head does not answer"
+            time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(listed(self.ports, self.token))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def nodes(self) -> list[Mapping[str, float]]:
+        """Resources of each node that is alive, but for the head."""
+        alive = [node for node in listed(self.ports, self.token) if node["state"] == "ALIVE"]
+        return [node["resources_total"] for node in alive if not node["is_head_node"]]
 
     def shutdown(self) -> None:
         """End the head and all nodes: what has the session's folder in its command."""

@@ -6,7 +6,18 @@ from subprocess import SubprocessError
 
 import typer
 
-from bcl_ray.cli import browse, data, insight, jobs, machines, search, submit, training, use
+from bcl_ray.cli import (
+    browse,
+    data,
+    insight,
+    jobs,
+    machines,
+    own_job,
+    search,
+    submit,
+    training,
+    use,
+)
 
 app = typer.Typer(
     help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
@@ -33,6 +44,14 @@ def main(*command: str) -> None:
     Args:
         command: words that come before those of the command line.
     """
+    try:
+        _run(*command)
+    except SystemExit as end:
+        own_job.stop_if_wanted(end.code)
+        raise
+
+
+def _run(*command: str) -> None:
     from bcl_ray.versions import CLIENT, check_client
 
     try:

@@ -3,6 +3,7 @@
 import shlex
 
 from bcl_ray.render.description import Aws, Description, Group
+from bcl_ray.render.growth import most_nodes
 from bcl_ray.render.kuberay import MARKET
 from bcl_ray.render.pods import Plain, store_variables
 
@@ -129,6 +130,7 @@ def _run_options(description: Description) -> list[str]:
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": str(description.job.notice_seconds),
         **store_variables(description),
+        **most_nodes(description),
     }
     return [
         "--ulimit nofile=65536:65536",

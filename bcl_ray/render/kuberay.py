@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from bcl_ray.render.description import Description, Group
+from bcl_ray.render.growth import most_nodes
 from bcl_ray.render.pods import (
     CLUSTER,
     REDIS_SECRET,
@@ -24,6 +25,7 @@ from bcl_ray.render.pods import (
 )
 
 MARKET = "bcl-ray.io/market"  # a Ray node label: steady or spot; rank 0 wants steady
+NO_SECOND_TIME = ("env", "BCL_RAY_ON_MISTAKE=stop")  # see cli/own_job.py
 QUEUE = "bcl-ray"  # the namespace's LocalQueue
 SLACK = 30  # seconds from the last word of a pod's hook to its end
 
@@ -58,7 +60,12 @@ def ray_job(description: Description) -> Plain:
         "metadata": found,
         "spec": {
             "entrypoint": shlex.join(
-                entrypoint(description, uri=description.object_store.uri, gpus=description.gpu.gpus)
+                [
+                    *NO_SECOND_TIME,
+                    *entrypoint(
+                        description, uri=description.object_store.uri, gpus=description.gpu.gpus
+                    ),
+                ]
             ),
             "submissionMode": "K8sJobMode",
             "submitterPodTemplate": _submitter(description, name),
@@ -161,6 +168,9 @@ def _cluster_spec(description: Description, cluster: str, *, fixed: bool) -> Pla
         },
         "template": _pod(description, cluster, "head", description.head),
     }
+    if not fixed:
+        head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
+        head["env"] += variables(most_nodes(description))
     spec["workerGroupSpecs"] = _worker_groups(description, cluster, fixed=fixed)
     return spec
 
