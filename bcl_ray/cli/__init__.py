@@ -6,18 +6,7 @@ from subprocess import SubprocessError
 
 import typer
 
-from bcl_ray.cli import (
-    browse,
-    data,
-    insight,
-    jobs,
-    machines,
-    own_job,
-    search,
-    submit,
-    training,
-    use,
-)
+from bcl_ray.cli import browse, data, insight, jobs, machines, search, submit, training, use
 
 app = typer.Typer(
     help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
@@ -47,7 +36,10 @@ def main(*command: str) -> None:
     try:
         _run(*command)
     except SystemExit as end:
-        own_job.stop_if_wanted(end.code)
+        if end.code == 2 and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop":  # a RayJob
+            from bcl_ray.submit.own_job import stop
+
+            stop()
         raise
 
 

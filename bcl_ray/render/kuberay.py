@@ -25,7 +25,7 @@ from bcl_ray.render.pods import (
 )
 
 MARKET = "bcl-ray.io/market"  # a Ray node label: steady or spot; rank 0 wants steady
-NO_SECOND_TIME = ("env", "BCL_RAY_ON_MISTAKE=stop")  # see cli/own_job.py
+NO_SECOND_TIME = ("env", "BCL_RAY_ON_MISTAKE=stop")  # see submit/own_job.py
 QUEUE = "bcl-ray"  # the namespace's LocalQueue
 SLACK = 30  # seconds from the last word of a pod's hook to its end
 

@@ -10,25 +10,20 @@ import signal
 import sys
 import time
 
-VARIABLE = "BCL_RAY_ON_MISTAKE"  # "stop" in the environment of a RayJob's head
+from ray.job_submission import JobSubmissionClient
+
 MISTAKE = 2  # exit status
 PATIENCE = 60.0  # seconds until Ray's signal to stop, which it sends at once
 
 
-def stop_if_wanted(status: object) -> None:
-    """Let Ray stop the job that this process is the entry point of, if it ends by a mistake.
-
-    Args:
-        status: with which the process is about to end.
-    """
+def stop() -> None:
+    """Let Ray stop the job that this process is the entry point of; ends the process if it does."""
     job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # Ray's, of every submitted job's driver
-    if status != MISTAKE or os.environ.get(VARIABLE) != "stop" or not job:
+    if not job:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(MISTAKE))
     try:
-        from ray.job_submission import JobSubmissionClient
-
         name = json.loads(job)["metadata"]["job_submission_id"]
         sys.stderr.write(f"bcl-ray: job {name} is stopped, for it would end so again\n")
         sys.stderr.flush()
