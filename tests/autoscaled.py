@@ -102,8 +102,12 @@ class Autoscaled(AutoscalingCluster):
         """What nodes and drivers have in common."""
         return {**common_environment(self.token), "RAY_ADDRESS": self.address}
 
-    def start(self) -> None:
-        """Start the head, and wait for it."""
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Start the head, and wait for it.
+
+        Args:
+            environment: more of the head's and of all that it starts.
+        """
         config = self.folder / "autoscaler.json"
         config.write_text(json.dumps(self._config))
         self.token.write_text(secrets.token_hex(32))
@@ -130,6 +134,9 @@ class Autoscaled(AutoscalingCluster):
             "AUTOSCALER_METRIC_PORT": str(ports["Ray monitor"]),
             "DASHBOARD_METRIC_PORT": str(ports["Ray metrics"]),
             "RAY_health_check_period_ms": "1000",
+            # Ray Data, ended with its process, still wants its nodes for three minutes.
+            "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "25",
+            **environment,
         }
         if self.v2:
             settings |= {

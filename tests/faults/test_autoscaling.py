@@ -19,6 +19,8 @@ import pytest
 from bcl_ray.node_groups import VARIABLE, NodeGroup, to_text
 from tests.autoscaled import Autoscaled
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
 STORE = {"object_store_memory": 100 * 2**20}
 TYPES = {
     "data": {"resources": {"CPU": 2, **STORE}, "max_workers": 2},
@@ -26,7 +28,7 @@ TYPES = {
 }
 MOST = to_text(NodeGroup(kind["max_workers"], kind["resources"]) for kind in TYPES.values())
 PATIENCE = 150.0  # seconds for a command, from nothing to its end
-GONE = 60.0  # seconds in which idle nodes have gone
+GONE = 80.0  # seconds in which idle nodes have gone
 TRAINING = (
     "scale.device=cpu",
     "scale.cpus_per_worker=1",
@@ -76,7 +78,7 @@ def cluster(request, worker_id):
     number = int(worker_id.removeprefix("gw")) if worker_id != "master" else 0
     cluster = Autoscaled(folder, 9900 + 20 * number, TYPES, v2=request.param == "v2")
     try:
-        cluster.start()
+        cluster.start({VARIABLE: MOST})
         yield cluster
     finally:
         cluster.shutdown()
