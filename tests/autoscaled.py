@@ -148,7 +148,7 @@ class Autoscaled(AutoscalingCluster):
             self._process = subprocess.Popen(
                 command, env=settings, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while not self._answers():
             assert self._process.poll() is None, (self.folder / "head.log").read_text()
             assert time.monotonic() < deadline, "the head does not answer"
