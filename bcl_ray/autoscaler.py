@@ -37,8 +37,9 @@ def runs(*, expected: bool = False) -> bool:
     Args:
         expected: somebody said so: one that has said nothing yet is given STATUS seconds.
     """
-    # Version 2 runs where KubeRay or `ray up` asks for it; every other head runs version 1,
-    # without an autoscaler as a mere observer, which names a type for each node: node_<its id>.
+    # Version 2 runs where KubeRay or `ray up` asks for it (with KubeRay as a mere observer too,
+    # which cannot be told from outside); every other head runs version 1, without an autoscaler
+    # as an observer, which names a type for each node: node_<its id>.
     if is_autoscaler_v2(fetch_from_server=True):
         return True
     deadline = time.monotonic() + (STATUS if expected else 0)

@@ -116,7 +116,7 @@ def resources() -> Resources:
     there = tuple(node["Resources"] for node in alive)
     labels = [node["Labels"] for node in alive if node["Resources"].get("CPU")]
     groups = node_groups.from_environment()
-    grows = autoscaler.runs(expected=groups is not None)
+    grows = groups != () and autoscaler.runs(expected=groups is not None)
     if grows and groups is not None:
         nodes = tuple(group.resources for group in groups for _ in range(group.nodes))
         labels += [group.labels for group in groups if group.nodes]
@@ -152,7 +152,7 @@ def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
         raise ValueError(
             "scale.device is auto, and this cluster grows, without a word on whether it can have "
             f"GPUs: set scale.device=cuda or scale.device=cpu, or {node_groups.VARIABLE} on its "
-            "head"
+            "head ([]: it does not grow)"
         )
     if resources.gpus < workers * experiment.scale.gpus_per_worker:
         has = "can grow to" if resources.grows else "has"

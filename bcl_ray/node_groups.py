@@ -34,7 +34,10 @@ def to_text(groups: Iterable[NodeGroup]) -> str:
 
 
 def from_environment() -> tuple[NodeGroup, ...] | None:
-    """Groups of the cluster that this process runs in; None where nobody has said.
+    """Groups of the cluster that this process runs in, none if it does not grow.
+
+    Returns:
+        None where nobody has said.
 
     Raises:
         ValueError: the variable holds something else.

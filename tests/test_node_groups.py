@@ -49,3 +49,9 @@ def test_rendered_heads_know_all_groups_but_the_head(monkeypatch):
     gpu = {"CPU": description.gpu.cpus, "GPU": description.gpu.gpus}
     assert steady == NodeGroup(description.gpu.steady_nodes, gpu, {MARKET: "steady"})
     assert spot == NodeGroup(description.gpu.spot_nodes, gpu, {MARKET: "spot"})
+
+
+def test_a_rendered_cluster_of_fixed_size_says_that_it_does_not_grow(monkeypatch):
+    description = read(ROOT / "cluster" / "cluster.yaml")
+    monkeypatch.setenv(*next(iter(most_nodes(description, fixed=True).items())))
+    assert from_environment() == ()

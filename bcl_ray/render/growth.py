@@ -4,8 +4,15 @@ from bcl_ray.node_groups import MARKET, VARIABLE, NodeGroup, to_text
 from bcl_ray.render.description import Description
 
 
-def most_nodes(description: Description) -> dict[str, str]:
-    """The environment variable of the head that has it; the head itself takes no work."""
+def most_nodes(description: Description, *, fixed: bool = False) -> dict[str, str]:
+    """The environment variable of the head that has it; the head itself takes no work.
+
+    Args:
+        fixed: the cluster does not grow, which has to be said too: KubeRay lets every head of its
+            own look as if it had an autoscaler.
+    """
+    if fixed:
+        return {VARIABLE: to_text(())}
     data, gpu = description.data, description.gpu
     groups = (
         (data.max_nodes, data, 0, data.spot),

@@ -168,9 +168,8 @@ def _cluster_spec(description: Description, cluster: str, *, fixed: bool) -> Pla
         },
         "template": _pod(description, cluster, "head", description.head),
     }
-    if not fixed:
-        head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
-        head["env"] += variables(most_nodes(description))
+    head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["env"] += variables(most_nodes(description, fixed=fixed))
     spec["workerGroupSpecs"] = _worker_groups(description, cluster, fixed=fixed)
     return spec
 

@@ -27,7 +27,9 @@ TYPES = {
     "gpu": {"resources": {"CPU": 1, "GPU": 1, **STORE}, "max_workers": 2},
 }
 MOST = to_text(NodeGroup(kind["max_workers"], kind["resources"]) for kind in TYPES.values())
-PATIENCE = 150.0  # seconds for a command, from nothing to its end
+NEW = pytest.mark.parametrize("cluster", ["v2"], indirect=True)  # KubeRay's since 1.4
+BOTH = pytest.mark.parametrize("cluster", ["v2", "v1"], indirect=True)  # v1: that of `ray up`
+PATIENCE = 240.0  # seconds for a command, from nothing to its end
 GONE = 80.0  # seconds in which idle nodes have gone
 TRAINING = (
     "scale.device=cpu",
@@ -71,7 +73,7 @@ class Command:
             self.peak = {name: max(self.peak[name], count) for name, count in counts.items()}
 
 
-@pytest.fixture(scope="module", params=["v2", "v1"])
+@pytest.fixture(scope="module")
 def cluster(request, worker_id):
     """A head of no CPUs with an autoscaler, of both versions that Ray has."""
     folder = Path(tempfile.mkdtemp(prefix="bcl-"))
@@ -104,6 +106,7 @@ def run(cluster, tmp_path, trained):
     return start
 
 
+@BOTH
 def test_training_brings_its_nodes_and_lets_them_go(run):
     command = run("train", "digits_lt", *TRAINING, "scale.workers=2", "scale.data_cpus=1")
     assert command.code == 0, command.output
@@ -112,6 +115,7 @@ def test_training_brings_its_nodes_and_lets_them_go(run):
     assert sum(command.peak.values()) >= 2
 
 
+@NEW
 def test_trials_at_once_follow_from_what_the_cluster_can_have(run):
     """Of 6 CPUs, a trial of a worker and a data task holds 2."""
     words = ("--name", "loss", "--trials", "3", "--scheduler", "none")
@@ -120,6 +124,7 @@ def test_trials_at_once_follow_from_what_the_cluster_can_have(run):
     assert command.peak["data"] == 2
 
 
+@NEW
 def test_prediction_brings_an_actor_for_each_gpu(run, trained, tmp_path):
     source = f"file://{trained.shards}"
     words = (f"file://{trained.checkpoint}", source, f"file://{tmp_path}/labels")
@@ -129,6 +134,7 @@ def test_prediction_brings_an_actor_for_each_gpu(run, trained, tmp_path):
     assert command.peak["data"] >= 1
 
 
+@NEW
 def test_what_can_never_come_is_refused_before_any_node_is_asked_for(run):
     command = run("train", "digits_lt", *TRAINING, "scale.workers=8")
     assert command.code == 2
@@ -136,6 +142,7 @@ def test_what_can_never_come_is_refused_before_any_node_is_asked_for(run):
     assert sum(command.peak.values()) == 0
 
 
+@NEW
 def test_where_nobody_has_said_how_far_it_grows_nodes_are_waited_for(run):
     late = ("scale.workers=8", "scale.wait_timeout=12")
     command = run("train", "digits_lt", *TRAINING, *late, most=None)
@@ -144,6 +151,7 @@ def test_where_nobody_has_said_how_far_it_grows_nodes_are_waited_for(run):
     assert "the nodes did not come within scale.wait_timeout (12 s)" in command.output
 
 
+@NEW
 @pytest.mark.parametrize(
     ("words", "option"),
     [
