@@ -128,6 +128,7 @@ def fit(
             except Stopped:
                 tracker.tags({"stopped": wished.reason or ""})
                 raise
+            demand.ask([])  # what follows takes no nodes
             drawn = experiment.tracking.report
             outcome["report"] = _sum_up(run, tracker, follow) if drawn else None
             outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)

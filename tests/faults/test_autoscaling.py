@@ -19,7 +19,7 @@ import pytest
 from bcl_ray.node_groups import VARIABLE, NodeGroup, to_text
 from tests.autoscaled import Autoscaled
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STORE = {"object_store_memory": 100 * 2**20}
 TYPES = {
@@ -29,8 +29,8 @@ TYPES = {
 MOST = to_text(NodeGroup(kind["max_workers"], kind["resources"]) for kind in TYPES.values())
 NEW = pytest.mark.parametrize("cluster", ["v2"], indirect=True)  # KubeRay's since 1.4
 BOTH = pytest.mark.parametrize("cluster", ["v2", "v1"], indirect=True)  # v1: that of `ray up`
-PATIENCE = 240.0  # seconds for a command, from nothing to its end
-GONE = 80.0  # seconds in which idle nodes have gone
+PATIENCE = 300.0  # seconds for a command, from nothing to its end
+GONE = 120.0  # seconds in which idle nodes have gone
 TRAINING = (
     "scale.device=cpu",
     "scale.cpus_per_worker=1",
@@ -94,13 +94,16 @@ def run(cluster, tmp_path, trained):
     places = {"train": [digits, f"tracking.runs=file://{tmp_path}/runs"]}
     places["search"] = places["train"]
 
-    def start(kind: str, *words: str, most: str | None = MOST) -> Command:
-        assert not cluster.nodes()
-        command = Command(cluster, tmp_path, kind, *words, *places.get(kind, ()), most=most)
+    def empty(after: str) -> None:
         deadline = time.monotonic() + GONE
-        while cluster.nodes():
-            assert time.monotonic() < deadline, f"nodes stay: {cluster.nodes()}\n{command.output}"
+        while nodes := cluster.nodes():
+            assert time.monotonic() < deadline, f"nodes stay: {nodes}\n{after}"
             time.sleep(0.5)
+
+    def start(kind: str, *words: str, most: str | None = MOST) -> Command:
+        empty("what came before")
+        command = Command(cluster, tmp_path, kind, *words, *places.get(kind, ()), most=most)
+        empty(command.output)
         return command
 
     return start
