@@ -120,10 +120,11 @@ def test_training_brings_its_nodes_and_lets_them_go(run):
 
 @NEW
 def test_trials_at_once_follow_from_what_the_cluster_can_have(run):
-    """Of 6 CPUs, a trial of a worker and a data task holds 2."""
+    """Of 6 CPUs that can come, a trial of a worker and a data task wants 3."""
     words = ("--name", "loss", "--trials", "3", "--scheduler", "none")
-    command = run("search", "digits_lt", *words, *TRAINING, "scale.cpus_per_worker=1")
+    command = run("search", "digits_lt", *words, *TRAINING, "scale.data_cpus=2")
     assert command.code == 0, command.output
+    assert "2 at once" in command.output
     assert command.peak["data"] == 2
 
 
