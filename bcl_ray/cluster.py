@@ -2,34 +2,35 @@
 
 import contextlib
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.state import state  # Ray Data asks it, too, what an autoscaler may add
 from ray.exceptions import RayTaskError
 
+from bcl_ray import autoscaler, node_groups
 from bcl_ray.config import Experiment
+from bcl_ray.node_groups import MARKET
 from bcl_ray.runs import is_local
 
 logger = logging.getLogger("ray.messages")  # not ours: workers' own warnings go to the person
 
-MARKET = "bcl-ray.io/market"  # a node's label: steady, or spot where it may be taken away
 NOTICE_POLL = "1"  # seconds; of a notice of 30 s, Ray Train would take up to 5 to see it
 POLL = "0.2"  # seconds; Ray Train takes one report per poll, 2 s apart by default
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster has, in all: CPUs, GPUs, and bytes of object store.
+    """What a cluster has; of one that grows, the most that it can come to have.
 
     Args:
-        cpus: with those that an autoscaler may add; so also gpus.
-        gpus: of the whole cluster.
-        store_bytes: of the nodes that are there.
-        nodes: resources of each of them.
+        cpus: in all; infinite where nobody knows how far the cluster may grow. So also gpus.
+        gpus: in all.
+        store_bytes: of object store, of the nodes that are there.
+        nodes: resources of each node; where the most is not known, of each that is there.
         grows: whether an autoscaler adds nodes.
         markets: values of the label MARKET that nodes carry.
     """
@@ -37,14 +38,24 @@ class Resources:
     cpus: float
     gpus: float
     store_bytes: float
-    nodes: tuple[dict[str, float], ...]
+    nodes: tuple[Mapping[str, float], ...]
     grows: bool = False
     markets: frozenset[str] = frozenset()
 
     @property
+    def limited(self) -> bool:
+        """Whether the most that the cluster can have is known."""
+        return self.cpus < math.inf
+
+    @property
     def has_steady_nodes(self) -> bool:
-        """Whether there are nodes, or will be, that are marked as not to be taken away."""
-        return "steady" in self.markets or (self.grows and bool(self.markets))
+        """Whether there are nodes, or can be, that are marked as not to be taken away."""
+        return "steady" in self.markets
+
+    @property
+    def several_nodes(self) -> bool:
+        """Whether a path of this machine may be another one's too."""
+        return self.grows or len(self.nodes) > 1
 
 
 @contextlib.contextmanager
@@ -63,7 +74,7 @@ def connected() -> Iterator[Resources]:
         logging.getLogger(name).setLevel(logging.ERROR)
     ray._private.worker.print_to_stdstream = _log_ray_message
     try:
-        yield _resources()
+        yield resources()
     finally:
         if begun:
             ray.shutdown()
@@ -72,8 +83,11 @@ def connected() -> Iterator[Resources]:
 def _connect(address: str | None) -> None:
     # Without an address Ray would join a cluster that somebody started on this machine.
     options = {} if address else {"address": "local", "include_dashboard": False}
-    if not address:  # nobody takes this machine away with notice
+    if not address:  # nobody takes this machine away with notice, or adds another one
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.pop(node_groups.VARIABLE, None)
+        # KubeRay sets it for all that runs in a head's pod.
+        os.environ["RAY_enable_autoscaler_v2"] = "0"  # noqa: SIM112  (Ray's spelling)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ValueError as error:  # no address of a head, such as that of its dashboard
@@ -92,17 +106,36 @@ def _log_ray_message(data: dict[str, Any], **_: Any) -> None:
     logger.warning("%s", "\n".join(data["lines"]))
 
 
-def _resources() -> Resources:
-    total = ray.cluster_resources()
-    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    most = state.get_max_resources_from_cluster_config()
-    cpus, gpus = (max(total.get(name, 0.0), (most or {}).get(name, 0)) for name in ("CPU", "GPU"))
-    store = total.get("object_store_memory", 0.0)
-    labels = [
-        node["Labels"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
-    ]
-    markets = frozenset(label[MARKET] for label in labels if MARKET in label)
-    return Resources(cpus, gpus, store, nodes, most is not None, markets)
+def resources() -> Resources:
+    """What the cluster that this process is connected to has, or can come to have.
+
+    Raises:
+        ValueError: node_groups.VARIABLE is not what it should be.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    there = tuple(node["Resources"] for node in alive)
+    labels = [node["Labels"] for node in alive if node["Resources"].get("CPU")]
+    groups = node_groups.from_environment()
+    grows = groups != () and autoscaler.runs(expected=groups is not None)
+    if grows and groups is not None:
+        nodes = tuple(group.resources for group in groups for _ in range(group.nodes))
+        labels += [group.labels for group in groups if group.nodes]
+    else:
+        nodes = there
+
+    def most(name: str) -> float:
+        if grows and groups is None:
+            return math.inf
+        return max(sum(node.get(name, 0.0) for node in each) for each in (nodes, there))
+
+    return Resources(
+        cpus=most("CPU"),
+        gpus=most("GPU"),
+        store_bytes=sum(node.get("object_store_memory", 0.0) for node in there),
+        nodes=nodes,
+        grows=grows,
+        markets=frozenset(label[MARKET] for label in labels if MARKET in label),
+    )
 
 
 def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
@@ -110,14 +143,21 @@ def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
 
     Raises:
         ValueError: fewer GPUs than workers, though some are asked for or there: workers would
-            wait for ever, or train on CPUs without a word.
+            wait for ever, or train on CPUs without a word. Or none can say whether there will be.
     """
     device, workers = experiment.scale.device, experiment.scale.min_workers
     if device == "cpu" or (device == "auto" and resources.gpus == 0):
         return False
-    if resources.gpus < workers * experiment.scale.gpus_per_worker:
+    if device == "auto" and not resources.limited:
         raise ValueError(
-            f"scale.workers ({workers}) is more than the cluster has GPUs ({resources.gpus:g}): "
+            "scale.device is auto, and this cluster grows, without a word on whether it can have "
+            f"GPUs: set scale.device=cuda or scale.device=cpu, or {node_groups.VARIABLE} on its "
+            "head ([]: it does not grow)"
+        )
+    if resources.gpus < workers * experiment.scale.gpus_per_worker:
+        has = "can grow to" if resources.grows else "has"
+        raise ValueError(
+            f"scale.workers ({workers}) is more than the cluster {has} GPUs ({resources.gpus:g}): "
             "lower it, or set scale.device=cpu"
         )
     return True
@@ -131,7 +171,7 @@ def check_places(experiment: Experiment, resources: Resources) -> None:
     """
     scale = experiment.scale
     places = sum(int(node.get("CPU", 0) / scale.cpus_per_worker) for node in resources.nodes)
-    if places < scale.min_workers and not resources.grows:
+    if places < scale.min_workers and resources.limited:
         raise ValueError(
             f"the cluster's nodes have room for {places} workers of scale.cpus_per_worker "
             f"({scale.cpus_per_worker:g}), scale.workers is {scale.min_workers}: lower one of them"
@@ -140,12 +180,18 @@ def check_places(experiment: Experiment, resources: Resources) -> None:
     if experiment.model.weights is not None:
         paths["model.weights"] = experiment.model.weights
     for option, path in paths.items():
-        if len(resources.nodes) > 1 and is_local(path) and not path.startswith("file://"):
-            raise ValueError(
-                f"{option} ({path}) is a path of this machine, and the cluster has "
-                f"{len(resources.nodes)} nodes: use a URI, or file:// for a folder that every "
-                "node mounts"
-            )
+        if resources.several_nodes and is_local(path) and not path.startswith("file://"):
+            raise ValueError(local_path(f"{option} ({path})", resources))
+
+
+def local_path(what: str, resources: Resources) -> str:
+    """Why a path of this machine will not do, and what will."""
+    has = f"has {len(resources.nodes)} nodes"
+    return (
+        f"{what} is a path of this machine, and the cluster "
+        f"{'adds nodes' if resources.grows else has}: use a URI, or file:// for a folder that "
+        "every node mounts"
+    )
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -45,6 +45,28 @@ class MissingResourcesError(RuntimeError):
     """The cluster did not have enough for the fewest workers within scale.wait_timeout."""
 
 
+def bundles(
+    experiment: Experiment, needs: Mapping[str, float], *, data: bool
+) -> list[Mapping[str, float]]:
+    """What a run asks an autoscaler for: the most workers, then CPUs for data.
+
+    Args:
+        experiment: whose scale it is.
+        needs: resources of one worker.
+        data: whether CPUs for data are asked for.
+    """
+    task = experiment.scale.cpus_per_data_task
+    tasks = math.ceil(experiment.least_data_cpus / task - 1e-9) if data else 0
+    return [needs] * experiment.scale.max_workers + [{"CPU": task}] * tasks
+
+
+def lacking(experiment: Experiment, needs: Mapping[str, float]) -> str:
+    """What the cluster lacks now for the fewest workers; nothing where it has enough."""
+    nodes = usable_nodes().values()
+    found = chosen_workers(experiment, nodes, needs)
+    return "" if found else missing(experiment, nodes, needs)
+
+
 def places(nodes: Nodes, needs: Mapping[str, float]) -> int:
     """How many workers of certain needs fit on nodes, none of which a worker can share."""
     return sum(
@@ -120,7 +142,6 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         Raises:
             MissingResourcesError: it has been too long.
         """
-        self._maybe_send_resource_request()
         now, patience = time.monotonic(), self._experiment.scale.wait_timeout
         begins = self._waiting_since is None
         since = self._waiting_since = now if self._waiting_since is None else self._waiting_since
@@ -156,7 +177,6 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         """Never a new size: workers are asked to save their state first, where nodes have come."""
         del worker_group_status  # part of Ray's signature
         self._waiting_since = None
-        self._maybe_send_resource_request()
         old_enough = time_monotonic() - worker_group_state.start_time > GROWTH
         if old_enough and self._experiment.scale.min_workers < self._experiment.scale.max_workers:
             nodes = usable_nodes()
@@ -165,6 +185,9 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
                 self._nodes = set(nodes)
                 self._restart()
         return NoopDecision()
+
+    def _send_resource_request(self) -> None:
+        """Ask for nothing: the driver does, before workers start, and for data too."""
 
     @property
     def _needs(self) -> dict[str, float]:

@@ -9,21 +9,24 @@ flight.
 
 import contextlib
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import RayError
 
-from bcl_ray import access, runs, storage
-from bcl_ray.cluster import Resources, connected, one_line
+from bcl_ray import access, node_groups, runs, storage
+from bcl_ray.autoscaler import Demand, wait_until_there
+from bcl_ray.cluster import Resources, connected, local_path, one_line
 from bcl_ray.data import Unhurried
+from bcl_ray.elastic import usable_nodes
 from bcl_ray.inputs import Folder, Images, list_folder, read_batch, shards_of
 from bcl_ray.labeller import Labeller
 from bcl_ray.lease import held
@@ -42,6 +45,68 @@ LATE = 120.0  # seconds; starting Ray's processes and the network takes some 20
 READ_CPUS = 0.25
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Actors that run the network, and what each of them and of its readers holds.
+
+    Args:
+        actors: at most.
+        actor: resources of one.
+        reader: resources of a task that reads for them.
+    """
+
+    actors: int
+    actor: dict[str, float]
+    reader: dict[str, float]
+
+    @property
+    def device(self) -> str:
+        """What the network runs on, in words."""
+        return f"{self.actors} {'GPUs' if 'GPU' in self.actor else 'CPUs'}"
+
+    def lacking(self) -> str:
+        """What the cluster lacks for one actor and one reader; nothing where it has enough."""
+        nodes = usable_nodes().values()
+        wanted = {**self.actor, "CPU": self.actor["CPU"] + self.reader["CPU"]}
+        have = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
+        short = [
+            f"{wanted[n]:g} {n}, and there are {have[n]:g}" for n in wanted if have[n] < wanted[n]
+        ]
+        return "; ".join(short)
+
+
+def pool(resources: Resources, batches: int, gpus: int | None, cpus: int | None) -> Pool:
+    """As many actors as there is room for: on GPUs where there are any, else on CPUs.
+
+    Args:
+        resources: of the cluster; of one that grows, the most that it can have.
+        batches: that there are to label.
+        gpus: to use at most, 0: none; None: all.
+        cpus: likewise, where no GPU is used.
+
+    Raises:
+        ValueError: an option is out of range, or has to say how far a cluster is to grow.
+    """
+    for option, given in (("--gpus", gpus), ("--cpus", cpus)):
+        if given is not None and given < (option == "--cpus"):
+            raise ValueError(f"{option} ({given}) must be at least {int(option == '--cpus')}")
+    if (gpus or 0) > resources.gpus:
+        raise ValueError(f"--gpus ({gpus}) is more than the cluster can have ({resources.gpus:g})")
+    on_gpus = min(resources.gpus, math.inf if gpus is None else gpus)
+    on_cpus = min(resources.cpus, math.inf if cpus is None else cpus)
+    unknown = "--gpus" if math.isinf(on_gpus) else "--cpus"
+    if math.isinf(on_gpus or on_cpus):
+        raise ValueError(
+            f"the cluster grows, and nobody has said how far: give {unknown}, or set "
+            f"{node_groups.VARIABLE} on its head"
+        )
+    if on_gpus:
+        actors = min(int(on_gpus), batches)
+        return Pool(actors, {"CPU": READ_CPUS, "GPU": 1.0}, {"CPU": 1.0})
+    actors = max(1, min(int(on_cpus), batches))
+    return Pool(actors, {"CPU": 1 - READ_CPUS}, {"CPU": READ_CPUS})
+
+
 class PredictionError(RuntimeError):
     """Labelling began and failed; what is written stays."""
 
@@ -56,6 +121,8 @@ def predict(
     last: bool = False,
     split: str | None = None,
     resume: bool = False,
+    gpus: int | None = None,
+    cpus: int | None = None,
     follow: Follow,
 ) -> Summary:
     """Label all images of a folder, prefix or data set, and write tables of it.
@@ -67,6 +134,8 @@ def predict(
         options: what tables are to hold.
         split: of shards; None: the one that the model's run evaluates on.
         resume: go on with what `target` holds, if anything.
+        gpus: to use at most, 0: none; None: all that the cluster has, or can grow to.
+        cpus: likewise, where no GPU is used.
         follow: called with events: `predicting`, `images`, `note`.
 
     Raises:
@@ -74,12 +143,8 @@ def predict(
             is written.
         HeldError: another process writes there.
         LostError: another process has taken over, while this one was frozen or cut off.
-        PredictionError: it began and failed.
+        PredictionError: it began and failed, or the nodes that it needs did not come.
     """
-
-    def note(text: str) -> None:
-        follow({"kind": "note", "text": text})
-
     options.check()
     images, target = runs.absolute(images), runs.absolute(target)
     if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
@@ -90,14 +155,37 @@ def predict(
     output.check(resume=resume)
     with connected() as resources:
         _check_places(output.request, target, resources)
+        note = functools.partial(_note, follow)
         with held(target, runs.shown(target), note, wait=resume, remove=True) as lease:
             output.begin(lease.fence)
             opened = _opened(output, manifest, follow)
             done, parts = output.parts(), -(-opened.total // options.part_size)
-            follow(_begin_event(model, output, opened, done, resources))
+            left = opened.total - done * options.part_size
+            actors = pool(resources, -(-left // options.batch_size), gpus, cpus)
+            follow(_begin_event(model, output, opened, done, actors))
             if done < parts:
-                _label(model, opened, output, done, resources=resources, follow=follow)
+                with Demand(f"predict-{output.uri}") as demand:
+                    if resources.grows:
+                        _await_nodes(actors, model, demand, follow)
+                    blocks = _labelled(model, opened, output.request, done, actors)
+                    awaited = _awaited(blocks, follow, demand)
+                    _label(model, opened, output, done, blocks=awaited, follow=follow)
             return output.finish(parts)
+
+
+def _await_nodes(actors: Pool, model: OpenModel, demand: Demand, follow: Follow) -> None:
+    """Ask for the nodes of all actors and a reader each, and wait for the first of both."""
+    demand.ask([actors.actor] * actors.actors + [actors.reader] * actors.actors)
+    patience = model.experiment.scale.wait_timeout
+    if not wait_until_there(actors.lacking, patience, functools.partial(_note, follow)):
+        raise PredictionError(
+            f"the nodes did not come within the model's scale.wait_timeout ({patience:g} s): it "
+            f"needs {actors.lacking()}; see `ray status` on the head"
+        )
+
+
+def _note(follow: Follow, text: str) -> None:
+    follow({"kind": "note", "text": text})
 
 
 def _manifest(images: str, split: str | None) -> Manifest | None:
@@ -149,20 +237,15 @@ def _check_places(request: Request, target: str, resources: Resources) -> None:
     """Refuse what not every node can read, and what this process cannot write."""
     places = {"MODEL": request.model, "INPUT": request.images, "OUTPUT": target}
     for what, uri in places.items():
-        if len(resources.nodes) > 1 and "://" not in uri:
-            raise ValueError(
-                f"{what} ({uri}) is a path of this machine, and the cluster has "
-                f"{len(resources.nodes)} nodes: use a URI, or file:// for a folder that every "
-                "node mounts"
-            )
+        if resources.several_nodes and "://" not in uri:
+            raise ValueError(local_path(f"{what} ({uri})", resources))
     storage.check_usable(target, "list", "read", "write", "delete")
     access.check_everywhere({what: (uri, {"list", "read"}) for what, uri in places.items()})
 
 
 def _begin_event(
-    model: OpenModel, output: Output, images: Images, done: int, resources: Resources
+    model: OpenModel, output: Output, images: Images, done: int, actors: Pool
 ) -> dict[str, Any]:
-    gpus, cpus = resources.gpus, resources.cpus
     return {
         "kind": "predicting",
         "model": model.name,
@@ -172,7 +255,7 @@ def _begin_event(
         "total": images.total,
         "done": min(done * output.request.options.part_size, images.total),
         "temperature": model.temperature,
-        "device": f"{gpus:g} GPUs" if gpus else f"{cpus:g} CPUs",
+        "device": actors.device,
     }
 
 
@@ -182,16 +265,14 @@ def _label(
     output: Output,
     done: int,
     *,
-    resources: Resources,
+    blocks: Generator[Columns, None, None],
     follow: Follow,
 ) -> None:
-    """Label all parts but the first `done`."""
-    blocks = _labelled(model, images, output.request, done, resources)
+    """Write all parts but the first `done`."""
     classes = Classes(model.class_names, model.state.class_counts)
     try:
         with contextlib.closing(blocks):
-            awaited = _awaited(blocks, follow)
-            _write(awaited, output, classes, done, total=images.total, follow=follow)
+            _write(blocks, output, classes, done, total=images.total, follow=follow)
     except RayError as error:
         raise PredictionError(one_line(error)) from error
 
@@ -226,18 +307,23 @@ def _write(
         )
 
 
-def _awaited(blocks: Iterator[Columns], follow: Follow) -> Iterator[Columns]:
+def _awaited(
+    blocks: Generator[Columns, None, None], follow: Follow, demand: Demand
+) -> Generator[Columns, None, None]:
     """The same blocks; a person is told when the first of them is late."""
     text = f"no image came back within {LATE:g} s: others may use the cluster's CPUs or GPUs"
-    note = threading.Timer(LATE, follow, [{"kind": "note", "text": text}])
-    note.daemon = True
-    note.start()
+    late = threading.Timer(LATE, _note, [follow, text])
+    late.daemon = True
+    late.start()
     try:
-        for block in blocks:
-            note.cancel()
-            yield block
+        with contextlib.closing(blocks):
+            for number, block in enumerate(blocks):
+                late.cancel()
+                if not number:  # what is asked for is reserved; from now on it is Ray Data's
+                    demand.ask([])
+                yield block
     finally:
-        note.cancel()
+        late.cancel()
 
 
 def _progress(done: int, total: int, unreadable: int) -> dict[str, Any]:
@@ -250,25 +336,24 @@ def _joined(blocks: list[Columns]) -> Columns:
 
 
 def _labelled(
-    model: OpenModel, images: Images, request: Request, done: int, resources: Resources
+    model: OpenModel, images: Images, request: Request, done: int, actors: Pool
 ) -> Generator[Columns, None, None]:
     """One block per batch, in order, of all parts but the first `done`."""
     options = request.options
     first, size = done * options.part_size, options.batch_size
     batches = -(-(images.total - first) // size)
-    actors = max(1, int(resources.gpus or resources.cpus))
     read = functools.partial(read_batch, images, model.experiment.views, first, size)
     dataset = (
         ray.data.range(batches, override_num_blocks=batches)
-        .map_batches(read, batch_size=1, num_cpus=1 if resources.gpus else READ_CPUS)
+        .map_batches(read, batch_size=1, num_cpus=actors.reader["CPU"])
         .map_batches(
             Labeller,
             fn_constructor_args=(model.uri, model.sha256),
             fn_constructor_kwargs={"top": options.top, "embeddings": options.embeddings},
             batch_size=None,
-            compute=ActorPoolStrategy(min_size=1, max_size=actors),
-            num_cpus=READ_CPUS if resources.gpus else 1 - READ_CPUS,
-            num_gpus=1 if resources.gpus else None,
+            compute=ActorPoolStrategy(min_size=1, max_size=actors.actors),
+            num_cpus=actors.actor["CPU"],
+            num_gpus=actors.actor.get("GPU"),
         )
     )
     context = dataset.context
@@ -276,4 +361,7 @@ def _labelled(
     context.custom_execution_callback_classes.append(Unhurried)
     context.target_max_block_size = None  # a block that Ray splits would no longer be one batch
     context.execution_options.preserve_order = True
+    # While it is busy, Ray Data itself asks for one node more of each kind that there is.
+    used = {"gpu": actors.actors} if "GPU" in actors.actor else {"cpu": actors.actors}
+    context.execution_options.resource_limits = ExecutionResources.for_limits(**used)
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")

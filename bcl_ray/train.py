@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,13 +15,22 @@ import ray.train.torch
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError
 
-from bcl_ray import access, checkpoint, runs, storage
-from bcl_ray.budget import Budget, budget, check_store, preflight
-from bcl_ray.cluster import MARKET, Resources, check_places, connected, one_line, uses_gpus
+from bcl_ray import access, checkpoint, elastic, runs, storage
+from bcl_ray.autoscaler import Demand, wait_until_there
+from bcl_ray.budget import budget, check_store, preflight
+from bcl_ray.cluster import (
+    Resources,
+    check_places,
+    connected,
+    one_line,
+    resources,
+    uses_gpus,
+)
 from bcl_ray.config import Experiment
 from bcl_ray.elastic import Trainer, lost_of
 from bcl_ray.lease import Lease, held
 from bcl_ray.mailbox import Event, grow, open_mailbox, tell
+from bcl_ray.node_groups import MARKET
 from bcl_ray.residency import check_residency
 from bcl_ray.runs import Run
 from bcl_ray.shards import Manifest, read_manifest
@@ -40,6 +49,10 @@ MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking se
 
 class TrainingError(RuntimeError):
     """A run that ended without a result; says why, and how to go on."""
+
+
+class MissingNodesError(TrainingError):
+    """A run that did not begin, for the nodes that it needs did not come."""
 
 
 def fit(
@@ -70,7 +83,7 @@ def fit(
         ValueError: the run cannot work, or the name is taken; before anything is written.
         HeldError: another driver has the run.
         LostError: another driver has taken over, while this one was frozen or cut off.
-        TrainingError: the run began and failed.
+        TrainingError: the run began and failed, or the nodes that it needs did not come.
         Stopped: SIGINT or SIGTERM came (in the main thread), or a wish; a checkpoint was written,
             unless workers did not do so in time, or the signal came again.
     """
@@ -90,54 +103,165 @@ def fit(
         runs.check_free(uri, experiment)
     elif resume is not None or runs.begun(uri):
         runs.check_resumable(runs.open_run(uri)[0], experiment, manifest.fingerprint)
-    with connected() as resources, contextlib.ExitStack() as stack:
-        _check(experiment, manifest, resources)
-        lease = stack.enter_context(held(uri, f"run '{runs.name_of(uri)}'", note, wait=restartable))
-        if resume is not None or (restartable and runs.begun(uri)):
-            run = runs.open_run(uri)[0]
-        else:
-            run = runs.create(uri, experiment, manifest.fingerprint)
-        folder = runs.local_folder(run)
+    with connected() as cluster:
+        _check(experiment, manifest, cluster)
+        needs = _needs(experiment, cluster)
+        _check_access(experiment, needs)
+        what = f"run '{runs.name_of(uri)}'"
         with (
-            _logs(folder, lease),
+            held(uri, what, note, wait=restartable) as lease,
             stop_signals(wish) as wished,
-            Tracker(subject(run, experiment), tracked_at, folder, lease) as tracker,
+            Demand(uri) as demand,
         ):
-            tracker.start(parent)
-            tracker.describe(experiment, manifest)
-            follow(_begin_event(run, experiment, manifest, wanted, tracker))
-            mailbox = open_mailbox()
-            trainer = _trainer(
-                run, experiment, manifest, resources, mailbox, lease=lease, callbacks=callbacks
+            ask = functools.partial(_ask, demand, experiment, needs, cluster)
+            ask(data=cluster.grows)
+            if cluster.grows:
+                _await_nodes(experiment, needs, follow=follow, wish=wished)
+                _check_access(experiment, needs)
+                # What is asked for is reserved, so that streams may use the rest alone.
+                follow = _at_first_step(follow, functools.partial(ask, data=False))
+            if resume is not None or (restartable and runs.begun(uri)):
+                run = runs.open_run(uri)[0]
+            else:
+                run = runs.create(uri, experiment, manifest.fingerprint)
+            outcome = _tracked(
+                run,
+                experiment,
+                manifest,
+                parent=parent,
+                at=tracked_at,
+                begin={"budget": wanted},
+                wish=wished,
+                lease=lease,
+                demand=demand,
+                needs=needs,
+                follow=follow,
+                callbacks=callbacks,
             )
-            try:
-                # Trials run beside each other, and would all look at the same nodes.
-                follower = Follower(mailbox, tracker, follow, all_nodes=parent is None)
-                outcome = _run(run, trainer, wished, follower, lease)
-            except Stopped:
-                tracker.tags({"stopped": wished.reason or ""})
-                raise
-            lease.check()  # what is drawn goes into the run's folder, too
-            drawn = experiment.tracking.report
-            outcome["report"] = _sum_up(run, tracker, follow) if drawn else None
-            outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
-            outcome["problem"] = tracker.problem
     follow({"kind": "end", **outcome})
     return outcome
 
 
-def _check(experiment: Experiment, manifest: Manifest, resources: Resources) -> None:
+def _tracked(
+    run: Run,
+    experiment: Experiment,
+    manifest: Manifest,
+    *,
+    parent: str | None,
+    at: str,
+    begin: Event,
+    wish: Wish,
+    lease: Lease,
+    demand: Demand,
+    needs: Mapping[str, float],
+    follow: Follow,
+    callbacks: Sequence[Any],
+) -> Event:
+    """The run from its first record to its last."""
+    folder = runs.local_folder(run)
+    with (
+        _logs(folder, lease),
+        Tracker(subject(run, experiment), at, folder, lease) as tracker,
+    ):
+        tracker.start(parent)
+        tracker.describe(experiment, manifest)
+        follow(_begin_event(run, experiment, manifest, tracker) | begin)
+        mailbox = open_mailbox()
+        trainer = _trainer(
+            run,
+            experiment,
+            manifest,
+            mailbox,
+            lease=lease,
+            needs=needs,
+            cluster=resources(),
+            callbacks=callbacks,
+        )
+        try:
+            # Trials run beside each other, and would all look at the same nodes.
+            follower = Follower(mailbox, tracker, follow, all_nodes=parent is None)
+            outcome = _run(run, trainer, wish, follower, lease)
+        except Stopped:
+            tracker.tags({"stopped": wish.reason or ""})
+            raise
+        demand.ask([])  # what follows takes no nodes
+        lease.check()  # what is drawn goes into the run's folder, too
+        drawn = experiment.tracking.report
+        outcome["report"] = _sum_up(run, tracker, follow) if drawn else None
+        outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
+        outcome["problem"] = tracker.problem
+    return outcome
+
+
+def _check(experiment: Experiment, manifest: Manifest, cluster: Resources) -> None:
     """What could only be checked once the cluster is known."""
-    if not resources.grows:
-        check_store(budget(experiment, manifest, resources.cpus), resources.store_bytes)
-    check_places(experiment, resources)
+    if cluster.limited:
+        wanted = budget(experiment, manifest, cluster.cpus)
+        if not cluster.grows:
+            check_store(wanted, cluster.store_bytes)
+    check_places(experiment, cluster)
+
+
+def _ask(
+    demand: Demand,
+    experiment: Experiment,
+    needs: Mapping[str, float],
+    cluster: Resources,
+    *,
+    data: bool,
+) -> None:
+    """Ask for the nodes of all workers, and for those of data tasks."""
+    asked = elastic.bundles(experiment, needs, data=data)
+    kept = _rank_zero_stays(experiment.scale.max_workers, cluster) or []
+    demand.ask(asked, kept + [{}] * (len(asked) - len(kept)))
+
+
+def _await_nodes(
+    experiment: Experiment, needs: Mapping[str, float], *, follow: Follow, wish: Wish
+) -> None:
+    """Wait for the nodes of the fewest workers and of data tasks.
+
+    Raises:
+        MissingNodesError: they did not come within scale.wait_timeout.
+        Stopped: it was wished meanwhile.
+    """
+    patience = experiment.scale.wait_timeout
+    there = wait_until_there(
+        lambda: elastic.lacking(experiment, needs),
+        patience,
+        lambda text: follow({"kind": "note", "text": text}),
+        lambda: wish.reason,
+    )
+    if wish.reason is not None:
+        raise Stopped("stopped while it waited for nodes: nothing was begun", wish.signum)
+    if not there:
+        raise MissingNodesError(
+            f"the nodes did not come within scale.wait_timeout ({patience:g} s): the run needs "
+            f"{elastic.lacking(experiment, needs)}; see `ray status` on the head"
+        )
+
+
+def _at_first_step(follow: Follow, act: Callable[[], None]) -> Follow:
+    """The same follower, before which something is done once, when workers train."""
+    left = [act]
+
+    def passing(event: Event) -> None:
+        if left and event["kind"] in ("step", "epoch"):
+            left.pop()()
+        follow(event)
+
+    return passing
+
+
+def _check_access(experiment: Experiment, needs: Mapping[str, float]) -> None:
+    """Make sure that the driver and all nodes that are there may use the object store."""
     places = {
         "data.path": (experiment.data.path, {"list", "read"}),
         "tracking.runs": (experiment.tracking.runs, {"list", "read", "write", "delete"}),
     }
     if experiment.model.weights is not None:
         places["model.weights"] = (experiment.model.weights, {"read"})
-    access.check_everywhere(places, worker=_needs(experiment, resources))
+    access.check_everywhere(places, worker=needs)
 
 
 @contextlib.contextmanager
@@ -155,15 +279,12 @@ def _logs(folder: Path, lease: Lease) -> Iterator[None]:
         handler.close()
 
 
-def _begin_event(
-    run: Run, experiment: Experiment, manifest: Manifest, wanted: Budget, tracker: Tracker
-) -> Event:
+def _begin_event(run: Run, experiment: Experiment, manifest: Manifest, tracker: Tracker) -> Event:
     return {
         "kind": "begin",
         "run": run.name,
         "folder": runs.shown(run.uri),
         "tracking_uri": tracker.uri,
-        "budget": wanted,
         "experiment": experiment,
         "classes": len(manifest.class_names),
     }
@@ -202,13 +323,14 @@ def _trainer(
     run: Run,
     experiment: Experiment,
     manifest: Manifest,
-    resources: Resources,
     mailbox: Any,
     *,
     lease: Lease,
+    needs: Mapping[str, float],
+    cluster: Resources,
     callbacks: Sequence[Any],
 ) -> Trainer:
-    scale, needs = experiment.scale, _needs(experiment, resources)
+    scale = experiment.scale
     filesystem, path = storage.whole(run.uri, lease.fence)
     parent, _, name = path.rstrip("/").rpartition("/")
     return Trainer(
@@ -229,8 +351,8 @@ def _trainer(
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scale.min_workers, scale.max_workers),
             use_gpu="GPU" in needs,
-            resources_per_worker=needs,
-            label_selector=_rank_zero_stays(scale.max_workers, resources),
+            resources_per_worker=dict(needs),
+            label_selector=_rank_zero_stays(scale.max_workers, cluster),
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -245,15 +367,15 @@ def _trainer(
     )
 
 
-def _needs(experiment: Experiment, resources: Resources) -> dict[str, float]:
+def _needs(experiment: Experiment, cluster: Resources) -> dict[str, float]:
     """Resources of one worker."""
-    gpu = {"GPU": experiment.scale.gpus_per_worker} if uses_gpus(experiment, resources) else {}
+    gpu = {"GPU": experiment.scale.gpus_per_worker} if uses_gpus(experiment, cluster) else {}
     return {"CPU": experiment.scale.cpus_per_worker, **gpu}
 
 
-def _rank_zero_stays(max_workers: int, resources: Resources) -> list[dict[str, str]] | None:
+def _rank_zero_stays(max_workers: int, cluster: Resources) -> list[dict[str, str]] | None:
     """Keep the worker that writes checkpoints on a node that is not taken away."""
-    if not resources.has_steady_nodes:
+    if not cluster.has_steady_nodes:
         return None
     # Ray Train numbers workers node by node, beginning with the first of its placement group.
     return [{MARKET: "steady"}, *({} for _ in range(max_workers - 1))]

@@ -34,7 +34,7 @@ from bcl_ray.model import TwoBranch
 from bcl_ray.models import open_checkpoint
 from bcl_ray.parse import with_overrides
 from bcl_ray.recipes import RECIPES
-from bcl_ray.views import device, transfer
+from bcl_ray.views import device, operations, transfer
 
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 WORKERS, N, STEPS = 4, 4, 3
@@ -103,7 +103,7 @@ def _card(monkeypatch) -> Iterator[None]:
 
 def clear_caches() -> None:
     """Forget what was made once for a device: of another test, it would be of another mode."""
-    for made in (*vars(device).values(), *vars(metrics).values()):
+    for made in (*vars(operations).values(), *vars(metrics).values()):
         if hasattr(made, "cache_clear"):
             made.cache_clear()
 

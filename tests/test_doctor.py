@@ -9,8 +9,9 @@ import threading
 import time
 
 import pytest
+import torch
 
-from bcl_ray.doctor import machine
+from bcl_ray.doctor import gpus, machine
 from bcl_ray.doctor.finding import Finding, look, merged
 
 KEPT = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_")
@@ -107,20 +108,63 @@ def test_shared_memory_smaller_than_the_store_is_said():
 
 @pytest.mark.parametrize(("seen", "promised"), [(2, 0.0), (0, 1.0)])
 def test_gpus_that_ray_does_not_count_right_are_said(monkeypatch, seen, promised):
-    monkeypatch.setattr(machine, "_seen_gpus", lambda: seen)
+    monkeypatch.setattr(gpus, "ask_driver", lambda: gpus.Driver(seen))
     with pytest.raises(ValueError, match=f"nvidia-smi sees {seen}, and Ray counts {promised:g}: "):
-        machine.gpus(promised)
+        gpus.gpus(promised)
 
 
-def test_gpus_are_counted_as_nvidia_smi_lists_them(monkeypatch, tmp_path):
+HEADER = "| NVIDIA-SMI 570.86  Driver Version: 570.86.15  CUDA Version: 12.8 |"
+
+
+def test_the_driver_is_what_nvidia_smi_says(monkeypatch, tmp_path):
     command = tmp_path / "nvidia-smi"
-    command.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\n")
+    listed = "echo 'GPU 0: A (UUID: x)'; echo 'GPU 1: A (UUID: y)'"
+    command.write_text(f"#!/bin/sh\nif [ \"$1\" = -L ]; then {listed}; else echo '{HEADER}'; fi\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine._seen_gpus() == 2
+    assert gpus.ask_driver() == gpus.Driver(2, "570.86.15", "12.8")
     command.write_text("#!/bin/sh\necho no driver\nexit 9\n")
     with pytest.raises(OSError, match="nvidia-smi fails: no driver"):
-        machine._seen_gpus()
+        gpus.ask_driver()
+
+
+GOOD = gpus.Driver(2, "580.65", "13.0")
+
+
+@pytest.mark.parametrize(
+    ("driver", "seen", "message"),
+    [
+        (GOOD, gpus.Seen("2.9+cpu", None), "2 there, and PyTorch 2.9.cpu is built for CPUs: ins"),
+        (
+            gpus.Driver(2, "570.86", "12.8"),
+            gpus.Seen("2.9", "13.0", problem="The NVIDIA driver on your system is too old"),
+            r"driver 570.86 runs CUDA up to 12.8, and PyTorch 2.9 is built for CUDA 13.0: install "
+            r"driver 580 or later, or a PyTorch for CUDA 12$",
+        ),
+        (GOOD, gpus.Seen("2.9", "13.0", problem="device lost"), r"cannot use them \(device lost\)"),
+        (GOOD, gpus.Seen("2.9", "13.0", ["L4"]), "nvidia-smi sees 2, and PyTorch 1: look at CUDA_"),
+    ],
+)
+def test_a_driver_and_a_pytorch_that_do_not_go_together_are_said(driver, seen, message):
+    with pytest.raises(ValueError, match=message):
+        gpus.verdict(driver, seen)
+
+
+@pytest.mark.parametrize("cuda", ["13.0", "13.3", "12.4", ""])
+def test_a_driver_runs_older_versions_of_cuda_and_newer_ones_of_its_own(cuda):
+    seen = gpus.Seen("2.9", cuda or "13.0", ["L4", "L4"])
+    driver = GOOD if cuda else gpus.Driver(2)
+    assert gpus.verdict(driver, seen).startswith("2 L4; driver ")
+
+
+def test_pytorch_is_asked_in_a_process_that_ray_does_not_hide_gpus_from(monkeypatch):
+    """On a machine without a GPU it says why, in words of its own."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    seen = gpus.ask_torch()
+    assert (seen.torch, seen.cuda) == (torch.__version__, torch.version.cuda)
+    assert len(seen.names) == torch.cuda.device_count()
+    if seen.cuda is not None and not seen.names:
+        assert "NVIDIA" in seen.problem
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ ORDER = {
     "learner": "torch",
     "inference": "torch",
     "loop": "torch",
+    "node_groups": "",
+    "autoscaler": "ray",
     "cluster": "ray",
     "access": "ray",
     "controller": "ray",
@@ -97,6 +99,7 @@ EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train
 RAY = {  # these, and no others, need Ray
     "access",
     "submit",
+    "autoscaler",
     "cluster",
     "controller",
     "elastic",

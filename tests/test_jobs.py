@@ -219,6 +219,23 @@ def test_rays_own_submit_runs_the_same_with_plain_text(head):
     assert "bcl-ray: 'file:///gone/run' is no model" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("prefix", "status"), [("", "FAILED"), (" BCL_RAY_ON_MISTAKE=stop", "STOPPED")]
+)
+def test_a_mistake_ends_a_rayjob_as_stopped_for_a_failed_one_is_repeated(head, prefix, status):
+    cluster, name = Cluster(head.address), f"mistaken-{status.lower()}"
+    entrypoint = f"env{prefix} python -m bcl_ray train digits_lt train.epoch=3"
+    cluster.send(submission_id=name, entrypoint=entrypoint, metadata={"kind": "train"})
+    deadline = time.monotonic() + 90
+    while not cluster.get_job_status(name).is_terminal():
+        assert time.monotonic() < deadline, cluster.get_job_logs(name)
+        time.sleep(0.5)
+    log = cluster.get_job_logs(name)
+    assert cluster.get_job_status(name).value == status, log
+    assert "bcl-ray: train.epoch" in log
+    assert (f"job {name} is stopped, for it would end so again" in log) == bool(prefix)
+
+
 def test_a_cluster_with_other_versions_is_refused_before_anything_is_sent(head, monkeypatch):
     cluster = Cluster(head.address)
     assert cluster.versions() == {"Ray": client_versions()["Ray"], "Python": "3.11"}

@@ -1,6 +1,7 @@
 """Whole predictions on a real Ray: folders, shards and S3, killed and repeated."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from tests.trained import rows_of
 
 ray = pytest.importorskip("ray")
 from bcl_ray import predict, storage  # noqa: E402  (imports Ray)
+from bcl_ray.cluster import Resources  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -260,3 +262,40 @@ def test_a_folder_without_files_is_refused(trained, tmp_path):
         label(trained, tmp_path / "empty", tmp_path / "out")
     with pytest.raises(ValueError, match=r"--split is for shards, and .*empty holds no manifest"):
         label(trained, tmp_path / "empty", tmp_path / "out", split="test")
+
+
+def cluster(cpus, gpus, **more):
+    return Resources(cpus, gpus, 2.0**30, (), **more)
+
+
+@pytest.mark.parametrize(
+    ("resources", "batches", "options", "expected"),
+    [
+        (cluster(8, 2), 99, {}, (2, "GPU")),
+        (cluster(8, 2), 1, {}, (1, "GPU")),  # no more than there is work for
+        (cluster(8, 2), 99, {"gpus": 1}, (1, "GPU")),
+        (cluster(8, 2), 99, {"gpus": 0}, (8, "CPU")),
+        (cluster(8, 0), 99, {"cpus": 3}, (3, "CPU")),
+        (cluster(0.5, 0), 99, {}, (1, "CPU")),
+        (cluster(math.inf, math.inf, grows=True), 99, {"gpus": 5}, (5, "GPU")),
+        (cluster(math.inf, math.inf, grows=True), 99, {"gpus": 0, "cpus": 4}, (4, "CPU")),
+    ],
+)
+def test_actors_follow_from_the_cluster_the_work_and_options(resources, batches, options, expected):
+    found = predict.pool(resources, batches, options.get("gpus"), options.get("cpus"))
+    assert (found.actors, "GPU" if "GPU" in found.actor else "CPU") == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "options", "message"),
+    [
+        (cluster(8, 2), {"gpus": 3}, r"--gpus \(3\) is more than the cluster can have \(2\)"),
+        (cluster(8, 2), {"gpus": -1}, r"--gpus \(-1\) must be at least 0"),
+        (cluster(8, 0), {"cpus": 0}, r"--cpus \(0\) must be at least 1"),
+        (cluster(math.inf, math.inf, grows=True), {}, "give --gpus, or set BCL_RAY_MAX_NODES"),
+        (cluster(math.inf, math.inf, grows=True), {"gpus": 0}, "give --cpus, or set BCL_RAY_MAX"),
+    ],
+)
+def test_a_number_of_actors_that_cannot_be_is_refused(resources, options, message):
+    with pytest.raises(ValueError, match=message):
+        predict.pool(resources, 99, options.get("gpus"), options.get("cpus"))

@@ -45,8 +45,6 @@ def experiment(*changes):
         (("scale.workers=2",), cluster(nodes=4, cpus=32, gpus=1), 2),
         # No worker of 3 CPUs fits twice on a node of 4.
         (("scale.cpus_per_worker=3",), cluster(nodes=3, cpus=4), 3),
-        # An autoscaler's nodes are not there yet.
-        ((), Resources(40, 0, GIB, ({"CPU": 2},), grows=True), 20),
     ],
 )
 def test_as_many_trials_as_there_is_room_for(manifest, changes, resources, expected):

@@ -33,6 +33,17 @@ def main(*command: str) -> None:
     Args:
         command: words that come before those of the command line.
     """
+    try:
+        _run(*command)
+    except SystemExit as end:
+        if end.code == 2 and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop":  # a RayJob
+            from bcl_ray.submit.own_job import stop
+
+            stop()
+        raise
+
+
+def _run(*command: str) -> None:
     from bcl_ray.versions import CLIENT, check_client
 
     try:

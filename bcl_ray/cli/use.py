@@ -41,6 +41,13 @@ def predict(
     part_size: Annotated[
         int, typer.Option(help="Images per file of the result, all that a kill costs.")
     ] = 4096,
+    gpus: Annotated[
+        int | None,
+        typer.Option(help="GPUs at most, 0 for CPUs; else all that there are, or can come."),
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="CPUs at most, where no GPU is used; likewise.")
+    ] = None,
     last: Last = False,
     runs: Runs = "runs",
     resume: Annotated[
@@ -70,6 +77,8 @@ def predict(
                 last=last,
                 split=split,
                 resume=resume,
+                gpus=gpus,
+                cpus=cpus,
                 follow=follow,
             )
     except PredictionError as error:

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import urllib.error
 import urllib.request
@@ -19,9 +18,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bcl_ray import __version__, s3
+from bcl_ray.doctor import gpus
 from bcl_ray.doctor.finding import SECONDS, Finding, look
 
 PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "boto3")
+LONG = {"GPUs": gpus.SECONDS + 2}  # seconds of a check that may take longer than the others
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Ray keeps its objects)
 
@@ -47,14 +48,16 @@ def examine(
         "versions": versions,
         "disk": lambda: disk(folder),
         "memory": lambda: shared_memory(resources.get("object_store_memory", 0)),
-        "GPUs": lambda: gpus(resources.get("GPU", 0) if resources else None),
+        "GPUs": lambda: gpus.gpus(resources.get("GPU", 0) if resources else None),
     }
     if store:
         checks["S3"] = lambda: object_store(store)
     if mlflow:
         checks["MLflow"] = lambda: tracking_server(mlflow)
     with ThreadPoolExecutor(len(checks)) as pool:  # those that wait do so together
-        yield from pool.map(lambda name: look(name, where, checks[name]), checks)
+        yield from pool.map(
+            lambda name: look(name, where, checks[name], LONG.get(name, SECONDS)), checks
+        )
 
 
 def versions() -> str:
@@ -94,38 +97,6 @@ def shared_memory(store_bytes: float) -> str:
             "container with --shm-size (Kubernetes: an emptyDir with medium Memory)"
         )
     return text
-
-
-def gpus(promised: float | None) -> str:
-    """GPUs that the driver sees, that Ray counts, and that PyTorch is built for.
-
-    Args:
-        promised: those that Ray counts on this node; None where it is no node.
-    """
-    seen = _seen_gpus()
-    if promised is not None and int(promised) != seen:
-        raise ValueError(
-            f"nvidia-smi sees {seen}, and Ray counts {promised:g}: start the node with --num-gpus "
-            f"{seen}, or give the container its GPUs"
-        )
-    if seen:
-        import torch  # noqa: PLC0415 (seconds, on machines with GPUs alone)
-
-        if torch.version.cuda is None:
-            raise ValueError(f"{seen} there, and PyTorch {torch.__version__} is built for CPUs")
-    return str(seen) if seen else "none: training runs on CPUs"
-
-
-def _seen_gpus() -> int:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return 0
-    done = subprocess.run(  # noqa: S603
-        [command, "-L"], capture_output=True, text=True, check=False, timeout=10
-    )
-    if done.returncode:
-        raise OSError(f"nvidia-smi fails: {(done.stdout + done.stderr).strip()}")
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
 def object_store(uri: str) -> str:

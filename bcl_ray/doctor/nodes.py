@@ -8,11 +8,12 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bcl_ray.cluster import connected, one_line
-from bcl_ray.doctor.finding import Finding
+from bcl_ray import node_groups
+from bcl_ray.cluster import Resources, connected, one_line
+from bcl_ray.doctor.finding import Finding, look
 from bcl_ray.doctor.machine import examine
 
-START_SECONDS = 45.0  # in which a node must have begun and ended a task of 15 s at most
+START_SECONDS = 60.0  # in which a node must have begun and ended a task of 37 s at most
 
 
 def examine_nodes(store: str | None, mlflow: str | None) -> Iterator[Finding]:
@@ -22,7 +23,8 @@ def examine_nodes(store: str | None, mlflow: str | None) -> Iterator[Finding]:
         store: s3:// address, or None.
         mlflow: tracking URI, or None.
     """
-    with connected():
+    with connected() as resources:
+        yield look("autoscaler", "cluster", lambda: growth(resources))
         task = ray.remote(num_cpus=0, max_retries=0)(_examine)
         waiting = {}
         for node in ray.nodes():
@@ -44,6 +46,24 @@ def examine_nodes(store: str | None, mlflow: str | None) -> Iterator[Finding]:
                 good=False,
                 text=f"ran no task in {START_SECONDS:g} s: look at its logs",
             )
+
+
+def growth(resources: Resources) -> str:
+    """How far the cluster grows, which a run goes by.
+
+    Raises:
+        ValueError: there are no CPUs, and none will come.
+    """
+    if not resources.grows:
+        if not resources.cpus:
+            raise ValueError("none, and no node has CPUs: no work can run, add worker nodes")
+        return "none: the nodes are those that there are"
+    if not resources.limited:
+        return (
+            "adds nodes, nobody says how many: set "
+            f"{node_groups.VARIABLE} on the head, or give runs their options for it"
+        )
+    return f"adds nodes, up to {resources.cpus:g} CPUs and {resources.gpus:g} GPUs in all"
 
 
 def _examine(name: str, store: str | None, mlflow: str | None, has: Any) -> list[Finding]:

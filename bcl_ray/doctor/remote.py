@@ -15,7 +15,7 @@ from bcl_ray.submit.client import Cluster
 from bcl_ray.versions import client_versions
 
 MARK = "bcl-ray-finding "
-JOB_SECONDS = 90.0  # a driver and a process on each node, on machines that have work
+JOB_SECONDS = 110.0  # a driver and a process on each node, on machines that have work
 
 
 def show(finding: Finding) -> str:
@@ -89,8 +89,6 @@ def _nodes(cluster: Cluster) -> str:
     total = {
         name: sum(node["resources_total"].get(name, 0) for node in alive) for name in ("CPU", "GPU")
     }
-    if not total["CPU"]:
-        raise ValueError(f"{len(alive)} nodes without CPUs: no work can run, add worker nodes")
     return f"{len(alive)} nodes, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
 
 

@@ -4,10 +4,11 @@ import re
 import shlex
 
 from bcl_ray import mlflow_server
+from bcl_ray.node_groups import MARKET
 from bcl_ray.render import policies
 from bcl_ray.render.description import Aws, Description
+from bcl_ray.render.growth import most_nodes
 from bcl_ray.render.pods import Plain, store_variables
-from bcl_ray.render.ray_pods import MARKET
 from bcl_ray.render.sections import Group
 
 CUDA, LEAST_DRIVER = 13, 580  # of PyTorch in constraints.txt, and what NVIDIA asks for it
@@ -184,6 +185,7 @@ def _run_options(description: Description) -> list[str]:
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": str(description.job.notice_seconds),
         **store_variables(description),
+        **most_nodes(description),
     }
     return [
         "--ulimit nofile=65536:65536",

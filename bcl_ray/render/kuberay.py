@@ -2,7 +2,9 @@
 
 import shlex
 
+from bcl_ray.node_groups import MARKET
 from bcl_ray.render.description import Description
+from bcl_ray.render.growth import most_nodes
 from bcl_ray.render.jobs import WITHOUT_WORKERS, entrypoint, job_name
 from bcl_ray.render.pods import (
     CLUSTER,
@@ -13,9 +15,11 @@ from bcl_ray.render.pods import (
     container_security,
     metadata,
     resources,
+    variables,
 )
-from bcl_ray.render.ray_pods import MARKET, ray_pod, store_bytes, submitter
+from bcl_ray.render.ray_pods import ray_pod, store_bytes, submitter
 
+NO_SECOND_TIME = ("env", "BCL_RAY_ON_MISTAKE=stop")  # see submit/own_job.py
 QUEUE = "bcl-ray"  # the namespace's LocalQueue
 
 
@@ -52,7 +56,9 @@ def ray_job(description: Description, kind: str = "train") -> Plain:
         "kind": "RayJob",
         "metadata": found,
         "spec": {
-            "entrypoint": shlex.join(entrypoint(description, kind, uri=uri, gpus=gpus)),
+            "entrypoint": shlex.join(
+                [*NO_SECOND_TIME, *entrypoint(description, kind, uri=uri, gpus=gpus)]
+            ),
             "submissionMode": "K8sJobMode",
             "submitterPodTemplate": submitter(description, name),
             "backoffLimit": job.retries,
@@ -129,6 +135,8 @@ def _cluster_spec(
         },
         "template": ray_pod(description, cluster, "head", description.head),
     }
+    head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["env"] += variables(most_nodes(description, fixed=not autoscaled))
     groups = _worker_groups(description, cluster, fixed=not autoscaled) if workers else []
     spec["workerGroupSpecs"] = groups
     return spec

@@ -115,7 +115,10 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         return trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Write down an evaluation."""
+        """Write down an evaluation, or pass on a note."""
+        if "note" in result:
+            text = f"{self.trials[self._names[trial_id]].name}: {result['note']}"
+            self._follow({"kind": "note", "text": text})
         if "score" in result:
             trial = self.trials[self._names[trial_id]]
             trial.scores[int(result["epochs"])] = float(result["score"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bcl_ray import runs, storage
+from bcl_ray import node_groups, runs, storage
 from bcl_ray.budget import budget
 from bcl_ray.cluster import Resources, check_places, connected
 from bcl_ray.config import Experiment
@@ -170,7 +170,7 @@ class _Search:
         options = [
             f"scale.workers={trial.scale.workers}",
             f"scale.gpus_per_worker={trial.scale.gpus_per_worker}",
-            f"scale.data_cpus={data_cpus(trial, self.resources.cpus, self.slots):g}",
+            *self._share(trial),
             *self.data,
             f"tracking.runs={ledger.uri}",
             f"tracking.uri={tracking_uri(ledger.experiment)}",
@@ -178,6 +178,12 @@ class _Search:
         trial = with_overrides(ledger.experiment, options)
         budget(trial, read_manifest(trial.data.path), None)  # fewer images than in the whole
         return options
+
+    def _share(self, trial: Experiment) -> list[str]:
+        """How trials share CPUs for data; where nodes come, each asks for its own."""
+        if self.resources.grows:
+            return []
+        return [f"scale.data_cpus={data_cpus(trial, self.resources.cpus, self.slots):g}"]
 
 
 def _reference(ledger: Ledger) -> str:
@@ -209,6 +215,11 @@ def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
 def _slots(extent: Extent, experiment: Experiment, manifest: Manifest, resources: Resources) -> int:
     trial = extent.of_trial(experiment)
     check_places(trial, resources)
+    if not resources.limited and extent.max_concurrent is None:
+        raise ValueError(
+            "the cluster grows, and nobody has said how far: give --max-concurrent, or set "
+            f"{node_groups.VARIABLE} on its head"
+        )
     count = slots(trial, manifest, resources, our_node()["Resources"].get("memory", 0.0))
     return min(count, extent.max_concurrent or count, extent.trials)
 

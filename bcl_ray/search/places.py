@@ -19,7 +19,7 @@ def slots(
     Args:
         experiment: of a trial.
         manifest: its data.
-        resources: of the cluster.
+        resources: of the cluster; of one that grows, the most that it can have.
         driver_bytes: memory of the node that holds the trials' drivers.
 
     Raises:
@@ -34,10 +34,11 @@ def slots(
         "CPUs": resources.cpus / (workers * scale.cpus_per_worker + data),
         "memory for their drivers": driver_bytes / DRIVER_BYTES,
     }
+    if resources.limited:
+        limits["nodes"] = places(resources.nodes, needs) / workers
     if not resources.grows:
         wanted = budget(experiment, manifest, None).store_bytes
         limits["object store"] = resources.store_bytes / wanted if wanted else math.inf
-        limits["nodes"] = places(resources.nodes, needs) / workers
     if "GPU" in needs:
         limits["GPUs"] = resources.gpus / (workers * scale.gpus_per_worker)
     scarce = min(limits, key=lambda name: limits[name])

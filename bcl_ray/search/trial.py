@@ -18,7 +18,7 @@ from bcl_ray.parse import from_yaml
 from bcl_ray.search.placement import Placed, begins
 from bcl_ray.search.score import parse_score
 from bcl_ray.stopping import Stopped, Wish
-from bcl_ray.train import TrainingError, fit
+from bcl_ray.train import MissingNodesError, TrainingError, fit
 
 TICK = 2.0  # seconds
 
@@ -34,7 +34,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     A step is an evaluation: {"score", "epochs", "metrics" (as JSON)}, the last of which comes with
     {"end": "finished"}; or a failure, {"end": "failed", "reason"}, for to try it again would be to
     fail again; or {"end": "held up", "reason"}, by what is not the trial's fault. A step that
-    waited in vain says {"waiting": True}.
+    waited in vain says {"waiting": True}, and so does one with a {"note"} for the person.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -87,7 +87,8 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             return {**self._result(outcome["history"][-1]), "end": "finished", "done": True}
         except Stopped:  # nobody waits for more, but in the last moment of an interruption
             return {"end": "interrupted", "done": True}
-        except OSError as error:  # a store, a server or credentials, which may come back
+        # A store, a server, credentials or nodes, which may come.
+        except (OSError, MissingNodesError) as error:
             return {"end": "held up", "reason": str(error), "done": True}
         except (ValueError, TrainingError) as error:
             return {"end": "failed", "reason": str(error), "done": True}
@@ -96,7 +97,9 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             return {"end": "failed", "reason": one_line(error), "done": True}
 
     def _follow(self, event: dict[str, Any]) -> None:
-        """Pass on evaluations, but for the last one: a trial is done when its run is."""
+        """Pass on notes and evaluations, but for the last: a trial is done when its run is."""
+        if event["kind"] == "note":
+            self._told.put({"waiting": True, "note": event["text"]})
         for record in event.get("records", []):
             epochs = int(record["epoch"]) + 1
             due = self._reported < epochs < self._experiment.train.epochs
