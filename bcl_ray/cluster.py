@@ -1,6 +1,7 @@
 """Ray itself: the cluster of RAY_ADDRESS, or one of our own on this machine."""
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -84,6 +85,8 @@ def _connect(address: str | None) -> None:
     except Exception as error:  # Ray raises bare ones, too: "The current node timed out ..."
         where = f"the cluster of RAY_ADDRESS ({address})" if address else "a Ray of our own"
         remedy = "is it up?" if address else "is the machine overloaded, or its disk full?"
+        if getattr(root_cause(error), "errno", None) in (errno.EROFS, errno.EACCES):
+            remedy = "set HOME to a folder that can be written to"  # where Ray keeps its token
         raise OSError(f"{where} did not answer: {one_line(error)}; {remedy}") from error
 
 

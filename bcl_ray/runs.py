@@ -241,7 +241,7 @@ def local_folder(run: Run) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
     if is_local(run.uri):
         return Path(storage.resolve(run.uri)[1])
-    return Path.home() / ".cache" / "bcl_ray" / run.uid
+    return storage.cache() / "bcl_ray" / run.uid
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -150,9 +150,21 @@ def test_a_local_run_keeps_its_journal_in_its_folder(tmp_path, monkeypatch):
 
 
 def test_a_remote_run_keeps_its_journal_in_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    folder = runs.local_folder(runs.Run("s3://bucket/first", "uid", "", ""))
-    assert folder == tmp_path / ".cache" / "bcl_ray" / "uid"
+    run = runs.Run("s3://bucket/first", "uid", "", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert runs.local_folder(run) == tmp_path / ".cache" / "bcl_ray" / "uid"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert runs.local_folder(run) == Path("/scratch/bcl_ray/uid")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    """As a container's, whose number no line of its passwd has."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    with pytest.raises(OSError, match=r"^user 54321 has no home: set HOME, or XDG_CACHE_HOME, to"):
+        runs.local_folder(runs.Run("s3://bucket/first", "uid", "", ""))
 
 
 def test_a_command_names_a_run_by_name_in_the_default_place_and_by_folder_elsewhere(
