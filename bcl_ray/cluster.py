@@ -12,6 +12,7 @@ import ray
 from ray._private.state import state  # Ray Data asks it, too, what an autoscaler may add
 from ray.exceptions import RayTaskError
 
+from bcl_ray import container
 from bcl_ray.config import Experiment
 from bcl_ray.runs import is_local
 
@@ -72,7 +73,9 @@ def connected() -> Iterator[Resources]:
 
 def _connect(address: str | None) -> None:
     # Without an address Ray would join a cluster that somebody started on this machine.
-    options = {} if address else {"address": "local", "include_dashboard": False}
+    # Ray by itself counts CPUs that this process, or its control group, is not bound to.
+    own = {"address": "local", "include_dashboard": False, "num_cpus": int(container.cpus())}
+    options = {} if address else own
     if not address:  # nobody takes this machine away with notice
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
