@@ -31,6 +31,7 @@ clean() {
   rm -rf --one-file-system "$folder"
 }
 trap clean EXIT
+trap 'echo "image.sh: line $LINENO failed" >&2' ERR
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -90,7 +91,7 @@ run "${strange[@]}" "$image" sh -euxc '
   bcl-ray export one model.safetensors
   bcl-ray report one'
 for file in one/report.html one/predictions.parquet mlflow.db; do test -s "$folder/work/runs/$file"; done
-test "$(find "$folder/work/runs/one" -name 'checkpoint_*' | wc -l)" = 2
+test "$(find "$folder/work/runs/one" -type d -name 'checkpoint_*' | wc -l)" = 2
 run "${strange[@]}" --env COMMIT="$commit" "$image" python -c '
 import os
 from mlflow import MlflowClient
