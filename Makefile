@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart cluster test test-faults bench gpu gpu-smoke gpu-wheels check format clean
+.PHONY: help quickstart cluster test test-faults test-image bench gpu gpu-smoke gpu-wheels check format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ test: .venv/.dev ## all tests but the drills
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
 	$(BIN)/pytest -n 2 $(PYTEST) tests/faults tests/cluster/test_slurm.py
+
+test-image: ## build the image, and use it as a stranger with a read-only root does; root, much disk
+	@bash tests/cluster/image.sh
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
 	@for name in loss views launches plan stream epoch geometry; do $(BIN)/python -m benchmarks.$$name || exit 1; done

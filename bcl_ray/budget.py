@@ -1,13 +1,12 @@
 """What a run will need, worked out before anything starts."""
 
-import math
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bcl_ray import storage
+from bcl_ray import container, storage
 from bcl_ray.config import Experiment
 from bcl_ray.plan import EpochPlan, Layout
 from bcl_ray.shards import Manifest
@@ -174,16 +173,6 @@ def preflight(experiment: Experiment, manifest: Manifest) -> tuple[Budget, float
 
 def this_machine() -> tuple[float, float]:
     """CPUs of this machine or container, and bytes that a Ray started here gives its store."""
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    memory = min(memory, _limit("/sys/fs/cgroup/memory.max"))
+    memory = container.memory_bytes()
     shared = shutil.disk_usage(SHARED).total if SHARED.is_dir() else memory
-    quota, period = (_limit("/sys/fs/cgroup/cpu.max", part) for part in (0, 1))
-    return min(float(os.cpu_count() or 1), quota / period), min(STORE_SHARE * memory, shared)
-
-
-def _limit(file: str, part: int = 0) -> float:
-    """A number of a container's limits; infinite where there is none."""
-    try:
-        return float(Path(file).read_text().split()[part])
-    except (OSError, ValueError, IndexError):
-        return math.inf if part == 0 else 1.0
+    return float(int(container.cpus())), min(STORE_SHARE * memory, shared)

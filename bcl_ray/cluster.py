@@ -1,6 +1,7 @@
 """Ray itself: the cluster of RAY_ADDRESS, or one of our own on this machine."""
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from bcl_ray import autoscaler, node_groups
+from bcl_ray import autoscaler, container, node_groups
 from bcl_ray.config import Experiment
 from bcl_ray.node_groups import MARKET
 from bcl_ray.runs import is_local
@@ -82,7 +83,9 @@ def connected() -> Iterator[Resources]:
 
 def _connect(address: str | None) -> None:
     # Without an address Ray would join a cluster that somebody started on this machine.
-    options = {} if address else {"address": "local", "include_dashboard": False}
+    # Ray by itself counts CPUs that this process, or its control group, is not bound to.
+    own = {"address": "local", "include_dashboard": False, "num_cpus": int(container.cpus())}
+    options = {} if address else own
     if not address:  # nobody takes this machine away with notice, or adds another one
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.pop(node_groups.VARIABLE, None)
@@ -98,6 +101,8 @@ def _connect(address: str | None) -> None:
     except Exception as error:  # Ray raises bare ones, too: "The current node timed out ..."
         where = f"the cluster of RAY_ADDRESS ({address})" if address else "a Ray of our own"
         remedy = "is it up?" if address else "is the machine overloaded, or its disk full?"
+        if getattr(root_cause(error), "errno", None) in (errno.EROFS, errno.EACCES):
+            remedy = "set HOME to a folder that can be written to"  # where Ray keeps its token
         raise OSError(f"{where} did not answer: {one_line(error)}; {remedy}") from error
 
 

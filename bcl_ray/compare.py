@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bcl_ray import runs, storage
-from bcl_ray.journal import Entry, Journal
-from bcl_ray.models import load_state
+from bcl_ray.models import last_state
 from bcl_ray.registry import NAME, answered, mlflow_client
-from bcl_ray.runs import Run
-from bcl_ray.tracking import JOURNAL, store, subject
+from bcl_ray.tracking import recorded, store, subject
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,23 +137,10 @@ def _of_folder(uri: str) -> Compared:
     """A run from its journal, which is quickly read; elsewhere from its last checkpoint."""
     run, experiment = runs.open_run(uri)
     options = {**subject(run, experiment).parameters, DATA: run.fingerprint[:8]}
-    entries = Journal(runs.local_folder(run) / JOURNAL).entries()
-    records = _told(entries) if entries else _kept(run)
+    records = recorded(runs.local_folder(run))
+    if records is None:
+        records = last_state(run).history
     return Compared(runs.shown(run.uri), run.name, _computed(options), _evaluated(records))
-
-
-def _told(entries: Iterable[Entry]) -> list[Record]:
-    epochs: dict[int, dict[str, float]] = {}
-    for entry in entries:
-        if entry["kind"] == "metrics":
-            record = epochs.setdefault(entry["epoch"], {"epoch": entry["epoch"]})
-            for metric, value in entry["values"].items():
-                record.setdefault(metric, value)  # as in MLflow: the first one counts
-    return [epochs[epoch] for epoch in sorted(epochs)]
-
-
-def _kept(run: Run) -> list[dict[str, float]]:
-    return load_state(run).history
 
 
 def _evaluated(records: Iterable[Record]) -> tuple[Record, ...]:

@@ -18,7 +18,7 @@ from bcl_ray.model import Classifier, TwoBranch
 from bcl_ray.parse import from_yaml
 
 
-def log_model(client: MlflowClient, run: Any, folder: str | Path, name: str = "model") -> Any:
+def log_model(client: MlflowClient, run: Any, folder: str, name: str = "model") -> Any:
     """Give an MLflow run the model of a checkpoint, also where an earlier attempt began it.
 
     Args:
@@ -29,12 +29,15 @@ def log_model(client: MlflowClient, run: Any, folder: str | Path, name: str = "m
 
     Raises:
         RefusedError: there is no model to be had from this checkpoint.
+        OSError: it cannot be read now, or there is no room for the model on its way.
     """
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as scratch:
         local, about = Path(scratch) / "model", Model(run_id=run_id)
         try:
             _export(folder, local, about)
+        except OSError:  # a store that is down, or a full disk: it may be had later
+            raise
         except Exception as error:  # it would fail again
             raise RefusedError(f"model of {folder}: {error}") from error
         logged = _begun(client, run, name)
@@ -58,7 +61,7 @@ def _begun(client: MlflowClient, run: Any, name: str) -> Any:
     return client.create_logged_model(run.info.experiment_id, name, run.info.run_id)
 
 
-def _export(source: str | Path, target: Path, about: Model) -> None:
+def _export(source: str, target: Path, about: Model) -> None:
     """Save a checkpoint's network as a folder of MLflow's, with signature and example."""
     state = checkpoint.load(source)
     experiment, num_classes = from_yaml(state.experiment), len(state.class_names)

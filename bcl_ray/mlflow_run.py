@@ -160,7 +160,7 @@ class MlflowRun:
     def _model(self, entry: Entry) -> None:
         run = self.client.get_run(self.run_id)
         if MODEL_TAG not in run.data.tags:
-            logged = log_model(self.client, run, Path(entry["folder"]))
+            logged = log_model(self.client, run, entry["folder"])
             self.client.set_tag(self.run_id, MODEL_TAG, logged.model_uri)
 
 

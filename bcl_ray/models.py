@@ -1,7 +1,7 @@
 """What MODEL names: a run, a registered model, or a checkpoint's folder; and what it leads to."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -106,6 +106,20 @@ def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
     return checkpoint.load(best_checkpoint(run) if best else last_checkpoint(run))
 
 
+def last_state(run: Run) -> checkpoint.State:
+    """The last state, for what it says of all epochs: its weights may be the best ones.
+
+    That is so of a trial that lost its search, whose history is kept beside its best checkpoint.
+
+    Raises:
+        ValueError: the run has none yet.
+    """
+    history = runs.kept_history(run)
+    if history is None:
+        return load_state(run)
+    return replace(load_state(run, best=True), history=history)
+
+
 def best_checkpoint(run: Run) -> str:
     """Folder of the checkpoint with the highest accuracy.
 
@@ -122,8 +136,13 @@ def last_checkpoint(run: Run) -> str:
     """Folder of the last checkpoint that Ray Train has noted.
 
     Raises:
-        ValueError: there is none yet.
+        ValueError: there is none yet, or no more.
     """
+    if why := runs.only_best(run):
+        raise ValueError(
+            f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
+            "best (evaluate and compare --best; predict, export and register without --last)"
+        )
     from ray.train import Result  # noqa: PLC0415  seconds that the best checkpoint need not pay
 
     filesystem, path = storage.resolve(run.uri)

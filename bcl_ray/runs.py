@@ -7,7 +7,7 @@
 <runs>/<name>/driver.log         what libraries logged in the driver (a local run's folder)
 <runs>/<name>/checkpoint_*/      the last two checkpoints, which Ray Train keeps account of
 <runs>/<name>/best_*/            the one with the highest accuracy
-<runs>/<name>/final/             the last one, from which MLflow gets its model
+<runs>/<name>/only_best.json     of a trial that lost: its history, for checkpoint_* are gone
 """
 
 import json
@@ -15,6 +15,7 @@ import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bcl_ray import storage
 from bcl_ray.config import Experiment
@@ -23,6 +24,8 @@ from bcl_ray.parse import from_yaml
 RUN_FILE = "run.json"
 EXPERIMENT_FILE = "experiment.yaml"
 BEST = "best_"  # begins the folder of the checkpoint with the highest accuracy
+LAST = "checkpoint_"  # begins those of Ray Train's last two
+ONLY_BEST = "only_best.json"
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,14 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
     """Refuse to continue a run with another experiment or other data.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: naming what differs; or a run of which the best checkpoint alone was kept.
     """
+    if why := only_best(run):
+        raise ValueError(
+            f"run '{run.name}' {why}, and its last checkpoint was removed: train it again from its "
+            f"options, bcl-ray train {shown(storage.join(run.uri, EXPERIMENT_FILE))} "
+            "tracking.run=NAME"
+        )
     if experiment.digest() != run.digest:
         raise ValueError(
             f"run '{run.name}' was begun with another configuration (digest {run.digest}, now "
@@ -143,6 +152,47 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
             f"data.path {experiment.data.path} holds other data (fingerprint "
             f"{fingerprint[:12]}) than run '{run.name}' was begun with ({run.fingerprint[:12]})"
         )
+
+
+def keep_only_best(run: Run, why: str, history: list[dict[str, float]]) -> None:
+    """Remove a run's last checkpoints, from which it could go on; the best one stays.
+
+    Args:
+        run: that has ended; where it has no best checkpoint, nothing is removed.
+        why: what became of it, for who asks for its last checkpoint later.
+        history: a record per epoch, which only the last checkpoint has whole.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folders = storage.list_folders(run.uri)
+    if not any(name.startswith(BEST) for name in folders):
+        return
+    note = storage.join(run.uri, ONLY_BEST)
+    if not storage.exists(note):  # it is written first: a kill leaves too much, not too little
+        storage.write_bytes(note, json.dumps({"why": why, "history": history}).encode())
+    for name in folders:
+        if name.startswith(LAST):
+            storage.delete_folder(storage.join(run.uri, name))
+
+
+def only_best(run: Run) -> str | None:
+    """Why a run has its best checkpoint alone; None where it has its last, or none yet."""
+    content = _only_best(run)
+    return str(content["why"]) if content else None
+
+
+def kept_history(run: Run) -> list[dict[str, float]] | None:
+    """A record per epoch of such a run; None of others, whose last checkpoint has it."""
+    content = _only_best(run)
+    return list(content["history"]) if content else None
+
+
+def _only_best(run: Run) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(storage.read_bytes(storage.join(run.uri, ONLY_BEST))))
+    except FileNotFoundError:
+        return None
 
 
 def located(experiment: Experiment) -> Experiment:
@@ -191,7 +241,7 @@ def local_folder(run: Run) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
     if is_local(run.uri):
         return Path(storage.resolve(run.uri)[1])
-    return Path.home() / ".cache" / "bcl_ray" / run.uid
+    return storage.cache() / "bcl_ray" / run.uid
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -136,6 +136,21 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([base.rstrip("/") or base, *parts]) + question + options
 
 
+def cache() -> Path:
+    """This user's folder for what outlasts a process: XDG_CACHE_HOME, or ~/.cache.
+
+    Raises:
+        OSError: a container's user without a home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        raise OSError(
+            f"user {os.getuid()} has no home: set HOME, or XDG_CACHE_HOME, to a folder that it may "
+            "write to"
+        ) from None
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     return bool(_info(uri).type != fs.FileType.NotFound)

@@ -1,7 +1,8 @@
 """What nodes do while a run trains: CPU, memory, disks, network and GPUs.
 
-A thread on each node looks every few seconds and adds up; an epoch takes the means. Values are
-the whole node's: everything that runs there, whether it is ours or not.
+A thread on each node looks every few seconds and adds up; an epoch takes the means. CPU and memory
+are those of the container, of what it may use, where that is less than the machine; else they are
+the whole machine's, as disks and GPUs always are: everything that runs there, ours or not.
 """
 
 import contextlib
@@ -16,7 +17,9 @@ import pynvml
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-LOOK = 5.0  # seconds; one look takes a tenth of a millisecond (measured, without GPUs)
+from bcl_ray import container
+
+LOOK = 5.0  # seconds; one look takes a millisecond (measured, without GPUs)
 PATIENCE = 5.0  # seconds that a run's end waits for its last epoch's values
 MIB = 2**20
 
@@ -30,7 +33,7 @@ class Sampler:
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._looks = 0
         self._flows, self._since = _flows(), time.monotonic()
-        self._cpu = psutil.cpu_times()
+        self._cpu = _Cpu()
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="system", daemon=True).start()
 
@@ -63,10 +66,8 @@ class Sampler:
 
     def _look(self) -> None:
         with self._lock:
-            # Not psutil.cpu_percent(), which counts from the last call of the same thread.
-            before, self._cpu = self._cpu, psutil.cpu_times()
-            self._sums["cpu_percent"] += _busy(before, self._cpu)
-            self._sums["memory_percent"] += psutil.virtual_memory().percent
+            self._sums["cpu_percent"] += self._cpu.percent()
+            self._sums["memory_percent"] += _memory_percent()
             for number, gpu in enumerate(self._gpus):
                 with contextlib.suppress(pynvml.NVMLError):
                     memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
@@ -124,6 +125,31 @@ def name_of(node: dict[str, Any]) -> str:
     machine = node["NodeManagerHostname"].partition(".")[0]
     is_address = re.fullmatch(r"[0-9.]*|.*:.*", given)
     return re.sub(r"[^A-Za-z0-9_-]+", "-", machine if is_address else given)
+
+
+class _Cpu:
+    """How busy CPUs have been since the last time: the container's own, or the machine's."""
+
+    def __init__(self) -> None:
+        self._at = self._look()
+
+    def _look(self) -> tuple[float, container.Share | None, Any]:
+        # Not psutil.cpu_percent(), which counts from the last call of the same thread.
+        return time.monotonic(), container.cpu(), psutil.cpu_times()
+
+    def percent(self) -> float:
+        """Of what may be used, 0 to 100."""
+        (before, had, machine_had), self._at = self._at, self._look()
+        now, has, machine_has = self._at
+        if had is None or has is None:
+            return _busy(machine_had, machine_has)
+        seconds = max(now - before, 1e-3)
+        return min(max(100 * (has.used - had.used) / seconds / has.limit, 0.0), 100.0)
+
+
+def _memory_percent() -> float:
+    share = container.memory()
+    return 100 * share.used / share.limit if share else float(psutil.virtual_memory().percent)
 
 
 def _busy(before: Any, now: Any) -> float:

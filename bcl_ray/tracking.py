@@ -220,12 +220,14 @@ class Tracker:
         """
         self._delivery.record({"kind": "artifact", "path": str(path.absolute()), "folder": folder})
 
-    def model(self, folder: Path) -> None:
+    def model(self, folder: str) -> None:
         """Record the model of a checkpoint, as `mlflow.pytorch.load_model` brings it back.
 
-        The folder must stay until MLflow has got it.
+        Args:
+            folder: path from the root, or URI, of the checkpoint, which must stay until MLflow has
+                got the model: it is read then.
         """
-        self._delivery.record({"kind": "model", "folder": str(folder.absolute())})
+        self._delivery.record({"kind": "model", "folder": folder})
 
     def finish(self, status: str, patience: float) -> bool:
         """End the run; False when MLflow has not got everything after `patience` seconds.
@@ -249,6 +251,22 @@ class Tracker:
         target = MlflowRun(self.uri, self._subject, begun)
         self.run_id, self.page = target.run_id, target.page
         return target.write
+
+
+def recorded(folder: Path) -> list[dict[str, float]] | None:
+    """Records of epochs that the journal in a local folder has; None where there is no journal.
+
+    Raises:
+        ValueError: a journal that cannot be read.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    entries = Journal(folder / JOURNAL).entries()
+    for entry in entries:
+        if entry["kind"] == "metrics":
+            record = epochs.setdefault(entry["epoch"], {"epoch": float(entry["epoch"])})
+            for metric, value in entry["values"].items():
+                record.setdefault(metric, value)  # as in MLflow: the first one counts
+    return [epochs[epoch] for epoch in sorted(epochs)] if entries else None
 
 
 def sync(subject: Subject, uri: str, folder: Path, patience: float) -> None:

@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 Follow = Callable[[Event], None]
 
-FINAL = "final"  # a local run's folder of the last checkpoint
 MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking server
 
 
@@ -180,14 +179,14 @@ def _tracked(
         try:
             # Trials run beside each other, and would all look at the same nodes.
             follower = Follower(mailbox, tracker, follow, all_nodes=parent is None)
-            outcome = _run(run, trainer, wish, follower, lease)
+            outcome, state = _run(run, trainer, wish, follower, lease)
         except Stopped:
             tracker.tags({"stopped": wish.reason or ""})
             raise
         demand.ask([])  # what follows takes no nodes
         lease.check()  # what is drawn goes into the run's folder, too
         drawn = experiment.tracking.report
-        outcome["report"] = _sum_up(run, tracker, follow) if drawn else None
+        outcome["report"] = _sum_up(run, state, tracker, follow) if drawn else None
         outcome["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
         outcome["problem"] = tracker.problem
     return outcome
@@ -290,7 +289,9 @@ def _begin_event(run: Run, experiment: Experiment, manifest: Manifest, tracker: 
     }
 
 
-def _run(run: Run, trainer: Trainer, wish: Wish, follower: "Follower", lease: Lease) -> Event:
+def _run(
+    run: Run, trainer: Trainer, wish: Wish, follower: "Follower", lease: Lease
+) -> tuple[Event, checkpoint.State]:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
     resume = f"bcl-ray train --resume {runs.reference(run)}"
@@ -474,29 +475,28 @@ def _cause(failure: Exception, run: Run, tracker: Tracker) -> str:
     return f"the workers failed: {one_line(causes[0])} (all of it: {file}, and in MLflow)"
 
 
-def _finished(run: Run, result: Any, follower: Follower) -> Event:
-    folder = runs.local_folder(run) / FINAL
+def _finished(run: Run, result: Any, follower: Follower) -> tuple[Event, checkpoint.State]:
+    """What a run that is complete came to, and its last state."""
     last = storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
     state = checkpoint.load(last)
-    checkpoint.save(state, folder)
     follower.track(state.history)  # what a worker told may come after the end of training
-    follower.tracker.model(folder)
+    follower.tracker.model(last)
     if follower.failure is not None:
         raise TrainingError(
             f"training is complete, but following it failed: {one_line(follower.failure)}"
             f"\nsee its results with: bcl-ray evaluate {runs.reference(run)}"
         )
-    return {"run": run.name, "reference": runs.reference(run), "history": state.history}
+    found = {"run": run.name, "reference": runs.reference(run), "history": state.history}
+    return found, state
 
 
-def _sum_up(run: Run, tracker: Tracker, follow: Follow) -> str | None:
+def _sum_up(run: Run, state: checkpoint.State, tracker: Tracker, follow: Follow) -> str | None:
     """Draw figures and the report, and track them; a failure to draw is told, and fails no run."""
     folder = runs.local_folder(run)
     try:
         # matplotlib takes a second to import, which training need not wait for.
         from bcl_ray import results, summary  # noqa: PLC0415
 
-        state = checkpoint.load(folder / FINAL)
         files = summary.write(results.of_run(run, state), folder)
     except Exception as error:
         logger.exception("the report failed")

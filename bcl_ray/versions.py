@@ -24,8 +24,14 @@ def versions() -> dict[str, str]:
             found[f"version.{name}"] = version(name)
         except PackageNotFoundError:
             continue
-    commit = git_commit(Path(__file__).parents[1])
+    commit = git_commit(Path(__file__).parents[1]) or _built_from()
     return {**found, "git.commit": commit} if commit else found
+
+
+def _built_from() -> str | None:
+    """The commit that an image's package was built from (cluster/Dockerfile writes the file)."""
+    file = Path(__file__).with_name("commit.txt")
+    return (file.read_text().strip() or None) if file.exists() else None
 
 
 def place() -> dict[str, str]:

@@ -32,14 +32,13 @@ from bcl_ray.parse import from_yaml
 from bcl_ray.precision import chosen
 from bcl_ray.probe import Probe
 from bcl_ray.residency import UnsupportedError
-from bcl_ray.runs import BEST
+from bcl_ray.runs import BEST, LAST
 from bcl_ray.shards import Manifest
 from bcl_ray.views.transfer import Sent
 from bcl_ray.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-LAST = "checkpoint_"  # begins those of Ray Train's last two
 TICK = 0.5  # seconds between a worker's progress events
 
 

@@ -1,6 +1,7 @@
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,6 +135,6 @@ def test_the_figure_has_a_mark_for_each_group_and_a_line_for_each_configuration(
 def test_a_run_without_a_journal_here_is_read_from_its_checkpoint(sqlite, monkeypatch):
     run = trained(sqlite, "first", 70.0)
     (runs.local_folder(run) / "journal.jsonl").unlink()
-    kept = [{"epoch": 0.0, "accuracy/all": 71.0}]
-    monkeypatch.setattr(compare, "_kept", lambda run: kept)
+    kept = SimpleNamespace(history=[{"epoch": 0.0, "accuracy/all": 71.0}])
+    monkeypatch.setattr(compare, "last_state", lambda run: kept)
     assert compare.compare(["first"], sqlite.tracking.runs)[0].values("accuracy/all") == [71.0]

@@ -22,6 +22,7 @@ ORDER = {
     "swap": "",
     "fence": "",
     "lease": "",
+    "container": "",
     "pixels": "",
     "sources": "",
     "shards": "",

@@ -93,3 +93,16 @@ def test_the_temperature_is_the_latest_that_was_fitted(root):
     history = [{"calibration/temperature": 3.0}, fitted, {"epoch": 2.0}]
     later = dataclasses.replace(opened, state=state(12, history=history))
     assert later.temperature == 1.5
+
+
+def test_a_trial_that_lost_has_its_best_checkpoint_and_all_of_its_history(root):
+    run = runs.open_run(str(root / "first"))[0]
+    history = [{"epoch": 0.0}, {"epoch": 1.0}]
+    runs.keep_only_best(run, "lost its search, loss", history)
+    last = models.last_state(run)
+    assert (last.step, last.history) == (12, history)
+    assert models.open_model("first", str(root)).state.step == 12
+    with pytest.raises(
+        ValueError, match=r"^run 'first' in .* lost its search, loss, and its last c"
+    ):
+        models.open_model("first", str(root), last=True)

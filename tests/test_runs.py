@@ -150,9 +150,21 @@ def test_a_local_run_keeps_its_journal_in_its_folder(tmp_path, monkeypatch):
 
 
 def test_a_remote_run_keeps_its_journal_in_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    folder = runs.local_folder(runs.Run("s3://bucket/first", "uid", "", ""))
-    assert folder == tmp_path / ".cache" / "bcl_ray" / "uid"
+    run = runs.Run("s3://bucket/first", "uid", "", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert runs.local_folder(run) == tmp_path / ".cache" / "bcl_ray" / "uid"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert runs.local_folder(run) == Path("/scratch/bcl_ray/uid")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    """As a container's, whose number no line of its passwd has."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    with pytest.raises(OSError, match=r"^user 54321 has no home: set HOME, or XDG_CACHE_HOME, to"):
+        runs.local_folder(runs.Run("s3://bucket/first", "uid", "", ""))
 
 
 def test_a_command_names_a_run_by_name_in_the_default_place_and_by_folder_elsewhere(
@@ -176,3 +188,33 @@ def test_a_located_experiment_means_the_same_in_every_folder(tmp_path, monkeypat
     assert located.data.path == f"{tmp_path}/data/digits_lt"
     assert located.tracking.runs == "s3://bucket/runs"
     assert located.digest() == digits_lt().digest()
+
+
+def made(run, *folders):
+    for name in folders:
+        storage.write_bytes(storage.join(run.uri, name, "state.pt"), b"weights")
+
+
+def test_of_a_run_that_lost_the_best_checkpoint_stays_and_what_the_last_one_knew(root):
+    run = runs.create(runs.run_uri("lost", root), digits_lt(), FINGERPRINT)
+    made(run, "checkpoint_00000001_a", "checkpoint_00000002_b", "best_00000001")
+    history = [{"epoch": 0.0, "accuracy/all": 50.0}]
+    runs.keep_only_best(run, "lost", history)
+    assert storage.list_folders(run.uri) == ["best_00000001"]
+    made(run, "checkpoint_00000002_b")  # as if it had been killed on the way
+    runs.keep_only_best(run, "lost", [])
+    assert storage.list_folders(run.uri) == ["best_00000001"]
+    assert runs.kept_history(run) == history
+    with pytest.raises(
+        ValueError, match=r"^run 'lost' lost, and its last checkpoint was removed: t"
+    ):
+        runs.check_resumable(run, digits_lt(), FINGERPRINT)
+
+
+def test_of_a_run_without_a_best_checkpoint_nothing_is_removed(root):
+    run = runs.create(runs.run_uri("young", root), digits_lt(), FINGERPRINT)
+    made(run, "checkpoint_00000001_a")
+    runs.keep_only_best(run, "lost", [])
+    assert storage.list_folders(run.uri) == ["checkpoint_00000001_a"]
+    assert runs.only_best(run) is None
+    runs.check_resumable(run, digits_lt(), FINGERPRINT)

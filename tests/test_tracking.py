@@ -21,7 +21,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from bcl_ray import journal, mlflow_model, mlflow_server, runs, tracking
+from bcl_ray import checkpoint, journal, mlflow_model, mlflow_server, runs, tracking
 from bcl_ray.journal import Subject
 from bcl_ray.model import Classifier
 from bcl_ray.parse import with_overrides
@@ -146,7 +146,7 @@ def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_
 
     session_server.kill()
     tracker.metrics(record_of(2), 2)
-    tracker.model(folder)
+    tracker.model(str(folder))
     assert not tracker.finish("FINISHED", 0.3)
     assert tracker.problem
     ended = time.time()
@@ -174,7 +174,7 @@ def test_mlflow_has_everything_about_a_run(request, tmp_path, kind, capfd):
     start(tracker, experiment)
     for epoch in range(3):
         tracker.metrics(record_of(epoch), epoch)
-    tracker.model(folder)
+    tracker.model(str(folder))
     assert tracker.finish("FINISHED", PATIENCE), tracker.problem
     assert tracker.problem is None
     printed = capfd.readouterr()
@@ -326,7 +326,7 @@ def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
         for epoch in range(3):
             tracker.metrics(record_of(epoch), epoch)
         tracker.artifact(picture(tmp_path), "figures")
-        tracker.model(tmp_path)
+        tracker.model(str(tmp_path))
         assert tracker.finish("FINISHED", PATIENCE), tracker.problem
     assert {name for name in names if not failed[name]} == set()
     check_inputs(found(sqlite, run)[1].inputs.dataset_inputs)
@@ -497,7 +497,7 @@ def test_a_run_that_breaks_is_marked_failed_and_one_that_is_interrupted_killed(s
 def test_a_model_whose_folder_is_gone_is_told_and_holds_up_nothing(tmp_path, sqlite, caplog):
     run = begin(sqlite)
     tracker = tracker_of(run, sqlite)
-    tracker.model(tmp_path / "gone")
+    tracker.model(str(tmp_path / "gone"))
     tracker.metrics(record_of(0), 0)
     assert not tracker.finish("FINISHED", PATIENCE), "not everything is there"
     assert f"{tmp_path}/gone" in tracker.problem
@@ -505,6 +505,26 @@ def test_a_model_whose_folder_is_gone_is_told_and_holds_up_nothing(tmp_path, sql
     client, recorded = found(sqlite, run)
     assert recorded.info.status == "FINISHED"
     assert steps_of(client, tracker.run_id) == [0]
+
+
+def test_a_model_whose_store_does_not_answer_is_handed_in_when_it_does(
+    tmp_path, sqlite, monkeypatch
+):
+    """The checkpoint is read when MLflow gets the model: no copy of it waits on this disk."""
+    folder, _ = final_checkpoint(tmp_path / "last", sqlite)
+    load, outages = checkpoint.load, [OSError("s3://bucket does not answer")] * 2
+
+    def once_down(where):
+        if outages:
+            raise outages.pop()
+        return load(where)
+
+    monkeypatch.setattr(checkpoint, "load", once_down)
+    run = begin(sqlite)
+    with tracker_of(run, sqlite) as tracker:
+        tracker.model(folder.as_uri())
+        assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    assert "model.uri" in found(sqlite, run)[1].data.tags
 
 
 def test_what_mlflow_refuses_is_told_and_holds_up_nothing(sqlite):
@@ -590,7 +610,7 @@ for name, change in (("a", []), ("b", ["tracking.uri={server.uri}"])):
         tracker.describe(experiment, manifest)
         tracker.metrics({{"loss/total": 1.0}}, 0)
         if name == "b":  # once is enough: it takes seconds
-            tracker.model(Path({str(folder)!r}))
+            tracker.model({str(folder)!r})
         assert tracker.finish("FINISHED", {PATIENCE}), tracker.problem
 print("done")
 """

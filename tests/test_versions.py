@@ -61,3 +61,13 @@ def test_without_git_or_a_repository_there_is_no_commit(checkout, monkeypatch, t
     assert git_commit(tmp_path / "nothing") is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(checkout) is None
+
+
+def test_an_image_has_the_commit_that_it_was_built_from(monkeypatch, tmp_path):
+    """It has no repository; cluster/Dockerfile writes the commit beside the modules."""
+    monkeypatch.setattr("bcl_ray.versions.__file__", str(tmp_path / "bcl_ray" / "versions.py"))
+    (tmp_path / "bcl_ray").mkdir()
+    assert "git.commit" not in versions()
+    for text, commit in (("0123abc-dirty\n", "0123abc-dirty"), ("", None)):
+        (tmp_path / "bcl_ray" / "commit.txt").write_text(text)
+        assert versions().get("git.commit") == commit

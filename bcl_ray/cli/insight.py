@@ -25,9 +25,9 @@ def report(
     run, _ = folders.open_run(folders.run_uri(name, runs))
     quiet()
     from bcl_ray import results, summary
-    from bcl_ray.models import open_model
+    from bcl_ray.models import last_state
 
-    state = open_model(run.uri, last=True).state
+    state = last_state(run)
     folder = out or folders.local_folder(run)
     files = summary.write(results.of_run(run, state), folder)
     where, pictures = folders.shown(str(folder.absolute())), len(list(folder.glob("figures/*.png")))

@@ -132,6 +132,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         trial, result = self.trials[self._names[trial_id]], result or {}
         self._keeper.ends(trial.name)
         self.on_trial_result(trial_id, result)  # Tune tells the last one here alone
+        trial.tracked = bool(result.get("tracked", trial.tracked))
         end: Any = "failed" if error else result.get("end", "stopped")
         if end in ("failed", "held up"):
             trial.reason = result.get("reason", "its process died again and again: see Ray's logs")

@@ -23,6 +23,7 @@ from bcl_ray.search.placement import Keeper
 from bcl_ray.search.places import data_cpus, slots
 from bcl_ray.search.searchers import Searcher, make_searcher
 from bcl_ray.search.settings import Extent, Settings
+from bcl_ray.search.tidy import tidy
 from bcl_ray.search.trials import Trial, best, repeats, row
 from bcl_ray.search.tuning import Tuning, our_node
 from bcl_ray.shards import MANIFEST, Manifest, read_manifest
@@ -103,6 +104,7 @@ def search(
             winner = conclude(
                 ledger, trials, manifest, tracker=tracker, folder=folder, note=news.note
             )
+            tidy(ledger, trials, winner["trial"], note=news.note)
             winner["tracked"] = tracker.finish("FINISHED", TRACKING_PATIENCE)
             winner["problem"] = tracker.problem
     follow({"kind": "winner", **winner})

@@ -32,9 +32,10 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     search; `reported`, epochs whose scores are known from an earlier process.
 
     A step is an evaluation: {"score", "epochs", "metrics" (as JSON)}, the last of which comes with
-    {"end": "finished"}; or a failure, {"end": "failed", "reason"}, for to try it again would be to
-    fail again; or {"end": "held up", "reason"}, by what is not the trial's fault. A step that
-    waited in vain says {"waiting": True}, and so does one with a {"note"} for the person.
+    {"end": "finished", "tracked"}, whether MLflow has all of it; or a failure, {"end": "failed",
+    "reason"}, for to try it again would be to fail again; or {"end": "held up", "reason"}, by what
+    is not the trial's fault. A step that waited in vain says {"waiting": True}, and so does one
+    with a {"note"} for the person.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -84,7 +85,8 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
                 wish=self._wish,
                 callbacks=[Placed(config["parent"], config["trial"])],
             )
-            return {**self._result(outcome["history"][-1]), "end": "finished", "done": True}
+            result = self._result(outcome["history"][-1])
+            return {**result, "end": "finished", "tracked": outcome["tracked"], "done": True}
         except Stopped:  # nobody waits for more, but in the last moment of an interruption
             return {"end": "interrupted", "done": True}
         # A store, a server, credentials or nodes, which may come.

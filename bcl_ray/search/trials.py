@@ -23,6 +23,7 @@ class Trial:
         status: running, finished, stopped (by the scheduler) or failed.
         reason: why it failed.
         seconds: that it has taken, over all processes.
+        tracked: whether MLflow has got all of it, its model too.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Trial:
     status: Status = "running"
     reason: str | None = None
     seconds: float = 0.0
+    tracked: bool = False
 
     @property
     def epochs(self) -> int:

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -90,7 +91,9 @@ class Tuning:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         # Tune's own state goes with the process: what is needed of it is in the ledger.
-        scratch = tempfile.mkdtemp(prefix="bcl_ray-tune-")
+        scratch = Path(tempfile.gettempdir()) / f"bcl_ray-tune-{self.ledger.uid}"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a driver of this search that was killed
+        scratch.mkdir(mode=0o700)
         tuner = tune.Tuner(
             tune.with_resources(TrialRun, _beside_us()),
             tune_config=tune.TuneConfig(
@@ -102,7 +105,7 @@ class Tuning:
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 stop=Interruption(conductor, self.wish),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

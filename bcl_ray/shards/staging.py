@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bcl_ray import container
 from bcl_ray.pixels import decode
 from bcl_ray.sources import Content, Rows, SourceSplit
 
@@ -133,7 +134,7 @@ def stage(
     ]
     done = 0
     waiting: tuple[list[tuple[int, Content]], Iterable[str | None]] = ([], [])
-    with checking(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with checking(), ThreadPoolExecutor(int(container.cpus())) as pool:
         for chunk in _chunks(zip(rows.tolist(), split.read(rows), strict=True)):
             # One chunk is decoded while the next one is read.
             checks = pool.map(lambda item: image_fault(item[1], max_pixels), chunk)

@@ -1,7 +1,6 @@
 """Sources whose images are arrays of pixels: scikit-learn's digits and CIFAR."""
 
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bcl_ray import storage
 from bcl_ray.sources.base import Content, Rows, Source, SourceSplit
 from bcl_ray.sources.tables import parquet, parquet_files
 
@@ -40,7 +40,7 @@ def digits() -> Source:
 
 def cifar(name: Literal["cifar10", "cifar100"], path: str | None) -> Source:
     """CIFAR from torchvision's files, from its download (no path), or from Parquet files."""
-    root = Path(path or os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    root = Path(path).expanduser() if path else storage.cache()
     own = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     if path is not None and not own.is_dir():
         num_classes = int(name.removeprefix("cifar"))

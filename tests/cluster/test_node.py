@@ -16,7 +16,11 @@ import pytest
 from tests.cluster.conftest import ROOT
 
 NODE = ROOT / "cluster" / "node"
-SCRIPTS = [*sorted(NODE.glob("*.sh")), ROOT / "cluster" / "slurm" / "train.sbatch"]
+SCRIPTS = [
+    *sorted(NODE.glob("*.sh")),
+    ROOT / "cluster" / "slurm" / "train.sbatch",
+    ROOT / "tests" / "cluster" / "image.sh",
+]
 BIN = Path(sys.executable).parent
 
 

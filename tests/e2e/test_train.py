@@ -88,6 +88,10 @@ def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
     experiment = from_yaml(state.experiment)
     model = TwoBranch(experiment.model, 10)
     model.load_state_dict(state.model)
+    folders = {
+        file.name.partition("_")[0] for file in (workplace / "runs" / "undisturbed").iterdir()
+    }
+    assert folders & {"checkpoint", "best", "final"} == {"checkpoint", "best"}, "no third copy"
     images = torch.from_numpy(np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32))
     own = Classifier(model, experiment.views.mean, experiment.views.std).eval()
     assert torch.allclose(loaded(images), own(images), atol=1e-5)

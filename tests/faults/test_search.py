@@ -15,10 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from bcl_ray.models import load_state
-from bcl_ray.runs import open_run
+from bcl_ray.runs import only_best, open_run
 from tests.e2e.conftest import Command, assert_same_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
+KINDS = ("checkpoint", "best")
 RECIPE = ("digits_lt", "tracking.report=false")  # figures are 5 s of CPU a trial
 
 
@@ -45,7 +46,18 @@ class Search(Command):
         return found
 
     def state(self, trial):
-        return load_state(open_run(str(self.folder / trial))[0])
+        """The last one, or the best of a trial that lost."""
+        run = open_run(str(self.folder / trial))[0]
+        return load_state(run, best=only_best(run) is not None)
+
+    def checkpoints(self):
+        """How many of each trial's last ones there are, and of its best."""
+        return {
+            name: tuple(
+                len(list((self.folder / name).glob(f"{kind}_*/state.pt"))) for kind in KINDS
+            )
+            for name in self.trials()
+        }
 
 
 @pytest.fixture
@@ -115,6 +127,19 @@ def test_six_trials_through_two_places_and_the_drivers_of_two_of_them_killed(sta
             assert children[name].data.tags["stopped"].startswith("by the search, after")
         history = client.get_metric_history(children[name].info.run_id, "loss/total")
         assert sorted(metric.step for metric in history) == list(range(len(history))), name
+        assert ("model.uri" in children[name].data.tags) == (ended == "FINISHED"), name
+    winner = re.search(r"winner +(trial-\d+)", search.output)[1]
+    assert search.checkpoints() == {name: (2 * (name == winner), 1) for name in trials}
+    confirmed = start("many", "--resume", "many", "--confirm", "1,1")
+    assert confirmed.wait(1200) == 0, confirmed.output
+    repeats = {f"{name}-seed-1" for name in (winner, "trial-000")}
+    winner = re.search(r"winner +(trial-\d+)", confirmed.output)[1]
+    kept = {
+        name for name, (last, best) in confirmed.checkpoints().items() if (last, best) == (2, 1)
+    }
+    assert repeats | {winner} <= kept
+    for name in trials.keys() - kept:
+        assert confirmed.checkpoints()[name] == (0, 1)
 
 
 def test_ctrl_c_saves_what_runs_and_then_a_killed_driver_loses_nothing(start, folder):
