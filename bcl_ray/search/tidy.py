@@ -26,10 +26,15 @@ def tidy(
         trials: all of them.
         winner: name of the best.
         note: takes what a person should know.
+
+    Raises:
+        LostError: another driver has taken the search over.
     """
     failed = []
     for trial in trials:
         if trial.name != winner and _has_lost(trial):
+            if ledger.fence is not None:
+                ledger.fence.check()
             try:
                 _keep_the_best(ledger, trial)
             except (OSError, ValueError) as error:
