@@ -85,7 +85,7 @@ def test_batches_are_the_plans_rows_with_their_keyed_views(
 
 def test_a_stream_in_many_small_segments_is_the_same_stream(experiment, manifest, monkeypatch):
     whole = [batch["ids"] for _, batch in streamed(experiment, manifest)]
-    monkeypatch.setattr(data, "TASK_BYTES", 1)
+    monkeypatch.setattr(tasks, "TASK_BYTES", 1)
     monkeypatch.setattr(data, "SEGMENT_TASKS", 40)
     pieces = [batch["ids"] for _, batch in streamed(experiment, manifest)]
     assert np.array_equal(whole, pieces)
