@@ -19,6 +19,7 @@ from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
@@ -72,8 +73,10 @@ class Demand:
         self._over = threading.Event()
 
     def __enter__(self) -> "Demand":
-        # Made by whoever comes first, and bound to that node: ours is the head, which stays.
+        # Both outlive programs, on the node of whoever needs them first: ours is the head. A worker
+        # would keep its own node from ever being idle: its streams need the second of them.
         self._coordinator = get_or_create_autoscaling_coordinator()
+        get_or_create_stats_actor()
         self._thread = threading.Thread(target=self._remind, name="demand", daemon=True)
         self._thread.start()
         return self

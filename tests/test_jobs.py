@@ -232,7 +232,7 @@ def test_a_mistake_ends_a_rayjob_as_stopped_for_a_failed_one_is_repeated(head, p
         time.sleep(0.5)
     log = cluster.get_job_logs(name)
     assert cluster.get_job_status(name).value == status, log
-    assert "bcl-ray: train.epoch" in log
+    assert "bcl-ray: no option 'train.epoch'" in log
     assert (f"job {name} is stopped, for it would end so again" in log) == bool(prefix)
 
 
