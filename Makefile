@@ -5,8 +5,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Where it is set, each of the many processes of a test compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
+MACHINES := $(addprefix tests/,cluster/test_slurm.py faults/test_autoscaling.py faults/test_two_drivers.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart cluster test test-faults test-image bench gpu gpu-smoke gpu-wheels check format clean
+.PHONY: help quickstart cluster test test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +23,10 @@ test: .venv/.dev ## all tests but the drills
 	$(BIN)/pytest -n 2 --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
-	$(BIN)/pytest -n 2 $(PYTEST) tests/faults tests/cluster/test_slurm.py
+	$(BIN)/pytest -n 2 $(PYTEST) tests/faults $(MACHINES:%=--ignore %)
+
+test-machines: .venv/.dev ## a real Slurm (root), Ray's real autoscaler, two drivers of one run
+	$(BIN)/pytest -n 2 $(PYTEST) $(MACHINES)
 
 test-image: ## build the image, and use it as a stranger with a read-only root does; root, much disk
 	@bash tests/cluster/image.sh
