@@ -168,7 +168,8 @@ def predict(
                     if resources.grows:
                         _await_nodes(actors, model, demand, follow)
                     blocks = _labelled(model, opened, output.request, done, actors)
-                    awaited = _awaited(blocks, follow, demand)
+                    # What is asked for is reserved; with the first block it becomes Ray Data's.
+                    awaited = _awaited(blocks, follow, functools.partial(demand.ask, []))
                     _label(model, opened, output, done, blocks=awaited, follow=follow)
             return output.finish(parts)
 
@@ -308,9 +309,9 @@ def _write(
 
 
 def _awaited(
-    blocks: Generator[Columns, None, None], follow: Follow, demand: Demand
+    blocks: Generator[Columns, None, None], follow: Follow, arrived: Callable[[], None]
 ) -> Generator[Columns, None, None]:
-    """The same blocks; a person is told when the first of them is late."""
+    """The same blocks; `arrived` is called with the first, and a person is told when it is late."""
     text = f"no image came back within {LATE:g} s: others may use the cluster's CPUs or GPUs"
     late = threading.Timer(LATE, _note, [follow, text])
     late.daemon = True
@@ -319,8 +320,8 @@ def _awaited(
         with contextlib.closing(blocks):
             for number, block in enumerate(blocks):
                 late.cancel()
-                if not number:  # what is asked for is reserved; from now on it is Ray Data's
-                    demand.ask([])
+                if not number:
+                    arrived()
                 yield block
     finally:
         late.cancel()

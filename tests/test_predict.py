@@ -243,15 +243,20 @@ def test_an_output_in_the_input_is_refused(trained):
 
 def test_a_person_is_told_when_nothing_comes_back(monkeypatch):
     monkeypatch.setattr(predict, "LATE", 0.05)
-    told = []
+    told, arrivals = [], []
 
-    def blocks():
-        time.sleep(0.5)
-        yield {}
+    def arrived():
+        arrivals.append(len(told))
 
-    assert list(predict._awaited(blocks(), told.append)) == [{}]
+    def blocks(*pauses):
+        for pause in pauses:
+            time.sleep(pause)
+            yield {}
+
+    assert list(predict._awaited(blocks(0.5, 0), told.append, arrived)) == [{}, {}]
     assert [event["text"][:40] for event in told] == ["no image came back within 0.05 s: others"]
-    assert list(predict._awaited(iter([{}]), told.append)) == [{}]
+    assert arrivals == [1], "once, with the first"
+    assert list(predict._awaited(blocks(0), told.append, arrived)) == [{}]
     time.sleep(0.2)
     assert len(told) == 1
 

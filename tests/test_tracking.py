@@ -339,7 +339,7 @@ def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
 def test_a_process_that_is_killed_loses_and_doubles_nothing(sqlite):
     run = begin(sqlite)
     script = f"""
-import os, signal
+import os, signal, time
 from bcl_ray import runs
 from bcl_ray.tracking import Tracker, subject, tracking_uri
 run, experiment = runs.open_run({run.uri!r})
@@ -347,7 +347,7 @@ tracker = Tracker(subject(run, experiment), tracking_uri(experiment), runs.local
 for epoch in range(50):
     tracker.metrics({{"loss/total": 1.0}}, epoch)
     if tracker.run_id is None:  # some of it reaches MLflow, some does not
-        while tracker.run_id is None: pass
+        while tracker.run_id is None: time.sleep(0.01)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE)

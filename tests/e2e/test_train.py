@@ -15,7 +15,7 @@ from bcl_ray.parse import from_yaml
 from tests.e2e.conftest import OPTIONS, last_state
 from tests.tracked import mlflow_at
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
