@@ -113,6 +113,15 @@ def test_no_text_covers_another_or_leaves_the_figure(case):
             assert box.y1 <= figure.bbox.y1 + 1, (name, text)
 
 
+def test_a_class_s_name_is_no_mathematics_whatever_it_has_in_it():
+    case = Case(12, 140, 2)
+    case.names = [rf"x$\foo{{${k}" for k in range(12)]
+    for name, figure in case.drawn().items():
+        assert figures.png(figure).startswith(b"\x89PNG"), name
+        named = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert not any(text.get_parse_math() for text in named), name
+
+
 def test_a_group_has_the_same_colour_in_every_figure():
     case = CASES["100 classes"]
     wanted = {color.upper() for color in GROUP_COLORS.values()}

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -66,6 +67,8 @@ def legend(axis: Axes, **options: Any) -> None:
 def png(figure: Figure) -> bytes:
     """A figure as a PNG file's bytes."""
     buffer = io.BytesIO()
+    for text in figure.findobj(Text):  # a class may be called "x$y$", which is no mathematics
+        text.set_parse_math(False)
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
