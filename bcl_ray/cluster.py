@@ -191,11 +191,10 @@ def check_places(experiment: Experiment, resources: Resources) -> None:
 
 def local_path(what: str, resources: Resources) -> str:
     """Why a path of this machine will not do, and what will."""
-    has = f"has {len(resources.nodes)} nodes"
+    nodes = "adds nodes" if resources.grows else f"has {len(resources.nodes)} nodes"
     return (
-        f"{what} is a path of this machine, and the cluster "
-        f"{'adds nodes' if resources.grows else has}: use a URI, or file:// for a folder that "
-        "every node mounts"
+        f"{what} is a path of this machine, and the cluster {nodes}: use a URI, or file:// for a "
+        "folder that every node mounts"
     )
 
 
