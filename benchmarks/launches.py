@@ -107,7 +107,7 @@ def step_launches(learner: Learner) -> Counter[str]:
         "ids": np.arange(4),
     }
     parts: list[tuple[Any, str, str]] = [
-        (learner, "forward", "forward"),
+        (learner.model, "forward", "forward"),
         (loop, "global_loss", "loss"),
         (torch.Tensor, "backward", BACKWARD),
         (learner.gradients, "finish", GRADIENTS),
