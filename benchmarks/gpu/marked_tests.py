@@ -21,13 +21,14 @@ def run(_: Settings) -> Iterator[Row]:
         yield Row("", "tests marked gpu", outcome=SKIPPED, note=f"no {', '.join(missing)} here")
         return
     files = [f for f in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in f.read_text()]
-    # Options of pyproject.toml name plugins that may not be here; conftest.py needs Ray's parts.
+    # Options of pyproject.toml and PYTEST_ADDOPTS name plugins that may not be here; conftest.py
+    # needs Ray's parts.
     options = ["-o", "addopts=", "--noconftest", "-m", "gpu", "-rs", "-p", "no:cacheprovider"]
     names = [str(file.relative_to(ROOT)) for file in files]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *names],
         cwd=ROOT,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
