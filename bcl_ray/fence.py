@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bcl_ray import storage
+from bcl_ray.retry import PassingError
 from bcl_ray.swap import Version, file_at
 from bcl_ray.versions import place
 
@@ -19,7 +20,7 @@ LEASE = "driver.lease"
 SECONDS = 30.0  # that a lease lasts after it was last renewed
 
 
-class HeldError(OSError):
+class HeldError(PassingError):
     """Another driver has the folder; says who, and how long to wait."""
 
 

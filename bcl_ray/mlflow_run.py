@@ -4,8 +4,10 @@ Only MLflow's client is used: what `mlflow.start_run` and `set_tracking_uri` set
 everybody's in this process.
 """
 
+import contextlib
 import getpass
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ PARAM_CHARACTERS = 6000  # of a parameter's value, at most
 DIGEST_CHARACTERS = 12  # of a data set's digest, as it is shown everywhere; MLflow takes 36
 # Without it, MLflow's pages of an experiment are those for language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
+SQLITE = "sqlite:///"
 REFUSAL = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
@@ -37,6 +40,7 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, subject: Subject, begun: float) -> None:
+        make_database(uri)
         self.client, self.uri = MlflowClient(uri), uri
         found = find_run(self.client, subject.uid) or self._create(subject, begun)
         info, data = found.info, found.data
@@ -53,8 +57,8 @@ class MlflowRun:
         existing = self.client.get_experiment_by_name(name)
         if existing:
             experiment_id = existing.experiment_id
-        elif self.uri.startswith("sqlite:///"):
-            folder = Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
+        elif self.uri.startswith(SQLITE):
+            folder = Path(self.uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts"
             experiment_id = self.client.create_experiment(name, folder.as_uri(), KIND)
         else:
             experiment_id = self.client.create_experiment(name, tags=KIND)
@@ -162,6 +166,22 @@ class MlflowRun:
         if MODEL_TAG not in run.data.tags:
             logged = log_model(self.client, run, entry["folder"])
             self.client.set_tag(self.run_id, MODEL_TAG, logged.model_uri)
+
+
+def make_database(uri: str) -> None:
+    """Make an SQLite database that is not there yet, whole: by a process that ends, or by others.
+
+    MLflow (3.17) makes its tables in many steps and without a lock. A process that is killed
+    meanwhile, or another one that does so at the same time, leaves a database that no MLflow opens.
+    """
+    file = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or file.exists():
+        return
+    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
+    with contextlib.suppress(FileExistsError):  # another process was faster
+        file.hardlink_to(new)
+    new.unlink()
 
 
 def find_run(client: MlflowClient, uid: str) -> Any:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from bcl_ray import s3
-from bcl_ray.retry import PATIENCE, local_patience, persist
+from bcl_ray.retry import PATIENCE, PassingError, local_patience, persist
 
 Result = TypeVar("Result")
 Guard = Callable[[], None]
@@ -458,7 +458,7 @@ def _plain(error: OSError, uri: str) -> OSError:
             f"bucket's policy ({text})"
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = OSError(f"{uri}: the disk is full: make room on it ({text})")
+        full = PassingError(f"{uri}: the disk is full: make room on it ({text})")
         full.errno = error.errno
         return full
     return OSError(f"{uri}: {text}")

@@ -28,7 +28,7 @@ for part in (
 
 
 def main(*command: str) -> None:
-    """Entry point of `bcl-ray`: a user's mistake is one line and exit status 2.
+    """Entry point of `bcl-ray`: an error is one line and exit status 2, or 1 if it may pass.
 
     Args:
         command: words that come before those of the command line.
@@ -56,6 +56,8 @@ def _run(*command: str) -> None:
         missing = isinstance(error, ModuleNotFoundError)
         remedy = ": pip install 'bcl-ray[train]' has all that a run needs" if missing else ""
         sys.stderr.write(f"bcl-ray: {error}{remedy}\n")
-        sys.exit(2)
+        from bcl_ray.retry import PassingError
+
+        sys.exit(1 if isinstance(error, PassingError | ConnectionError | TimeoutError) else 2)
     except KeyboardInterrupt:
         sys.exit(130)

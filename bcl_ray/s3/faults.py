@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bcl_ray.retry import PATIENCE
+from bcl_ray.retry import PATIENCE, PassingError
 from bcl_ray.s3.place import Place, client
 
 DENIED_PATIENCE = 30.0  # seconds; throttling is sometimes disguised as 403
@@ -164,7 +164,7 @@ def explain(error: BaseException, uri: str, place: Place) -> OSError:
         return FileNotFoundError(text)
     if fault.code in _DENIED | _CLOCK | _EXPIRED | _CREDENTIALS:
         return PermissionError(text)
-    return OSError(text)
+    return PassingError(text) if patience(error) else OSError(text)
 
 
 @contextmanager

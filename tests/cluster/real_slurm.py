@@ -17,11 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 HERE = Path(__file__).parent / "slurm"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged", "ip", "unshare", "nsenter")
 CONTROLLERS = ("freezer", "cpuset", "memory", "devices", "cpuacct")
 BRIDGE = "brslurm"
+PREFIX = "/tmp/slurm-"  # of its folder; short, for sockets
 NODES = (1, 2)
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")  # after which a job does not come back
 
 
 def missing() -> str:
@@ -141,8 +145,7 @@ class Slurm:
 
     def end_of(self, number: int, seconds: float) -> str:
         """Wait for a job's end; returns its state and exit code: `COMPLETED 0:0`."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-        self.wait(lambda: self.job(number)["JobState"] in over, seconds)
+        self.wait(lambda: self.job(number)["JobState"] in ENDS, seconds)
         job = self.job(number)
         return f"{job['JobState']} {job['ExitCode']}"
 
@@ -181,7 +184,11 @@ class Slurm:
 
 
 def remove_remains() -> None:
-    """Network and control groups of nodes that are no more, as of a test that was killed."""
+    """Processes, network and control groups that a test which was killed has left."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(re.search(rf"^(--\S+=)?{PREFIX}\w+(/|$)", word) for word in process.cmdline()):
+                process.kill()
     for link in (BRIDGE, *(f"vslurm{number}" for number in NODES)):
         subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
     for name in CONTROLLERS:
@@ -200,7 +207,9 @@ def real_slurm() -> Iterator[Slurm]:
     with Path(tempfile.gettempdir(), "bcl-ray-slurm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         remove_remains()
-        with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=Path(PREFIX).name, dir=Path(PREFIX).parent
+        ) as folder:
             slurm = Slurm(Path(folder))
             try:
                 slurm.start()

@@ -12,7 +12,7 @@ import pytest
 
 from bcl_ray.render import render
 from bcl_ray.render.description import Slurm as Allocation
-from tests.cluster.real_slurm import Slurm, missing, real_slurm
+from tests.cluster.real_slurm import ENDS, Slurm, missing, real_slurm
 
 ROOT = Path(__file__).parents[2]
 SHARED_NODE = {"exclusive": False, "cpus_per_node": 1, "memory_gib": 4}
@@ -57,6 +57,12 @@ class Job:
         return int(self.slurm.job(self.number)["Restarts"])
 
     @property
+    def minutes(self) -> int:
+        """How many whole minutes it has run."""
+        hours, minutes, _ = self.slurm.job(self.number)["RunTime"].split(":")
+        return 60 * int(hours) + int(minutes)
+
+    @property
     def losses(self) -> int:
         """How often it said that it lost a node or Ray on it."""
         return self.log.count("lost: the job goes back into the queue")
@@ -68,13 +74,13 @@ class Job:
         except TimeoutError:
             pytest.fail(f"{self.state} {self.log}")
 
-    def wait(self, condition: Callable[[], object], seconds: float = 600) -> None:
-        """Wait for something, as long as the job has not failed."""
+    def wait(self, condition: Callable[[], object], seconds: float = 300) -> None:
+        """Wait for something that is to come before the job's end."""
         try:
-            self.slurm.wait(lambda: condition() or self.state == "FAILED", seconds)
+            self.slurm.wait(lambda: condition() or self.state in ENDS, seconds)
         except TimeoutError:
             pytest.fail(f"{self.state} {self.log}")
-        assert self.state != "FAILED", self.log
+        assert self.state not in ENDS, f"{self.state} {self.log}"
 
     def trains(self, restarts: int) -> None:
         """Wait until it has cut a checkpoint since a restart."""
@@ -90,8 +96,9 @@ class Job:
         """Epochs of which MLflow has a loss, in order, of its only run, which is complete."""
         with sqlite3.connect(self.folder.parent / "mlflow.db") as mlflow:
             named = "select run_uuid, status from runs where name = ?"
-            ((uid, status),) = mlflow.execute(named, [self.folder.name]).fetchall()
-            assert status == "FINISHED"
+            found = mlflow.execute(named, [self.folder.name]).fetchall()
+            assert [status for _, status in found] == ["FINISHED"], self.log
+            uid = found[0][0]
             losses = "select step from metrics where run_uuid = ? and key = 'loss/total'"
             return sorted(step for (step,) in mlflow.execute(losses, [uid]))
 
@@ -175,8 +182,8 @@ def test_jobs_on_a_shared_node_do_not_disturb_each_other_and_end_as_their_driver
     slurm.cancel(cancelled.number)
     assert cancelled.end().startswith("CANCELLED"), cancelled.log
 
-    # Slurm itself signals it: it is 150 s before the end already.
-    slurm.scontrol("update", f"JobId={long.number}", "TimeLimit=1")
+    # Slurm itself signals it, 150 s before the end of its time: at once.
+    slurm.scontrol("update", f"JobId={long.number}", f"TimeLimit={long.minutes + 2}")
     long.wait(lambda: long.restarts == 1)
     slurm.scontrol("update", f"JobId={long.number}", "TimeLimit=60")
     assert long.log.count("bcl-ray: stopped at step") == 1
