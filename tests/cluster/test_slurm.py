@@ -112,6 +112,7 @@ def submit(slurm, description):
         *options: str,
         nodes: int = 1,
         epochs: int = 4,
+        retries: int = 3,
         arguments: tuple[str, ...] = (),
         **site,
     ) -> Job:
@@ -121,6 +122,7 @@ def submit(slurm, description):
             update={
                 "recipe": "digits_lt",
                 "run": run,
+                "retries": retries,
                 "workers": nodes,
                 "overrides": (
                     f"train.epochs={epochs}",
@@ -177,6 +179,11 @@ def test_jobs_on_a_shared_node_do_not_disturb_each_other_and_end_as_their_driver
     other = submit("short", "--nodelist=n1", arguments=("optim.lr=0.2",), **SHARED_NODE)
     assert other.end() == "FAILED 2:0", other.log
     assert "was begun with another configuration" in other.log
+    lost = submit("lost", "--nodelist=n2", epochs=500, retries=0, **SHARED_NODE)
+    lost.trains(restarts=0)
+    slurm.on_node(2, "pkill", "-KILL", "-x", "raylet")
+    assert lost.end() == "FAILED 1:0", lost.log
+    assert "lost a node, or Ray on it, more than 0 times" in lost.log
     cancelled = submit("cancelled", "--nodelist=n1", **SHARED_NODE)
     cancelled.wait(lambda: STARTED.search(cancelled.log))
     slurm.cancel(cancelled.number)
@@ -191,7 +198,7 @@ def test_jobs_on_a_shared_node_do_not_disturb_each_other_and_end_as_their_driver
     slurm.signal(long.number, "TERM")
     assert long.end() == "COMPLETED 0:0", long.log
     assert long.log.count("bcl-ray: stopped at step") == 2
-    assert [job.restarts for job in (short, fails, other, cancelled)] == [0, 0, 0, 0]
+    assert [job.restarts for job in (short, fails, other, lost, cancelled)] == [0, 0, 0, 0, 0]
     assert long.losses == 0
 
 
@@ -224,4 +231,5 @@ def test_a_training_on_two_nodes_outlives_a_dead_raylet_preemption_and_a_lost_no
     assert job.log.count("2 workers started") == 5
     assert job.losses == 1, "what Slurm itself takes away is not counted"
     assert job.steps() == [*range(10)]
-    assert list((slurm.folder / "shared" / "jobs").glob("*.[0-9]*")) == [], "tokens are gone"
+    tokens = (slurm.folder / "shared" / "jobs").glob(f"{job.number}.[0-9]*")
+    assert list(tokens) == [], "none is left of any start"
