@@ -20,6 +20,8 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     get_or_create_autoscaling_coordinator,
 )
 from ray.data._internal.stats import get_or_create_stats_actor
+from ray.data._internal.usage.actor import get_or_create_usage_collection_actor
+from ray.data._internal.usage.collector import usage_collection_disabled
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
@@ -53,6 +55,19 @@ def runs(*, expected: bool = False) -> bool:
     return any(not kind.startswith("node_") for kind in types)
 
 
+def start_ray_data_actors() -> None:
+    """Start the actors of which Ray Data has one in a cluster, on this process's node: the head.
+
+    They outlive programs, on the node of whoever needs them first. Were that a worker, its node
+    would never be idle again. And were it a trial, they would end with its placement group, and
+    somebody else's node would be next: a search calls this before its trials.
+    """
+    get_or_create_autoscaling_coordinator()
+    get_or_create_stats_actor()
+    if not usage_collection_disabled():
+        get_or_create_usage_collection_actor()
+
+
 class Demand:
     """What a program wants a cluster to have, from `ask` to the end of the `with` block.
 
@@ -73,10 +88,8 @@ class Demand:
         self._over = threading.Event()
 
     def __enter__(self) -> "Demand":
-        # Both outlive programs, on the node of whoever needs them first: ours is the head. A worker
-        # would keep its own node from ever being idle: its streams need the second of them.
+        start_ray_data_actors()
         self._coordinator = get_or_create_autoscaling_coordinator()
-        get_or_create_stats_actor()
         self._thread = threading.Thread(target=self._remind, name="demand", daemon=True)
         self._thread.start()
         return self

@@ -154,8 +154,15 @@ def check_store(wanted: Budget, store_bytes: float) -> None:
         )
 
 
-def preflight(experiment: Experiment, manifest: Manifest) -> tuple[Budget, float | None]:
+def preflight(
+    experiment: Experiment, manifest: Manifest, *, connected: bool = False
+) -> tuple[Budget, float | None]:
     """What a run needs, and the object store of this machine where it is to run here.
+
+    Args:
+        experiment: the run.
+        manifest: its data.
+        connected: this process uses a cluster already, as a trial's does, and without RAY_ADDRESS.
 
     Raises:
         ValueError: the run cannot work.
@@ -163,7 +170,7 @@ def preflight(experiment: Experiment, manifest: Manifest) -> tuple[Budget, float
     """
     if experiment.model.weights is not None:
         storage.check_file(experiment.model.weights)
-    if os.environ.get("RAY_ADDRESS"):
+    if connected or os.environ.get("RAY_ADDRESS"):
         return budget(experiment, manifest, None), None
     cpus, store = this_machine()
     wanted = budget(experiment, manifest, cpus)

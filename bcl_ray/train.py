@@ -92,7 +92,7 @@ def fit(
 
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
-    wanted, _ = preflight(experiment, manifest)
+    wanted, _ = preflight(experiment, manifest, connected=ray.is_initialized())
     check_residency(experiment, manifest)
     tracked_at = tracking_uri(experiment)
     uri = resume or runs.run_uri(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bcl_ray import node_groups, runs, storage
+from bcl_ray.autoscaler import start_ray_data_actors
 from bcl_ray.budget import budget
 from bcl_ray.cluster import Resources, check_places, connected
 from bcl_ray.config import Experiment
@@ -82,6 +83,7 @@ def search(
         ledgers.check_free(uri, settings, experiment)
     with connected() as resources:
         count = _slots(extent, experiment, manifest, resources)
+        start_ray_data_actors()
         with (
             held(uri, f"search '{name}'", note, wait=resume) as lease,
             contextlib.ExitStack() as stack,
