@@ -351,7 +351,7 @@ def _labelled(
             Labeller,
             fn_constructor_args=(model.uri, model.sha256),
             fn_constructor_kwargs={"top": options.top, "embeddings": options.embeddings},
-            batch_size=None,
+            batch_size=size,  # of one block each; Ray wants to be told where there are GPUs
             compute=ActorPoolStrategy(min_size=1, max_size=actors.actors),
             num_cpus=actors.actor["CPU"],
             num_gpus=actors.actor.get("GPU"),
