@@ -39,11 +39,12 @@ def test_a_frozen_driver_is_replaced_and_ends_itself_and_a_job_sent_twice_trains
     assert second.last_step() > step, "it noted nothing"
     assert drill.tracked_status(second) == "RUNNING", "nor did it end the MLflow run"
 
+    driver = drill.driver_of(second)
     third = drill.start("twice")
     third.wait_for(lambda: f"run '{third.name}' is in use by job {second.id}, " in third.output)
     drill.thaw()
     assert held_up
-    drill.driver_of(second).send_signal(signal.SIGTERM)
+    driver.send_signal(signal.SIGTERM)
     assert second.wait() != 0
     stopped = second.last_step()
     assert f"stopped at step {stopped}; go on with:" in second.output
