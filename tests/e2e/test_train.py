@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from bcl_ray import findings
 from bcl_ray.parse import from_yaml
-from tests.e2e.conftest import OPTIONS, last_state
+from tests.e2e.conftest import OPTIONS, assert_same_run, last_state
 from tests.tracked import mlflow_at
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -121,28 +121,17 @@ def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace
     assert four.history[0]["images/evaluated"] == 360
 
 
-def test_images_on_the_device_train_what_the_stream_trains_bit_for_bit(start, workplace):
-    for residency in ("stream", "device"):
-        command = start(
-            "train",
-            "digits_lt",
-            "train.epochs=2",
-            "train.eval_every=1",
-            f"data.residency={residency}",
-            "tracking.report=false",
-            f"tracking.run=from-{residency}",
-        )
-        assert command.wait() == 0, command.output
-        shown = ", all images on the device" in command.output
-        assert shown == (residency == "device")
-    streamed, resident = (last_state(workplace, f"from-{name}") for name in ("stream", "device"))
-    for name, value in streamed.model.items():
-        assert torch.equal(resident.model[name], value), name
-    for ours, theirs in zip(resident.history, streamed.history, strict=True):
-        for name in ours.keys() | theirs.keys():
-            if not name.startswith(("time/", "throughput/")):
-                assert ours[name] == theirs[name], name
-    ours, theirs = (findings.read(f"{workplace}/runs/from-{n}") for n in ("device", "stream"))
+def test_images_on_the_device_train_what_the_stream_trains_bit_for_bit(
+    start, workplace, undisturbed
+):
+    name = "from-device"
+    command = start("train", "digits_lt", *OPTIONS, "data.residency=device", f"tracking.run={name}")
+    assert command.wait() == 0, command.output
+    assert ", all images on the device" in command.output
+    streamed, output = undisturbed
+    assert ", all images on the device" not in output
+    assert_same_run(last_state(workplace, name), streamed)
+    ours, theirs = (findings.read(f"{workplace}/runs/{run}") for run in (name, "undisturbed"))
     assert (ours.ids == theirs.ids).all()
     assert (ours.confidence == theirs.confidence).all()
 
