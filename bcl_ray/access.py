@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray import s3
 from bcl_ray.cluster import one_line
+from bcl_ray.retry import PassingError
 
 Places = Mapping[str, tuple[str, Collection[str]]]  # of an option: its URI, and the actions
 
@@ -46,6 +47,7 @@ def check_everywhere(
 
     Raises:
         ValueError: all problems, each with its option and where it was met.
+        PassingError: likewise, where all of them may pass.
     """
     asked = {name: place for name, place in places.items() if s3.is_s3(place[0])}
     if not asked:
@@ -57,7 +59,8 @@ def check_everywhere(
     if where:
         lines = [f"\n  {problem}\n    on {_few(names)}" for problem, names in where.items()]
         more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-        raise ValueError(
+        passing = all(isinstance(problem, s3.Passing) for problem in where)
+        raise (PassingError if passing else ValueError)(
             "object storage cannot be used as this run needs it:" + "".join(lines[:SHOWN]) + more
         )
 
@@ -69,7 +72,11 @@ def problems_here(places: Places, seconds: float = SECONDS) -> list[str]:
             name: pool.submit(s3.check_access, uri, actions, seconds)
             for name, (uri, actions) in places.items()
         }
-        return [f"{name}: {text}" for name, check in checks.items() for text in check.result()]
+        return [
+            type(text)(f"{name}: {text}")
+            for name, check in checks.items()
+            for text in check.result()
+        ]
 
 
 def _ask_all(places: Places, worker: Mapping[str, float], seconds: float) -> dict[str, list[str]]:
@@ -93,7 +100,7 @@ def _ask_all(places: Places, worker: Mapping[str, float], seconds: float) -> dic
             found[waiting.pop(task)] = _answer(task)
     if not any(found.values()):
         late = f"no answer within {START_SECONDS:g} s: look whether the node is overloaded"
-        found |= {name: [late] for name in waiting.values()}
+        found |= {name: [s3.Passing(late)] for name in waiting.values()}
     for task in waiting:
         ray.cancel(task, force=True)
     return found
@@ -105,7 +112,7 @@ def _answer(task: Any) -> list[str]:
     except (NodeDiedError, TaskUnschedulableError):
         return []  # it has left the cluster in the meantime
     except RayError as error:
-        return [f"the check did not run ({one_line(error)}): look at the node's logs"]
+        return [s3.Passing(f"the check did not run ({one_line(error)}): look at the node's logs")]
 
 
 def _needed(

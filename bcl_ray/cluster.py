@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 from bcl_ray import autoscaler, container, node_groups
 from bcl_ray.config import Experiment
 from bcl_ray.node_groups import MARKET
+from bcl_ray.retry import PassingError
 from bcl_ray.runs import is_local
 
 logger = logging.getLogger("ray.messages")  # not ours: workers' own warnings go to the person
@@ -101,9 +102,11 @@ def _connect(address: str | None) -> None:
     except Exception as error:  # Ray raises bare ones, too: "The current node timed out ..."
         where = f"the cluster of RAY_ADDRESS ({address})" if address else "a Ray of our own"
         remedy = "is it up?" if address else "is the machine overloaded, or its disk full?"
+        kind: type[OSError] = PassingError
         if getattr(root_cause(error), "errno", None) in (errno.EROFS, errno.EACCES):
             remedy = "set HOME to a folder that can be written to"  # where Ray keeps its token
-        raise OSError(f"{where} did not answer: {one_line(error)}; {remedy}") from error
+            kind = OSError
+        raise kind(f"{where} did not answer: {one_line(error)}; {remedy}") from error
 
 
 def _log_ray_message(data: dict[str, Any], **_: Any) -> None:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 
 from bcl_ray import findings
-from bcl_ray.cluster import connected, one_line
+from bcl_ray.cluster import connected, one_line, root_cause
 from bcl_ray.config import Experiment
 from bcl_ray.data import evaluation_batches
 from bcl_ray.inference import Batch
 from bcl_ray.models import OpenModel, open_model
 from bcl_ray.parse import with_overrides
 from bcl_ray.probe import Probe
+from bcl_ray.retry import PassingError
 from bcl_ray.shards import Manifest, read_manifest
 
 Evaluated = tuple[OpenModel, dict[str, float]]
@@ -49,6 +50,7 @@ def evaluate_models(
         ValueError: no such model, one named twice, a run without a checkpoint, or other classes;
             before the first evaluation. Or an image that does not decode.
         OSError: `out` cannot be written.
+        PassingError: Ray did not carry it out, as where a node was lost.
     """
     with connected():
         opened = _told_apart([open_model(name, root, last=not best) for name in names], names)
@@ -60,7 +62,8 @@ def evaluate_models(
                 for model, on, folder in zip(opened, checked, folders, strict=True)
             ]
         except RayError as error:
-            raise ValueError(one_line(error)) from error
+            is_mistake = isinstance(root_cause(error), ValueError)  # an image that does not decode
+            raise (ValueError if is_mistake else PassingError)(one_line(error)) from error
 
 
 def label_map(

@@ -28,6 +28,10 @@ class LostError(OSError):
     """This driver had the folder, and another has it now; it must not change it any more."""
 
 
+class UnrenewedError(LostError, PassingError):
+    """The lease's store did not answer for so long that this driver ends."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What a lease's file holds.
@@ -62,9 +66,14 @@ class Record:
         return f"{job}process {self.pid} of {self.host}, since {self.since} UTC"
 
     @property
+    def is_here(self) -> bool:
+        """Whether its process is one of this machine, and would be seen."""
+        return self.machine != "" and self.machine == _machine()
+
+    @property
     def is_dead(self) -> bool:
         """Whether its process is known to have ended: only where it would be seen."""
-        if self.machine == "" or self.machine != _machine():
+        if not self.is_here:
             return False
         try:
             os.kill(self.pid, 0)

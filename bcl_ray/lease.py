@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from bcl_ray import s3, storage
-from bcl_ray.fence import LEASE, Fence, HeldError, LostError, Record, lost, own_record, parsed
+from bcl_ray.fence import (
+    LEASE,
+    Fence,
+    HeldError,
+    LostError,
+    Record,
+    UnrenewedError,
+    lost,
+    own_record,
+    parsed,
+)
 from bcl_ray.retry import PATIENCE as OUTAGE
 from bcl_ray.swap import ChangedError, File, Version, file_at
 
@@ -45,7 +55,8 @@ def held(
         what: it holds, for a person: "run 'first'".
         tell: takes what a person should know.
         wait: for another driver, until it has ended or has given no sign of life for SECONDS;
-            for one that is alive PATIENCE at most.
+            for one that is alive PATIENCE at most. Else only a sign of life is waited for, of a
+            driver on another machine: SECONDS at most, after which it is dead.
         remove: the lease's file at the end: nobody is to change the folder afterwards.
 
     Raises:
@@ -115,7 +126,8 @@ class Lease:
         for _ in range(RELEASES):
             if self.lost is None and self._write(replace(self._record, released=True)):
                 if remove:
-                    self._file.remove()
+                    with contextlib.suppress(OSError):  # a released lease holds nobody up
+                        self._file.remove(self._version)
                 return
 
     def _keep(self) -> None:
@@ -149,7 +161,8 @@ class Lease:
             if isinstance(again, PermissionError):
                 s3.forget()  # the credentials may have been renewed since
             if clock() - self._renewed > OUTAGE:
-                self.lose(LostError(f"{uri} could not be renewed for {OUTAGE:g} s: {again}"))
+                text = f"{uri} could not be renewed for {OUTAGE:g} s: {again}"
+                self.lose(UnrenewedError(text))
             return
         if found is None or record is None or record.token != self.fence.token:
             self.lose(lost(self.fence, record))
@@ -165,6 +178,7 @@ class _Claim:
         self._file = file_at(uri)
         self._begun = self._changed = clock()  # when the file was first seen, and seen as it is
         self._seen: Version | None = None
+        self._changes = 0  # that were seen, the first look included
         self._told = False
 
     def taken(self, *, wait: bool) -> Lease:
@@ -177,6 +191,7 @@ class _Claim:
             found = storage.persistently(self._file.read, self._uri)
             if found != self._seen:
                 self._seen, self._changed = found, clock()
+                self._changes += 1
             record = parsed(found, self._uri)
             if record is None or record.released:
                 if (lease := self._written(record, found)) is not None:
@@ -191,7 +206,7 @@ class _Claim:
 
     def _wait(self, record: Record, *, wait: bool) -> None:
         used = f"in use by {record.who}"
-        if not wait:
+        if not wait and (record.is_here or self._changes > 1):
             raise HeldError(
                 f"{self._what} is {used}; wait for it, or stop it. If it is dead, its lease runs "
                 f"out {record.seconds:g} s after its last sign of life: try again then"
@@ -203,9 +218,10 @@ class _Claim:
             )
         if not self._told:
             self._told = True
+            ended = f"until it has ended, {PATIENCE:g} s at most, or has given" if wait else "for"
+            no = "no sign" if wait else "a sign"
             self._tell(
-                f"{self._what} is {used}; waiting until it has ended, {PATIENCE:g} s at most, or "
-                f"has given no sign of life for {record.seconds:g} s"
+                f"{self._what} is {used}; waiting {ended} {no} of life for {record.seconds:g} s"
             )
         time.sleep(LOOK)
 

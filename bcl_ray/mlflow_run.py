@@ -4,7 +4,6 @@ Only MLflow's client is used: what `mlflow.start_run` and `set_tracking_uri` set
 everybody's in this process.
 """
 
-import contextlib
 import getpass
 import json
 import secrets
@@ -174,14 +173,21 @@ def make_database(uri: str) -> None:
     MLflow (3.17) makes its tables in many steps and without a lock. A process that is killed
     meanwhile, or another one that does so at the same time, leaves a database that no MLflow opens.
     """
-    file = Path(uri.removeprefix(SQLITE))
+    name, question, options = uri.removeprefix(SQLITE).partition("?")
+    file = Path(name)
     if not uri.startswith(SQLITE) or file.exists():
         return
     new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
-    with contextlib.suppress(FileExistsError):  # another process was faster
+    try:
+        MlflowClient(f"{SQLITE}{new}{question}{options}").search_experiments(max_results=1)
         file.hardlink_to(new)
-    new.unlink()
+    except FileExistsError:  # another process was faster
+        pass
+    except OSError:  # no hard links here
+        if not file.exists():
+            new.rename(file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def find_run(client: MlflowClient, uid: str) -> Any:

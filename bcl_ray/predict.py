@@ -100,7 +100,7 @@ def pool(resources: Resources, batches: int, gpus: int | None, cpus: int | None)
             f"the cluster grows, and nobody has said how far: give {unknown}, or set "
             f"{node_groups.VARIABLE} on its head"
         )
-    if on_gpus:
+    if int(on_gpus):
         actors = min(int(on_gpus), batches)
         return Pool(actors, {"CPU": READ_CPUS, "GPU": 1.0}, {"CPU": 1.0})
     actors = max(1, min(int(on_cpus), batches))

@@ -28,6 +28,13 @@ Result = TypeVar("Result")
 Guard = Callable[[], None]
 
 
+# Of a file system that other machines serve.
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETDOWN, errno.ENETUNREACH,
+}  # fmt: skip
+
+
 def resolve(uri: str) -> tuple[Any, str]:
     """The pyarrow filesystem of a path or URI, and the path within it.
 
@@ -124,10 +131,12 @@ def check_usable(uri: str, *actions: str) -> None:
 
     Raises:
         ValueError: what to do about it.
+        PassingError: likewise, where it may pass.
     """
     problems = s3.check_access(uri, actions) if s3.is_s3(uri) else []
     if problems:
-        raise ValueError("; ".join(problems))
+        passing = all(isinstance(problem, s3.Passing) for problem in problems)
+        raise (PassingError if passing else ValueError)("; ".join(problems))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -438,6 +447,8 @@ def plain_errors(uri: str) -> Iterator[None]:
     """Turn a filesystem's error into one line that names the URI and what to do."""
     try:
         yield
+    except PassingError:  # it has been made plain
+        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri} does not exist: check its spelling") from None
     except Exception as error:
@@ -461,7 +472,8 @@ def _plain(error: OSError, uri: str) -> OSError:
         full = PassingError(f"{uri}: the disk is full: make room on it ({text})")
         full.errno = error.errno
         return full
-    return OSError(f"{uri}: {text}")
+    passing = isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING
+    return (PassingError if passing else OSError)(f"{uri}: {text}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -40,8 +40,8 @@ class File(Protocol):
     def compares(self, own: Version) -> bool:
         """Whether `replace` is atomic; `own` is what this process wrote last."""
 
-    def remove(self) -> None:
-        """Remove it, and what was made for its sake."""
+    def remove(self, own: Version) -> None:
+        """Remove it, if it is still what this process wrote last."""
 
 
 def file_at(uri: str) -> File:
@@ -67,8 +67,9 @@ class _Object:
     def compares(self, own: Version) -> bool:
         return s3.compares(self._place, own)
 
-    def remove(self) -> None:
-        storage.delete(self._uri)
+    def remove(self, own: Version) -> None:
+        if self.read() == own:
+            storage.delete(self._uri)
 
 
 class _Local:
@@ -100,9 +101,10 @@ class _Local:
         del own
         return self._locks
 
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self._lock.unlink(missing_ok=True)
+    def remove(self, own: Version) -> None:
+        with self._locked():  # whose file stays: another process may have it open
+            if self.read() == own:
+                self._path.unlink()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -152,5 +154,6 @@ class _Plain:
         del own
         return False
 
-    def remove(self) -> None:
-        storage.delete(self._uri)
+    def remove(self, own: Version) -> None:
+        if self.read() == own:
+            storage.delete(self._uri)

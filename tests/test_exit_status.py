@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from bcl_ray import cli, storage
-from bcl_ray.fence import HeldError, LostError
+from bcl_ray import cli, s3, storage
+from bcl_ray.fence import HeldError, LostError, UnrenewedError
 from bcl_ray.s3.faults import explain
 from bcl_ray.s3.place import Place
 
@@ -14,6 +14,15 @@ BUCKET = Place("bucket", "x", None, None)
 
 def of_s3(text):
     return explain(OSError(text), "s3://bucket/x", BUCKET)
+
+
+def of_access(text):
+    problem = s3.Passing(text) if text == "no answer" else text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s3, "check_access", lambda *_: [problem])
+        with pytest.raises((ValueError, OSError)) as raised:
+            storage.check_usable("s3://bucket/x", "read")
+    return raised.value
 
 
 def of_disk(number):
@@ -30,12 +39,17 @@ def of_disk(number):
         (2, ModuleNotFoundError("no ray")),
         (2, LostError("this run belongs to another driver now")),
         (2, of_disk(errno.EROFS)),
+        (2, of_access("denied")),
         (2, of_s3("When reading: AWS Error ACCESS_DENIED during GetObject operation: no")),
         (2, of_s3("When reading: AWS Error NO_SUCH_BUCKET during GetObject operation: no")),
         (1, HeldError("in use by job 7")),
         (1, ConnectionRefusedError("no cluster")),
         (1, TimeoutError("no answer")),
         (1, of_disk(errno.ENOSPC)),
+        (1, of_disk(errno.ESTALE)),
+        (1, of_disk(errno.ETIMEDOUT)),
+        (1, of_access("no answer")),
+        (1, UnrenewedError("could not be renewed for 300 s")),
         (1, of_s3("When reading: AWS Error SLOW_DOWN during GetObject operation: no")),
         (1, of_s3("When reading: AWS Error NETWORK_CONNECTION during GetObject operation: curl")),
     ],

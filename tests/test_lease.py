@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -203,8 +204,10 @@ class Everywhere:
                 file.replace(b"second", other)
         second = file.replace(b"second", first)
         assert file.read() == second
-        file.remove()
-        assert storage.list_files(folder) == {}
+        file.remove(first)
+        assert file.read() == second, "it is another's now"
+        file.remove(second)
+        assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == set()
         with pytest.raises(ChangedError):
             file.replace(b"third", second)
 
@@ -243,6 +246,35 @@ def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver
     ):
         pass
     assert first.asked("check") == "ours True"
+
+
+def elsewhere(folder, **changes):
+    """The lease of a driver on another machine."""
+    file = file_at(storage.join(folder, LEASE))
+    record = dataclasses.replace(fence.own_record(None), machine="another", **changes)
+    file.replace(record.encoded(), file.read())
+
+
+def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_wait(
+    on_disk, short
+):
+    elsewhere(on_disk, seconds=SECONDS)
+    told = []
+    with held(on_disk, "run 'x'", told.append, wait=False) as mine:
+        assert mine.fence.number == 2
+    assert "waiting for a sign of life for 3 s" in told[0]
+    assert "was left by process" in told[1]
+
+
+def test_a_driver_that_lives_on_another_machine_is_not(on_disk, short):
+    elsewhere(on_disk, seconds=SECONDS)
+    beat = threading.Timer(1.5, elsewhere, [on_disk], {"seconds": SECONDS, "beats": 1})
+    beat.start()
+    begun = time.monotonic()
+    with pytest.raises(HeldError, match="is in use by"), held(on_disk, "x", quiet, wait=False):
+        pass
+    assert time.monotonic() - begun < SECONDS
+    beat.join()
 
 
 def test_who_waits_says_so_once_and_gets_the_folder_when_the_first_ends(on_disk, driver):

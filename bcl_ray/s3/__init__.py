@@ -4,7 +4,7 @@ pyarrow moves the data that it reads; boto3 does what pyarrow cannot, and is imp
 is first needed.
 """
 
-from bcl_ray.s3.check import ACTIONS, check_access
+from bcl_ray.s3.check import ACTIONS, Passing, check_access
 from bcl_ray.s3.faults import (
     CHECKSUMS,
     Fault,
@@ -26,6 +26,7 @@ __all__ = [
     "QUICK",
     "ChangedError",
     "Fault",
+    "Passing",
     "Place",
     "StaleUpload",
     "Upload",

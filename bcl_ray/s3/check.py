@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from bcl_ray.retry import PassingError
 from bcl_ray.s3.faults import explain, fault_of
 from bcl_ray.s3.place import Place, client, filesystem, place_of
 
@@ -19,8 +20,20 @@ ACTIONS = ("list", "read", "write", "delete")
 PROBE = b"bcl_ray looks whether it may write here; may be deleted"
 
 
+class Passing(str):
+    """A problem that may be over later."""
+
+    __slots__ = ()
+
+
+def _problem(error: OSError) -> str:
+    return Passing(error) if isinstance(error, PassingError) else str(error)
+
+
 def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -> list[str]:
     """What stands in the way of using a URI, each with what to do; empty: nothing.
+
+    Problems that may be over later are `Passing`.
 
     Writing is tried with an object of a random name in the folder, which is removed again.
 
@@ -43,15 +56,17 @@ def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -
         try:
             answer.put(_problems(uri, place, actions))
         except Exception as error:
-            answer.put([str(explain(error, uri, place))])
+            answer.put([_problem(explain(error, uri, place))])
 
     threading.Thread(target=check, name="check-s3", daemon=True).start()
     try:
         return answer.get(timeout=seconds)
     except queue.Empty:
         return [
-            f"{uri}: {place.server} has not answered within {seconds:g} s: check AWS_ENDPOINT_URL, "
-            "the network and its firewalls"
+            Passing(
+                f"{uri}: {place.server} has not answered within {seconds:g} s: check "
+                "AWS_ENDPOINT_URL, the network and its firewalls"
+            )
         ]
 
 
@@ -71,7 +86,7 @@ class _Attempts:
         except Exception as error:
             if fault_of(error) is None and not isinstance(error, OSError):
                 raise
-            self.refused.append(str(explain(error, self._uri, self._place)))
+            self.refused.append(_problem(explain(error, self._uri, self._place)))
             self._look_at_clock(getattr(error, "response", None))
             return None
         self._look_at_clock(answer)

@@ -58,6 +58,8 @@ _CREDENTIALS = {
     "unauthorizedssotokenerror",
     "tokenretrievalerror",
 }
+# A server of credentials that does not answer, as that of an instance or a pod that is starting.
+_RETRIEVAL = {"credentialretrievalerror", "tokenretrievalerror"}
 _REGION = {"permanentredirect", "authorizationheadermalformed", "301", "illegallocationconstraint"}
 _ACTIONS = {  # of the protocol: ours, and the permission's name
     "ListObjectsV2": ("list", "s3:ListBucket"),
@@ -121,7 +123,7 @@ def patience(error: BaseException) -> float:
         return PATIENCE
     if fault.status >= 500 and fault.status != 501:
         return PATIENCE
-    return DENIED_PATIENCE if fault.code in _DENIED else 0.0
+    return DENIED_PATIENCE if fault.code in _DENIED | _RETRIEVAL else 0.0
 
 
 def brief(error: BaseException) -> str:
@@ -162,6 +164,8 @@ def explain(error: BaseException, uri: str, place: Place) -> OSError:
     text = f"{uri}: {_words(fault, place)} ({said})"
     if fault.code in ("nosuchkey", "nosuchbucket"):
         return FileNotFoundError(text)
+    if fault.code in _RETRIEVAL:
+        return PassingError(text)
     if fault.code in _DENIED | _CLOCK | _EXPIRED | _CREDENTIALS:
         return PermissionError(text)
     return PassingError(text) if patience(error) else OSError(text)

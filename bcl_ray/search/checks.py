@@ -14,7 +14,13 @@ from bcl_ray.shards.cut import own_validation
 
 
 def check(
-    name: str, experiment: Experiment, settings: Settings, extent: Extent, manifest: Manifest
+    name: str,
+    experiment: Experiment,
+    settings: Settings,
+    extent: Extent,
+    manifest: Manifest,
+    *,
+    connected: bool = False,
 ) -> None:
     """Refuse what cannot work, before Ray starts.
 
@@ -24,6 +30,7 @@ def check(
         settings: see there.
         extent: likewise.
         manifest: of the experiment's data.
+        connected: this process uses a cluster already.
 
     Raises:
         ValueError: naming the option.
@@ -40,7 +47,7 @@ def check(
     if own_validation(manifest, data.eval_split) is None and not 0 < settings.validation < 1:
         raise ValueError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
     trial = extent.of_trial(experiment)
-    preflight(trial, manifest)
+    preflight(trial, manifest, connected=connected)
     groups = shot_groups(manifest.splits[data.train_split].class_counts)
     parse_score(settings.metric).check_known(["all", *groups])
     make_searcher(settings.searcher, parse_space(settings.space, trial), settings.seed)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from bcl_ray import node_groups, runs, storage
 from bcl_ray.autoscaler import start_ray_data_actors
 from bcl_ray.budget import budget
@@ -74,7 +76,7 @@ def search(
     experiment = runs.located(experiment)
     manifest = read_manifest(experiment.data.path)
     uri = runs.run_uri(name, experiment.tracking.runs)
-    check(name, experiment, settings, extent, manifest)
+    check(name, experiment, settings, extent, manifest, connected=ray.is_initialized())
     tracked_at = tracking_uri(experiment)
     if resume:
         ledger = ledgers.open_search(uri)
@@ -147,12 +149,15 @@ class _Search:
                 trials = tuning.run(own, total=total, chooser=self._chooser(own))
                 if best(trials) is None:
                     raise SearchError(_why_none(trials, total))
+                _check_ended(ledger, trials)
                 if ledger.extent.confirm:
                     k, n = ledger.extent.confirm
                     seed = ledger.experiment.train.seed
                     trials = repeats([*trials, *repeated], k, n, seed)
                     self.news.confirm(sum(trial.seed is not None for trial in trials))
-                    return tuning.run(trials)
+                    trials = tuning.run(trials)
+                    _check_ended(ledger, trials)
+                    return trials
                 return [*trials, *repeated]
         except Stopped as stop:
             text = f"{stop}; go on with: bcl-ray search --resume {_reference(ledger)}"
@@ -194,6 +199,20 @@ def _reference(ledger: Ledger) -> str:
     """How a command names a search, with where it lies unless that is the usual place."""
     root = runs.shown(runs.parent(ledger.uri))
     return ledger.name if root == "runs" else f"{ledger.name} tracking.runs={root}"
+
+
+def _check_ended(ledger: Ledger, trials: Sequence[Trial]) -> None:
+    """Refuse to name a winner while trials are left that a store or nodes held up.
+
+    Raises:
+        SearchError: with how to go on.
+    """
+    held_up = [trial.name for trial in trials if trial.status == "running"]
+    if held_up:
+        raise SearchError(
+            f"{', '.join(held_up)} did not come to an end, and may yet; go on with: bcl-ray search "
+            f"--resume {_reference(ledger)}"
+        )
 
 
 def _why_none(trials: Sequence[Trial], wanted: int) -> str:

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent / "slurm"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged", "ip", "unshare", "nsenter")
 CONTROLLERS = ("freezer", "cpuset", "memory", "devices", "cpuacct")
 BRIDGE = "brslurm"
-PREFIX = "/tmp/slurm-"  # of its folder; short, for sockets
+PREFIX = "/tmp/bcls-"  # of its folder; short, for sockets
 NODES = (1, 2)
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")  # after which a job does not come back
 
@@ -204,7 +204,7 @@ def remove_remains() -> None:
 @contextlib.contextmanager
 def real_slurm() -> Iterator[Slurm]:
     """A cluster for as long as the block lasts; one at a time on a machine."""
-    with Path(tempfile.gettempdir(), "bcl-ray-slurm.lock").open("w") as lock:
+    with Path(f"{PREFIX}lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         remove_remains()
         with tempfile.TemporaryDirectory(
