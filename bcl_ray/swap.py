@@ -102,22 +102,32 @@ class _Local:
         return self._locks
 
     def remove(self, own: Version) -> None:
-        with self._locked():  # whose file stays: another process may have it open
+        with self._locked():
             if self.read() == own:
                 self._path.unlink()
+                self._lock.unlink()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._lock.open("w") as lock:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while self._locks and not self._take(lock.fileno()):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"{self._lock} has been locked for {LOCK_SECONDS:g} s, by a process that "
-                        "stands still: end it"
-                    )
-                time.sleep(0.05)
-            yield
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            with self._lock.open("w") as lock:
+                if not self._locks or (self._take(lock.fileno()) and self._is_there(lock.fileno())):
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{self._lock} has been locked for {LOCK_SECONDS:g} s, by a process that "
+                    "stands still: end it"
+                )
+            time.sleep(0.05)
+
+    def _is_there(self, handle: int) -> bool:
+        """Whether the lock is still the file of that name, which `remove` takes away."""
+        try:
+            return os.path.samestat(os.fstat(handle), self._lock.stat())
+        except FileNotFoundError:
+            return False
 
     def _take(self, handle: int) -> bool:
         try:
