@@ -29,7 +29,12 @@ ours: Loss = partial(balanced_contrastive_loss, temperature=TEMPERATURE)
 
 
 def published(
-    features: Tensor, prototypes: Tensor, labels: Tensor, *, row_by_row: bool = True
+    features: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = TEMPERATURE,
+    row_by_row: bool = True,
 ) -> Tensor:
     """The authors' steps, written plainly: counts from a one-hot matrix, divisors row by row.
 
@@ -37,6 +42,7 @@ def published(
 
     Args:
         features, prototypes, labels: as of `balanced_contrastive_loss`.
+        temperature: divides similarities.
         row_by_row: whether divisors are looked up in a Python loop, as theirs.
     """
     anchors, device = features.flatten(0, 1), features.device
@@ -47,7 +53,7 @@ def published(
     positive = (targets[:num_anchors, None] == targets).float()
     not_self = torch.ones_like(positive).fill_diagonal_(0)
     positive = positive * not_self
-    similarity = anchors @ columns.T / TEMPERATURE
+    similarity = anchors @ columns.T / temperature
     similarity = similarity - similarity.max(1, keepdim=True).values.detach()
     class_sizes = counts[targets]
     if row_by_row:
