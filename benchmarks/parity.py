@@ -21,7 +21,6 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from bcl_ray.budget import epoch_plan
 from bcl_ray.config import Experiment
-from bcl_ray.inference import evaluate
 from bcl_ray.learner import Learner
 from bcl_ray.loop import train_epoch
 from bcl_ray.parse import with_overrides
@@ -29,11 +28,11 @@ from bcl_ray.recipes import cifar100_lt
 from bcl_ray.residency import Resident
 from bcl_ray.shards import Manifest, read_manifest
 from benchmarks import print_table
+from benchmarks.gpu.training import GROUPS, accuracies
 from benchmarks.plain import PARTS, PlainLoop
 
 PLAIN, ALL, PROJECT = "plain", "all", "project"
 ROWS = {PLAIN: (), **{part: (part,) for part in PARTS}, ALL: tuple(PARTS)}
-GROUPS = ("all", "many", "medium", "few")
 RECIPE = (
     "model.backbone=resnet8",
     "optim.warmup_epochs=1",
@@ -119,15 +118,7 @@ def own_training(
     for epoch, batches in feed.training(learner.sender, 0):
         terms = [step.terms[0].item() for step in train_epoch(learner, batches, epoch=epoch)]
         losses.append(float(np.mean(terms)))
-    found = evaluate(
-        learner.evaluated,
-        feed.evaluation(),
-        experiment=experiment,
-        class_counts=counts,
-        rows=manifest.splits["test"].rows,
-        device=device,
-    ).metrics
-    return losses, {group: found.get(f"accuracy/{group}", math.nan) for group in GROUPS}
+    return losses, accuracies(learner, feed, manifest, experiment, counts)
 
 
 def table(results: Sequence[Result]) -> list[list[str]]:
@@ -142,7 +133,9 @@ def table(results: Sequence[Result]) -> list[list[str]]:
         less = shown(
             np.mean(losses) - np.mean(base), math.hypot(half_width(losses), half_width(base))
         )
-        groups = [[result["accuracy"][group] for result in of_row] for group in GROUPS]
+        groups = [
+            [result["accuracy"].get(group, math.nan) for result in of_row] for group in GROUPS
+        ]
         scores = [shown(np.mean(values), half_width(values), 1) for values in groups]
         lines.append(
             [row, str(len(of_row)), shown(np.mean(losses), half_width(losses)), less, *scores]
