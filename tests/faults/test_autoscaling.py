@@ -68,8 +68,9 @@ class Command:
 
     def _watch(self, done: threading.Event) -> None:
         while not done.wait(0.5):
-            gpus = sum("GPU" in node for node in self._cluster.nodes())
-            counts = {"gpu": gpus, "data": len(self._cluster.nodes()) - gpus}
+            nodes = self._cluster.nodes()  # once: they come and go
+            gpus = sum("GPU" in node for node in nodes)
+            counts = {"gpu": gpus, "data": len(nodes) - gpus}
             self.peak = {name: max(self.peak[name], count) for name, count in counts.items()}
 
 
