@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import bcl_ray
 from bcl_ray import __version__
 
 CLIENT = "BCL_RAY_CLIENT"  # in a job's environment: `client_versions` of who submitted it
@@ -24,13 +25,17 @@ def versions() -> dict[str, str]:
             found[f"version.{name}"] = version(name)
         except PackageNotFoundError:
             continue
-    commit = git_commit(Path(__file__).parents[1]) or _built_from()
+    commit = git_commit(_package().parent) or _built_from()
     return {**found, "git.commit": commit} if commit else found
+
+
+def _package() -> Path:
+    return Path(bcl_ray.__file__).parent
 
 
 def _built_from() -> str | None:
     """The commit that an image's package was built from (cluster/Dockerfile writes the file)."""
-    file = Path(__file__).with_name("commit.txt")
+    file = _package() / "commit.txt"
     return (file.read_text().strip() or None) if file.exists() else None
 
 

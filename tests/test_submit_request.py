@@ -96,7 +96,9 @@ def test_a_record_has_the_commit_the_versions_and_the_data_s_fingerprint(digits)
 def submit_root():
     from pathlib import Path
 
-    return Path(request.__file__).parents[2]
+    import bcl_ray
+
+    return Path(bcl_ray.__file__).parents[1]
 
 
 def test_data_that_can_be_read_are_checked_against_the_experiment(digits):

@@ -65,7 +65,7 @@ def test_without_git_or_a_repository_there_is_no_commit(checkout, monkeypatch, t
 
 def test_an_image_has_the_commit_that_it_was_built_from(monkeypatch, tmp_path):
     """It has no repository; cluster/Dockerfile writes the commit beside the modules."""
-    monkeypatch.setattr("bcl_ray.versions.__file__", str(tmp_path / "bcl_ray" / "versions.py"))
+    monkeypatch.setattr("bcl_ray.__file__", str(tmp_path / "bcl_ray" / "__init__.py"))
     (tmp_path / "bcl_ray").mkdir()
     assert "git.commit" not in versions()
     for text, commit in (("0123abc-dirty\n", "0123abc-dirty"), ("", None)):

@@ -13,10 +13,9 @@ from bcl_ray import figures, report, runs, storage
 from bcl_ray.config import Experiment
 from bcl_ray.evaluate import evaluate_models
 from bcl_ray.parse import with_overrides
-from bcl_ray.search.display import spread
 from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.space import overrides
-from bcl_ray.search.trials import Trial, best, ranked, seeds_of, standing
+from bcl_ray.search.trials import Trial, best, ranked, seeds_of, spread, standing
 from bcl_ray.shards import Manifest
 from bcl_ray.tracking import Tracker
 

@@ -1,6 +1,5 @@
 """What a person sees of a search: a live table of the best trials, and a line as each one ends."""
 
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from bcl_ray import events
 from bcl_ray.search.space import overrides
+from bcl_ray.search.trials import spread
 
 Event = dict[str, Any]
 
@@ -196,13 +196,6 @@ def trial_table(trials: list[Event], metric: str, most: int) -> Table:
         values = [str(trial["point"].get(name, "")) for name in names]
         table.add_row(trial["trial"], trial["status"], str(trial["epochs"]), score, *values)
     return table
-
-
-def spread(scores: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    if len(scores) < 2:
-        return f"{statistics.mean(scores):.2f}"
-    return f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}"
 
 
 def _test(found: Sequence[float]) -> str:

@@ -110,3 +110,10 @@ def repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Trial]:
             name = f"{trial.name}-seed-{other}"
             known.setdefault(name, Trial(name, trial.number, trial.point, seed=other))
     return list(known.values())
+
+
+def spread(scores: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    if len(scores) < 2:
+        return f"{statistics.mean(scores):.2f}"
+    return f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}"
