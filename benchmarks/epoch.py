@@ -23,17 +23,17 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bcl_ray.budget import epoch_plan
 from bcl_ray.cli.terminal import quiet
-from bcl_ray.config import Experiment
-from bcl_ray.learner import Learner
-from bcl_ray.loop import train_epoch
-from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import cifar10_lt
-from bcl_ray.shards import Manifest
-from bcl_ray.tasks import Batch
-from bcl_ray.train import fit
-from bcl_ray.views import train_views
+from bcl_ray.data.shards import Manifest
+from bcl_ray.data.views import train_views
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar10_lt
+from bcl_ray.method.learner import Learner
+from bcl_ray.method.loop import train_epoch
+from bcl_ray.runs.budget import epoch_plan
+from bcl_ray.training.driver import fit
+from bcl_ray.training.tasks import Batch
 from benchmarks import print_table
 from benchmarks.images import cifar_shards
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bcl_ray.geometry import Sample
-from bcl_ray.inference import Batch, geometry_metrics, represent
-from bcl_ray.learner import Learner
-from bcl_ray.loop import train_epoch
-from bcl_ray.parse import with_overrides
-from bcl_ray.probe import EVALUATED_IMAGES, Probe
-from bcl_ray.recipes import cifar10_lt
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar10_lt
+from bcl_ray.method.evaluation import Batch, geometry_metrics, represent
+from bcl_ray.method.geometry import Sample
+from bcl_ray.method.learner import Learner
+from bcl_ray.method.loop import train_epoch
+from bcl_ray.training.probe import EVALUATED_IMAGES, Probe
 from benchmarks import print_table
 from benchmarks.images import cifar_shards
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bcl_ray.shards import Manifest, write_shards
-from bcl_ray.sources import open_source
+from bcl_ray.data.shards import Manifest, write_shards
+from bcl_ray.data.sources import open_source
 
 
 def pictures(count: int, width: int, height: int, seed: int = 0) -> Iterator[Image.Image]:

@@ -25,12 +25,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcl_ray import loop
-from bcl_ray.config import Experiment, ViewsConfig
-from bcl_ray.learner import Learner
-from bcl_ray.recipes import cifar100_lt, imagenet_lt
-from bcl_ray.views import device
-from bcl_ray.views.operations import constants
+from bcl_ray.data.views import device
+from bcl_ray.data.views.operations import constants
+from bcl_ray.experiment.options import Experiment, ViewsConfig
+from bcl_ray.experiment.recipes import cifar100_lt, imagenet_lt
+from bcl_ray.method import loop
+from bcl_ray.method.learner import Learner
 from benchmarks import print_table
 
 WORKERS, BATCHES = 4, 5

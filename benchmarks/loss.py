@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bcl_ray.losses import balanced_contrastive_loss
+from bcl_ray.method.losses import balanced_contrastive_loss
 from benchmarks import alternate, print_table
 
 SIZES = [(100, 256, 128), (1000, 256, 1024), (8142, 256, 1024), (100_000, 256, 1024)]  # K, N, D

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from scipy import stats  # type: ignore[import-untyped]
 
-from bcl_ray.budget import epoch_plan
-from bcl_ray.config import Experiment
-from bcl_ray.learner import Learner
-from bcl_ray.loop import train_epoch
-from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import cifar100_lt
-from bcl_ray.residency import Resident
-from bcl_ray.shards import Manifest, read_manifest
+from bcl_ray.data.shards import Manifest, read_manifest
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar100_lt
+from bcl_ray.method.learner import Learner
+from bcl_ray.method.loop import train_epoch
+from bcl_ray.runs.budget import epoch_plan
+from bcl_ray.training.residency import Resident
 from benchmarks import print_table
 from benchmarks.gpu.training import GROUPS, accuracies
 from benchmarks.plain import PARTS, PlainLoop

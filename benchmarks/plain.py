@@ -18,19 +18,20 @@ from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-from bcl_ray import losses, storage
-from bcl_ray.budget import epoch_plan, layout
-from bcl_ray.config import Experiment
-from bcl_ray.longtail import log_prior, shot_groups
-from bcl_ray.model import TwoBranch
-from bcl_ray.optim import learning_rate, make_optimizer
-from bcl_ray.plan import evaluation_reads
-from bcl_ray.residency import whole_images
-from bcl_ray.shards import Manifest, read_row_group
-from bcl_ray.views import resident
-from bcl_ray.views.device import transformed
-from bcl_ray.views.host import one_thread
-from bcl_ray.views.transfer import Sender
+from bcl_ray.data.longtail import log_prior, shot_groups
+from bcl_ray.data.plan import evaluation_reads
+from bcl_ray.data.shards import Manifest, read_row_group
+from bcl_ray.data.views import resident
+from bcl_ray.data.views.device import transformed
+from bcl_ray.data.views.host import one_thread
+from bcl_ray.data.views.transfer import Sender
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.method import losses
+from bcl_ray.method.model import TwoBranch
+from bcl_ray.method.optim import learning_rate, make_optimizer
+from bcl_ray.runs.budget import epoch_plan, layout
+from bcl_ray.storage import files as storage
+from bcl_ray.training.residency import whole_images
 from benchmarks.loss import published
 
 PARTS = {

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
-from bcl_ray.plan import Read
-from bcl_ray.tasks import Batch, Source, Task, split_block, tasks_of
+from bcl_ray.data.plan import Read
+from bcl_ray.training.tasks import Batch, Source, Task, split_block, tasks_of
 
 _source: Source
 

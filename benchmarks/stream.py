@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from bcl_ray import data
-from bcl_ray.budget import epoch_plan
-from bcl_ray.config import Experiment
-from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import cifar10_lt, imagenet_lt
-from bcl_ray.shards import Manifest
-from bcl_ray.tasks import Batch, joined, source_of
+from bcl_ray.data.shards import Manifest
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
+from bcl_ray.runs.budget import epoch_plan
+from bcl_ray.training import stream as data
+from bcl_ray.training.tasks import Batch, joined, source_of
 from benchmarks import print_table
 from benchmarks.images import cifar_shards, jpeg_shards
 from benchmarks.pool import pooled_blocks

@@ -25,10 +25,10 @@ from PIL import Image
 from torchvision import io as torchvision_io
 from torchvision import transforms
 
-from bcl_ray.config import ViewConfig, ViewsConfig
-from bcl_ray.pixels import Pixels, decode
-from bcl_ray.views import host, train_views
-from bcl_ray.views.device import device_views
+from bcl_ray.data.decode import Pixels, decode
+from bcl_ray.data.views import host, train_views
+from bcl_ray.data.views.device import device_views
+from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 from benchmarks import alternate, print_table
 from benchmarks.images import encoded, pictures
 

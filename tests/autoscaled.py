@@ -20,14 +20,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 from ray.cluster_utils import AutoscalingCluster
 
-from bcl_ray.local.ports import LOOPBACK
-from bcl_ray.local.ray_nodes import (
-    RAY,
-    Ports,
-    common_environment,
-    listed,
-    machine_environment,
-)
+from bcl_ray.ops.local.ports import LOOPBACK
+from bcl_ray.ops.local.ray_nodes import RAY, Ports, common_environment, listed, machine_environment
 
 MIB = 2**20
 IDLE_SECONDS = 3.0

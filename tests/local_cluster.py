@@ -12,7 +12,7 @@ from tests.s3_servers import free_block
 @pytest.fixture(scope="session")
 def local_cluster() -> Iterator:
     """It is shared: a test brings back what it has killed, stopped or added."""
-    from bcl_ray.local import Cluster
+    from bcl_ray.ops.local import Cluster
 
     with tempfile.TemporaryDirectory(prefix="bcl-ray-test-") as folder:
         cluster = Cluster(Path(folder) / "cluster")

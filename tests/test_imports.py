@@ -1,6 +1,5 @@
-"""Who may import whom: modules in the order the data flows, Ray and MLflow only at the edges."""
+"""What can be imported without Ray, MLflow or PyTorch. `make check` looks at the order of rooms."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -8,158 +7,54 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bcl_ray"
-
-# A module imports only modules above it. After the name: the frameworks that it may import.
-ORDER = {
-    "config": "",
-    "parse": "",
-    "recipes": "",
-    "longtail": "",
-    "retry": "",
-    "s3": "",
-    "storage": "",
-    "versions": "",
-    "swap": "",
-    "fence": "",
-    "lease": "",
-    "container": "",
-    "pixels": "",
-    "sources": "",
-    "shards": "",
-    "permutation": "",
-    "plan": "",
-    "budget": "",
-    "batches": "",
-    "views": "torch",
-    "tasks": "",
-    "distributed": "torch",
-    "precision": "torch",
-    "batch_norm": "torch",
-    "model": "torch",
-    "weights": "torch",
-    "losses": "torch",
-    "optim": "torch",
-    "metrics": "torch",
-    "geometry": "torch",
-    "residency": "torch",
-    "checkpoint": "torch",
-    "runs": "",
-    "findings": "",
-    "inputs": "",
-    "tables": "",
-    "outputs": "",
-    "learner": "torch",
-    "inference": "torch",
-    "loop": "torch",
-    "node_groups": "",
-    "autoscaler": "ray",
-    "cluster": "ray",
-    "access": "ray",
-    "controller": "ray",
-    "elastic": "ray",
-    "data": "ray",
-    "feed": "ray torch",
-    "probe": "ray torch",
-    "journal": "",
-    "note": "",
-    "mlflow_model": "mlflow torch",
-    "mlflow_run": "mlflow",
-    "tracking": "",
-    "mlflow_server": "mlflow",
-    "registry": "mlflow torch",
-    "models": "ray torch",
-    "labeller": "torch",
-    "figures": "matplotlib",
-    "report": "",
-    "results": "",
-    "summary": "",
-    "mailbox": "ray",
-    "stopping": "",
-    "watch": "ray torch",
-    "system": "ray",
-    "worker": "ray torch",
-    "train": "ray",
-    "evaluate": "ray torch",
-    "predict": "ray",
-    "export": "torch",
-    "events": "",
-    "display": "",
-    "search": "ray",
-    "allocation": "ray",
-    "submit": "ray",
-    "doctor": "ray torch",
-    "local": "ray",
-    "render": "",
-    "compare": "ray mlflow torch",
-    "ui": "",
-    "cli": "",
-    "__main__": "",
-}
-FRAMEWORKS = {"ray", "mlflow", "torch", "matplotlib"}
-EXTRA = FRAMEWORKS | {"torchvision", "sklearn", "boto3"}  # all of bcl-ray[train]
-RAY = {  # these, and no others, need Ray
-    "access",
-    "submit",
-    "autoscaler",
-    "cluster",
-    "controller",
-    "elastic",
+# All of bcl-ray[train].
+EXTRA = {"ray", "mlflow", "torch", "matplotlib", "torchvision", "sklearn", "boto3"}
+# Rooms and modules that train, wherever they run.
+MIDDLE = ("machine", "storage", "experiment", "data", "runs", "method", "report")
+# What surrounds them, and needs no framework at all.
+BARE = (
+    "machine",
+    "storage",
+    "experiment",
     "data",
-    "feed",
-    "probe",
-    "mailbox",
-    "watch",
-    "system",
-    "worker",
-    "train",
-    "search",
-    "evaluate",
-    "predict",
+    "runs",
+    "cli",
+    "ops.doctor.finding",
+    "ops.doctor.machine",
+    "ops.local",
+    "ops.manifests",
+    "ops.slurm",
+    "ray_runtime.node_groups",
+    "ray_runtime.stopping",
+    "tracking.journal",
+    "tracking.mlflow_server",
+    "tracking.run_page",
+    "tracking.ui",
+)
+HEAVY = {  # of those, the modules that need PyTorch, or Ray
+    "data.views.device",
+    "data.views.operations",
+    "data.views.resident",
+    "data.views.transfer",
+    "ops.local.node",
+    "runs.checkpoint",
 }
-MLFLOW = {"mlflow_model", "mlflow_run", "tracking", "registry", "compare", "train", "evaluate"}
-
-DRAWING = {"figures", "report", "results", "summary"}  # these need matplotlib
 
 
-def module_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
-
-
-def imported(file: Path) -> set[str]:
-    """Full names that a file imports, in its functions too; `if TYPE_CHECKING` imports nothing."""
-    names: set[str] = set()
-    todo: list[ast.AST] = [ast.parse(file.read_text())]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        todo += ast.iter_child_nodes(node)
-    return names
-
-
-def test_the_order_lists_every_module():
-    assert {module_of(file) for file in FILES} == set(ORDER)
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_module_imports_only_modules_above_it(file):
-    own = module_of(file)
-    above = list(ORDER)[: list(ORDER).index(own) + 1]
-    ours = {name.split(".")[1] for name in imported(file) if name.startswith("bcl_ray.")}
-    assert ours - {"__version__"} <= set(above)
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_module_imports_only_the_frameworks_it_is_marked_with(file):
-    found = {name.partition(".")[0] for name in imported(file)}
-    assert found & FRAMEWORKS <= set(ORDER[module_of(file)].split())
+def modules(*rooms: str) -> list[str]:
+    """Names below bcl_ray of all modules in these rooms; a module stands for itself."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    names = [".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files]
+    names = [name.removesuffix(".__init__") for name in names]
+    found = [
+        name
+        for name in names
+        if any(name == room or name.startswith(f"{room}.") for room in rooms)
+        and not name.endswith("__main__")
+    ]
+    for room in rooms:
+        assert any(name == room or name.startswith(f"{room}.") for name in found), room
+    return found
 
 
 def run_without(blocked: set[str], script: str) -> str:
@@ -184,19 +79,19 @@ def test_the_block_blocks():
         run_without({"ray"}, "import ray")
 
 
-def importing(modules: set[str]) -> str:
-    return "".join(f"import bcl_ray.{name}\n" for name in ORDER if name in modules - {"__main__"})
+def importing(names: list[str]) -> str:
+    return "".join(f"import bcl_ray.{name}\n" for name in names)
 
 
 def test_the_middle_trains_without_ray_and_mlflow():
     """Every module but the edges, and a training step, on a machine that has torch alone."""
     script = """
-import bcl_ray.views.device
+import bcl_ray.data.views.device
 import numpy as np
 import torch
-from bcl_ray.learner import Learner
-from bcl_ray.loop import train_epoch
-from bcl_ray.recipes import digits_lt
+from bcl_ray.method.learner import Learner
+from bcl_ray.method.loop import train_epoch
+from bcl_ray.experiment.recipes import digits_lt
 
 learner = Learner(digits_lt(), np.full(10, 5), 2, torch.device("cpu"))
 batch = {
@@ -206,14 +101,12 @@ batch = {
 }
 print([step.step for step in train_epoch(learner, [batch, batch], epoch=0)])
 """
-    middle = set(ORDER) - RAY - MLFLOW
-    assert run_without({"ray", "mlflow"}, importing(middle) + script) == "[1, 2]\n"
+    assert run_without({"ray", "mlflow"}, importing(modules(*MIDDLE)) + script) == "[1, 2]\n"
 
 
 def test_what_surrounds_the_middle_imports_without_any_framework():
     """Experiments, shards, plan, budget, runs and the command line need none of bcl-ray[train]."""
-    torch = {name for name, marks in ORDER.items() if "torch" in marks} - {"views"}
-    run_without(EXTRA, importing(set(ORDER) - RAY - MLFLOW - torch - DRAWING))
+    run_without(EXTRA, importing([name for name in modules(*BARE) if name not in HEAVY]))
 
 
 def test_help_recipes_and_plan_work_without_any_framework():
@@ -232,6 +125,6 @@ def test_help_recipes_and_plan_work_without_any_framework():
 
 def test_data_tasks_import_no_torch():
     """It would cost seconds in each of their processes; ray.data itself imports none either."""
-    script = "import bcl_ray.data, sys\nprint('torch' in sys.modules)"
+    script = "import bcl_ray.training.stream, sys\nprint('torch' in sys.modules)"
     assert run_without({"mlflow"}, script) == "False\n"
-    run_without(EXTRA, "import bcl_ray.views.host")
+    run_without(EXTRA, "import bcl_ray.data.views.host")

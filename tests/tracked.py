@@ -7,11 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from bcl_ray import runs, tracking
-from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import digits_lt
-from bcl_ray.shards import Manifest
-from bcl_ray.tracking import Tracker, subject, tracking_uri
+from bcl_ray.data.shards import Manifest
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.runs import folder as runs
+from bcl_ray.tracking import tracker as tracking
+from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 
 PATIENCE = 120  # seconds: far more than anything here takes
 COUNTS = (20, 5, 3)
@@ -99,8 +100,8 @@ def final_checkpoint(folder, experiment, history=()):
     """A checkpoint of weights by chance, and the network that its run would evaluate."""
     import torch
 
-    from bcl_ray import checkpoint
-    from bcl_ray.learner import Learner
+    from bcl_ray.method.learner import Learner
+    from bcl_ray.runs import checkpoint
 
     learner = Learner(experiment, np.array(COUNTS), 1, torch.device("cpu"))
     for network in (learner.model, learner.average):

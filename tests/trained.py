@@ -8,15 +8,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from bcl_ray import checkpoint, runs, storage
-from bcl_ray.learner import Learner
-from bcl_ray.loop import train_epoch
-from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import digits_lt
-from bcl_ray.shards import read_manifest, write_shards
-from bcl_ray.shards.read import read_row_group
-from bcl_ray.sources import open_source
-from bcl_ray.views.host import train_views
+from bcl_ray.data.shards import read_manifest, write_shards
+from bcl_ray.data.shards.read import read_row_group
+from bcl_ray.data.sources import open_source
+from bcl_ray.data.views.host import train_views
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.method.learner import Learner
+from bcl_ray.method.loop import train_epoch
+from bcl_ray.runs import checkpoint
+from bcl_ray.runs import folder as runs
+from bcl_ray.storage import files as storage
 
 EPOCHS, BATCH = 4, 32
 

@@ -37,14 +37,14 @@ def main(*command: str) -> None:
         _run(*command)
     except SystemExit as end:
         if end.code == 2 and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop":  # a RayJob
-            from bcl_ray.submit.own_job import stop
+            from bcl_ray.ops.jobs.own_job import stop
 
             stop()
         raise
 
 
 def _run(*command: str) -> None:
-    from bcl_ray.versions import CLIENT, check_client
+    from bcl_ray.machine.versions import CLIENT, check_client
 
     try:
         if client := os.environ.get(CLIENT):  # a job
@@ -56,7 +56,7 @@ def _run(*command: str) -> None:
         missing = isinstance(error, ModuleNotFoundError)
         remedy = ": pip install 'bcl-ray[train]' has all that a run needs" if missing else ""
         sys.stderr.write(f"bcl-ray: {error}{remedy}\n")
-        from bcl_ray.retry import PassingError
+        from bcl_ray.storage.retry import PassingError
 
         sys.exit(1 if isinstance(error, PassingError | ConnectionError | TimeoutError) else 2)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from bcl_ray.cli.terminal import console, quiet
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bcl_ray.compare import Row
+    from bcl_ray.use.compare import Row
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Runs side by side; seeds of one configuration are one row, with mean and deviation."""
     quiet()
-    from bcl_ray.compare import compare as read
+    from bcl_ray.use.compare import compare as read
 
     rows = read(names, runs, best=best)
     if as_json:
@@ -89,8 +89,8 @@ def _cell(found: tuple[float, float | None] | None) -> str:
 
 
 def _draw(rows: "list[Row]", file: Path) -> None:
-    from bcl_ray.figures import png
-    from bcl_ray.figures.comparison import Line, comparison
+    from bcl_ray.report.figures import png
+    from bcl_ray.report.figures.comparison import Line, comparison
 
     lines = [
         Line(
@@ -127,13 +127,13 @@ def register(
     runs: Runs = "runs",
 ) -> None:
     """Register a run's best checkpoint as a model; then models:/NAME@ALIAS names it."""
-    from bcl_ray import runs as folders
+    from bcl_ray.runs import folder as folders
 
     run, _ = folders.open_run(folders.run_uri(name, runs))
     quiet()
-    from bcl_ray import checkpoint
-    from bcl_ray.models import find_checkpoint
-    from bcl_ray.registry import register as put
+    from bcl_ray.runs import checkpoint
+    from bcl_ray.tracking.registry import register as put
+    from bcl_ray.use.models import find_checkpoint
 
     folder = find_checkpoint(run.uri, runs, last=last)
     state = checkpoint.load(folder)
@@ -153,9 +153,9 @@ def ui(
     import signal
     import webbrowser
 
-    from bcl_ray import runs as folders
-    from bcl_ray.tracking import store
-    from bcl_ray.ui import served
+    from bcl_ray.runs import folder as folders
+    from bcl_ray.tracking.tracker import store
+    from bcl_ray.tracking.ui import served
 
     uri = store(None, folders.absolute(runs))
     if uri.startswith("http"):

@@ -80,8 +80,8 @@ def shard(
     ] = None,
 ) -> None:
     """Turn a source of images into shards and their manifest."""
-    from bcl_ray.shards import MAX_PIXELS, write_shards
-    from bcl_ray.sources import open_source
+    from bcl_ray.data.shards import MAX_PIXELS, write_shards
+    from bcl_ray.data.sources import open_source
 
     opened = open_source(
         source.value,
@@ -117,8 +117,8 @@ def shards_show(
     from rich.markup import escape
     from rich.table import Table
 
-    from bcl_ray.longtail import shot_groups
-    from bcl_ray.shards import read_manifest
+    from bcl_ray.data.longtail import shot_groups
+    from bcl_ray.data.shards import read_manifest
 
     manifest = read_manifest(target)
     if as_json:
@@ -145,7 +145,7 @@ def shards_show(
 @shards_app.command("verify")
 def shards_verify(target: Target) -> None:
     """Read everything again and compare it with the manifest's hashes and counts."""
-    from bcl_ray.shards import read_manifest, verify_shards
+    from bcl_ray.data.shards import read_manifest, verify_shards
 
     with progress_bars() as progress:
         differences = verify_shards(target, progress=progress)
@@ -168,7 +168,7 @@ def uploads(
     """List uploads that dead processes have left unfinished, or abort them."""
     from datetime import timedelta
 
-    from bcl_ray import s3
+    from bcl_ray.storage import s3
 
     if not s3.is_s3(uri):
         raise ValueError(f"'{uri}' is not in S3, and only S3 has unfinished uploads")

@@ -20,12 +20,13 @@ def report(
     ] = None,
 ) -> None:
     """Draw a run's figures, table of classes and report again, from what it left."""
-    from bcl_ray import runs as folders
+    from bcl_ray.runs import folder as folders
 
     run, _ = folders.open_run(folders.run_uri(name, runs))
     quiet()
-    from bcl_ray import results, summary
-    from bcl_ray.models import last_state
+    from bcl_ray.report import results
+    from bcl_ray.report import write as summary
+    from bcl_ray.use.models import last_state
 
     state = last_state(run)
     folder = out or folders.local_folder(run)

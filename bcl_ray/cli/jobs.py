@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
     from rich.console import Console
 
-    from bcl_ray.submit.client import Cluster
+    from bcl_ray.ops.jobs.client import Cluster
 
 app = typer.Typer()
 jobs_app = typer.Typer(help="Jobs on a cluster.", no_args_is_help=True)
@@ -113,7 +113,7 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     screen = console()
     has = f"{signal} sent; the job has {given} s to end" if given else "the job was asked to end"
     screen.print(has, highlight=False)
-    from bcl_ray.submit.follow import follow
+    from bcl_ray.ops.jobs.follow import follow
 
     job = follow(cluster, name, _last_words(said, screen), _note)
     took = time.monotonic() - begun
@@ -137,7 +137,7 @@ def attend(cluster: "Cluster", name: str, address: str | None, screen: "Console"
         address: the option, for the commands that are shown.
         screen: where its progress is shown.
     """
-    from bcl_ray.submit.follow import follow
+    from bcl_ray.ops.jobs.follow import follow
 
     try:
         with _shown(screen) as show:
@@ -165,9 +165,9 @@ def how_to_come_back(name: str, address: str | None) -> str:
 @contextmanager
 def _shown(screen: "Console") -> Iterator[Callable[[str], None]]:
     """What shows a line of a job's log: events as a display, anything else as it is."""
-    from bcl_ray.display import Follower
-    from bcl_ray.events import from_line
-    from bcl_ray.search.display import KINDS, SearchFollower
+    from bcl_ray.cli.show_run import Follower
+    from bcl_ray.cli.show_search import KINDS, SearchFollower
+    from bcl_ray.runs.events import from_line
 
     with Follower(screen) as of_run, SearchFollower(screen) as of_search:
 
@@ -183,7 +183,7 @@ def _shown(screen: "Console") -> Iterator[Callable[[str], None]]:
 
 def _last_words(said: int, screen: "Console") -> Callable[[str], None]:
     """What shows the texts of a log that come after the first `said` lines."""
-    from bcl_ray.events import from_line
+    from bcl_ray.runs.events import from_line
 
     numbers = itertools.count()
 
@@ -204,7 +204,7 @@ def _note(text: str) -> None:
 
 
 def _cluster(address: str | None, ca_file: str | None) -> "Cluster":
-    from bcl_ray.submit.client import Cluster, address_of
+    from bcl_ray.ops.jobs.client import Cluster, address_of
 
     return Cluster(address_of(address), ca_file)
 

@@ -12,8 +12,8 @@ import typer.exceptions
 from bcl_ray.cli.terminal import console
 
 if TYPE_CHECKING:
-    from bcl_ray.doctor.finding import Finding
-    from bcl_ray.local import Cluster
+    from bcl_ray.ops.doctor.finding import Finding
+    from bcl_ray.ops.local import Cluster
 
 app = typer.Typer()
 cluster_app = typer.Typer(
@@ -41,7 +41,7 @@ def cluster_render(
     ] = None,
 ) -> None:
     """Write a cluster's files for Kubernetes, EC2 or Slurm, from one description of it."""
-    from bcl_ray.render import commands, read, render, write
+    from bcl_ray.ops.manifests import commands, read, render, write
 
     described = read(description)
     for kind, words in commands(described).items():
@@ -83,7 +83,7 @@ class Part(StrEnum):
 
 def _local(folder: Path | None) -> "Cluster":
     try:
-        from bcl_ray.local import Cluster
+        from bcl_ray.ops.local import Cluster
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{error.name} is not installed: pip install 'bcl-ray[local]' has what a cluster on "
@@ -220,8 +220,8 @@ def doctor(
 ) -> None:
     """Look at all that a run needs, here and on every node; exit status 1 if something is wrong."""
     if on_nodes:  # the job by which this command asks the nodes
-        from bcl_ray.doctor.nodes import examine_nodes
-        from bcl_ray.doctor.remote import show
+        from bcl_ray.ops.doctor.cluster import show
+        from bcl_ray.ops.doctor.nodes import examine_nodes
 
         for finding in examine_nodes(store, mlflow):
             print(show(finding), flush=True)  # noqa: T201 (for the one who reads the job's log)
@@ -238,16 +238,16 @@ def doctor(
 def _findings(
     address: str | None, ca_file: str | None, store: str | None, mlflow: str | None
 ) -> "Iterator[Finding]":
-    from bcl_ray.doctor.machine import examine
+    from bcl_ray.ops.doctor.machine import examine
 
     yield from examine("here", store, mlflow, {})
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if named and named.startswith(("http://", "https://")):
-        from bcl_ray.doctor.remote import examine_cluster
+        from bcl_ray.ops.doctor.cluster import examine_cluster
 
         yield from examine_cluster(named.rstrip("/"), ca_file, store, mlflow)
     elif named:
-        from bcl_ray.doctor.finding import merged
-        from bcl_ray.doctor.nodes import examine_nodes
+        from bcl_ray.ops.doctor.finding import merged
+        from bcl_ray.ops.doctor.nodes import examine_nodes
 
         yield from merged(examine_nodes(store, mlflow))

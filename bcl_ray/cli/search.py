@@ -13,7 +13,7 @@ from bcl_ray.cli.terminal import console, quiet
 from bcl_ray.cli.training import Overrides, _experiment
 
 if TYPE_CHECKING:
-    from bcl_ray.config import Experiment
+    from bcl_ray.experiment.options import Experiment
     from bcl_ray.search.settings import Extent, Settings
 
 app = typer.Typer()
@@ -99,7 +99,7 @@ def search(
     title, experiment, settings, extent = wanted(**options)
     _check(title, experiment, settings, extent)
     quiet()
-    from bcl_ray.search.display import follower
+    from bcl_ray.cli.show_search import follower
     from bcl_ray.search.driver import SearchError
     from bcl_ray.search.driver import search as run
 
@@ -117,8 +117,9 @@ def search(
 
 def _begun(name: str | None, recipe: str | None, overrides: list[str] | None) -> bool:
     """Whether the search of this name was begun before."""
-    from bcl_ray import runs, storage
+    from bcl_ray.runs import folder as runs
     from bcl_ray.search.ledger import SEARCH_FILE
+    from bcl_ray.storage import files as storage
 
     if name is None or recipe is None:
         raise ValueError("--restartable needs a recipe, and --name, by which the search is found")
@@ -150,7 +151,7 @@ def wanted(
     Raises:
         ValueError: options that are missing, or that exclude each other.
     """
-    from bcl_ray.runs import default_name
+    from bcl_ray.runs.folder import default_name
     from bcl_ray.search.settings import Extent, Settings
 
     options |= {
@@ -186,9 +187,9 @@ def _resumed(
     settings: dict[str, Any],
     extent: dict[str, Any],
 ) -> tuple[str, "Experiment", "Settings", "Extent"]:
-    from bcl_ray import runs
-    from bcl_ray.config import TrackingConfig
-    from bcl_ray.parse import with_overrides
+    from bcl_ray.experiment.options import TrackingConfig
+    from bcl_ray.experiment.overrides import with_overrides
+    from bcl_ray.runs import folder as runs
     from bcl_ray.search.ledger import open_search
 
     if recipe is not None and "=" in recipe:
@@ -221,8 +222,8 @@ def parse_confirm(text: str) -> tuple[int, int]:
 
 def _check(name: str, experiment: "Experiment", settings: "Settings", extent: "Extent") -> None:
     """Refuse what cannot work in a moment, where Ray takes seconds to import."""
+    from bcl_ray.data.shards import read_manifest
     from bcl_ray.search.checks import check
-    from bcl_ray.shards import read_manifest
 
     check(name, experiment, settings, extent, read_manifest(experiment.data.path))
 

@@ -9,7 +9,7 @@ from bcl_ray.cli.jobs import Address, CaFile, attend, how_to_come_back
 from bcl_ray.cli.terminal import console, quiet
 
 if TYPE_CHECKING:
-    from bcl_ray.submit.request import Request
+    from bcl_ray.ops.jobs.request import Request
 
 app = typer.Typer()
 
@@ -43,10 +43,10 @@ def submit(
 
     Credentials are never sent: the cluster's nodes have their own.
     """
-    from bcl_ray.submit.client import Cluster, address_of
-    from bcl_ray.submit.package import package
-    from bcl_ray.submit.request import submit as send
-    from bcl_ray.versions import client_versions, differing
+    from bcl_ray.machine.versions import client_versions, differing
+    from bcl_ray.ops.jobs.client import Cluster, address_of
+    from bcl_ray.ops.jobs.package import package
+    from bcl_ray.ops.jobs.request import submit as send
 
     where = address_of(address)
     quiet()
@@ -67,7 +67,7 @@ def submit(
 def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
     """The request of a command, which is parsed as the command line parses it here."""
     from bcl_ray.cli import app as commands
-    from bcl_ray.submit.request import check_uri, named
+    from bcl_ray.ops.jobs.request import check_uri, named
 
     group: Any = typer.main.get_command(commands)
     options = group.commands[kind.value].make_context(kind.value, list(words)).params
@@ -102,7 +102,7 @@ def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
 
 def _check_model(name: str, root: str) -> None:
     """Refuse a model of this machine; one of the registry is looked up by the job."""
-    from bcl_ray.submit.request import check_uri
+    from bcl_ray.ops.jobs.request import check_uri
 
     if not name.startswith("models:"):
         check_uri("MODEL", name if "/" in name else root)
@@ -110,7 +110,7 @@ def _check_model(name: str, root: str) -> None:
 
 def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
     from bcl_ray.cli.training import _experiment
-    from bcl_ray.submit.request import training
+    from bcl_ray.ops.jobs.request import training
 
     if not options["recipe"]:
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
@@ -120,7 +120,7 @@ def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> 
 
 def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
     from bcl_ray.cli.search import wanted
-    from bcl_ray.submit.request import searching
+    from bcl_ray.ops.jobs.request import searching
 
     name, experiment, _, _ = wanted(**options)
     recipe = options["recipe"]
@@ -131,9 +131,9 @@ def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) ->
 
 
 def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "Request":
-    from bcl_ray import runs
-    from bcl_ray.config import TrackingConfig
-    from bcl_ray.submit.request import resuming
+    from bcl_ray.experiment.options import TrackingConfig
+    from bcl_ray.ops.jobs.request import resuming
+    from bcl_ray.runs import folder as runs
 
     changes = [options["recipe"] or "", *(options["overrides"] or [])]
     roots = [text.partition("=")[2] for text in changes if text.startswith("tracking.runs=")]

@@ -12,8 +12,8 @@ import typer
 from bcl_ray.cli.terminal import console, quiet
 
 if TYPE_CHECKING:
-    from bcl_ray.budget import Budget
-    from bcl_ray.config import Experiment
+    from bcl_ray.experiment.options import Experiment
+    from bcl_ray.runs.budget import Budget
 
 app = typer.Typer()
 recipes_app = typer.Typer(help="Named, complete experiments.", no_args_is_help=True)
@@ -29,7 +29,7 @@ Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs
 @recipes_app.command("list")
 def recipes_list() -> None:
     """The recipes, one a line."""
-    from bcl_ray.recipes import RECIPES
+    from bcl_ray.experiment.recipes import RECIPES
 
     for name, recipe in RECIPES.items():
         typer.echo(f"{name:<12} {str(recipe.__doc__).splitlines()[0]}")
@@ -57,13 +57,13 @@ def plan(
 
 
 def _budget(experiment: "Experiment") -> tuple["Budget", float | None]:
-    from bcl_ray.budget import preflight
-    from bcl_ray.shards import read_manifest
+    from bcl_ray.data.shards import read_manifest
+    from bcl_ray.runs.budget import preflight
 
     manifest = read_manifest(experiment.data.path)
     found = preflight(experiment, manifest)
     if experiment.data.residency == "device":
-        from bcl_ray.residency import check_residency
+        from bcl_ray.training.residency import check_residency
 
         check_residency(experiment, manifest)
     return found
@@ -126,9 +126,9 @@ def train(
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
     _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
     quiet()
-    from bcl_ray.display import accuracy_table, follower, method
-    from bcl_ray.runs import shown
-    from bcl_ray.train import TrainingError, fit
+    from bcl_ray.cli.show_run import accuracy_table, follower, method
+    from bcl_ray.runs.folder import shown
+    from bcl_ray.training.driver import TrainingError, fit
 
     screen = console()
     try:
@@ -149,9 +149,9 @@ def train(
 
 def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:
     """The folder of a run, wherever it lies now, and its experiment with changes."""
-    from bcl_ray import runs
-    from bcl_ray.config import TrackingConfig
-    from bcl_ray.parse import with_overrides
+    from bcl_ray.experiment.options import TrackingConfig
+    from bcl_ray.experiment.overrides import with_overrides
+    from bcl_ray.runs import folder as runs
 
     roots = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
     root = roots[-1] if roots else TrackingConfig().runs
@@ -185,12 +185,12 @@ def evaluate(
 ) -> None:
     """Evaluate models again, from their checkpoints, side by side."""
     quiet()
-    from bcl_ray.models import find_checkpoint
+    from bcl_ray.use.models import find_checkpoint
 
     for name in names:  # before Ray is imported, which takes seconds
         find_checkpoint(name, runs, last=not best)
-    from bcl_ray.display import accuracy_table, method
-    from bcl_ray.evaluate import evaluate_models
+    from bcl_ray.cli.show_run import accuracy_table, method
+    from bcl_ray.use.evaluate import evaluate_models
 
     found = evaluate_models(names, runs, best=best, data=data, split=split, out=out)
     if as_json:
@@ -207,12 +207,12 @@ def sync(
     patience: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 120.0,
 ) -> None:
     """Hand MLflow what a run recorded while the server was down."""
-    from bcl_ray import runs as folders
+    from bcl_ray.runs import folder as folders
 
     run, experiment = folders.open_run(folders.run_uri(name, runs))
     quiet()
-    from bcl_ray.tracking import subject, tracking_uri
-    from bcl_ray.tracking import sync as deliver
+    from bcl_ray.tracking.tracker import subject, tracking_uri
+    from bcl_ray.tracking.tracker import sync as deliver
 
     uri = tracking_uri(experiment)
     deliver(subject(run, experiment), uri, folders.local_folder(run), patience)
@@ -221,15 +221,15 @@ def sync(
 
 def _remote(uri: str) -> "Experiment":
     """An experiment in a YAML file that is not on this machine, such as a search's winner."""
-    from bcl_ray import storage
-    from bcl_ray.parse import from_yaml
+    from bcl_ray.experiment.overrides import from_yaml
+    from bcl_ray.storage import files as storage
 
     return from_yaml(storage.read_bytes(uri).decode(), origin=uri)
 
 
 def _experiment(name: str, overrides: list[str] | None) -> "Experiment":
-    from bcl_ray.parse import from_file, with_overrides
-    from bcl_ray.recipes import RECIPES, nearest
+    from bcl_ray.experiment.overrides import from_file, with_overrides
+    from bcl_ray.experiment.recipes import RECIPES, nearest
 
     if name in RECIPES:
         experiment = RECIPES[name]()

@@ -9,7 +9,7 @@ import typer
 from bcl_ray.cli.terminal import console, quiet, silent_core
 
 if TYPE_CHECKING:
-    from bcl_ray.outputs import Summary
+    from bcl_ray.use.predict.outputs import Summary
 
 app = typer.Typer()
 
@@ -56,13 +56,13 @@ def predict(
 ) -> None:
     """Label images: the likeliest classes of each, with calibrated probabilities."""
     quiet()
-    from bcl_ray.models import find_checkpoint
+    from bcl_ray.use.models import find_checkpoint
 
     find_checkpoint(model, runs, last=last)  # before Ray is imported, which takes seconds
-    from bcl_ray.display import follower, prediction_table
-    from bcl_ray.outputs import Options
-    from bcl_ray.predict import PredictionError
-    from bcl_ray.predict import predict as label
+    from bcl_ray.cli.show_run import follower, prediction_table
+    from bcl_ray.use.predict.job import PredictionError
+    from bcl_ray.use.predict.job import predict as label
+    from bcl_ray.use.predict.outputs import Options
 
     options = Options(top, embeddings, as_csv, batch_size, part_size)
     screen = console()
@@ -94,7 +94,7 @@ def predict(
 
 def _closing(summary: "Summary", output: str, as_csv: bool) -> list[str]:
     """Where everything is, and what could not be read."""
-    from bcl_ray.storage import join
+    from bcl_ray.storage.files import join
 
     tables = join(output, "parquet") + (f" and {join(output, 'csv')}" if as_csv else "")
     lines = [f"{summary.images - summary.unreadable:,} of {summary.images:,} images in {tables}"]
@@ -117,10 +117,10 @@ def export(
 ) -> None:
     """Write a model as a file that others load; it is compared with the model first."""
     quiet()
-    from bcl_ray.export import export as write
-    from bcl_ray.export import format_of
-    from bcl_ray.models import open_model
-    from bcl_ray.runs import shown
+    from bcl_ray.runs.folder import shown
+    from bcl_ray.use.export import export as write
+    from bcl_ray.use.export import format_of
+    from bcl_ray.use.models import open_model
 
     format_of(file)
     opened = open_model(model, runs, last=last)

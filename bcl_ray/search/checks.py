@@ -2,15 +2,15 @@
 
 import re
 
-from bcl_ray.budget import preflight
-from bcl_ray.config import Experiment
-from bcl_ray.longtail import shot_groups
+from bcl_ray.data.longtail import shot_groups
+from bcl_ray.data.shards import Manifest
+from bcl_ray.data.shards.holdout import own_validation
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.runs.budget import preflight
+from bcl_ray.search.samplers import make_searcher
 from bcl_ray.search.score import parse_score
-from bcl_ray.search.searchers import make_searcher
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.space import parse_space
-from bcl_ray.shards import Manifest
-from bcl_ray.shards.cut import own_validation
 
 
 def check(

@@ -9,30 +9,32 @@ from typing import Any
 
 import ray
 
-from bcl_ray import node_groups, runs, storage
-from bcl_ray.autoscaler import start_ray_data_actors
-from bcl_ray.budget import budget
-from bcl_ray.cluster import Resources, check_places, connected
-from bcl_ray.config import Experiment
-from bcl_ray.journal import Subject
-from bcl_ray.lease import Lease, held
-from bcl_ray.parse import with_overrides
+from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
+from bcl_ray.data.shards.holdout import hold_out, own_validation
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.ray_runtime import node_groups
+from bcl_ray.ray_runtime.autoscaler import start_ray_data_actors
+from bcl_ray.ray_runtime.connection import Resources, check_places, connected
+from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals
+from bcl_ray.runs import folder as runs
+from bcl_ray.runs.budget import budget
 from bcl_ray.search import ledger as ledgers
+from bcl_ray.search.capacity import data_cpus, slots
 from bcl_ray.search.checks import check
-from bcl_ray.search.conclusion import conclude
-from bcl_ray.search.conductor import Follow
+from bcl_ray.search.freed_resources import Keeper
 from bcl_ray.search.ledger import Ledger
-from bcl_ray.search.placement import Keeper
-from bcl_ray.search.places import data_cpus, slots
-from bcl_ray.search.searchers import Searcher, make_searcher
+from bcl_ray.search.samplers import Searcher, make_searcher
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.tidy import tidy
 from bcl_ray.search.trials import Trial, best, repeats, row
-from bcl_ray.search.tuning import Tuning, our_node
-from bcl_ray.shards import MANIFEST, Manifest, read_manifest
-from bcl_ray.shards.cut import hold_out, own_validation
-from bcl_ray.stopping import Stopped, Wish, stop_signals
-from bcl_ray.tracking import Tracker, tracking_uri
+from bcl_ray.search.tune_run import Tuning, our_node
+from bcl_ray.search.tune_searcher import Follow
+from bcl_ray.search.winner import conclude
+from bcl_ray.storage import files as storage
+from bcl_ray.storage.lease import Lease, held
+from bcl_ray.tracking.journal import Subject
+from bcl_ray.tracking.tracker import Tracker, tracking_uri
 
 TRACKING_PATIENCE = 60.0  # seconds that a finished search waits for its tracking server
 

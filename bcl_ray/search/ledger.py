@@ -13,13 +13,14 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from bcl_ray import runs, storage
-from bcl_ray.config import Experiment
-from bcl_ray.fence import Fence
-from bcl_ray.parse import from_yaml
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.runs import folder as runs
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.space import Space, parse_space
 from bcl_ray.search.trials import Trial
+from bcl_ray.storage import files as storage
+from bcl_ray.storage.fence import Fence
 
 SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
 

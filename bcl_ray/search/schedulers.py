@@ -12,7 +12,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
-from bcl_ray.config import TrainConfig
+from bcl_ray.experiment.options import TrainConfig
 from bcl_ray.search.trials import Trial
 
 REDUCTION = 3  # of trials at every rung, a third goes on (Li et al., MLSys 2020, use 4)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bcl_ray.config import Experiment
-from bcl_ray.parse import with_overrides
-from bcl_ray.search.searchers import SearcherName
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.search.samplers import SearcherName
 
 SchedulerName = Literal["asha", "hyperband", "median", "none"]
 

@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import yaml
 
-from bcl_ray.config import Experiment
-from bcl_ray.parse import with_overrides
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
 
 Kind = Literal["uniform", "log_uniform", "integer", "choice"]
 Point = dict[str, Any]  # a value per option

@@ -7,11 +7,11 @@ whose score is that of its last checkpoint.
 import logging
 from collections.abc import Callable, Sequence
 
-from bcl_ray import runs
-from bcl_ray.models import load_state
+from bcl_ray.runs import folder as runs
 from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.trials import Trial
-from bcl_ray.tracking import recorded
+from bcl_ray.tracking.tracker import recorded
+from bcl_ray.use.models import load_state
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bcl_ray.search.searchers import Status
+from bcl_ray.search.samplers import Status
 from bcl_ray.search.space import Point
 
 

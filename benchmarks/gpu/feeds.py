@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from bcl_ray.batches import Block, planned_batches
-from bcl_ray.budget import epoch_plan, layout
-from bcl_ray.config import Experiment
-from bcl_ray.plan import Read, evaluation_reads
-from bcl_ray.residency import Resident
-from bcl_ray.shards import Manifest
-from bcl_ray.tasks import source_of
-from bcl_ray.views.transfer import Sender, Sent
+from bcl_ray.data.batches import Block, planned_batches
+from bcl_ray.data.plan import Read, evaluation_reads
+from bcl_ray.data.shards import Manifest
+from bcl_ray.data.views.transfer import Sender, Sent
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.runs.budget import epoch_plan, layout
+from bcl_ray.training.residency import Resident
+from bcl_ray.training.tasks import source_of
 from benchmarks.pool import pooled_blocks
 
 

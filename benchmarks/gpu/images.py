@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bcl_ray.shards import MANIFEST, Manifest, read_manifest, write_shards
-from bcl_ray.sources import open_source
+from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest, write_shards
+from bcl_ray.data.sources import open_source
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.supervise import Settings
 from benchmarks.images import encoded, pictures

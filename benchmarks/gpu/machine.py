@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bcl_ray.versions import versions
+from bcl_ray.machine.versions import versions
 from benchmarks import alternate
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.supervise import Settings

@@ -20,7 +20,7 @@ def run(_: Settings) -> Iterator[Row]:
     if missing:
         yield Row("", "tests marked gpu", outcome=SKIPPED, note=f"no {', '.join(missing)} here")
         return
-    files = [f for f in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in f.read_text()]
+    files = [f for f in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in f.read_text()]
     # Options of pyproject.toml and PYTEST_ADDOPTS name plugins that may not be here; conftest.py
     # needs Ray's parts.
     options = ["-o", "addopts=", "--noconftest", "-m", "gpu", "-rs", "-p", "no:cacheprovider"]

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from bcl_ray.batches import ahead
-from bcl_ray.config import Experiment
-from bcl_ray.learner import Learner
-from bcl_ray.loop import Step, train_epoch
-from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import cifar100_lt, inat18
-from bcl_ray.views.device import transformed
+from bcl_ray.data.batches import ahead
+from bcl_ray.data.views.device import transformed
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar100_lt, inat18
+from bcl_ray.method.learner import Learner
+from bcl_ray.method.loop import Step, train_epoch
 from benchmarks.gpu.machine import device_of, never_waited_for, peak_mib, profile, versus
 from benchmarks.gpu.report import FAILED, OK, SKIPPED, Row
 from benchmarks.gpu.supervise import Settings

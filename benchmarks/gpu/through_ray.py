@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bcl_ray.parse import with_overrides
-from bcl_ray.recipes import cifar100_lt
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar100_lt
 from benchmarks.gpu.images import prepared
 from benchmarks.gpu.report import SKIPPED, Row
 from benchmarks.gpu.supervise import Settings
@@ -53,8 +53,8 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _fit(experiment: Any) -> Any:
-    from bcl_ray import train  # noqa: PLC0415  it needs Ray
     from bcl_ray.cli.terminal import quiet  # noqa: PLC0415
+    from bcl_ray.training import driver as train  # noqa: PLC0415  it needs Ray
 
     quiet()
     logging.getLogger("ray.data").setLevel(logging.ERROR)

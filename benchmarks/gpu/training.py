@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from bcl_ray.budget import epoch_plan
-from bcl_ray.config import Experiment
-from bcl_ray.inference import evaluate
-from bcl_ray.learner import Learner
-from bcl_ray.loop import train_epoch
-from bcl_ray.parse import with_overrides
-from bcl_ray.precision import chosen
-from bcl_ray.recipes import cifar100_lt
-from bcl_ray.residency import UnsupportedError
-from bcl_ray.shards import Manifest
+from bcl_ray.data.shards import Manifest
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar100_lt
+from bcl_ray.method.evaluation import evaluate
+from bcl_ray.method.learner import Learner
+from bcl_ray.method.loop import train_epoch
+from bcl_ray.method.precision import chosen
+from bcl_ray.runs.budget import epoch_plan
+from bcl_ray.training.residency import UnsupportedError
 from benchmarks.gpu.feeds import FEEDS
 from benchmarks.gpu.images import prepared
 from benchmarks.gpu.machine import device_of, wait

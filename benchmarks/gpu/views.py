@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from bcl_ray.config import ViewConfig, ViewsConfig
-from bcl_ray.recipes import cifar100_lt, inat18
-from bcl_ray.views.device import choices, device_views, transformed
+from bcl_ray.data.views.device import choices, device_views, transformed
+from bcl_ray.experiment.options import ViewConfig, ViewsConfig
+from bcl_ray.experiment.recipes import cifar100_lt, inat18
 from benchmarks.gpu.machine import device_of, profile, versus
 from benchmarks.gpu.report import SKIPPED, Row
 from benchmarks.gpu.supervise import Settings

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bcl_ray.render import read
+from bcl_ray.ops.manifests import read
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from bcl_ray.render import aws, render
+from bcl_ray.ops.manifests import aws, render
 from tests.cluster.conftest import ROOT
 from tests.cluster.test_rules import broken
 

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from bcl_ray.render import read
-from bcl_ray.render.description import Description
+from bcl_ray.ops.manifests import read
+from bcl_ray.ops.manifests.description import Description
 from tests.cluster.conftest import ROOT
 from tests.cluster.test_rules import broken
 

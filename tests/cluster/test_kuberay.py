@@ -9,9 +9,8 @@ from mlflow.server.security_utils import is_allowed_host_header
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bcl_ray import mlflow_server
 from bcl_ray.cli import app
-from bcl_ray.render import (
+from bcl_ray.ops.manifests import (
     TARGETS,
     kuberay,
     network,
@@ -21,9 +20,10 @@ from bcl_ray.render import (
     rules,
     tracking,
 )
-from bcl_ray.render.description import Dns
-from bcl_ray.render.files import TARGETS as ALL
-from bcl_ray.render.jobs import COMMANDS, job_name
+from bcl_ray.ops.manifests.description import Dns
+from bcl_ray.ops.manifests.files import TARGETS as ALL
+from bcl_ray.ops.manifests.jobs import COMMANDS, job_name
+from bcl_ray.tracking import mlflow_server
 from tests.cluster import schemas
 from tests.cluster.conftest import ROOT
 

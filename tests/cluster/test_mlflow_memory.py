@@ -8,10 +8,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from bcl_ray import mlflow_server
-from bcl_ray.local.ports import LOOPBACK, answers, free_ports
-from bcl_ray.local.processes import BIN, Processes
-from bcl_ray.render import tracking
+from bcl_ray.ops.local.ports import LOOPBACK, answers, free_ports
+from bcl_ray.ops.local.processes import BIN, Processes
+from bcl_ray.ops.manifests import tracking
+from bcl_ray.tracking import mlflow_server
 from tests.tracked import PATIENCE
 
 MIB = 2**20

@@ -9,8 +9,9 @@ import secrets
 import pytest
 from botocore.exceptions import ClientError
 
-from bcl_ray import s3, storage
-from bcl_ray.render import policies, render
+from bcl_ray.ops.manifests import policies, render
+from bcl_ray.storage import files as storage
+from bcl_ray.storage import s3
 
 ALL = frozenset(s3.ACTIONS)
 LOOK = frozenset({"list", "read"})

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from bcl_ray.recipes import RECIPES
+from bcl_ray.experiment.recipes import RECIPES
 from tests.cluster.conftest import ROOT
 
 README = (ROOT / "cluster" / "README.md").read_text()

@@ -9,8 +9,8 @@ from functools import reduce
 import pytest
 import yaml
 
-from bcl_ray.render import databases, kuberay, network, pod_rules, rules, tracking
-from bcl_ray.render.rules import check, complaints
+from bcl_ray.ops.manifests import databases, kuberay, network, pod_rules, rules, tracking
+from bcl_ray.ops.manifests.rules import check, complaints
 from tests.cluster import schemas
 
 LEGACY = {"onSuccess": {"policy": "DeleteSelf"}, "onFailure": {"policy": "DeleteSelf"}}

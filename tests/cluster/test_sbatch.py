@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bcl_ray.render import render
-from bcl_ray.render.description import Slurm
+from bcl_ray.ops.manifests import render
+from bcl_ray.ops.manifests.description import Slurm
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 
@@ -52,7 +52,7 @@ def test_a_container_an_interface_and_a_folder_go_where_they_act(description):
     image = "apptainer exec --nv /images/bcl-ray.sif"
     script = sbatch(description, container=image, interface="ib0", tmp="/local")
     assert f"--ntasks=1 {image} \\\n  bcl-ray plan " in script
-    assert f"--wait=60 {image} \\\n  python -m bcl_ray.allocation" in script
+    assert f"--wait=60 {image} \\\n  python -m bcl_ray.ops.slurm" in script
     assert " --interface=ib0 " in script
     assert "RAY_TMPDIR=/local/ray-$SLURM_JOB_ID" in script
 

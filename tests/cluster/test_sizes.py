@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 import yaml
 
-from bcl_ray.render import tracking
+from bcl_ray.ops.manifests import tracking
 from tests.cluster.conftest import ROOT
 from tests.cluster.test_kuberay import JOBS, documents, kustomized  # noqa: F401  (a fixture)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bcl_ray.render import render
-from bcl_ray.render.description import Slurm as Allocation
+from bcl_ray.ops.manifests import render
+from bcl_ray.ops.manifests.description import Slurm as Allocation
 from tests.cluster.real_slurm import ENDS, Slurm, missing, real_slurm
 
 ROOT = Path(__file__).parents[2]

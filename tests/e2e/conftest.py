@@ -12,9 +12,9 @@ import psutil
 import pytest
 import torch
 
-from bcl_ray import checkpoint
-from bcl_ray.models import load_state
-from bcl_ray.runs import open_run
+from bcl_ray.runs import checkpoint
+from bcl_ray.runs.folder import open_run
+from bcl_ray.use.models import load_state
 
 # Small, and slow enough to be killed in the middle; several checkpoints per epoch.
 OPTIONS = (

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from bcl_ray import findings
-from bcl_ray.parse import from_yaml
+from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.runs import findings
 from tests.e2e.conftest import OPTIONS, assert_same_run, last_state
 from tests.tracked import mlflow_at
 
@@ -79,7 +79,7 @@ def test_a_run_leaves_figures_and_a_report_in_its_folder_and_in_mlflow(
 
 
 def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
-    from bcl_ray.model import Classifier, TwoBranch
+    from bcl_ray.method.model import Classifier, TwoBranch
 
     state, _ = undisturbed
     _, found = runs

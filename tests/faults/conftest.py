@@ -18,11 +18,11 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from bcl_ray import storage
-from bcl_ray.local import Cluster
-from bcl_ray.local.ceph import Ceph
-from bcl_ray.models import load_state
-from bcl_ray.runs import open_run
+from bcl_ray.ops.local import Cluster
+from bcl_ray.ops.local.ceph import Ceph
+from bcl_ray.runs.folder import open_run
+from bcl_ray.storage import files as storage
+from bcl_ray.use.models import load_state
 from tests.e2e.conftest import assert_same_run
 
 EPOCHS, STEPS, IMAGES = 6, 12, 360  # STEPS per epoch; IMAGES to evaluate

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from bcl_ray import runs, storage
+from bcl_ray.runs import folder as runs
+from bcl_ray.storage import files as storage
 from tests.faults.conftest import STORE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bcl_ray.node_groups import VARIABLE, NodeGroup, to_text
+from bcl_ray.ray_runtime.node_groups import VARIABLE, NodeGroup, to_text
 from tests.autoscaled import Autoscaled
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bcl_ray import storage
+from bcl_ray.storage import files as storage
 from tests.faults.conftest import STEPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from bcl_ray.models import load_state
-from bcl_ray.runs import only_best, open_run
+from bcl_ray.runs.folder import only_best, open_run
+from bcl_ray.use.models import load_state
 from tests.e2e.conftest import Command, assert_same_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]

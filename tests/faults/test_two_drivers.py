@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from bcl_ray import fence, storage
-from bcl_ray.lease import EVERY
+from bcl_ray.storage import fence
+from bcl_ray.storage import files as storage
+from bcl_ray.storage.lease import EVERY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,0 +1,81 @@
+"""Sources whose images are arrays of pixels: scikit-learn's digits and CIFAR."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
+from bcl_ray.data.sources.parquet import parquet, parquet_files
+from bcl_ray.storage import files as storage
+
+DIGITS_TEST_PER_CLASS = 36
+
+
+def digits() -> Source:
+    """The 1,797 8 x 8 handwritten digits that scikit-learn ships, as gray PNGs of 0..255.
+
+    The test split is a fixed choice of 36 images per class; the others are for training.
+    """
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    random = np.random.default_rng(0)  # fixed: every seed of sharding meets the same test split
+    is_test = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        rows = np.flatnonzero(labels == label)
+        is_test[random.choice(rows, DIGITS_TEST_PER_CLASS, replace=False)] = True
+    splits = {
+        split: _array_split(pixels[chosen], labels[chosen])
+        for split, chosen in (("train", ~is_test), ("test", is_test))
+    }
+    return Source("digits", tuple(str(label) for label in range(10)), splits)
+
+
+def cifar(name: Literal["cifar10", "cifar100"], path: str | None) -> Source:
+    """CIFAR from torchvision's files, from its download (no path), or from Parquet files."""
+    root = Path(path).expanduser() if path else storage.cache()
+    own = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
+    if path is not None and not own.is_dir():
+        num_classes = int(name.removeprefix("cifar"))
+        source = parquet(parquet_files(path, hint=f" (and no folder {own.name})"))
+        if len(source.class_names) != num_classes:
+            raise ValueError(
+                f"{path} has {len(source.class_names)} classes and {name} has {num_classes}: "
+                "use the source that fits, or 'parquet'"
+            )
+        return Source(name, source.class_names, source.splits)
+
+    from torchvision import datasets  # noqa: PLC0415
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root = root if path else root / "bcl-ray"
+    splits = {}
+    for split in ("train", "test"):
+        try:  # torchvision compares MD5 sums before it opens a pickle
+            data = kind(root, train=split == "train", download=path is None)
+        except RuntimeError as error:
+            raise ValueError(f"{own}: {error}; delete it and leave out --from") from None
+        except OSError as error:
+            raise OSError(
+                f"{name} could not be fetched or read ({error}): unpack it elsewhere and name the "
+                f"folder that holds {own.name} with --from"
+            ) from error
+        splits[split] = _array_split(data.data, np.asarray(data.targets, dtype=np.int64))
+    return Source(name, tuple(data.classes), splits)
+
+
+def _array_split(pixels: NDArray[np.uint8], labels: Rows) -> SourceSplit:
+    def read(rows: Rows) -> Iterator[Content]:
+        for row in rows.tolist():
+            buffer = io.BytesIO()
+            Image.fromarray(pixels[row]).save(buffer, "PNG")
+            yield buffer.getvalue()
+
+    return SourceSplit(labels, read, where=lambda row: f"image {row}", random_order=False)

@@ -1,0 +1,121 @@
+"""Sources whose images are files: a folder per class, or a root and list files."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+from pyarrow import fs
+
+from bcl_ray.data.sources.base import (
+    Content,
+    Rows,
+    Source,
+    SourceSplit,
+    names_of_classes,
+    read_text,
+)
+from bcl_ray.storage import files as storage
+
+
+def folder(path: str) -> Source:
+    """Images as `<path>/<split>/<class>/<file>`: split train, and test or val or both.
+
+    Every file counts, but for those with a name or folder that starts with a dot.
+    """
+    filesystem, root = storage.resolve(path)
+    with storage.plain_errors(path):
+        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    prefix = len(root.rstrip("/")) + 1
+    files: dict[str, list[list[str]]] = {"train": [], "val": [], "test": []}
+    classes = set()
+    for info in infos:
+        parts = info.path[prefix:].split("/")
+        if len(parts) < 2 or parts[0] not in files or any(part[0] == "." for part in parts):
+            continue
+        if info.is_file:
+            files[parts[0]].append(parts)
+        if parts[0] == "train" and not (info.is_file and len(parts) == 2):
+            classes.add(parts[1])
+    if not files["train"] or not (files["val"] or files["test"]):
+        raise ValueError(
+            f"{path} must hold train/<class>/<image> and test/<class>/<image> (or val/): split it "
+            "into such folders, or name the images of each split in list files (source 'list')"
+        )
+    class_names = sorted(classes)  # an empty folder is a class too: one without images
+    label_of = {name: label for label, name in enumerate(class_names)}
+    splits = {}
+    for split, found in files.items():
+        if members := sorted(found):
+            labels = np.array([label_of.get(file[1], -1) for file in members], dtype=np.int64)
+            splits[split] = _file_split(
+                path,
+                ["/".join(file) for file in members],
+                labels,
+                {
+                    row: f"'{members[row][1]}' is not a class folder of train/"
+                    for row in np.flatnonzero(labels < 0).tolist()
+                },
+            )
+    return Source("folder", tuple(class_names), splits)
+
+
+def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = None) -> Source:
+    """Images below a root that list files name, `<path> <label>` per line, a list per split."""
+    if "train" not in lists:
+        raise ValueError(
+            "source 'list' needs --split train=LIST, and a --split NAME=LIST per evaluation split"
+        )
+    if not storage.exists(path):
+        raise FileNotFoundError(f"{path} does not exist: it must be the folder that lists refer to")
+    parsed = {split: parse_list(read_text(uri), origin=uri) for split, uri in lists.items()}
+    class_names = names_of_classes(classes, parsed["train"][1])
+    splits = {split: _file_split(path, *content) for split, content in parsed.items()}
+    return Source("list", class_names, splits)
+
+
+def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, str]]:
+    """Paths, labels (N,) and faults of a list file; a line that does not parse has label -1.
+
+    A path may contain spaces: the label is what follows the last one.
+    """
+    paths, faults = [], {}
+    lines = text.removesuffix("\n").split("\n")
+    labels = np.full(len(lines), -1, dtype=np.int64)
+    for row, line in enumerate(lines):
+        match = re.fullmatch(r"\s*(\S.*?)\s+(-?\d{1,9})\s*", line)
+        if match is None:
+            faults[row] = f"line {row + 1} of {origin} is not '<path> <label>': {line[:80]!r}"
+        else:
+            labels[row] = int(match[2])
+        paths.append(match[1] if match else f"{origin} line {row + 1}")
+    return paths, labels, faults
+
+
+def _file_split(
+    root: str, paths: Sequence[str], labels: Rows, faults: Mapping[int, str]
+) -> SourceSplit:
+    filesystem, base = storage.resolve(root)
+
+    def read_one(row: int) -> Content:
+        path = f"{base.rstrip('/')}/{paths[row]}"
+        try:
+            with (
+                storage.plain_errors(storage.join(root, paths[row])),
+                filesystem.open_input_stream(path) as stream,
+            ):
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            return error
+
+    def read(rows: Rows) -> Iterator[Content]:
+        # Threads hide an object store's latency; 32 at a time bound the memory.
+        pending = iter(rows.tolist())
+        with ThreadPoolExecutor(16) as pool:
+            while some := list(islice(pending, 32)):
+                yield from pool.map(read_one, some)
+
+    return SourceSplit(
+        labels, read, where=lambda row: paths[row], random_order=False, faults=faults
+    )

@@ -1,0 +1,162 @@
+"""Sources whose images are a column of Parquet files."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit, names_of_classes
+from bcl_ray.storage import files as storage
+
+
+def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
+    """The Parquet files of each split in a folder: `<split>.parquet` or `<split>-*.parquet`.
+
+    A path that ends in .parquet is the train split.
+    """
+    if path.endswith(".parquet"):
+        return {"train": [path]}
+    files: dict[str, list[str]] = {}
+    for file in storage.list_files(path):
+        if match := re.fullmatch(r"([A-Za-z0-9_]+)(-.*)?\.parquet", file):
+            files.setdefault(match[1], []).append(storage.join(path, file))
+    if "train" not in files:
+        raise ValueError(
+            f"{path} has no train.parquet or train-*.parquet{hint}: name the files with "
+            "--split train=FILE --split test=FILE"
+        )
+    return {split: files[split] for split in sorted(files, key=lambda split: split != "train")}
+
+
+def parquet(
+    files: Mapping[str, Sequence[str]],
+    *,
+    classes: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    id_column: str | None = None,
+) -> Source:
+    """Images in Parquet files, per split.
+
+    Class names are those of the file `classes`, else the first training file's metadata key
+    'class_names' (a JSON list), else of classes.txt beside it, else the numbers.
+    """
+    splits = {
+        split: _parquet_split(list(uris), image_column, label_column, id_column)
+        for split, uris in files.items()
+    }
+    if "train" not in splits:
+        raise ValueError("source 'parquet' needs --split train=FILE")
+    first = files["train"][0]
+    beside = storage.join(first.rpartition("/")[0] or ".", "classes.txt")
+    with _parquet_file(first) as file:
+        named = (file.schema_arrow.metadata or {}).get(b"class_names")
+    if classes is None and named is not None:
+        class_names = tuple(str(name) for name in json.loads(named))
+    else:
+        if classes is None and storage.exists(beside):
+            classes = beside
+        class_names = names_of_classes(classes, splits["train"].labels)
+    return Source("parquet", class_names, splits)
+
+
+def _parquet_split(
+    uris: Sequence[str], image_column: str, label_column: str, id_column: str | None
+) -> SourceSplit:
+    options = {"--image-column": image_column, "--label-column": label_column}
+    if id_column is not None:
+        options["--id-column"] = id_column
+    lengths, labels, ids = [], [], []
+    for uri in uris:
+        with _parquet_file(uri) as file:
+            _check_columns(uri, file.schema_arrow.names, options)
+            _check_images(uri, file.schema_arrow.field(image_column))
+            lengths.append(file.metadata.num_rows)
+            labels.append(_integers(uri, file, label_column))
+            if id_column is not None:
+                ids.append(_integers(uri, file, id_column))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+
+    def read(rows: Rows) -> Iterator[Content]:
+        for uri, start, end in zip(uris, starts[:-1], starts[1:], strict=True):
+            yield from _parquet_images(uri, image_column, _within(rows, start, end))
+
+    def where(row: int) -> str:
+        file = int(np.searchsorted(starts, row, side="right")) - 1
+        return f"{uris[file]} row {row - int(starts[file])}"
+
+    return SourceSplit(
+        np.concatenate(labels),
+        read,
+        where,
+        random_order=True,
+        ids=np.concatenate(ids) if ids else None,
+    )
+
+
+def _parquet_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:
+    """Images of a file's rows, rising; row groups without any are not read."""
+    with storage.plain_errors(uri), _parquet_file(uri) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            wanted = _within(rows, start, end)
+            if len(wanted):
+                begin = 0
+                for batch in file.iter_batches(64, row_groups=[group], columns=[column]):
+                    images = batch.column(0)
+                    if pa.types.is_struct(images.type):
+                        images = images.field("bytes")
+                    for row in _within(wanted, begin, begin + len(batch)).tolist():
+                        yield images[row].as_py() or b""
+                    begin += len(batch)
+            start = end
+
+
+def _within(rows: Rows, start: int, end: int) -> Rows:
+    """The rising rows that lie in [start, end), counted from start."""
+    first, last = np.searchsorted(rows, [start, end])
+    return rows[first:last] - start
+
+
+def _parquet_file(uri: str) -> Any:
+    filesystem, path = storage.resolve(uri)
+    with storage.plain_errors(uri):
+        handle = filesystem.open_input_file(path)
+    try:  # by pages (Arrow's have up to 1,024 rows): a foreign row group may exceed memory
+        return pq.ParquetFile(handle, buffer_size=8 << 20, pre_buffer=False)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{uri} is not a Parquet file: {error}") from None
+
+
+def _check_columns(uri: str, names: Sequence[str], options: Mapping[str, str]) -> None:
+    for option, column in options.items():
+        if column not in names:
+            raise ValueError(
+                f"{uri} has no column '{column}' (found: {', '.join(names)}): name it with {option}"
+            )
+
+
+def _check_images(uri: str, column: Any) -> None:
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ValueError(
+            f"{uri}: column '{column.name}' must hold encoded images (binary, or a struct with "
+            f"binary 'bytes'), and it holds {column.type}"
+        )
+
+
+def _integers(uri: str, file: Any, column: str) -> Rows:
+    values = file.read([column]).column(0)
+    try:
+        return np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy(), dtype=np.int64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ValueError(
+            f"{uri}: column '{column}' must hold integers, and it holds {values.type}"
+        ) from None

@@ -1,0 +1,1 @@
+"""An experiment: its options, overrides as a person types them, named recipes."""

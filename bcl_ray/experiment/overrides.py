@@ -1,0 +1,120 @@
+"""Text to experiment: YAML files, and overrides of the form `section.field=value`.
+
+Overrides are the one way in which the command line, jobs and searches change an experiment.
+Every mistake is one line in the words of the command line; an unknown option comes with the
+nearest known one.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from bcl_ray.experiment.options import Experiment
+
+
+def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
+    """Read an experiment.
+
+    Raises:
+        ValueError: naming `origin` where the text as a whole is wrong, else the option.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{origin} must be a YAML mapping of sections, got {type(content).__name__}"
+        )
+    return _validated(content, origin)
+
+
+def from_file(path: Path) -> Experiment:
+    """Read an experiment from a YAML file.
+
+    Raises:
+        ValueError: the file cannot be read, or as `from_yaml`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {str(error.strerror).lower()}; name a YAML file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8: name a YAML file") from None
+    return from_yaml(text, origin=str(path))
+
+
+def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
+    """The experiment with `section.field=value` applied in order; values are YAML.
+
+    Raises:
+        ValueError: an override that does not parse, an unknown option (the nearest known name
+            is suggested), or a value out of range.
+    """
+    content = experiment.model_dump(mode="json")
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override '{override}' must have the form section.field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"{override}: the value is not YAML; quote it") from None
+        _assign(content, name.strip().split("."), value, name.strip())
+    return _validated(content, "experiment")
+
+
+def _assign(content: dict[str, Any], path: Sequence[str], value: Any, full_name: str) -> None:
+    section: Any = content
+    for depth, key in enumerate(path):
+        if not isinstance(section, dict) or key not in section:
+            known = list(section) if isinstance(section, dict) else []
+            raise ValueError(_unknown(full_name, ".".join(path[:depth]), key, known))
+        if depth == len(path) - 1:
+            if isinstance(section[key], dict):
+                raise ValueError(f"'{full_name}' is a section; set {full_name}.<field>=value")
+            section[key] = value
+        section = section[key]
+
+
+def _unknown(full_name: str, section: str, key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"
+    where = f"section '{section}'" if section else "an experiment"
+    return f"no option '{full_name}': {where} has no field '{key}'; {hint}"
+
+
+def _validated(content: dict[str, Any], origin: str) -> Experiment:
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(_one_line(error, origin)) from None
+
+
+def _one_line(error: ValidationError, origin: str) -> str:
+    """Pydantic's first complaint, in the words of the command line."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        section: Any = Experiment
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        return f"{origin}: " + _unknown(
+            name, ".".join(path[:-1]), path[-1], list(section.model_fields)
+        )
+    if first["type"] == "missing" and path[-1].isdigit():
+        return f"{'.'.join(path[:-1])} has too few values: there is none at position {path[-1]}"
+    if first["type"] == "missing":
+        return f"{origin}: option '{name}' is missing; `bcl-ray recipes show` prints complete ones"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message if "." in message.split(" ")[0] else f"{name}: {message}"
+    value = first["input"]
+    quoted = first["type"] == "string_type" and value is not None
+    hint = f"; quote it twice, '\"{value}\"'" if quoted else ""
+    return f"{name}={value}: {message[0].lower()}{message[1:]}{hint}"

@@ -1,5 +1,0 @@
-"""A whole cluster on one machine, of real processes, for trying things out and for tests."""
-
-from bcl_ray.local.cluster import Cluster
-
-__all__ = ["Cluster"]

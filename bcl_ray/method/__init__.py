@@ -1,0 +1,1 @@
+"""The method in plain PyTorch: network, losses, training step, metrics."""

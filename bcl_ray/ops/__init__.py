@@ -1,0 +1,1 @@
+"""Machines: jobs, doctor, manifests, the local cluster, Slurm."""

@@ -1,0 +1,5 @@
+"""A whole cluster on one machine, of real processes, for trying things out and for tests."""
+
+from bcl_ray.ops.local.cluster import Cluster
+
+__all__ = ["Cluster"]

@@ -1,0 +1,170 @@
+"""What a description says of every cluster, wherever it runs: images, nodes, storage, MLflow."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from bcl_ray.experiment.options import Section
+
+KUBERNETES_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/.+$"
+
+
+def _tagged(image: str) -> str:
+    tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
+    if "@sha256:" not in image and tag in ("", "latest"):
+        raise ValueError(
+            "must end in a tag other than latest, or in a digest: nodes that start later would run "
+            "other code"
+        )
+    return image
+
+
+def _without_user(url: str) -> str:
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
+        raise ValueError("must be an http(s):// address without a user name or password")
+    return url.rstrip("/")
+
+
+ImageName = Annotated[str, AfterValidator(_tagged)]
+Address = Annotated[str, AfterValidator(_without_user)]
+Name = Annotated[str, Field(pattern=KUBERNETES_NAME, max_length=63)]
+RoleArn = Annotated[str, Field(pattern=ROLE_ARN)]
+
+
+class Image(Section):
+    """What every node runs: the image of cluster/Dockerfile."""
+
+    cpu: ImageName = Field(description="For head and data nodes: DEVICE=cpu.")
+    gpu: ImageName = Field(description="For training nodes: DEVICE=gpu.")
+    pull_secret: Name | None = Field(None, description="Kubernetes secret of a private registry.")
+
+
+class Group(Section):
+    """Nodes of one size. On Kubernetes the size is a pod's: leave room for the node's own pods."""
+
+    cpus: int = Field(ge=1, description="CPUs of a node that Ray may use.")
+    memory_gib: int = Field(ge=2, description="GiB of memory of a node; a third is for objects.")
+    instance_type: str = Field(description="EC2 instance type, for `ray up`.")
+    scratch_gib: int = Field(
+        50,
+        ge=5,
+        description="GiB of disk of a node for temporary files: Ray's logs and spilled objects, "
+        "and on the head the images that sharding stages.",
+    )
+
+
+class Head(Group):
+    """The head: control and drivers, no Ray tasks."""
+
+    redis: bool = Field(
+        False, description="Kubernetes: keep the control store's state in Redis, beyond the head."
+    )
+
+
+class DataGroup(Group):
+    """CPU nodes that read, decode and crop."""
+
+    min_nodes: int = Field(0, ge=0, description="Nodes that are always there.")
+    max_nodes: int = Field(ge=0, description="Most nodes, at least data.min_nodes; 0: no group.")
+    spot: bool = Field(True, description="On spot capacity: a lost data task is simply repeated.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> "DataGroup":
+        if self.min_nodes > self.max_nodes:
+            raise ValueError(
+                f"data.min_nodes ({self.min_nodes}) must be at most data.max_nodes "
+                f"({self.max_nodes})"
+            )
+        return self
+
+
+class GpuGroup(Group):
+    """Training nodes: a few that stay, for rank 0, and spot nodes for the other ranks."""
+
+    gpus: int = Field(ge=0, description="GPUs of a node; 0: workers train on its CPUs.")
+    steady_nodes: int = Field(
+        1, ge=1, description="Most nodes off spot capacity, at least 1: rank 0 runs on one."
+    )
+    spot_nodes: int = Field(0, ge=0, description="Most nodes on spot capacity; 0: no such group.")
+
+
+class Roles(Section):
+    """IAM roles of pods on EKS (IRSA), whose policies are rendered: one for each kind of pod."""
+
+    head: RoleArn = Field(description="Of drivers: policies/head.json.")
+    worker: RoleArn = Field(description="Of data and training pods: policies/worker.json.")
+    mlflow: RoleArn = Field(description="Of our own MLflow server: policies/mlflow.json.")
+
+
+class ObjectStore(Section):
+    """Where shards, runs and MLflow artifacts are, and who may use it."""
+
+    uri: str = Field(
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^?#@\s]+)?|file://(/[\w.-]+)+)$",
+        description="s3://bucket/prefix, above shards/, runs/, predictions/ and mlflow/; or "
+        "file:///path, a volume that all pods mount.",
+    )
+    sources: tuple[Annotated[str, Field(pattern=r"^s3://[^?#@\s]+$")], ...] = Field(
+        (), description="s3://bucket/prefix of images elsewhere, which are only read."
+    )
+    region: str = Field(pattern=r"^[a-z0-9-]+$", description="Region of the bucket.")
+    endpoint: Address | None = Field(None, description="A server other than AWS S3.")
+    checksums: str = Field(
+        "when_supported",
+        pattern="^(when_supported|when_required)$",
+        description="AWS_REQUEST_CHECKSUM_CALCULATION: when_required for servers that answer 411.",
+    )
+    roles: Roles | None = Field(None, description="IAM roles that pods take on EKS (IRSA).")
+    instance_profile: str | None = Field(
+        None, description="IAM instance profile of worker nodes, for `ray up`."
+    )
+    secret: Name | None = Field(
+        None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    )
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "ObjectStore":
+        if self.roles and self.secret:
+            raise ValueError(
+                "object_store.roles and object_store.secret are two identities: set one"
+            )
+        return self
+
+
+class Tracking(Section):
+    """The MLflow server."""
+
+    uri: Address | None = Field(None, description="A server that exists; none: one of our own.")
+    storage_gib: int = Field(20, ge=1, description="GiB of disk of our own server's database.")
+    secret: Name | None = Field(
+        None,
+        description="Kubernetes secret with `username` and `password`, by which Ray's pods ask "
+        "MLflow; none: our own server lets everybody in.",
+    )
+    admin_secret: Name = Field(
+        "mlflow-admin",
+        description="Secret with `username`, `password` and `session` (at random) of our own "
+        "server's administrator, where `secret` is set; Ray's pods do not have it.",
+    )
+
+    @model_validator(mode="after")
+    def _two_accounts(self) -> "Tracking":
+        if self.secret == self.admin_secret:
+            raise ValueError(
+                f"tracking.secret ({self.secret}) must not be tracking.admin_secret: clients have "
+                "an account of their own"
+            )
+        return self
+
+
+class Queue(Section):
+    """Kueue: a job starts when the whole of it fits, and not before."""
+
+    cluster_queue: Name = Field(description="The ClusterQueue of the cluster's administrators.")
+    elastic: bool = Field(
+        False,
+        description="Autoscaling under Kueue (ElasticJobsViaWorkloadSlices); else sizes are fixed.",
+    )

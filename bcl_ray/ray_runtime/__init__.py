@@ -1,0 +1,1 @@
+"""Ray as a runtime: connection, nodes, elastic workers, stops."""

@@ -1,0 +1,1 @@
+"""A training on a cluster: the stream of batches, workers, their driver."""

@@ -1,0 +1,104 @@
+"""What data tasks do, whoever runs them: read, decode and crop; without Ray, and without torch."""
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bcl_ray.data.plan import Read
+from bcl_ray.data.shards import Manifest, read_row_group
+from bcl_ray.data.views import host
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.runs.budget import TASK_BYTES
+from bcl_ray.storage import files as storage
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The shards of one split and how to turn their images into views; goes to every task.
+
+    Args:
+        path: folder or URI of the shards.
+        files: the shards' names, in the manifest's order.
+        experiment: options of the views, and the seed.
+        training: random views, else the one view of evaluation.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    experiment: Experiment
+    training: bool
+
+    def load(self, epoch: int, reads: Iterable[Read]) -> Batch:
+        """Read, decode and crop rows: views uint8 (N, 1 + V, H, W, 3), labels, ids (N,)."""
+        tables = [
+            read_row_group(storage.join(self.path, self.files[read.shard]), read.row_group).take(
+                read.rows
+            )
+            for read in reads
+        ]
+        columns = {
+            name: np.concatenate([table[name].to_numpy() for table in tables])
+            for name in ("id", "label")
+        }
+        images = [image for table in tables for image in table["image"].to_pylist()]
+        views, ids = self.experiment.views, columns["id"]
+        if self.training:
+            made = host.train_views(
+                images,
+                ids,
+                views,
+                num_contrastive=self.experiment.num_contrastive,
+                seed=self.experiment.train.seed,
+                epoch=epoch,
+            )
+        else:
+            made = host.eval_views(images, views, ids=ids)
+        return {"views": made, "labels": columns["label"].astype(np.int64), "ids": ids}
+
+
+def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> Source:
+    """The training or the evaluation split as its tasks read it."""
+    name = experiment.data.train_split if training else experiment.data.eval_split
+    files = tuple(shard.file for shard in manifest.splits[name].shards)
+    return Source(experiment.data.path, files, experiment, training)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Reads of one epoch that one Ray task turns into views."""
+
+    epoch: int
+    reads: tuple[Read, ...]
+
+
+def tasks_of(source: Source, reads: Iterable[tuple[int, Read]]) -> Iterator[Task]:
+    """Group reads, so that a task makes about TASK_BYTES of views and at least one read."""
+    options = source.experiment
+    per_row = 3 * options.views.image_size**2 * (1 + options.num_contrastive * source.training)
+    for epoch, of_epoch in itertools.groupby(reads, key=operator.itemgetter(0)):
+        group: list[Read] = []
+        for _, read in of_epoch:
+            if group and sum(len(r.rows) for r in [*group, read]) * per_row > TASK_BYTES:
+                yield Task(epoch, tuple(group))
+                group = []
+            group.append(read)
+        yield Task(epoch, tuple(group))
+
+
+def split_block(task: Task, block: Batch) -> Iterator[Batch]:
+    """A task's block, read by read."""
+    begin = 0
+    for read in task.reads:
+        end = begin + len(read.rows)
+        yield {name: column[begin:end] for name, column in block.items()}
+        begin = end
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]], epoch: int = 0) -> Batch:  # noqa: ARG001
+    """A batch in one piece, in this process's memory."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

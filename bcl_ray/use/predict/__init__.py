@@ -1,0 +1,1 @@
+"""Label images with a trained model."""

@@ -1,0 +1,68 @@
+"""What a command's exit status says: 2, a mistake that would come again; 1, what may pass."""
+
+import errno
+
+import pytest
+
+from bcl_ray import cli
+from bcl_ray.storage import files as storage
+from bcl_ray.storage import s3
+from bcl_ray.storage.fence import HeldError, LostError, UnrenewedError
+from bcl_ray.storage.s3.faults import explain
+from bcl_ray.storage.s3.place import Place
+
+BUCKET = Place("bucket", "x", None, None)
+
+
+def of_s3(text):
+    return explain(OSError(text), "s3://bucket/x", BUCKET)
+
+
+def of_access(text):
+    problem = s3.Passing(text) if text == "no answer" else text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s3, "check_access", lambda *_: [problem])
+        with pytest.raises((ValueError, OSError)) as raised:
+            storage.check_usable("s3://bucket/x", "read")
+    return raised.value
+
+
+def of_disk(number):
+    with pytest.raises(OSError, match="no") as raised, storage.plain_errors("/disk/x"):
+        raise OSError(number, "no")
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (2, ValueError("optim.lr (-1) must be positive")),
+        (2, FileNotFoundError("shards do not exist")),
+        (2, ModuleNotFoundError("no ray")),
+        (2, LostError("this run belongs to another driver now")),
+        (2, of_disk(errno.EROFS)),
+        (2, of_access("denied")),
+        (2, of_s3("When reading: AWS Error ACCESS_DENIED during GetObject operation: no")),
+        (2, of_s3("When reading: AWS Error NO_SUCH_BUCKET during GetObject operation: no")),
+        (1, HeldError("in use by job 7")),
+        (1, ConnectionRefusedError("no cluster")),
+        (1, TimeoutError("no answer")),
+        (1, of_disk(errno.ENOSPC)),
+        (1, of_disk(errno.ESTALE)),
+        (1, of_disk(errno.ETIMEDOUT)),
+        (1, of_access("no answer")),
+        (1, UnrenewedError("could not be renewed for 300 s")),
+        (1, of_s3("When reading: AWS Error SLOW_DOWN during GetObject operation: no")),
+        (1, of_s3("When reading: AWS Error NETWORK_CONNECTION during GetObject operation: curl")),
+    ],
+)
+def test_a_mistake_is_told_from_what_may_pass(monkeypatch, capsys, status, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.setattr("sys.argv", ["bcl-ray"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == status
+    assert str(error) in capsys.readouterr().err

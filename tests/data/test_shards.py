@@ -1,0 +1,520 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pyarrow import fs
+
+from bcl_ray.data.decode import decode
+from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
+from bcl_ray.data.shards.staging import MODES, checking, image_fault
+from bcl_ray.data.shards.write import num_shards, row_group_rows
+from bcl_ray.data.sources import Source, SourceSplit, open_source
+from bcl_ray.storage import files as storage
+
+
+def png(value: int, size: int = 2) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (size, size), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg(**options) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def tiff(mode: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def split_of(labels, images=None, **options) -> SourceSplit:
+    labels = np.array(labels, dtype=np.int64)
+    images = images or [png(row % 256) for row in range(len(labels))]
+    options = {"random_order": True, "where": lambda row: f"image {row}"} | options
+    return SourceSplit(labels, lambda rows: (images[row] for row in rows.tolist()), **options)
+
+
+def source_of(train: SourceSplit, classes: int = 2, **others: SourceSplit) -> Source:
+    return Source("fake", tuple(f"class{c}" for c in range(classes)), {"train": train, **others})
+
+
+def balanced(rows: int, classes: int = 2) -> Source:
+    return source_of(split_of(np.arange(rows) % classes), classes)
+
+
+def read_split(target, split) -> pa.Table:
+    return pa.concat_tables([pq.read_table(f"{target}/{shard.file}") for shard in split.shards])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_hold_every_row_of_the_source_once(tmp_path):
+    source = open_source("digits")
+    manifest = write_shards(source, str(tmp_path))
+    assert read_manifest(str(tmp_path)) == manifest
+    for name, split in manifest.splits.items():
+        table = read_split(tmp_path, split).sort_by("id")
+        origin = source.splits[name]
+        rows = np.arange(len(origin.labels))
+        assert table["id"].to_pylist() == rows.tolist()
+        assert table["label"].to_pylist() == origin.labels.tolist()
+        assert table["image"].to_pylist() == list(origin.read(rows))
+        assert split.class_counts == tuple(np.bincount(origin.labels).tolist())
+    assert {path.name.rpartition("-")[0] for path in tmp_path.iterdir()} == {"", "train", "test"}
+    assert not (tmp_path / "incomplete.txt").exists()
+
+
+def test_the_layout_follows_from_the_manifest_by_arithmetic(tmp_path):
+    split = write_shards(balanced(1003), str(tmp_path)).splits["train"]
+    assert split.row_group_rows == 1003 // 64
+    assert sorted({shard.rows for shard in split.shards}) == [125, 126]
+    assert sum(shard.rows for shard in split.shards) == split.rows == 1003
+    for shard in split.shards:
+        meta = pq.ParquetFile(tmp_path / shard.file).metadata
+        sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        full, rest = divmod(shard.rows, split.row_group_rows)
+        assert sizes == [split.row_group_rows] * full + [rest] * (rest > 0)
+
+
+def test_shards_store_images_plainly(tmp_path):
+    manifest = write_shards(balanced(100), str(tmp_path))
+    file = pq.ParquetFile(tmp_path / manifest.splits["train"].shards[0].file)
+    fields = [(field.name, str(field.type)) for field in file.schema_arrow]
+    assert fields == [("id", "int64"), ("image", "binary"), ("label", "int32")]
+    image = file.metadata.row_group(0).column(1)
+    assert image.compression == "UNCOMPRESSED"
+    assert not image.has_dictionary_page
+    assert not image.is_stats_set
+
+
+@pytest.mark.parametrize(
+    ("rows", "mean_bytes", "expected"),
+    [(10, 100, 1), (6400, 100, 100), (10**6, 100, 256), (10**6, 110_000, 76), (10**6, 10**8, 1)],
+)
+def test_row_groups_are_small_and_numerous(rows, mean_bytes, expected):
+    assert row_group_rows(rows, mean_bytes) == expected
+
+
+@given(rows=st.integers(1, 10**7), mean_bytes=st.integers(1, 10**6))
+@settings(deadline=None)
+def test_there_are_enough_shards_and_none_is_empty(rows, mean_bytes):
+    group = row_group_rows(rows, mean_bytes)
+    shards = num_shards(rows, rows * mean_bytes, group, 256 << 20)
+    assert 1 <= shards <= rows
+    assert rows < 8 * group or shards >= 8
+    assert rows * mean_bytes / shards <= 256 << 20 or shards == rows
+
+
+@pytest.mark.parametrize(("factor", "rows"), [(100, 10_847), (50, 12_608), (10, 19_573)])
+def test_cifar100_has_the_published_number_of_images(shared_data, tmp_path, factor, rows):
+    source = open_source("cifar100", str(shared_data / "cifar100-lt"))
+    manifest = write_shards(
+        source, str(tmp_path), profile="exponential", imbalance_factor=factor, max_per_class=500
+    )
+    train, test = manifest.splits["train"], manifest.splits["test"]
+    assert (train.rows, test.rows) == (rows, 10_000)
+    assert (train.class_counts[0], train.class_counts[99]) == (500, 500 // factor)
+    assert set(test.class_counts) == {100}
+
+
+def test_caltech101_keeps_its_natural_tail_byte_for_byte(shared_data, tmp_path):
+    origin = shared_data / "caltech101-lt"
+    manifest = write_shards(open_source("parquet", str(origin)), str(tmp_path))
+    assert {name: split.rows for name, split in manifest.splits.items()} == {
+        "train": 2433,
+        "test": 990,
+    }
+    assert manifest.class_names[0] == "airplanes"
+    assert manifest.splits["train"].class_counts[0] == 277
+    images = pq.read_table(origin / "test.parquet")["image"].to_pylist()
+    written = read_split(tmp_path, manifest.splits["test"]).sort_by("id")["image"].to_pylist()
+    assert written == images
+    assert verify_shards(str(tmp_path)) == []
+
+
+def test_only_the_training_split_is_thinned(tmp_path):
+    labels = np.arange(300) % 3
+    source = source_of(split_of(labels), 3, test=split_of(labels))
+    manifest = write_shards(source, str(tmp_path), profile="step", imbalance_factor=10)
+    assert manifest.splits["train"].class_counts == (100, 10, 10)
+    assert manifest.splits["test"].class_counts == (100, 100, 100)
+    ids = read_split(tmp_path, manifest.splits["train"])["id"].to_numpy()
+    assert sorted(ids[ids % 3 == 1]) == list(range(1, 30, 3))  # the first ten, by their old index
+
+
+def test_named_ids_are_kept(tmp_path):
+    train = split_of([0, 1, 0], ids=np.array([70, 50, 60]))
+    manifest = write_shards(source_of(train), str(tmp_path))
+    table = read_split(tmp_path, manifest.splits["train"]).sort_by("id")
+    assert table["id"].to_pylist() == [50, 60, 70]
+    assert table["label"].to_pylist() == [1, 0, 0]
+
+
+def test_any_contiguous_piece_is_class_mixed(tmp_path):
+    labels = np.repeat(np.arange(4), 500)  # class by class, as many sources are
+    manifest = write_shards(source_of(split_of(labels), 4), str(tmp_path))
+    for shard in manifest.splits["train"].shards:  # of 250 rows
+        counts = np.bincount(pq.read_table(tmp_path / shard.file)["label"].to_numpy(), minlength=4)
+        # Hypergeometric around 62.5 with deviation 6.4: this is five of them.
+        assert np.abs(counts - 62.5).max() < 32
+
+
+def test_the_same_source_profile_and_seed_give_the_same_bytes(tmp_path):
+    manifests = [
+        write_shards(balanced(200), str(tmp_path / name), seed=seed, shard_bytes=2000)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert manifests[0].fingerprint == manifests[1].fingerprint != manifests[2].fingerprint
+    first, _, other = (
+        read_split(tmp_path / name, manifest.splits["train"])["id"].to_pylist()
+        for name, manifest in zip("abc", manifests, strict=True)
+    )
+    assert first != other
+    assert sorted(first) == sorted(other)
+
+
+def bomb() -> bytes:
+    """A PNG of 120 bytes that claims 100,000 x 100,000 pixels."""
+    header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00"
+    content = bytearray(png(0))
+    content[12:33] = header + zlib.crc32(header).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (jpeg()[:-2000], "does not decode ("),
+        (half(jpeg()), "does not decode ("),
+        (half(jpeg(progressive=True)), "does not decode ("),
+        (png(0, 40)[:-30], "does not decode ("),
+        (tiff("F"), "its mode F is none of 1, L, LA, P, "),
+        (tiff("I"), "its mode I is none of "),
+        (tiff("I;16"), "its mode I;16 is none of "),
+        (tiff("LAB"), "its mode LAB is none of "),
+        (b"hello", "does not decode: cannot identify image file its bytes"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "does not decode: cannot identify"),
+        (b"", "the image is empty"),
+        (png(0, 11), "11 x 11 pixels are more than max_pixels (100)"),
+        (bomb(), "100000 x 100000 pixels are more than max_pixels (100)"),
+        (FileNotFoundError(), "the file does not exist"),
+    ],
+    ids=[
+        "cut jpeg",
+        "half jpeg",
+        "half progressive jpeg",
+        "cut png",
+        "F",
+        "I",
+        "I;16",
+        "LAB",
+        "text",
+        "postscript",
+        "empty",
+        "large",
+        "bomb",
+        "missing",
+    ],
+)
+def test_unusable_images_say_why(content, fault):
+    limit = 100 if "max_pixels" in fault else 10_000
+    with checking():
+        assert image_fault(content, limit).startswith(fault)
+
+
+@pytest.mark.parametrize("content", [png(0), jpeg(), jpeg(progressive=True), tiff("CMYK")])
+def test_usable_images_have_no_fault(content):
+    with checking():
+        assert image_fault(content, 64 * 64) is None
+
+
+def test_max_pixels_may_be_beyond_pillows_own_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 100 pixels would be a bomb to it
+    with checking():
+        assert image_fault(png(0, 10), 100) is None
+    assert Image.MAX_IMAGE_PIXELS == 40
+
+
+def test_what_passes_the_check_is_what_training_decodes():
+    """In every mode that passes, training sees the pixels of the conventional pipeline."""
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    for mode in MODES:
+        buffer = io.BytesIO()
+        # Pillow makes no PA from RGB.
+        start = colours.convert("P") if mode == "PA" else colours
+        start.convert(mode).save(buffer, "TIFF")
+        content = buffer.getvalue()
+        with checking():
+            assert image_fault(content, 64) is None
+        theirs = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+        assert np.abs(decode(content) - theirs).max() <= (mode == "YCbCr"), mode
+
+
+def test_faults_are_told_once_and_not_by_opencv_too(capfd):
+    with checking():
+        assert image_fault(half(jpeg()), 64 * 64)
+    assert capfd.readouterr() == ("", "")
+
+
+def spoiled(bad: int) -> Source:
+    """Rows 0 to bad - 1 are empty images, then 40 good ones; two of the labels are outside."""
+    images = [b""] * bad + [png(row) for row in range(40)]
+    labels = [0, 1] * (len(images) // 2)
+    labels[-1], labels[-2] = 2, -1
+    return source_of(split_of(labels, images), test=split_of([0, 1]))
+
+
+def test_bad_images_stop_sharding_with_the_first_ten_and_the_total(tmp_path):
+    target = tmp_path / "target"
+    with pytest.raises(ValueError, match=r"14 of 54 rows are bad") as stopped:
+        write_shards(spoiled(12), str(target))
+    lines = str(stopped.value).splitlines()
+    assert lines[0].endswith("with --on-bad-image skip. The first 10:")
+    assert lines[1:] == [f"  train row {row}, image {row}: the image is empty" for row in range(10)]
+    assert not target.exists()
+
+
+def test_skipped_images_are_listed_and_counted(tmp_path):
+    manifest = write_shards(spoiled(2), str(tmp_path), on_bad_image="skip")
+    train = manifest.splits["train"]
+    assert (train.rows, train.quarantined) == (38, 4)
+    assert manifest.splits["test"].quarantined == 0
+    lines = (tmp_path / "quarantine-train.jsonl").read_text().splitlines()
+    faults = {row["row"]: (row["label"], row["fault"]) for row in map(json.loads, lines)}
+    assert faults == {
+        0: (0, "the image is empty"),
+        1: (1, "the image is empty"),
+        40: (-1, "label -1 is outside 0..1"),
+        41: (2, "label 2 is outside 0..1"),
+    }
+    assert not (tmp_path / "quarantine-test.jsonl").exists()
+    assert verify_shards(str(tmp_path)) == []
+
+
+def test_a_list_with_bad_lines_and_missing_files_is_told_by_name(tmp_path):
+    (tmp_path / "ok.png").write_bytes(png(0))
+    (tmp_path / "list").write_text("ok.png 0\ngone.png 0\nnonsense\n")
+    source = open_source("list", str(tmp_path), splits={"train": f"{tmp_path}/list"})
+    with pytest.raises(ValueError, match="2 of 3 rows are bad") as stopped:
+        write_shards(source, str(tmp_path / "target"))
+    assert "train row 1, gone.png: the file does not exist" in str(stopped.value)
+    assert f"train row 2, {tmp_path}/list line 3: line 3 of" in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (balanced(4, 2), {"imbalance_factor": 5}, "imbalance_factor does nothing for profile"),
+        (balanced(4, 2), {"shard_bytes": 0}, r"shard_bytes \(0\) must be at least 1"),
+        (balanced(4, 2), {"on_bad_image": "s"}, "on_bad_image 's' must be stop or skip"),
+        (
+            source_of(split_of([0, 2])),
+            {},
+            r"images: 1 \(class1\).*image 1: label 2 is outside 0..1",
+        ),
+        (balanced(4, 2), {"seed": -1}, r"seed \(-1\) must be at least 0"),
+        (source_of(split_of([0, 0, 2]), 3), {}, r"1 of 3 classes have no training images: 1 \(cl"),
+        (source_of(split_of([0, 1], [png(0), b""])), {"on_bad_image": "skip"}, r"images: 1 \(cl"),
+        (source_of(split_of([0, 1]), test=split_of([])), {}, "split 'test' has no images"),
+        (
+            source_of(split_of([0, 1]), **{"a/b": split_of([0])}),
+            {},
+            "split name 'a/b' must consist",
+        ),
+        (Source("fake", ("a",), {"test": split_of([0])}), {}, "source 'fake' has no split 'train'"),
+        (
+            source_of(split_of([0, 1, 1, 0], ids=np.array([5, 7, 5, 7]))),
+            {},
+            r"2 ids occur more than once: 5 \(2 times, first in image 0\), 7 \(2 times",
+        ),
+    ],
+)
+def test_sources_that_make_no_data_set_are_refused(tmp_path, source, options, message):
+    with pytest.raises(ValueError, match=message):
+        write_shards(source, str(tmp_path / "target"), **options)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_target_in_use_is_left_alone(tmp_path):
+    write_shards(balanced(20), str(tmp_path))
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match="already holds a data set: choose another target"):
+        write_shards(balanced(20), str(tmp_path), seed=1)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="holds Parquet files that `bcl-ray shard` did not write"):
+        write_shards(balanced(20), str(tmp_path))
+    assert files_of(tmp_path).items() <= before.items()
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_shards import balanced
+from bcl_ray.shards import write_shards
+
+def progress(stage, done, rows):
+    if stage == "writing train" and done > rows / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+write_shards(balanced(100), {target!r}, shard_bytes=300, progress=progress)
+"""
+
+
+def test_a_killed_attempt_is_no_data_set_and_the_next_one_works(tmp_path):
+    target = tmp_path / "target"
+    script = KILLED.format(tests=str(Path(__file__).parent), target=str(target))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(target.glob("train-*.parquet"))) > 8
+    with pytest.raises(ValueError, match="so it is not a data set; sharding was interrupted: run"):
+        read_manifest(str(target))
+    write_shards(balanced(100), str(target))
+    write_shards(balanced(100), str(tmp_path / "undisturbed"))
+    assert files_of(target) == files_of(tmp_path / "undisturbed")
+
+
+def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
+    )
+    (tmp_path / "set").mkdir()  # an object store needs no folders
+    manifest = write_shards(balanced(100), "test://bucket/set")
+    assert read_manifest("test://bucket/set") == manifest
+    assert verify_shards("test://bucket/set") == []
+
+
+def alter_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[40] ^= 1
+    file.write_bytes(content)
+
+
+def alter_manifest(folder: Path, **changes) -> None:
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "difference"),
+    [
+        (lambda folder: (folder / "train-00003.parquet").unlink(), "train-00003.parquet: missing"),
+        (
+            lambda folder: alter_byte(folder / "train-00000.parquet"),
+            "train-00000.parquet: SHA-256 differs, so its content was changed",
+        ),
+        (
+            lambda folder: os.truncate(folder / "train-00001.parquet", 100),
+            "train-00001.parquet: 100 bytes instead of ",
+        ),
+        (
+            lambda folder: (folder / "train-00009.parquet").write_bytes(b""),
+            "train-00009.parquet: not in the manifest",
+        ),
+        (
+            lambda folder: alter_manifest(folder, source="other"),
+            "manifest.json: the fingerprint does not fit the content",
+        ),
+    ],
+    ids=["missing", "changed", "cut", "extra", "manifest"],
+)
+def test_verify_names_what_differs(tmp_path, damage, difference):
+    write_shards(balanced(100), str(tmp_path))
+    assert verify_shards(str(tmp_path)) == []
+    damage(tmp_path)
+    (found,) = verify_shards(str(tmp_path))
+    assert found.startswith(difference)
+
+
+def test_verify_counts_what_hashes_cannot_tell(tmp_path):
+    manifest = write_shards(balanced(100), str(tmp_path))
+    train = manifest.splits["train"]
+    false = train.model_copy(update={"class_counts": (51, 49)})
+    altered = manifest.model_copy(update={"splits": {"train": false}})
+    alter_manifest(
+        tmp_path,
+        **json.loads(altered.model_dump_json()) | {"fingerprint": altered.content_fingerprint()},
+    )
+    assert verify_shards(str(tmp_path)) == ["train: class 0 has 50 images instead of 51"]
+
+
+def test_manifests_that_cannot_be_trusted_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no manifest.json, so it is not a data set; write"):
+        read_manifest(str(tmp_path))
+    write_shards(balanced(10), str(tmp_path))
+    alter_manifest(tmp_path, source="other")
+    with pytest.raises(ValueError, match=r"manifest.json was changed after it was written"):
+        read_manifest(str(tmp_path))
+    alter_manifest(tmp_path, source=None)
+    with pytest.raises(ValueError, match=r"manifest.json: source: Input should be a valid string"):
+        read_manifest(str(tmp_path))
+    alter_manifest(tmp_path, format_version=2)
+    with pytest.raises(ValueError, match="has format version 2, and this bcl-ray reads 1"):
+        read_manifest(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json is not JSON"):
+        read_manifest(str(tmp_path))
+
+
+def test_progress_tells_the_stage_and_reaches_the_end(tmp_path):
+    seen = []
+    write_shards(balanced(100), str(tmp_path), progress=lambda *step: seen.append(step))
+    assert seen[0] == ("reading train", 64, 100)
+    assert ("reading train", 100, 100) in seen
+    assert seen[-1] == ("writing train", 100, 100)
+
+
+MEMORY = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from bcl_ray.shards import write_shards
+from bcl_ray.sources import Source, SourceSplit
+
+rows, target = int(sys.argv[1]), sys.argv[2]
+buffer = io.BytesIO()
+Image.new("L", (2, 2)).save(buffer, "PNG")
+image = buffer.getvalue()
+
+def read(rows):
+    for row in rows:
+        yield image + bytes(1000)  # decoders stop at the image's end; each row is a new object
+
+train = SourceSplit(np.arange(rows) % 10, read, str, random_order=False)
+write_shards(Source("fake", tuple("0123456789"), {"train": train}), target, shard_bytes=1 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_grow_with_the_rows(tmp_path):
+    peaks = []
+    for rows in (20_000, 200_000):  # 21 and 213 MB of images
+        command = [sys.executable, "-c", MEMORY, str(rows), str(tmp_path / str(rows))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 1.15 * peaks[0]

@@ -1,0 +1,156 @@
+import re
+
+import pytest
+
+from bcl_ray.experiment.overrides import from_file, from_yaml, with_overrides
+from bcl_ray.experiment.recipes import cifar10_lt
+
+
+def one_line(start: str) -> str:
+    """A pattern: one line that starts so."""
+    return rf"\A{re.escape(start)}[^\n]*\Z"
+
+
+def test_overrides_are_applied_in_order():
+    changed = with_overrides(cifar10_lt(), ["optim.lr=0.3", "loss.tau=0", "optim.lr=0.2"])
+    assert (changed.optim.lr, changed.loss.tau) == (0.2, 0.0)
+    assert changed.data == cifar10_lt().data
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "option", "value"),
+    [
+        ("optim.lr=1e-3", "optim", "lr", 0.001),  # YAML 1.1 reads 1e-3 as text
+        ("train.epochs=20", "train", "epochs", 20),
+        ("train.compile=true", "train", "compile", True),
+        ("optim.milestones=[1e2, 150]", "optim", "milestones", (100.0, 150.0)),
+        ("tracking.run=null", "tracking", "run", None),
+        ("tracking.run='7'", "tracking", "run", "7"),
+        ("tracking.uri=http://host:5000/?a=b", "tracking", "uri", "http://host:5000/?a=b"),
+        ("data.path=s3://bucket/prefix", "data", "path", "s3://bucket/prefix"),
+    ],
+)
+def test_an_override_is_yaml_of_the_options_type(override, section, option, value):
+    changed = getattr(getattr(with_overrides(cifar10_lt(), [override]), section), option)
+    assert changed == value
+    assert type(changed) is type(value)
+
+
+def test_overrides_reach_nested_sections():
+    changed = with_overrides(cifar10_lt(), ["views.contrastive.grayscale=0.5"])
+    assert changed.views.contrastive.grayscale == 0.5
+    assert changed.views.classification == cifar10_lt().views.classification
+
+
+def test_overrides_are_judged_together():
+    changed = with_overrides(cifar10_lt(), ["scale.workers=3", "optim.global_batch_size=255"])
+    assert (changed.scale.workers, changed.optim.global_batch_size) == (3, 255)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "loss.temprature=0.2",
+            "no option 'loss.temprature': section 'loss' has no field 'temprature'; did you mean "
+            "'temperature'?",
+        ),
+        (
+            "los.tau=1",
+            "no option 'los.tau': an experiment has no field 'los'; did you mean 'loss'?",
+        ),
+        (
+            "views.contrastive.grey=1",
+            "no option 'views.contrastive.grey': section 'views.contrastive' has no field 'grey'; "
+            "known: crop, scale, ratio, padding, flip, policy, jitter, jitter_probability, "
+            "grayscale, blur, cutout",
+        ),
+        (
+            "loss.tau.x=1",
+            "no option 'loss.tau.x': section 'loss.tau' has no field 'x'; known: none",
+        ),
+        ("loss=1", "'loss' is a section; set loss.<field>=value"),
+        ("loss.tau", "override 'loss.tau' must have the form section.field=value"),
+        ("optim.lr=[", "optim.lr=[: the value is not YAML; quote it"),
+        ("optim.lr=fast", "optim.lr=fast: input should be a valid number, unable to parse string"),
+        ("optim.lr=.inf", "optim.lr=inf: input should be a finite number"),
+        ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
+        (
+            "model.backbone=resnet99",
+            "model.backbone=resnet99: input should be 'resnet8', 'resnet20', 'resnet32', "
+            "'resnet18', 'resnet50' or 'resnext50_32x4d'",
+        ),
+        (
+            "tracking.run=7",
+            "tracking.run=7: input should be a valid string; quote it twice, '\"7\"'",
+        ),
+        ("data.path=null", "data.path=None: input should be a valid string"),
+        ("views.mean=[1, 2]", "views.mean has too few values: there is none at position 2"),
+    ],
+)
+def test_a_mistaken_override_is_one_line_that_names_the_option(override, message):
+    with pytest.raises(ValueError, match=one_line(message)):
+        with_overrides(cifar10_lt(), [override])
+
+
+def test_a_file_may_leave_out_what_has_a_default(tmp_path):
+    file = tmp_path / "mine.yaml"
+    text = cifar10_lt().to_yaml()
+    file.write_text(text[: text.index("scale:\n  workers")])
+    assert from_file(file) == cifar10_lt()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "mine.yaml is not valid YAML: while parsing a flow node"),
+        ("- a", "mine.yaml must be a YAML mapping of sections, got list"),
+        ("", "mine.yaml must be a YAML mapping of sections, got NoneType"),
+        (
+            "name: x",
+            "mine.yaml: option 'data' is missing; `bcl-ray recipes show` prints complete ones",
+        ),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_named(text, message):
+    with pytest.raises(ValueError, match=one_line(message)):
+        from_yaml(text, origin="mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "  tau:",
+            "  taw:",
+            "mine.yaml: no option 'loss.taw': section 'loss' has no field 'taw'; did you mean "
+            "'tau'?",
+        ),
+        (
+            "    cutout:",
+            "    cutoff:",
+            "mine.yaml: no option 'views.classification.cutoff': section 'views.classification' "
+            "has no field 'cutoff'; did you mean 'cutout'?",
+        ),
+        (
+            "  feature_dim: 128\n",
+            "",
+            "mine.yaml: option 'model.feature_dim' is missing; `bcl-ray recipes show` prints "
+            "complete ones",
+        ),
+        ("name: cifar10_lt", "nom: cifar10_lt", "mine.yaml: option 'name' is missing"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file_and_the_option(old, new, message):
+    with pytest.raises(ValueError, match=one_line(message)):
+        from_yaml(cifar10_lt().to_yaml().replace(old, new, 1), origin="mine.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone.yaml: no such file or directory; name a YAML file"):
+        from_file(tmp_path / "gone.yaml")
+    with pytest.raises(ValueError, match=r": is a directory; name a YAML file"):
+        from_file(tmp_path)
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ValueError, match=r"picture.yaml is not text in UTF-8: name a YAML file"):
+        from_file(tmp_path / "picture.yaml")

@@ -1,0 +1,325 @@
+"""Following a job's log over connections that break, against a small server that breaks them."""
+
+import asyncio
+import itertools
+import json
+import socket
+import threading
+import time
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bcl_ray.ops.jobs import client, follow
+from bcl_ray.ops.jobs.client import Cluster, address_of, token_of
+from bcl_ray.ops.jobs.follow import Lines
+
+pytestmark = pytest.mark.ray  # Ray's client is used, though no Ray is started
+
+JOB = "long-1124-120000"
+LOG = "first\nsecond\n\nfourth is ünicode\nlast has no end"
+TEXTS = st.text(st.sampled_from("ab\nü"), max_size=60)
+
+
+@given(text=TEXTS, data=st.data())
+def test_each_line_comes_once_however_often_the_connection_breaks(text, data):
+    lines, found = Lines(), []
+    for _ in range(data.draw(st.integers(0, 5))):
+        sent = text[: data.draw(st.integers(0, len(text)))]
+        lines.reconnected()
+        for chunk in pieces(sent, data):
+            found += lines.feed(chunk)
+    lines.reconnected()
+    for chunk in pieces(text, data):
+        found += lines.feed(chunk)
+    found += lines.end()
+    assert found == text.split("\n")[: None if text.rpartition("\n")[2] else -1]
+
+
+def pieces(text: str, data) -> list[str]:
+    marks = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4))), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(marks)]
+
+
+class Dashboard:
+    """As much of a dashboard as following needs; each connection to the log does as `plan` says.
+
+    A plan is a list of (characters to send, how to end): `abort`, `close`, `leave`, or a status
+    to answer instead; the last one holds for all connections that come later.
+    """
+
+    def __init__(self):
+        self.plan, self.status, self.connections = [(len(LOG), "close")], "RUNNING", 0
+        self.answer = None  # a status with which everything is answered
+        self.authorizations = set()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def call(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    def start(self):
+        self.call(self._start())
+
+    def stop(self):
+        self.call(self._stop())
+
+    async def _stop(self):
+        await self.runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _start(self):
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/api/version", self.version),
+                web.get("/api/jobs/", self.jobs),
+                web.get("/api/jobs/{name}", self.job),
+                web.get("/api/jobs/{name}/logs/tail", self.tail),
+            ]
+        )
+        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+    def details(self):
+        return {
+            "type": "SUBMISSION",
+            "submission_id": JOB,
+            "entrypoint": "true",
+            "status": self.status,
+            "message": "no node has 8 GPUs",
+        }
+
+    def reply(self, request, content, status=200):
+        self.authorizations.add(request.headers.get("Authorization"))
+        return web.Response(text=content, status=self.answer or status)
+
+    async def version(self, request):
+        found = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}
+        return self.reply(request, json.dumps(found))
+
+    async def jobs(self, request):
+        return self.reply(request, json.dumps([self.details()]))
+
+    async def job(self, request):
+        if request.match_info["name"] != JOB:
+            return self.reply(request, "no such job", 404)
+        return self.reply(request, json.dumps(self.details()))
+
+    async def tail(self, request):
+        self.connections += 1
+        last = len(self.plan) == 1
+        characters, end = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        if isinstance(end, int):
+            return web.Response(status=end)
+        stream = web.WebSocketResponse()
+        await stream.prepare(request)
+        for begin in range(0, characters, 7):
+            await stream.send_str(LOG[begin : min(begin + 7, characters)])
+        if end == "leave":
+            await asyncio.sleep(20)
+        if end == "abort":
+            await asyncio.sleep(0.05)
+            request.transport.abort()
+        elif last:
+            self.status = "SUCCEEDED"
+        return stream
+
+
+@pytest.fixture
+def dashboard(monkeypatch):
+    for name in (*client.ADDRESSES, *client.CA_FILES, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that what the client sets is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "sesame")
+    monkeypatch.setattr(follow, "PAUSES", (0.05, 0.1))
+    made = Dashboard()
+    yield made
+    made.stop()
+    made.loop.call_soon_threadsafe(made.loop.stop)
+
+
+def followed(dashboard):
+    lines, told = [], []
+    job = follow.follow(Cluster(dashboard.address), JOB, lines.append, told.append)
+    return lines, told, job
+
+
+def test_a_log_is_shown_whole_and_the_token_is_sent(dashboard):
+    lines, told, job = followed(dashboard)
+    assert lines == LOG.split("\n")
+    assert (told, job.status) == ([], "SUCCEEDED")
+    assert dashboard.authorizations == {"Bearer sesame"}
+    assert dashboard.connections == 1
+
+
+@pytest.mark.parametrize("end", ["abort", "close", 502])
+def test_a_connection_that_breaks_is_made_again_and_nothing_is_shown_twice(dashboard, end):
+    """After no, some and all characters, in the middle of a line and at its end."""
+    cuts = (0, 3, 6, 6, 14, 30, len(LOG))
+    dashboard.plan = [*((cut, end) for cut in cuts), (len(LOG), "close")]
+    lines, told, job = followed(dashboard)
+    assert lines == LOG.split("\n")
+    assert job.status == "SUCCEEDED"
+    assert dashboard.connections == 8
+    assert set(told) <= {f"connection to {dashboard.address} lost, trying again; the job goes on"}
+
+
+def test_a_dashboard_that_is_away_for_a_while_is_waited_for(dashboard):
+    dashboard.plan = [(10, "leave"), (len(LOG), "close")]
+
+    def outage():
+        time.sleep(0.5)
+        dashboard.stop()
+        time.sleep(1)
+        dashboard.start()
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    lines, told, _ = followed(dashboard)
+    thread.join()
+    assert lines == LOG.split("\n")
+    assert told == [f"connection to {dashboard.address} lost, trying again; the job goes on"]
+
+
+def test_a_dashboard_that_stays_away_is_given_up(dashboard, monkeypatch):
+    monkeypatch.setattr(follow, "PATIENCE", 0.5)
+    cluster = Cluster(dashboard.address)
+    dashboard.stop()
+    with pytest.raises(OSError, match="Connect call failed"):
+        follow.follow(cluster, JOB, print, print)
+    dashboard.start()
+
+
+def test_a_job_whose_log_is_gone_with_its_node_ends(dashboard):
+    dashboard.plan, dashboard.status = [(0, 500)], "FAILED"
+    lines, told, job = followed(dashboard)
+    assert (lines, job.status) == ([], "FAILED")
+    assert told == ["the end of its log cannot be read: its node is gone"]
+
+
+def test_a_job_that_waits_says_for_what(dashboard, monkeypatch):
+    monkeypatch.setattr(follow, "QUIET", 0.2)
+    dashboard.plan, dashboard.status = [(0, "leave"), (len(LOG), "close")], "PENDING"
+    cluster, told = Cluster(dashboard.address), []
+
+    def stop_waiting(text):
+        told.append(text)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        follow.follow(cluster, JOB, print, stop_waiting)
+    assert told == ["the job is waiting: no node has 8 GPUs"]
+
+
+def test_a_token_that_is_refused_in_the_middle_ends_the_following(dashboard):
+    dashboard.plan = [(10, "abort"), (0, 401)]
+    cluster = Cluster(dashboard.address)
+    dashboard.answer = 401
+    with pytest.raises(PermissionError, match=r"wants a token \(401\)"):
+        follow.follow(cluster, JOB, print, print)
+
+
+def test_following_ends_when_nobody_reads_what_is_shown(dashboard):
+    def closed(line):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        follow.follow(Cluster(dashboard.address), JOB, closed, print)
+    assert dashboard.connections == 1
+
+
+def test_an_unknown_job_is_refused_with_the_nearest(dashboard):
+    with pytest.raises(ValueError, match=f"knows no job 'long-1224': did you mean {JOB}"):
+        Cluster(dashboard.address).job("long-1224")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (404, ValueError, "answers, but is no Ray dashboard"),
+        (401, PermissionError, "wants a token (401), and there is RAY_AUTH_TOKEN"),
+        (403, PermissionError, "does not accept the token of RAY_AUTH_TOKEN (403)"),
+        (500, OSError, "answered 500 to /api/version"),
+    ],
+)
+def test_answers_of_a_dashboard_are_told_in_plain_words(dashboard, answer, kind, message):
+    dashboard.answer = answer
+    with pytest.raises(kind) as error:
+        Cluster(dashboard.address)
+    assert message in str(error.value)
+    assert dashboard.address in str(error.value)
+    assert "sesame" not in str(error.value)
+
+
+def test_what_is_no_dashboard_is_told_in_plain_words(dashboard, monkeypatch):
+    monkeypatch.setattr(client, "TIMEOUT", (0.3, 0.3))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        with pytest.raises(OSError, match="refuses connections: is the cluster up, and is it"):
+            Cluster(f"http://127.0.0.1:{port}")
+        silent.listen()
+        with pytest.raises(OSError, match="does not answer in time: is it the right host"):
+            Cluster(f"http://127.0.0.1:{port}")
+    with pytest.raises(OSError, match="is not trusted, or speaks no TLS: name the authority's"):
+        Cluster(dashboard.address.replace("http", "https"))
+    with pytest.raises(OSError, match="is a name that cannot be resolved"):
+        Cluster("http://nowhere.invalid:8265")
+
+
+def test_an_address_is_the_option_or_of_the_environment(monkeypatch):
+    for name in client.ADDRESSES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="which cluster"):
+        address_of(None)
+    monkeypatch.setenv("RAY_ADDRESS", "https://ray:443/")
+    assert address_of(None) == "https://ray:443"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://api:8265")
+    assert address_of(None) == "http://api:8265"
+    assert address_of("http://other:8265") == "http://other:8265"
+
+
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "ray://head:10001", "http://"])
+def test_an_address_that_is_no_dashboards_is_refused(address):
+    with pytest.raises(ValueError, match="jobs go to the dashboard: --address http://HOST:8265"):
+        address_of(address)
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown():
+    with pytest.raises(ValueError, match="--address holds a user name or a password") as error:
+        address_of("http://me:sesame@head:8265")
+    assert "sesame" not in str(error.value)
+
+
+def test_a_token_is_found_where_ray_finds_it(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home, other = tmp_path / ".ray" / "auth_token", tmp_path / "other"
+    missing = f"none in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or {home}"
+    assert token_of() == (None, missing)
+    home.parent.mkdir()
+    home.write_text("of-home\n")
+    assert token_of() == ("of-home", str(home))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
+    with pytest.raises(FileNotFoundError, match=r"RAY_AUTH_TOKEN_PATH names .*other, which does"):
+        token_of()
+    other.write_text("of-path")
+    assert token_of() == ("of-path", str(other))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-environment")
+    assert token_of() == ("of-environment", "RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert token_of() == (None, "none, as RAY_AUTH_MODE is disabled")

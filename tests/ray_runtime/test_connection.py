@@ -1,0 +1,105 @@
+import re
+
+import pytest
+
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar10_lt
+from bcl_ray.ray_runtime.connection import (
+    Resources,
+    check_places,
+    connected,
+    one_line,
+    root_cause,
+    uses_gpus,
+)
+
+
+def cluster(*nodes: dict[str, float]) -> Resources:
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    return Resources(cpus, gpus, 2.0**30, nodes)
+
+
+def experiment(*overrides: str):
+    return with_overrides(
+        cifar10_lt(), ["data.path=s3://b/data", "tracking.runs=s3://b/runs", *overrides]
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "used"),
+    [("auto", 0, False), ("auto", 2, True), ("cuda", 2, True), ("cpu", 2, False)],
+)
+def test_workers_get_a_gpu_each_where_there_are_enough(device, gpus, used):
+    options = experiment("scale.workers=2", f"scale.device={device}")
+    assert uses_gpus(options, cluster({"CPU": 8, "GPU": gpus})) is used
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cuda", 1), ("cuda", 0)])
+def test_fewer_gpus_than_workers_are_refused_instead_of_waited_for(device, gpus):
+    options = experiment("scale.workers=2", f"scale.device={device}")
+    message = f"scale.workers (2) is more than the cluster has GPUs ({gpus}): lower it"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        uses_gpus(options, cluster({"CPU": 8, "GPU": gpus}))
+
+
+def test_workers_that_fit_in_all_but_on_no_node_are_refused():
+    options = experiment("scale.workers=2", "scale.cpus_per_worker=3")
+    check_places(options, cluster({"CPU": 6}))
+    message = "room for 0 workers of scale.cpus_per_worker (3), scale.workers is 2"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_places(options, cluster({"CPU": 2}, {"CPU": 2}, {"CPU": 2}))
+
+
+@pytest.mark.parametrize("option", ["data.path", "tracking.runs", "model.weights"])
+def test_a_local_path_is_refused_on_several_nodes(option):
+    options = experiment(f"{option}=/data/here")
+    check_places(options, cluster({"CPU": 4}))
+    with pytest.raises(ValueError, match=rf"^{re.escape(option)} \(/data/here\) is a path of this"):
+        check_places(options, cluster({"CPU": 4}, {"CPU": 4}))
+    check_places(experiment(f"{option}=file:///mnt/data"), cluster({"CPU": 4}, {"CPU": 4}))
+
+
+def test_the_root_cause_is_told_in_one_line():
+    outer = RuntimeError("a task failed")
+    outer.__cause__ = ValueError("image with id 3 does not decode\nand more")
+    assert root_cause(outer) is outer.__cause__
+    assert one_line(outer) == "ValueError: image with id 3 does not decode"
+
+
+def test_the_market_of_a_node_is_named_as_rendered_files_name_it():
+    from bcl_ray.ops.manifests.kuberay import MARKET as RENDERED
+    from bcl_ray.ray_runtime.node_groups import MARKET
+
+    assert MARKET == RENDERED
+
+
+def test_rank_zero_is_kept_on_steady_nodes_where_there_are_any():
+    from bcl_ray.training.driver import _rank_zero_stays
+
+    spot = Resources(8, 0, 2.0**30, (), markets=frozenset({"spot"}))
+    mixed = Resources(8, 0, 2.0**30, (), markets=frozenset({"spot", "steady"}))
+    assert _rank_zero_stays(3, spot) is None
+    assert _rank_zero_stays(3, mixed) == [{"bcl-ray.io/market": "steady"}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            "127.0.0.1:1",
+            r"the cluster of RAY_ADDRESS \(127.0.0.1:1\) did not answer: Exc",
+        ),
+        ("", "a Ray of our own did not answer: Exception: slow; is the machine overloaded"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, address, message):
+    """Ray raises bare exceptions where a machine is overloaded."""
+
+    def init(**_):
+        raise Exception("slow\nand more")
+
+    monkeypatch.setattr("bcl_ray.ray_runtime.connection.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("bcl_ray.ray_runtime.connection.ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(OSError, match=message), connected():
+        pass

@@ -1,0 +1,177 @@
+import re
+
+import pytest
+
+from bcl_ray.data.shards import Manifest, ProfileInfo, ShardInfo, Split, read_manifest
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
+from bcl_ray.runs.budget import Budget, budget, check_store, epoch_plan, layout, this_machine
+
+
+def split_of(*shard_rows: int, row_group_rows: int = 193) -> Split:
+    shards = tuple(
+        ShardInfo(file=f"part-{i}.parquet", rows=rows, bytes=3000 * rows, sha256="0" * 64)
+        for i, rows in enumerate(shard_rows)
+    )
+    return Split(
+        rows=sum(shard_rows),
+        class_counts=(sum(shard_rows),),
+        row_group_rows=row_group_rows,
+        shards=shards,
+    )
+
+
+def manifest_of(**splits: Split) -> Manifest:
+    return Manifest(
+        format_version=1,
+        class_names=("thing",),
+        splits=splits,
+        source="fake",
+        profile=ProfileInfo(name="natural", imbalance_factor=None, max_per_class=None, seed=0),
+        fingerprint="0" * 64,
+    )
+
+
+CIFAR = manifest_of(train=split_of(6203, 6203), test=split_of(10_000))
+
+
+def wanted(*overrides: str, cpus: float | None = None, manifest: Manifest = CIFAR) -> Budget:
+    return budget(with_overrides(cifar10_lt(), overrides), manifest, cpus)
+
+
+def test_a_cifar_run_in_numbers():
+    """12,406 images in batches of 256, three views of 32 x 32 pixels, by hand; tasks hold all."""
+    assert wanted("scale.workers=2", cpus=8) == Budget(
+        steps_per_epoch=48,
+        steps=48 * 200,
+        images_per_epoch=12_288,
+        left_out=118,
+        eval_images=10_000,
+        bytes_per_epoch=3000 * 12_406,
+        batch_bytes=128 * 3 * 3072,
+        lanes=16,
+        worker_cpus=2.0,
+        data_cpus=6.0,
+        store_bytes=3 * 3072 * (12_406 + 4 * 256),
+    )
+
+
+@pytest.mark.parametrize("override", ["loss.kind=ce", "loss.contrastive_weight=0"])
+def test_views_that_no_loss_contrasts_cost_nothing(override):
+    one_view = wanted(override)
+    assert (one_view.batch_bytes, wanted().batch_bytes) == (256 * 3072, 256 * 3 * 3072)
+
+
+def test_the_store_holds_open_row_groups_running_tasks_and_batches_ahead():
+    needs = wanted("scale.data_cpus=2").store_bytes
+    assert needs == 3 * 3072 * (16 * 193 + 2 * (2**25 // (3 * 3072)) + 4 * 256)
+
+
+def test_open_row_groups_are_never_more_than_the_split():
+    small = manifest_of(train=split_of(300), test=split_of(10))
+    assert wanted(manifest=small).store_bytes == 3 * 3072 * (300 + 4 * 256)
+
+
+def test_more_workers_need_smaller_batches_and_the_same_store():
+    one, four = (wanted(f"scale.workers={n}", "scale.data_cpus=2") for n in (1, 4))
+    assert four.batch_bytes * 4 == one.batch_bytes
+    assert four.store_bytes == one.store_bytes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cpus", "left"),
+    [
+        (["scale.workers=2"], 4.0, 2.0),
+        (["scale.workers=2", "scale.data_cpus=1.5"], 4.0, 1.5),
+        (["scale.workers=2", "scale.data_cpus=1.5"], None, 1.5),
+        (["scale.workers=2"], None, None),
+    ],
+)
+def test_cpus_for_data_are_those_asked_for_else_all_that_workers_leave(overrides, cpus, left):
+    assert wanted(*overrides, cpus=cpus).data_cpus == left
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cpus", "message"),
+    [
+        (
+            ["scale.workers=2"],
+            2.0,
+            "scale.workers (2) x scale.cpus_per_worker (1) leave 0 of 2 CPUs for data, which "
+            "needs 1: lower one of them, or scale.data_cpus and scale.cpus_per_data_task",
+        ),
+        (
+            ["scale.workers=2", "scale.cpus_per_worker=0.5", "scale.data_cpus=1.5"],
+            2.0,
+            "scale.workers (2) x scale.cpus_per_worker (0.5) leave 1 of 2 CPUs for data, which "
+            "needs 1.5",
+        ),
+        (
+            ["scale.workers=4"],
+            2.0,
+            "scale.workers (4) x scale.cpus_per_worker (1) leave 0 of 2 CPUs for data",
+        ),
+    ],
+)
+def test_a_run_without_a_cpu_for_data_is_refused(overrides, cpus, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        wanted(*overrides, cpus=cpus)
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused():
+    message = "optim.global_batch_size (256) must be divisible by scale.workers (3)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        wanted("scale.workers=3")
+
+
+def test_too_few_rows_for_a_batch_are_refused():
+    few = manifest_of(train=split_of(255), test=split_of(10))
+    message = "optim.global_batch_size (256) is more than the training split has rows (255)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        wanted(manifest=few)
+
+
+@pytest.mark.parametrize("option", ["data.train_split", "data.eval_split"])
+def test_a_split_that_the_data_does_not_have_is_refused(option):
+    message = f"{option} is 'val', which the data set does not have: it has train, test"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        wanted(f"{option}=val")
+
+
+def test_a_folder_without_manifest_is_refused(tmp_path):
+    message = f"{tmp_path} holds no manifest.json, so it is not a data set; write one with"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        read_manifest(str(tmp_path))
+
+
+def test_batches_in_flight_that_overflow_the_store_are_refused():
+    """ImageNet-LT: 16 lanes and 4 tasks of 76 rows, 4 batches of 256, three views of 224 x 224."""
+    manifest = manifest_of(train=split_of(115_846, row_group_rows=76), test=split_of(50_000))
+    needs = budget(imagenet_lt(), manifest, None)
+    check_store(needs, needs.store_bytes)
+    message = (
+        "batches in flight need 1.1 GiB of object store, the cluster has 0.5 GiB: lower "
+        "scale.prefetch_batches, data.max_workers (fewer lanes) or views.image_size"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_store(needs, 2**29)
+
+
+def test_the_remedies_for_a_full_store_work():
+    for remedy in ("scale.prefetch_batches=1", "data.max_workers=8", "views.image_size=16"):
+        assert wanted(remedy).store_bytes < wanted().store_bytes
+
+
+def test_the_plan_is_that_of_the_options_and_the_manifest():
+    plan = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
+    assert (plan.steps, plan.lanes) == (48, 16)
+    assert plan.layout == layout(cifar10_lt(), CIFAR, "train_split")
+    again = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
+    other = epoch_plan(cifar10_lt(), CIFAR, epoch=5)
+    assert plan.rows(7).tolist() == again.rows(7).tolist() != other.rows(7).tolist()
+
+
+def test_this_machine_has_cpus_and_memory():
+    cpus, store = this_machine()
+    assert cpus >= 1
+    assert store > 2**26

@@ -1,0 +1,414 @@
+"""One driver of a folder: on a local disk and on real S3 servers, by real processes that are killed
+and frozen; and, on a clock that a test moves, in any order of events."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bcl_ray.storage import fence, lease
+from bcl_ray.storage import files as storage
+from bcl_ray.storage.fence import LEASE, HeldError, LostError
+from bcl_ray.storage.lease import held
+from bcl_ray.storage.swap import ChangedError, Version, file_at
+
+SHORT = {"EVERY": 0.3, "SETTLE": 0.1, "LOOK": 0.1, "READ_BACK": 1.0, "MARGIN": 0.5}
+SECONDS = 3.0  # that a lease lasts here
+# A driver: takes the folders that it is given, one after another, at certain times; says which it
+# has got; and answers each line that it is told.
+DRIVER = """
+import contextlib, sys, time
+from bcl_ray import fence, lease
+for name, value in {short}.items():
+    setattr(lease, name, value)
+fence.SECONDS = {seconds}
+def say(*words):
+    print(*words, flush=True)
+def told(text):
+    say("told", text)
+with contextlib.ExitStack() as stack:
+    for turn, folder in enumerate(sys.argv[1:]):
+        time.sleep(max(0, {begin} + turn - time.time()))
+        try:
+            mine = stack.enter_context(lease.held(folder, "run 'x'", told, wait={wait}))
+            say("number", mine.fence.number)
+        except fence.HeldError as error:
+            say("held", error)
+    for command in sys.stdin:
+        if command == "end\\n":
+            break
+        try:
+            mine.check()
+            say("ours", mine.valid)
+        except fence.LostError as error:
+            say("lost", error)
+"""
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Leases that last three seconds."""
+    for name, value in SHORT.items():
+        monkeypatch.setattr(lease, name, value)
+    monkeypatch.setattr(fence, "SECONDS", SECONDS)
+
+
+@pytest.fixture
+def on_disk(tmp_path, short):
+    """One that is not there yet, on a disk: for what does not depend on the store."""
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def driver():
+    """Starts processes that want a folder."""
+    with ExitStack() as stack:
+
+        def start(*folders, wait=False, begin=0.0, seconds=SECONDS):
+            script = DRIVER.format(short=SHORT, seconds=seconds, wait=wait, begin=begin)
+            return stack.enter_context(Driver(folders, script))
+
+        yield start
+
+
+class Driver:
+    """A process that has, or wants, a folder."""
+
+    def __init__(self, folders, script):
+        command = [sys.executable, "-c", script, *folders]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def hears(self):
+        """The next line that it says, but for what it tells a person."""
+        while (line := self.process.stdout.readline().strip()).startswith("told"):
+            pass
+        return line
+
+    def asked(self, command):
+        self.process.stdin.write(f"{command}\n")
+        return self.hears()
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def ends(self):
+        """Whether it ends when it is told to."""
+        self.process.stdin.write("end\n")
+        return self.process.wait(20) == 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+
+def quiet(text):
+    """What is told to nobody."""
+
+
+def record_in(folder):
+    return fence.parsed(file_at(storage.join(folder, LEASE)).read(), folder)
+
+
+class Everywhere:
+    """What a folder on a disk and one in a bucket have alike."""
+
+    def test_one_driver_after_the_other_has_it_at_once_with_a_number_that_grows(self, folder):
+        for number in (1, 2, 3):
+            with held(folder, "run 'x'", quiet, wait=False) as mine:
+                assert mine.fence.number == number
+                mine.check()
+                assert mine.valid
+            assert record_in(folder).released
+        assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == {LEASE}
+
+    def test_of_processes_that_race_exactly_one_has_each_folder(self, folder, driver):
+        """The first of them was a dead driver's, and is taken over at once."""
+        dead = driver(folder, seconds=600.0)
+        assert dead.hears() == "number 1"
+        dead.signal(signal.SIGKILL)
+        dead.process.wait()
+        folders = [folder, *(f"{folder}-{turn}" for turn in range(4))]
+        begin = time.time() + 5  # they import for seconds
+        racing = [driver(*folders, begin=begin) for _ in range(3)]
+        for number in (2, 1, 1, 1, 1):
+            answers = sorted(one.hears().split(" by ")[0] for one in racing)
+            assert answers == ["held run 'x' is in use"] * 2 + [f"number {number}"]
+
+    def test_a_frozen_driver_is_replaced_and_notices_when_it_thaws(self, folder, driver):
+        frozen = driver(folder)
+        assert frozen.hears() == "number 1"
+        frozen.signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        with held(folder, "run 'x'", quiet, wait=True) as mine:
+            assert time.monotonic() - begun > SECONDS - SHORT["EVERY"]
+            assert mine.fence.number == 2
+            frozen.signal(signal.SIGCONT)
+            answer = frozen.asked("check")
+            assert answer.startswith(
+                "lost this driver, number 1, gave no sign of life for a while, and"
+            )
+            assert f"process {os.getpid()} of " in answer
+            assert f"and changes nothing more in {folder}" in answer
+            assert frozen.ends()
+            mine.check()
+            assert record_in(folder).number == 2, "who lost it does not give it back"
+
+    def test_who_lost_a_folder_cannot_write_or_delete_in_it_by_ray_trains_filesystem(self, folder):
+        with held(folder, "run 'x'", quiet, wait=False) as mine:
+            for name in ("list.json", "checkpoint/state.pt"):
+                storage.write_bytes(storage.join(folder, name), b"old")
+            filesystem, path = storage.whole(folder, mine.fence)
+            record = dataclasses.replace(record_in(folder), token="another", number=2)  # noqa: S106
+            file = file_at(storage.join(folder, LEASE))
+            while True:  # beside the thread that renews it
+                with suppress(ChangedError):
+                    file.replace(record.encoded(), file.read())
+                    break
+            with pytest.raises(LostError, match="number 2"):  # noqa: SIM117  (pyarrow's own block)
+                with filesystem.open_output_stream(f"{path}/list.json") as stream:
+                    stream.write(b"new")
+            for change in (filesystem.delete_dir, filesystem.delete_file):
+                with pytest.raises(LostError):
+                    change(f"{path}/checkpoint")
+            assert storage.read_bytes(storage.join(folder, "list.json")) == b"old"
+            assert storage.read_bytes(storage.join(folder, "checkpoint", "state.pt")) == b"old"
+
+    def test_a_store_that_does_not_compare_is_told_of_once(self, folder, compares):
+        said = []
+        with held(folder, "run 'x'", said.append, wait=False):
+            pass
+        text = "the store of run 'x' does not compare before it writes: a second driver is"
+        assert [one.startswith(text) for one in said] == ([] if compares else [True])
+
+    def test_a_version_is_replaced_once(self, folder):
+        file = file_at(storage.join(folder, LEASE))
+        assert file.read() is None
+        first = file.replace(b"first", None)
+        assert file.replace(b"first", None).data == b"first", "the same again, after a lost answer"
+        for other in (None, Version(b"other", first.tag[::-1])):
+            with pytest.raises(ChangedError):
+                file.replace(b"second", other)
+        second = file.replace(b"second", first)
+        assert file.read() == second
+        file.remove(first)
+        assert file.read() == second, "it is another's now"
+        file.remove(second)
+        assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == set()
+        with pytest.raises(ChangedError):
+            file.replace(b"third", second)
+
+
+class TestOnADisk(Everywhere):
+    @pytest.fixture
+    def folder(self, on_disk):
+        return on_disk
+
+    @pytest.fixture
+    def compares(self):
+        return True
+
+
+class TestInABucket(Everywhere):
+    @pytest.fixture
+    def folder(self, bucket, short):
+        return f"{bucket.uri}/run"
+
+    @pytest.fixture
+    def compares(self, bucket):
+        return bucket.kind != "swift"
+
+
+def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver):
+    first = driver(on_disk)
+    assert first.hears() == "number 1"
+    pid = first.process.pid
+    with (
+        pytest.raises(
+            HeldError,
+            match=rf"run 'x' is in use by process {pid} of .*, since \d{{4}}-\d\d-\d\d .* UTC; "
+            r"wait for it, or stop it. If it is dead, its lease runs out 3 s after its last",
+        ),
+        held(on_disk, "run 'x'", quiet, wait=False),
+    ):
+        pass
+    assert first.asked("check") == "ours True"
+
+
+def elsewhere(folder, **changes):
+    """The lease of a driver on another machine."""
+    file = file_at(storage.join(folder, LEASE))
+    record = dataclasses.replace(fence.own_record(None), machine="another", **changes)
+    file.replace(record.encoded(), file.read())
+
+
+def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_wait(
+    on_disk, short
+):
+    elsewhere(on_disk, seconds=SECONDS)
+    told = []
+    with held(on_disk, "run 'x'", told.append, wait=False) as mine:
+        assert mine.fence.number == 2
+    assert "waiting for a sign of life for 3 s" in told[0]
+    assert "was left by process" in told[1]
+
+
+def test_a_driver_that_lives_on_another_machine_is_not(on_disk, short):
+    elsewhere(on_disk, seconds=SECONDS)
+    beat = threading.Timer(1.5, elsewhere, [on_disk], {"seconds": SECONDS, "beats": 1})
+    beat.start()
+    begun = time.monotonic()
+    with pytest.raises(HeldError, match="is in use by"), held(on_disk, "x", quiet, wait=False):
+        pass
+    assert time.monotonic() - begun < SECONDS
+    beat.join()
+
+
+def test_who_waits_says_so_once_and_gets_the_folder_when_the_first_ends(on_disk, driver):
+    first = driver(on_disk)
+    assert first.hears() == "number 1"
+    second = driver(on_disk, wait=True)
+    told = second.process.stdout.readline()
+    assert told.startswith(f"told run 'x' is in use by process {first.process.pid} of ")
+    assert "waiting until it has ended, 120 s at most, or has given no sign of life for" in told
+    time.sleep(SECONDS + 1)
+    assert first.asked("check") == "ours True", "it is alive, and renews its lease"
+    assert first.ends()
+    assert second.hears() == "number 2"
+
+
+def test_a_driver_that_lives_on_is_not_waited_for_for_ever(on_disk, driver, monkeypatch):
+    monkeypatch.setattr(lease, "PATIENCE", 1.0)
+    first = driver(on_disk)
+    assert first.hears() == "number 1"
+    alive = r"run 'x' is still in use by process .*, which is alive: stop it, or leave the work"
+    with pytest.raises(HeldError, match=alive), held(on_disk, "run 'x'", quiet, wait=True):
+        pass
+
+
+def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
+    frozen = driver(on_disk)
+    assert frozen.hears() == "number 1"
+    frozen.signal(signal.SIGSTOP)
+    time.sleep(1.5 * SECONDS)
+    frozen.signal(signal.SIGCONT)
+    time.sleep(3 * SHORT["EVERY"])
+    assert frozen.asked("check") == "ours True"
+
+
+def test_an_outage_longer_than_a_lease_does_not_end_a_driver_that_nobody_replaced(
+    bucket, proxy, short
+):
+    with held(f"{bucket.uri}/run", "run 'x'", quiet, wait=False) as mine:
+        with proxy.outage():
+            time.sleep(1.5 * SECONDS)
+            assert not mine.valid
+            assert mine.lost is None
+        time.sleep(SECONDS)
+        assert mine.valid
+        mine.check()
+
+
+def test_a_renewal_whose_answer_was_lost_is_known_as_our_own(bucket, proxy, short):
+    with held(f"{bucket.uri}/run", "run 'x'", quiet, wait=False) as mine:
+        proxy.plan("lost_answer", times=3, method="PUT")
+        time.sleep(SECONDS)
+        assert proxy.met["lost_answer"] == 3
+        assert mine.valid
+    assert record_in(f"{bucket.uri}/run").released
+
+
+def test_a_process_is_dead_where_its_pid_is_gone_or_is_anothers_on_this_machine_alone():
+    own = fence.own_record(None)
+    assert not own.is_dead
+    assert dataclasses.replace(own, started="1").is_dead, "another process has the pid now"
+    assert dataclasses.replace(own, pid=2**22 + 1).is_dead
+    elsewhere = dataclasses.replace(own, pid=2**22 + 1, machine="another boot")
+    assert not elsewhere.is_dead, "nobody can see it from here"
+    child = subprocess.Popen(["sleep", "60"])
+    zombie = dataclasses.replace(own, pid=child.pid, started=fence._started(child.pid))
+    assert not zombie.is_dead
+    child.kill()
+    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert zombie.is_dead, "its parent has not noticed"
+    child.wait()
+
+
+def test_a_file_that_is_no_lease_is_refused(tmp_path):
+    (tmp_path / LEASE).write_text(json.dumps({"number": 1}))
+    with (
+        pytest.raises(OSError, match="is not as bcl_ray wrote it: delete it, when no driver of"),
+        held(str(tmp_path), "run 'x'", quiet, wait=False),
+    ):
+        pass
+
+
+class InMemory:
+    """A file that compares."""
+
+    def __init__(self):
+        self.now = None
+
+    def read(self):
+        return self.now
+
+    def replace(self, data, old):
+        if self.now not in (old, Version(data)):
+            raise ChangedError
+        self.now = Version(data)
+        return self.now
+
+    def compares(self, own):
+        return True
+
+
+DRIVERS = st.integers(0, 2)
+EVENTS = st.one_of(
+    st.tuples(st.just("time"), st.floats(0, 40)),
+    st.tuples(st.sampled_from(["renew", "claim", "release"]), DRIVERS),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=40))
+def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
+    """Clocks of drivers are one here, but each sees only when something changes."""
+    file, now, claims, leases = InMemory(), [1000.0], {}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "clock", lambda: now[0])
+        patch.setattr(lease, "file_at", lambda uri: file)
+        patch.setattr(lease.time, "sleep", lambda seconds: None)
+        patch.setattr(lease.Lease, "_keep", lambda self: None)  # the test renews
+        numbers = []
+        for kind, what in events:
+            if kind == "time":
+                now[0] += what
+            elif kind == "claim" and what not in leases:
+                claim = claims.setdefault(what, lease._Claim("uri", "run 'x'", quiet))
+                with suppress(HeldError):
+                    leases[what] = claim.taken(wait=False)
+                    numbers.append(leases[what].fence.number)
+                    del claims[what]
+            elif kind == "renew" and what in leases:
+                one = leases[what]
+                one._write(dataclasses.replace(one._record, beats=one._record.beats + 1))
+            elif kind == "release" and what in leases:
+                leases.pop(what).release()
+            assert sum(one.valid for one in leases.values()) <= 1
+            leases = {name: one for name, one in leases.items() if one.lost is None}
+        assert numbers == sorted(set(numbers))

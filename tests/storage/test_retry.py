@@ -1,0 +1,81 @@
+import errno
+import logging
+
+import pytest
+
+from bcl_ray.storage import retry
+
+
+def failing(times):
+    """Fails so often, then returns its number of calls."""
+    calls = []
+
+    def attempt():
+        calls.append(None)
+        if len(calls) <= times:
+            raise OSError("down")
+        return len(calls)
+
+    return attempt
+
+
+def test_faults_that_pass_are_outlasted_and_told(caplog, monkeypatch):
+    monkeypatch.setattr(retry, "QUIET", 0.0)
+    assert retry.persist(failing(3), "s3://b/f", lambda error: 20.0, lambda _: "SlowDown") == 4
+    assert [(record.name, record.levelno) for record in caplog.records] == [
+        ("bcl_ray.storage", logging.WARNING)
+    ] * 2
+    assert "s3://b/f: SlowDown, trying again for up to 20 s" in caplog.text
+    assert "s3://b/f: works again, after " in caplog.text
+
+
+def test_a_blip_is_not_told(caplog):
+    assert retry.persist(failing(1), "f", lambda error: 20.0) == 2
+    assert not caplog.records
+
+
+def test_faults_that_stay_are_raised_at_once():
+    attempt = failing(1)
+    with pytest.raises(OSError, match="down"):
+        retry.persist(attempt, "f", lambda error: 0.0)
+    assert attempt() == 2  # the second call
+
+
+def test_patience_ends():
+    attempt = failing(1000)
+    with pytest.raises(OSError, match="down"):
+        retry.persist(attempt, "f", lambda error: 0.5)
+    with pytest.raises(OSError, match="down"):
+        attempt()  # not all of the thousand were tried
+
+
+def test_denials_between_other_faults_do_not_end_patience_but_a_row_of_them_does(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    worth = {"throttled": 300.0, "denied": 30.0}
+
+    def ends_at(*faults):
+        """Seconds at which the last of the faults ends it; one fault in ten seconds."""
+        now[0], left = -10.0, list(faults)
+
+        def attempt():
+            now[0] += 10
+            if left:
+                raise OSError(left.pop(0))
+
+        try:
+            retry.persist(attempt, "f", lambda error: worth[str(error)])
+        except OSError:
+            return now[0]
+        return None
+
+    assert ends_at(*["throttled", "denied"] * 14) is None
+    assert ends_at(*["throttled", "denied"] * 20) == 300
+    assert ends_at("throttled", "denied", "denied", "denied", "denied") == 40
+    assert ends_at("denied", "denied", "denied", "throttled", "denied") is None
+
+
+@pytest.mark.parametrize(("number", "worth"), [(errno.ENOSPC, True), (errno.EIO, False)])
+def test_only_a_full_disk_is_waited_for(number, worth):
+    assert (retry.local_patience(OSError(number, "x")) > 0) is worth
