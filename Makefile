@@ -53,6 +53,7 @@ check: .venv/.dev ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: .venv/.dev ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,7 @@ from bcl_ray.storage import s3
 from bcl_ray.storage.fence import HeldError
 from bcl_ray.storage.s3 import access as check
 from bcl_ray.storage.s3 import faults, listing, uploads
-from tests.test_shards import balanced
+from tests.data.test_shards import balanced
 
 ALL = {"list", "read", "write", "delete"}
 ON_SWIFT = pytest.mark.parametrize("s3_server", ["swift"], indirect=True)
