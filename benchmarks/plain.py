@@ -30,7 +30,7 @@ from bcl_ray.method import losses
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.optim import learning_rate, make_optimizer
 from bcl_ray.runs.budget import epoch_plan, layout
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.training.residency import whole_images
 from benchmarks.loss import published
 
@@ -284,11 +284,11 @@ def decoded(
     experiment: Experiment, manifest: Manifest, option: Literal["train_split", "eval_split"]
 ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
     """A split in the order of its layout: pixels uint8 (R, H, W, 3), labels and ids (R,)."""
-    files = [shard.file for shard in manifest.splits[getattr(experiment.data, option)].shards]
+    shards = [shard.file for shard in manifest.splits[getattr(experiment.data, option)].shards]
     pixels, labels, ids = [], [], []
     with one_thread():
         for read in evaluation_reads(layout(experiment, manifest, option)):
-            uri = storage.join(experiment.data.path, files[read.shard])
+            uri = files.join(experiment.data.path, shards[read.shard])
             table = read_row_group(uri, read.row_group).take(read.rows)
             ids.append(table["id"].to_numpy())
             labels.append(table["label"].to_numpy().astype(np.int64))

@@ -18,7 +18,7 @@ from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.runs import checkpoint
 from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 EPOCHS, BATCH = 4, 32
 
@@ -57,7 +57,7 @@ def trained(tmp_path_factory) -> Trained:
         class_counts=counts.tolist(),
         uid=run.uid,
     )
-    best = storage.join(run.uri, f"{runs.BEST}{learner.step:08d}")
+    best = files.join(run.uri, f"{runs.BEST}{learner.step:08d}")
     checkpoint.save(state, best)
     return Trained(shards, f"{folder}/runs", best)
 

@@ -119,12 +119,12 @@ def _begun(name: str | None, recipe: str | None, overrides: list[str] | None) ->
     """Whether the search of this name was begun before."""
     from bcl_ray.runs import folder as runs
     from bcl_ray.search.ledger import SEARCH_FILE
-    from bcl_ray.storage import files as storage
+    from bcl_ray.storage import files
 
     if name is None or recipe is None:
         raise ValueError("--restartable needs a recipe, and --name, by which the search is found")
     root = _experiment(recipe, overrides).tracking.runs
-    return storage.exists(storage.join(runs.absolute(runs.run_uri(name, root)), SEARCH_FILE))
+    return files.exists(files.join(runs.absolute(runs.run_uri(name, root)), SEARCH_FILE))
 
 
 def wanted(

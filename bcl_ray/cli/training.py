@@ -222,9 +222,9 @@ def sync(
 def _remote(uri: str) -> "Experiment":
     """An experiment in a YAML file that is not on this machine, such as a search's winner."""
     from bcl_ray.experiment.overrides import from_yaml
-    from bcl_ray.storage import files as storage
+    from bcl_ray.storage import files
 
-    return from_yaml(storage.read_bytes(uri).decode(), origin=uri)
+    return from_yaml(files.read_bytes(uri).decode(), origin=uri)
 
 
 def _experiment(name: str, overrides: list[str] | None) -> "Experiment":

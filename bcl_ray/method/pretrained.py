@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bcl_ray.method.model import TwoBranch
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 SHOWN = 5  # entries of a file that an error names
 
@@ -40,7 +40,7 @@ def load_backbone(model: TwoBranch, uri: str) -> None:
 
 
 def _content(uri: str) -> Any:
-    data = storage.read_bytes(uri)
+    data = files.read_bytes(uri)
     try:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises its own, zipfile's and pickle's

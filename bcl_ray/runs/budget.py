@@ -10,7 +10,7 @@ from bcl_ray.data.plan import EpochPlan, Layout
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 SHARED = Path("/dev/shm")  # noqa: S108  where Ray keeps its object store
 STORE_SHARE = 0.3  # of a node's memory, Ray's default for its object store
@@ -170,7 +170,7 @@ def preflight(
         OSError: a file that an option names is not there.
     """
     if experiment.model.weights is not None:
-        storage.check_file(experiment.model.weights)
+        files.check_file(experiment.model.weights)
     if connected or os.environ.get("RAY_ADDRESS"):
         return budget(experiment, manifest, None), None
     cpus, store = this_machine()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 FILE = "state.pt"
 HASH_FILE = f"{FILE}.sha256"
@@ -71,8 +71,8 @@ def save(state: State, *folders: str | Path) -> None:
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     for folder in map(str, folders):
-        storage.write_bytes(storage.join(folder, FILE), data)
-        storage.write_bytes(storage.join(folder, HASH_FILE), f"{digest}  {FILE}\n".encode())
+        files.write_bytes(files.join(folder, FILE), data)
+        files.write_bytes(files.join(folder, HASH_FILE), f"{digest}  {FILE}\n".encode())
 
 
 def load(folder: str | Path) -> State:
@@ -82,10 +82,10 @@ def load(folder: str | Path) -> State:
         UnusableCheckpointError: a folder that is not such a state, or not all of one.
         OSError: the folder cannot be read.
     """
-    path = storage.join(str(folder), FILE)
+    path = files.join(str(folder), FILE)
     try:
-        content = storage.read_bytes(path)
-        expected = storage.read_bytes(storage.join(str(folder), HASH_FILE)).decode()
+        content = files.read_bytes(path)
+        expected = files.read_bytes(files.join(str(folder), HASH_FILE)).decode()
     except FileNotFoundError:
         raise UnusableCheckpointError(
             f"{folder} holds no complete {FILE}: it is not a checkpoint of bcl_ray, or it was cut "
@@ -108,7 +108,7 @@ def load(folder: str | Path) -> State:
 
 def sha256(folder: str | Path) -> str:
     """What a checkpoint's hash file says of it."""
-    return storage.read_bytes(storage.join(str(folder), HASH_FILE)).decode().partition(" ")[0]
+    return files.read_bytes(files.join(str(folder), HASH_FILE)).decode().partition(" ")[0]
 
 
 def evaluated_weights(state: State) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 PREDICTIONS, MEANS = "predictions.parquet", "class_means.parquet"
 ABOUT = b"bcl_ray"  # key of the Parquet file's metadata
@@ -73,7 +73,7 @@ def write(findings: Findings, folder: str) -> None:
     for name, table in ((MEANS, means), (PREDICTIONS, predictions)):
         sink = io.BytesIO()
         pq.write_table(table, sink)
-        storage.write_bytes(storage.join(folder, name), sink.getvalue())
+        files.write_bytes(files.join(folder, name), sink.getvalue())
 
 
 def read(folder: str) -> Findings:
@@ -84,7 +84,7 @@ def read(folder: str) -> Findings:
         OSError: it cannot be read.
     """
     predictions, means = (
-        pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, name))))
+        pq.read_table(io.BytesIO(files.read_bytes(files.join(folder, name))))
         for name in (PREDICTIONS, MEANS)
     )
     columns = {name: predictions[name].to_numpy() for name in predictions.column_names}

@@ -19,7 +19,7 @@ from typing import Any
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 RUN_FILE = "run.json"
 EXPERIMENT_FILE = "experiment.yaml"
@@ -57,12 +57,12 @@ def name_of(uri: str) -> str:
 
 def begun(uri: str) -> bool:
     """Whether a folder holds a run."""
-    return storage.exists(storage.join(uri, RUN_FILE))
+    return files.exists(files.join(uri, RUN_FILE))
 
 
 def run_uri(run: str, runs: str) -> str:
     """The folder of a run that is given by name, or by its folder's path or URI."""
-    return run if "/" in run else storage.join(runs, run)
+    return run if "/" in run else files.join(runs, run)
 
 
 def default_name(experiment: Experiment) -> str:
@@ -78,8 +78,8 @@ def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
     """
     run = Run(uri, secrets.token_hex(16), experiment.digest(), fingerprint)
     check_free(uri, experiment)
-    storage.write_bytes(storage.join(uri, EXPERIMENT_FILE), experiment.to_yaml().encode())
-    storage.write_bytes(storage.join(uri, RUN_FILE), json.dumps(asdict(run)).encode())
+    files.write_bytes(files.join(uri, EXPERIMENT_FILE), experiment.to_yaml().encode())
+    files.write_bytes(files.join(uri, RUN_FILE), json.dumps(asdict(run)).encode())
     return run
 
 
@@ -107,7 +107,7 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
         ValueError: the folder holds no run, or its files were changed since.
     """
     try:
-        content = json.loads(storage.read_bytes(storage.join(uri, RUN_FILE)))
+        content = json.loads(files.read_bytes(files.join(uri, RUN_FILE)))
         run = Run(**{**content, "uri": uri})
     except FileNotFoundError:
         raise ValueError(
@@ -116,11 +116,11 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
         ) from None
     except (TypeError, ValueError):
         raise ValueError(
-            f"{storage.join(uri, RUN_FILE)} is not as `bcl-ray train` wrote it: restore it, or "
+            f"{files.join(uri, RUN_FILE)} is not as `bcl-ray train` wrote it: restore it, or "
             "begin another run"
         ) from None
-    file = storage.join(uri, EXPERIMENT_FILE)
-    experiment = from_yaml(storage.read_bytes(file).decode(), origin=file)
+    file = files.join(uri, EXPERIMENT_FILE)
+    experiment = from_yaml(files.read_bytes(file).decode(), origin=file)
     if experiment.digest() != run.digest:
         raise ValueError(
             f"{file} is not the experiment that run '{run.name}' began with (digest "
@@ -138,7 +138,7 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
     if why := only_best(run):
         raise ValueError(
             f"run '{run.name}' {why}, and its last checkpoint was removed: train it again from its "
-            f"options, bcl-ray train {shown(storage.join(run.uri, EXPERIMENT_FILE))} "
+            f"options, bcl-ray train {shown(files.join(run.uri, EXPERIMENT_FILE))} "
             "tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
@@ -165,15 +165,15 @@ def keep_only_best(run: Run, why: str, history: list[dict[str, float]]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    folders = storage.list_folders(run.uri)
+    folders = files.list_folders(run.uri)
     if not any(name.startswith(BEST) for name in folders):
         return
-    note = storage.join(run.uri, ONLY_BEST)
-    if not storage.exists(note):  # it is written first: a kill leaves too much, not too little
-        storage.write_bytes(note, json.dumps({"why": why, "history": history}).encode())
+    note = files.join(run.uri, ONLY_BEST)
+    if not files.exists(note):  # it is written first: a kill leaves too much, not too little
+        files.write_bytes(note, json.dumps({"why": why, "history": history}).encode())
     for name in folders:
         if name.startswith(LAST):
-            storage.delete_folder(storage.join(run.uri, name))
+            files.delete_folder(files.join(run.uri, name))
 
 
 def only_best(run: Run) -> str | None:
@@ -190,7 +190,7 @@ def kept_history(run: Run) -> list[dict[str, float]] | None:
 
 def _only_best(run: Run) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(storage.read_bytes(storage.join(run.uri, ONLY_BEST))))
+        return dict(json.loads(files.read_bytes(files.join(run.uri, ONLY_BEST))))
     except FileNotFoundError:
         return None
 
@@ -240,8 +240,8 @@ def is_local(uri: str) -> bool:
 def local_folder(run: Run) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
     if is_local(run.uri):
-        return Path(storage.resolve(run.uri)[1])
-    return storage.cache() / "bcl_ray" / run.uid
+        return Path(files.resolve(run.uri)[1])
+    return files.cache() / "bcl_ray" / run.uid
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ from bcl_ray.search.trials import Trial, best, repeats, row
 from bcl_ray.search.tune_run import Tuning, our_node
 from bcl_ray.search.tune_searcher import Follow
 from bcl_ray.search.winner import conclude
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.lease import Lease, held
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker, tracking_uri
@@ -231,7 +231,7 @@ def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
     if own is not None:
         return [f"data.eval_split={own}"]
     data, settings, target = ledger.experiment.data, ledger.settings, ledger.place("data")
-    if not storage.exists(storage.join(target, MANIFEST)):
+    if not files.exists(files.join(target, MANIFEST)):
         share = settings.validation
         hold_out(data.path, target, share, settings.seed, split=data.train_split)
     return [f"data.path={target}", "data.train_split=train", "data.eval_split=validation"]

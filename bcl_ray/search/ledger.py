@@ -19,7 +19,7 @@ from bcl_ray.runs import folder as runs
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.space import Space, parse_space
 from bcl_ray.search.trials import Trial
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 
 SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
@@ -64,16 +64,16 @@ class Ledger:
 
     def place(self, *parts: str) -> str:
         """URI of a file in the folder."""
-        return storage.join(self.uri, *parts)
+        return files.join(self.uri, *parts)
 
     def trials(self) -> list[Trial]:
         """All trials that were begun, by number; repeats come after those that they repeat."""
         return sorted(self._read(), key=lambda trial: (trial.number, trial.seed or -1))
 
     def _read(self) -> Iterator[Trial]:
-        for folder in storage.list_folders(self.uri):
+        for folder in files.list_folders(self.uri):
             try:
-                content = json.loads(storage.read_bytes(self.place(folder, TRIAL_FILE)))
+                content = json.loads(files.read_bytes(self.place(folder, TRIAL_FILE)))
             except FileNotFoundError:
                 continue
             scores = {int(epoch): score for epoch, score in content.pop("scores").items()}
@@ -88,7 +88,7 @@ class Ledger:
         if self.fence is not None:
             self.fence.check()
         content = json.dumps(asdict(trial), indent=1).encode()
-        storage.write_bytes(self.place(trial.name, TRIAL_FILE), content)
+        files.write_bytes(self.place(trial.name, TRIAL_FILE), content)
 
 
 def digest(settings: Settings, experiment: Experiment) -> str:
@@ -108,7 +108,7 @@ def begin(
     """
     check_free(uri, settings, experiment)
     ledger = Ledger(uri, secrets.token_hex(16), settings, extent, experiment, fingerprint)
-    storage.write_bytes(ledger.place(runs.EXPERIMENT_FILE), experiment.to_yaml().encode())
+    files.write_bytes(ledger.place(runs.EXPERIMENT_FILE), experiment.to_yaml().encode())
     _write(ledger)
     return ledger
 
@@ -121,7 +121,7 @@ def _write(ledger: Ledger) -> None:
         "settings": asdict(ledger.settings),
         "extent": asdict(ledger.extent),
     }
-    storage.write_bytes(ledger.place(SEARCH_FILE), json.dumps(content, indent=1).encode())
+    files.write_bytes(ledger.place(SEARCH_FILE), json.dumps(content, indent=1).encode())
 
 
 def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
@@ -130,9 +130,9 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
     Raises:
         ValueError: with how to go on.
     """
-    if storage.exists(storage.join(uri, runs.RUN_FILE)):
+    if files.exists(files.join(uri, runs.RUN_FILE)):
         raise ValueError(f"--name: {runs.shown(uri)} holds a run: give the search another name")
-    if not storage.exists(storage.join(uri, SEARCH_FILE)):
+    if not files.exists(files.join(uri, SEARCH_FILE)):
         return
     ledger = open_search(uri)
     now = digest(settings, experiment)
@@ -151,14 +151,14 @@ def open_search(uri: str) -> Ledger:
         ValueError: the folder holds none, or its files were changed since.
     """
     try:
-        content = json.loads(storage.read_bytes(storage.join(uri, SEARCH_FILE)))
+        content = json.loads(files.read_bytes(files.join(uri, SEARCH_FILE)))
     except FileNotFoundError:
         raise ValueError(
             f"{runs.shown(uri)} holds no search (no {SEARCH_FILE}): name one that `bcl-ray search` "
             "began, or set tracking.runs to where it is"
         ) from None
-    file = storage.join(uri, runs.EXPERIMENT_FILE)
-    experiment = from_yaml(storage.read_bytes(file).decode(), origin=file)
+    file = files.join(uri, runs.EXPERIMENT_FILE)
+    experiment = from_yaml(files.read_bytes(file).decode(), origin=file)
     extent = content["extent"]
     if extent["confirm"]:
         extent["confirm"] = tuple(extent["confirm"])

@@ -18,7 +18,7 @@ from bcl_ray.runs import folder as runs
 from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.space import overrides
 from bcl_ray.search.trials import Trial, best, ranked, seeds_of, spread, standing
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.use.evaluate import evaluate_models
 
@@ -60,7 +60,7 @@ def conclude(
     published = next((standing(t, trials) for t in alike if t.number == 0), None)
     recipe = ledger.place(RECIPE_FILE)
     test = _test(ledger, winner, trials, manifest)
-    storage.write_bytes(recipe, _recipe(ledger, winner).to_yaml().encode())
+    files.write_bytes(recipe, _recipe(ledger, winner).to_yaml().encode())
     found = {
         "search": ledger.name,
         "metric": ledger.settings.metric,
@@ -99,7 +99,7 @@ def _test(
     ]
     names = repeated or [winner.name]
     try:
-        before = json.loads(storage.read_bytes(ledger.place(WINNER_FILE)))
+        before = json.loads(files.read_bytes(ledger.place(WINNER_FILE)))
     except FileNotFoundError:
         before = {}
     if before.get("runs") != names or before.get("fingerprint") != manifest.fingerprint:
@@ -111,7 +111,7 @@ def _test(
             "split": data.eval_split,
             "test": {name: _mean(metrics, name) for name in metrics[0]},
         }
-        storage.write_bytes(ledger.place(WINNER_FILE), json.dumps(before, indent=1).encode())
+        files.write_bytes(ledger.place(WINNER_FILE), json.dumps(before, indent=1).encode())
     return {name: (mean, spread) for name, (mean, spread) in before["test"].items()}
 
 
@@ -147,14 +147,14 @@ def _draw(
             report.Section("trials", table=_table(ordered(own), metric)),
         ],
     )
-    files = {
+    contents = {
         "figures/parameters.png": picture,
         "trials.csv": _csv(ordered(trials), metric, names),
         "report.html": page.encode(),
     }
-    for name, content in files.items():
-        storage.write_bytes(ledger.place(name), content)
-        storage.write_bytes(str(folder / name), content)
+    for name, content in contents.items():
+        files.write_bytes(ledger.place(name), content)
+        files.write_bytes(str(folder / name), content)
         tracker.artifact(folder / name, str(Path(name).parent) if "/" in name else "")
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bcl_ray.machine.versions import place
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.retry import PassingError
 from bcl_ray.storage.swap import Version, file_at
 
@@ -108,7 +108,7 @@ class Fence:
             LostError: somebody has.
             OSError: it cannot be read.
         """
-        found = parsed(storage.persistently(file_at(self.uri).read, self.uri), self.uri)
+        found = parsed(files.persistently(file_at(self.uri).read, self.uri), self.uri)
         if found is None or found.token != self.token:
             raise lost(self, found)
 

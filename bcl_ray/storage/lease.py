@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from bcl_ray.storage import files as storage
-from bcl_ray.storage import s3
+from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import (
     LEASE,
     Fence,
@@ -63,7 +62,7 @@ def held(
     Raises:
         HeldError: another driver has it, and is not waited for any longer.
     """
-    lease = _Claim(storage.join(folder, LEASE), what, tell).taken(wait=wait)
+    lease = _Claim(files.join(folder, LEASE), what, tell).taken(wait=wait)
     try:
         yield lease
     finally:
@@ -152,7 +151,7 @@ class Lease:
         """After an attempt that failed: it may have come to pass all the same."""
         uri = self.fence.uri
         try:
-            with storage.plain_errors(uri):
+            with files.plain_errors(uri):
                 if not isinstance(error, ChangedError):
                     raise error
                 found = self._file.read()
@@ -189,7 +188,7 @@ class _Claim:
             HeldError: it is another's.
         """
         while True:
-            found = storage.persistently(self._file.read, self._uri)
+            found = files.persistently(self._file.read, self._uri)
             if found != self._seen:
                 self._seen, self._changed = found, clock()
                 self._changes += 1
@@ -230,16 +229,16 @@ class _Claim:
         """The lease, if no other driver was faster."""
         begun, record, file, uri = clock(), own_record(before), self._file, self._uri
         try:
-            version = storage.persistently(lambda: file.replace(record.encoded(), old), uri)
+            version = files.persistently(lambda: file.replace(record.encoded(), old), uri)
         except ChangedError:
             return None
-        if not storage.persistently(lambda: file.compares(version), uri):
+        if not files.persistently(lambda: file.compares(version), uri):
             self._tell(
                 f"the store of {self._what} does not compare before it writes: a second driver is "
                 "kept off only as far as what is written there can be read at once"
             )
             time.sleep(READ_BACK)
-            found = parsed(storage.persistently(file.read, uri), uri)
+            found = parsed(files.persistently(file.read, uri), uri)
             if found is None or found.token != record.token:
                 return None
         return Lease(file, uri, record, version, begun=begun)

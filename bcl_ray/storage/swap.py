@@ -15,8 +15,7 @@ from typing import Protocol
 
 from pyarrow import fs
 
-from bcl_ray.storage import files as storage
-from bcl_ray.storage import s3
+from bcl_ray.storage import files, s3
 from bcl_ray.storage.s3 import ChangedError, Version
 
 LOCK_SECONDS = 10.0  # it is held for moments
@@ -49,7 +48,7 @@ def file_at(uri: str) -> File:
     """The file of a path or URI."""
     if s3.is_s3(uri):
         return _Object(uri)
-    filesystem, path = storage.resolve(uri)
+    filesystem, path = files.resolve(uri)
     return _Local(Path(path)) if isinstance(filesystem, fs.LocalFileSystem) else _Plain(uri)
 
 
@@ -70,7 +69,7 @@ class _Object:
 
     def remove(self, own: Version) -> None:
         if self.read() == own:
-            storage.delete(self._uri)
+            files.delete(self._uri)
 
 
 class _Local:
@@ -150,7 +149,7 @@ class _Plain:
 
     def read(self) -> Version | None:
         try:
-            return Version(storage.read_bytes(self._uri))
+            return Version(files.read_bytes(self._uri))
         except FileNotFoundError:
             return None
 
@@ -158,7 +157,7 @@ class _Plain:
         new = Version(data)
         if self.read() not in (old, new):
             raise ChangedError
-        storage.write_bytes(self._uri, data)
+        files.write_bytes(self._uri, data)
         return new
 
     def compares(self, own: Version) -> bool:
@@ -167,4 +166,4 @@ class _Plain:
 
     def remove(self, own: Version) -> None:
         if self.read() == own:
-            storage.delete(self._uri)
+            files.delete(self._uri)

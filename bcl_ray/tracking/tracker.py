@@ -16,7 +16,7 @@ from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.versions import place, versions
 from bcl_ray.runs.folder import Run, is_local
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.lease import Lease
 from bcl_ray.tracking.journal import Delivery, Journal, Subject, Write
 from bcl_ray.tracking.run_page import note
@@ -64,7 +64,7 @@ def store(uri: str | None, runs: str) -> str:
             f"tracking.runs is {runs}, so tracking.uri (or MLFLOW_TRACKING_URI) must name an "
             "MLflow server"
         )
-    return f"sqlite:///{storage.resolve(runs)[1]}/mlflow.db"
+    return f"sqlite:///{files.resolve(runs)[1]}/mlflow.db"
 
 
 def _checked(option: str, uri: str) -> str:

@@ -36,7 +36,7 @@ from bcl_ray.runs import checkpoint
 from bcl_ray.runs import folder as runs
 from bcl_ray.runs.budget import budget, check_store, preflight
 from bcl_ray.runs.folder import Run
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.lease import Lease, held
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 from bcl_ray.training.residency import check_residency
@@ -335,7 +335,7 @@ def _trainer(
     callbacks: Sequence[Any],
 ) -> Trainer:
     scale = experiment.scale
-    filesystem, path = storage.whole(run.uri, lease.fence)
+    filesystem, path = files.whole(run.uri, lease.fence)
     parent, _, name = path.rstrip("/").rpartition("/")
     return Trainer(
         train_worker,
@@ -480,7 +480,7 @@ def _cause(failure: Exception, run: Run, tracker: Tracker) -> str:
 
 def _finished(run: Run, result: Any, follower: Follower) -> tuple[Event, checkpoint.State]:
     """What a run that is complete came to, and its last state."""
-    last = storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
+    last = files.join(run.uri, PurePosixPath(result.checkpoint.path).name)
     state = checkpoint.load(last)
     follower.track(state.history)  # what a worker told may come after the end of training
     follower.tracker.model(last)
@@ -501,14 +501,14 @@ def _sum_up(run: Run, state: checkpoint.State, tracker: Tracker, follow: Follow)
         from bcl_ray.report import results  # noqa: PLC0415
         from bcl_ray.report import write as summary  # noqa: PLC0415
 
-        files = summary.write(results.of_run(run, state), folder)
+        written = summary.write(results.of_run(run, state), folder)
     except Exception as error:
         logger.exception("the report failed")
         again = f"bcl-ray report {runs.reference(run)}"
         text = f"the report could not be drawn: {one_line(error)}; try again with: {again}"
         follow({"kind": "note", "text": text})
         return None
-    for file in files:
+    for file in written:
         parent = file.parent.relative_to(folder).as_posix()
         tracker.artifact(file, "" if parent == "." else parent)
     tables = [{"path": summary.TABLE, "type": "table"}]

@@ -26,7 +26,7 @@ from bcl_ray.method.metrics import calibrated_bins
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.runs.budget import layout
 from bcl_ray.runs.findings import Findings
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.training.tasks import source_of
 
 EVALUATED_IMAGES = 4096  # of the evaluation split's sample, at most
@@ -134,7 +134,7 @@ class Probe:
         rows = layout(self.experiment, self.manifest, "train_split")
 
         def load(read: Any) -> Batch | None:
-            uri = storage.join(source.path, source.files[read.shard])
+            uri = files.join(source.path, source.files[read.shard])
             table = read_row_group(uri, read.row_group, ["id", "label"])
             ids, labels = table["id"].to_numpy(), table["label"].to_numpy()
             chosen = np.flatnonzero(is_sampled(ids, labels, shares))

@@ -25,7 +25,7 @@ from bcl_ray.data.views.resident import is_exact
 from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs.budget import epoch_plan, layout
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 THREADS = 4  # that read and decode
 COMPARED = 16  # images that OpenCV is tried on
@@ -269,10 +269,10 @@ def _read(
     experiment: Experiment, manifest: Manifest, split: str, reads: Sequence[Read], decoder: Decoder
 ) -> Iterator[Part]:
     """Decode what was read, in order, by a few threads."""
-    files = [shard.file for shard in manifest.splits[split].shards]
+    shards = [shard.file for shard in manifest.splits[split].shards]
 
     def load(read: Read) -> Part:
-        uri = storage.join(experiment.data.path, files[read.shard])
+        uri = files.join(experiment.data.path, shards[read.shard])
         table = read_row_group(uri, read.row_group).take(read.rows)
         ids = table["id"].to_numpy()
         pixels = decoder(table["image"].to_pylist(), ids, experiment)

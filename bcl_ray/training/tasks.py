@@ -12,7 +12,7 @@ from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views import host
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs.budget import TASK_BYTES
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 Batch = dict[str, np.ndarray]
 
@@ -29,14 +29,14 @@ class Source:
     """
 
     path: str
-    files: tuple[str, ...]
+    names: tuple[str, ...]
     experiment: Experiment
     training: bool
 
     def load(self, epoch: int, reads: Iterable[Read]) -> Batch:
         """Read, decode and crop rows: views uint8 (N, 1 + V, H, W, 3), labels, ids (N,)."""
         tables = [
-            read_row_group(storage.join(self.path, self.files[read.shard]), read.row_group).take(
+            read_row_group(files.join(self.path, self.files[read.shard]), read.row_group).take(
                 read.rows
             )
             for read in reads
@@ -64,8 +64,8 @@ class Source:
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> Source:
     """The training or the evaluation split as its tasks read it."""
     name = experiment.data.train_split if training else experiment.data.eval_split
-    files = tuple(shard.file for shard in manifest.splits[name].shards)
-    return Source(experiment.data.path, files, experiment, training)
+    names = tuple(shard.file for shard in manifest.splits[name].shards)
+    return Source(experiment.data.path, names, experiment, training)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from bcl_ray.ray_runtime.hang_watch import Watch
 from bcl_ray.runs import checkpoint, findings
 from bcl_ray.runs.budget import epoch_plan
 from bcl_ray.runs.folder import BEST, LAST
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 from bcl_ray.training.feed import Feed, open_feed
 from bcl_ray.training.probe import Probe
@@ -163,7 +163,7 @@ class _Worker:
         kept = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
         names = [PurePosixPath(found.checkpoint.path).name for found in kept]
         problems = []
-        for folder in [storage.join(self.run, name) for name in reversed(names)]:
+        for folder in [files.join(self.run, name) for name in reversed(names)]:
             try:
                 checkpoint.load(folder)
             except checkpoint.UnusableCheckpointError as error:
@@ -178,9 +178,9 @@ class _Worker:
     def _clear(self, kept: list[str]) -> None:
         """Remove checkpoints that were written when their workers died, and so never noted."""
         self.fence.check()
-        for name in storage.list_folders(self.run):
+        for name in files.list_folders(self.run):
             if name.startswith(LAST) and name not in kept:
-                storage.delete_folder(storage.join(self.run, name))
+                files.delete_folder(files.join(self.run, name))
 
     def tell(self, kind: str, **content: Any) -> None:
         """Send the driver an event; from one worker, without waiting."""
@@ -276,14 +276,14 @@ class _Worker:
             self.fence.check()
             # The name is new even if an earlier start of the workers wrote the same step.
             step = f"{self.learner.step:08d}"
-            folder = storage.join(self.run, f"{LAST}{step}_{secrets.token_hex(4)}")
-            bests = [storage.join(self.run, BEST + step)] if best else []
+            folder = files.join(self.run, f"{LAST}{step}_{secrets.token_hex(4)}")
+            bests = [files.join(self.run, BEST + step)] if best else []
             checkpoint.save(self._state(), folder, *bests)
             self.fence.check()
-            for name in storage.list_folders(self.run) if best else []:
+            for name in files.list_folders(self.run) if best else []:
                 if name.startswith(BEST) and name != BEST + step:
-                    storage.delete_folder(storage.join(self.run, name))
-            filesystem, path = storage.whole(folder, self.fence)
+                    files.delete_folder(files.join(self.run, name))
+            filesystem, path = files.whole(folder, self.fence)
             found = ray.train.Checkpoint(path, filesystem)
         ray.train.report(
             metrics, checkpoint=found, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD

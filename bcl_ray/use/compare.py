@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.tracking.registry import NAME, answered, mlflow_client
 from bcl_ray.tracking.tracker import recorded, store, subject
 from bcl_ray.use.models import last_state
@@ -127,7 +127,7 @@ def _differing(options: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _read(name: str, root: str) -> list[Compared]:
     uri = runs.absolute(runs.run_uri(name, root))
-    if storage.exists(storage.join(uri, runs.RUN_FILE)):
+    if files.exists(files.join(uri, runs.RUN_FILE)):
         return [_of_folder(uri)]
     if "/" in name:
         raise ValueError(f"{runs.shown(uri)} holds no run: name one that `bcl-ray train` began")

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from bcl_ray.experiment.options import ModelConfig
 from bcl_ray.method.model import Classifier, TwoBranch
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.use.models import OpenModel
 
 TOLERANCE = 1e-4  # of the largest logit; an assumption: float32 in another order gives about 1e-6
@@ -82,7 +82,7 @@ def export(model: OpenModel, target: str) -> Exported:
                 f"{target} was not written: read back, its logits differ by up to "
                 f"{difference:.2g}, and {allowed:.2g} is allowed; try another format"
             )
-        with file.open("rb") as content, storage.open_write(target) as sink:
+        with file.open("rb") as content, files.open_write(target) as sink:
             shutil.copyfileobj(content, sink)
         return Exported(file.stat().st_size, len(images), difference, allowed)
 

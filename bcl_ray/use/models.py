@@ -13,7 +13,7 @@ from bcl_ray.method.model import TwoBranch
 from bcl_ray.runs import checkpoint
 from bcl_ray.runs import folder as runs
 from bcl_ray.runs.folder import BEST, Run
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.tracking.registry import resolve
 
 
@@ -88,10 +88,10 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str
     if name.startswith("models:"):
         return resolve(name, root)[1]
     uri = runs.absolute(runs.run_uri(name, root))
-    if storage.exists(storage.join(uri, runs.RUN_FILE)):
+    if files.exists(files.join(uri, runs.RUN_FILE)):
         run = runs.open_run(uri)[0]
         return last_checkpoint(run) if last else best_checkpoint(run)
-    if storage.exists(storage.join(uri, checkpoint.FILE)):
+    if files.exists(files.join(uri, checkpoint.FILE)):
         return uri
     raise ValueError(
         f"'{name}' is no model: {runs.shown(uri)} holds neither a run nor a checkpoint; name a "
@@ -128,10 +128,10 @@ def best_checkpoint(run: Run) -> str:
     Raises:
         ValueError: nothing has been evaluated yet.
     """
-    found = [name for name in storage.list_folders(run.uri) if name.startswith(BEST)]
+    found = [name for name in files.list_folders(run.uri) if name.startswith(BEST)]
     if not found:
         raise ValueError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
-    return storage.join(run.uri, found[-1])  # while a better one replaces it, there may be two
+    return files.join(run.uri, found[-1])  # while a better one replaces it, there may be two
 
 
 def last_checkpoint(run: Run) -> str:
@@ -147,7 +147,7 @@ def last_checkpoint(run: Run) -> str:
         )
     from ray.train import Result  # noqa: PLC0415  seconds that the best checkpoint need not pay
 
-    filesystem, path = storage.resolve(run.uri)
+    filesystem, path = files.resolve(run.uri)
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells of every snapshot it finds
     try:
         result: Any = Result.from_path(path, filesystem)
@@ -155,7 +155,7 @@ def last_checkpoint(run: Run) -> str:
         result = None
     if result is None or result.checkpoint is None:
         raise ValueError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
-    return storage.join(run.uri, PurePosixPath(result.checkpoint.path).name)
+    return files.join(run.uri, PurePosixPath(result.checkpoint.path).name)
 
 
 def _called(name: str, uri: str) -> str:

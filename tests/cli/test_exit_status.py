@@ -5,8 +5,7 @@ import errno
 import pytest
 
 from bcl_ray import cli
-from bcl_ray.storage import files as storage
-from bcl_ray.storage import s3
+from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import HeldError, LostError, UnrenewedError
 from bcl_ray.storage.s3.faults import explain
 from bcl_ray.storage.s3.place import Place
@@ -23,12 +22,12 @@ def of_access(text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(s3, "check_access", lambda *_: [problem])
         with pytest.raises((ValueError, OSError)) as raised:
-            storage.check_usable("s3://bucket/x", "read")
+            files.check_usable("s3://bucket/x", "read")
     return raised.value
 
 
 def of_disk(number):
-    with pytest.raises(OSError, match="no") as raised, storage.plain_errors("/disk/x"):
+    with pytest.raises(OSError, match="no") as raised, files.plain_errors("/disk/x"):
         raise OSError(number, "no")
     return raised.value
 

@@ -10,8 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from bcl_ray.ops.manifests import policies, render
-from bcl_ray.storage import files as storage
-from bcl_ray.storage import s3
+from bcl_ray.storage import files, s3
 
 ALL = frozenset(s3.ACTIONS)
 LOOK = frozenset({"list", "read"})
@@ -50,7 +49,7 @@ def become(bucket, description, monkeypatch):
     )
     changed = description.model_copy(update={"object_store": store})
     for folder in ("shards", "runs", "predictions", "mlflow", "images", "elsewhere"):
-        storage.write_bytes(f"{bucket.uri}/bcl-ray/{folder}/there", b"x")
+        files.write_bytes(f"{bucket.uri}/bcl-ray/{folder}/there", b"x")
     keys, statements = {}, []
     for role, document in policies.policies(changed, policies.ON_KUBERNETES).items():
         user = f"{role}-{secrets.token_hex(4)}"
@@ -76,8 +75,8 @@ def test_each_role_may_do_what_it_does_and_no_more(become):
     for role, folder, actions in NEEDED:
         root = become(role)
         assert s3.check_access(f"{root}/{folder}", actions) == [], (role, folder)
-        assert storage.exists(f"{root}/{folder}/there")
-        assert not storage.exists(f"{root}/{folder}/gone"), "and not: access denied"
+        assert files.exists(f"{root}/{folder}/there")
+        assert not files.exists(f"{root}/{folder}/gone"), "and not: access denied"
     for role, folder in REFUSED:
         root = become(role)
         problems = s3.check_access(f"{root}/{folder}", {"write"})
@@ -89,7 +88,7 @@ def test_each_role_may_do_what_it_does_and_no_more(become):
 
 
 def interrupted(file):
-    with storage.open_write(file) as sink:
+    with files.open_write(file) as sink:
         sink.write(b"y" * 20 * 2**20)
         raise RuntimeError("interrupted")
 
@@ -99,13 +98,13 @@ def test_files_of_many_parts_are_written_replaced_and_deleted_with_a_worker_s_po
     root = become("worker")
     file = f"{root}/runs/first/checkpoint/state.pt"
     for size in (1, 20 * 2**20):
-        storage.write_bytes(file, b"x" * size)
-        assert storage.list_files(f"{root}/runs/first/checkpoint") == {"state.pt": size}
+        files.write_bytes(file, b"x" * size)
+        assert files.list_files(f"{root}/runs/first/checkpoint") == {"state.pt": size}
     with pytest.raises(RuntimeError, match="interrupted"):
         interrupted(file)
     # One by one: Ceph asks for the whole bucket where many are deleted at once, AWS for each.
-    storage.delete(file)
-    assert not storage.exists(file)
+    files.delete(file)
+    assert not files.exists(file)
 
 
 def test_policies_are_written_for_pods_and_for_nodes(description):
@@ -131,5 +130,5 @@ def test_policies_are_written_for_pods_and_for_nodes(description):
 
 def test_without_roles_there_are_no_policies(description):
     store = description.object_store.model_copy(update={"roles": None})
-    files = render("kuberay", description.model_copy(update={"object_store": store}))
-    assert not [name for name in files if name.startswith("policies/")]
+    rendered = render("kuberay", description.model_copy(update={"object_store": store}))
+    assert not [name for name in rendered if name.startswith("policies/")]

@@ -21,7 +21,7 @@ from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
 from bcl_ray.data.shards.staging import MODES, checking, image_fault
 from bcl_ray.data.shards.write import num_shards, row_group_rows
 from bcl_ray.data.sources import Source, SourceSplit, open_source
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 
 def png(value: int, size: int = 2) -> bytes:
@@ -400,7 +400,7 @@ def test_a_killed_attempt_is_no_data_set_and_the_next_one_works(tmp_path):
 def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(
-        storage, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
+        files, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
     )
     (tmp_path / "set").mkdir()  # an object store needs no folders
     manifest = write_shards(balanced(100), "test://bucket/set")

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from bcl_ray.ops.local import Cluster
 from bcl_ray.ops.local.ceph import Ceph
 from bcl_ray.runs.folder import open_run
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.use.models import load_state
 from tests.e2e.conftest import assert_same_run
 
@@ -98,9 +98,9 @@ class Job:
         return str(self._noted()["checkpoint_dir_name"])
 
     def _noted(self) -> dict:
-        snapshot = storage.join(self.uri, "checkpoint_manager_snapshot.json")
+        snapshot = files.join(self.uri, "checkpoint_manager_snapshot.json")
         try:
-            return json.loads(storage.read_bytes(snapshot))["latest_checkpoint_result"]
+            return json.loads(files.read_bytes(snapshot))["latest_checkpoint_result"]
         except FileNotFoundError:
             return {"metrics": {"step": 0}, "checkpoint_dir_name": ""}
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from tests.faults.conftest import STORE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -25,7 +25,7 @@ def test_no_secret_is_in_the_job_the_run_or_mlflow(drill, tmp_path):
         os.environ["AWS_SECRET_ACCESS_KEY"],
         Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip(),
     ]
-    ours, in_mlflow = files(job), tracked(drill.run_id(job), tmp_path)
+    ours, in_mlflow = files_of(job), tracked(drill.run_id(job), tmp_path)
     assert any(name.startswith("s3://") and name.endswith("state.pt") for name in ours)
     assert any(name.endswith("experiment.yaml") for name in in_mlflow)
     left = {"output": job.output.encode(), **records(job), **ours, **in_mlflow}
@@ -47,13 +47,13 @@ def records(job) -> dict[str, bytes]:
     }
 
 
-def files(job) -> dict[str, bytes]:
+def files_of(job) -> dict[str, bytes]:
     """The run's own files, in S3 and on its driver's machine."""
-    folders = [job.uri, *(storage.join(job.uri, name) for name in storage.list_folders(job.uri))]
+    folders = [job.uri, *(files.join(job.uri, name) for name in files.list_folders(job.uri))]
     found = {
-        uri: storage.read_bytes(uri)
+        uri: files.read_bytes(uri)
         for folder in folders
-        for uri in (storage.join(folder, name) for name in storage.list_files(folder))
+        for uri in (files.join(folder, name) for name in files.list_files(folder))
     }
     local = runs.local_folder(runs.open_run(job.uri)[0])
     return found | {str(f): f.read_bytes() for f in local.rglob("*") if f.is_file()}
@@ -61,16 +61,16 @@ def files(job) -> dict[str, bytes]:
 
 def logs(folder: Path) -> dict[str, bytes]:
     """What Ray and its processes wrote on every node."""
-    files = [file for file in folder.glob("*/session_2*/logs/**/*") if file.is_file()]
-    assert {file.relative_to(folder).parts[0] for file in files} >= {"head", "data-1", "train-1"}
-    return {str(file): file.read_bytes() for file in files}
+    files_of = [file for file in folder.glob("*/session_2*/logs/**/*") if file.is_file()]
+    assert {file.relative_to(folder).parts[0] for file in files_of} >= {"head", "data-1", "train-1"}
+    return {str(file): file.read_bytes() for file in files_of}
 
 
 def tracked(run_id: str, folder: Path) -> dict[str, bytes]:
     """All that MLflow has, artifacts too, which lie in S3."""
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     run = client.get_run(run_id)
-    there = storage.list_folders(f"{STORE}/mlflow")
+    there = files.list_folders(f"{STORE}/mlflow")
     assert there, "artifacts are in S3"
     client.download_artifacts(run_id, "", str(folder))
     found = {str(f): f.read_bytes() for f in folder.rglob("*") if f.is_file()}

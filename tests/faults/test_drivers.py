@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from tests.faults.conftest import STEPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -34,8 +34,8 @@ def test_a_job_that_is_stopped_then_a_killed_driver_then_sigterm_then_a_damaged_
     terminated, last = job.last_step(), job.last_checkpoint()
     assert f"stopped at step {terminated}; go on with: bcl-ray train --resume" in job.output
     assert drill.tracked_status(job) == "KILLED"
-    file = storage.join(job.uri, last, "state.pt")
-    storage.write_bytes(file, storage.read_bytes(file)[:1000])
+    file = files.join(job.uri, last, "state.pt")
+    files.write_bytes(file, files.read_bytes(file)[:1000])
 
     job = drill.start("drivers")
     job.succeed()

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from bcl_ray.storage import fence
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import fence, files
 from bcl_ray.storage.lease import EVERY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -36,7 +35,7 @@ def test_a_frozen_driver_is_replaced_and_ends_itself_and_a_job_sent_twice_trains
     assert "this driver, number 1, gave no sign of life for a while, and job " in first.output
     assert "has it now as number 2: it ends, and changes nothing more in" in first.output
     gone_by(frozen, time.monotonic() + 2 * EVERY)
-    assert noted(second) <= set(storage.list_folders(second.uri)), "it deleted nothing"
+    assert noted(second) <= set(files.list_folders(second.uri)), "it deleted nothing"
     assert second.last_step() > step, "it noted nothing"
     assert drill.tracked_status(second) == "RUNNING", "nor did it end the MLflow run"
 
@@ -58,14 +57,14 @@ def test_a_frozen_driver_is_replaced_and_ends_itself_and_a_job_sent_twice_trains
 
 def holder(job) -> fence.Record:
     """Who has a job's run, or had it last."""
-    uri = storage.join(job.uri, fence.LEASE)
+    uri = files.join(job.uri, fence.LEASE)
     return fence.parsed(fence.file_at(uri).read(), uri)
 
 
 def noted(job) -> set[str]:
     """Folders of the checkpoints that a job's Ray Train keeps account of."""
-    uri = storage.join(job.uri, "checkpoint_manager_snapshot.json")
-    found = json.loads(storage.read_bytes(uri))["checkpoint_results"]
+    uri = files.join(job.uri, "checkpoint_manager_snapshot.json")
+    found = json.loads(files.read_bytes(uri))["checkpoint_results"]
     return {one["checkpoint_dir_name"] for one in found}
 
 

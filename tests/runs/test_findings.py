@@ -8,7 +8,7 @@ import pytest
 
 from bcl_ray.runs import findings
 from bcl_ray.runs.findings import Findings
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 
 def some(features: int = 3, classes: int = 2) -> Findings:
@@ -40,7 +40,7 @@ def test_findings_come_back_as_they_were(tmp_path, features, classes):
 
 def test_predictions_are_one_row_per_image_for_whoever_reads_parquet(tmp_path):
     findings.write(some(), str(tmp_path))
-    table = pq.read_table(io.BytesIO(storage.read_bytes(f"{tmp_path}/{findings.PREDICTIONS}")))
+    table = pq.read_table(io.BytesIO(files.read_bytes(f"{tmp_path}/{findings.PREDICTIONS}")))
     assert table.column_names == ["id", "label", "predicted", "confidence", "second"]
     assert table.num_rows == 3
 

@@ -7,7 +7,7 @@ from pyarrow import fs
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 FINGERPRINT = "a" * 64
 
@@ -16,7 +16,7 @@ FINGERPRINT = "a" * 64
 def root(request, tmp_path, monkeypatch):
     """A folder of runs: a path, a URI of this machine, and one of a store that is not local."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    local = storage.resolve
+    local = files.resolve
 
     def resolve(uri):
         if not uri.startswith("test://"):
@@ -25,7 +25,7 @@ def root(request, tmp_path, monkeypatch):
         store.create_dir(path.rpartition("/")[0])  # an object store has no folders to miss
         return store, path
 
-    monkeypatch.setattr(storage, "resolve", resolve)
+    monkeypatch.setattr(files, "resolve", resolve)
     folder = tmp_path / "my runs"
     return {"path": str(folder), "file": folder.as_uri(), "remote": "test://my runs"}[request.param]
 
@@ -73,8 +73,8 @@ def test_a_name_that_is_taken_by_another_experiment_asks_for_another_name(root):
 
 def test_a_run_whose_beginning_was_cut_short_may_begin_again(root):
     uri = runs.run_uri("first", root)
-    storage.write_bytes(
-        storage.join(uri, runs.EXPERIMENT_FILE), changed("optim.lr=9").to_yaml().encode()
+    files.write_bytes(
+        files.join(uri, runs.EXPERIMENT_FILE), changed("optim.lr=9").to_yaml().encode()
     )
     run = runs.create(uri, digits_lt(), FINGERPRINT)
     assert runs.open_run(uri) == (run, digits_lt())
@@ -89,7 +89,7 @@ def test_an_experiment_that_was_edited_is_refused_by_file_and_digest(root):
     uri = runs.run_uri("first", root)
     run = runs.create(uri, digits_lt(), FINGERPRINT)
     other = changed("optim.lr=0.2")
-    storage.write_bytes(storage.join(uri, runs.EXPERIMENT_FILE), other.to_yaml().encode())
+    files.write_bytes(files.join(uri, runs.EXPERIMENT_FILE), other.to_yaml().encode())
     with pytest.raises(ValueError, match="is not the experiment that run 'first' began") as refusal:
         runs.open_run(uri)
     assert run.digest in str(refusal.value)
@@ -193,7 +193,7 @@ def test_a_located_experiment_means_the_same_in_every_folder(tmp_path, monkeypat
 
 def made(run, *folders):
     for name in folders:
-        storage.write_bytes(storage.join(run.uri, name, "state.pt"), b"weights")
+        files.write_bytes(files.join(run.uri, name, "state.pt"), b"weights")
 
 
 def test_of_a_run_that_lost_the_best_checkpoint_stays_and_what_the_last_one_knew(root):
@@ -201,10 +201,10 @@ def test_of_a_run_that_lost_the_best_checkpoint_stays_and_what_the_last_one_knew
     made(run, "checkpoint_00000001_a", "checkpoint_00000002_b", "best_00000001")
     history = [{"epoch": 0.0, "accuracy/all": 50.0}]
     runs.keep_only_best(run, "lost", history)
-    assert storage.list_folders(run.uri) == ["best_00000001"]
+    assert files.list_folders(run.uri) == ["best_00000001"]
     made(run, "checkpoint_00000002_b")  # as if it had been killed on the way
     runs.keep_only_best(run, "lost", [])
-    assert storage.list_folders(run.uri) == ["best_00000001"]
+    assert files.list_folders(run.uri) == ["best_00000001"]
     assert runs.kept_history(run) == history
     with pytest.raises(
         ValueError, match=r"^run 'lost' lost, and its last checkpoint was removed: t"
@@ -216,6 +216,6 @@ def test_of_a_run_without_a_best_checkpoint_nothing_is_removed(root):
     run = runs.create(runs.run_uri("young", root), digits_lt(), FINGERPRINT)
     made(run, "checkpoint_00000001_a")
     runs.keep_only_best(run, "lost", [])
-    assert storage.list_folders(run.uri) == ["checkpoint_00000001_a"]
+    assert files.list_folders(run.uri) == ["checkpoint_00000001_a"]
     assert runs.only_best(run) is None
     runs.check_resumable(run, digits_lt(), FINGERPRINT)

@@ -10,7 +10,7 @@ from bcl_ray.search.ledger import begin
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.tidy import tidy
 from bcl_ray.search.trials import Trial
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 TRIALS = [
     Trial("trial-000", 0, {}, status="finished", tracked=True),
@@ -30,7 +30,7 @@ def ledger(tmp_path):
     for trial in TRIALS:
         run = runs.create(ledger.place(trial.name), digits_lt(), "f" * 64)
         for folder in ("checkpoint_1", "checkpoint_2", "best_1"):
-            storage.write_bytes(storage.join(run.uri, folder, "state.pt"), b"weights")
+            files.write_bytes(files.join(run.uri, folder, "state.pt"), b"weights")
         entry = {"kind": "metrics", "epoch": 0, "values": {"accuracy/all": 50.0}}
         journal = runs.local_folder(run) / "journal.jsonl"
         journal.write_text(json.dumps(entry) + "\n")
@@ -38,7 +38,7 @@ def ledger(tmp_path):
 
 
 def left(ledger, trial):
-    return len(storage.list_folders(ledger.place(trial)))
+    return len(files.list_folders(ledger.place(trial)))
 
 
 def test_trials_that_lost_keep_their_best_checkpoint_alone(ledger):
@@ -61,7 +61,7 @@ def test_trials_that_lost_keep_their_best_checkpoint_alone(ledger):
 
 
 def test_what_cannot_be_removed_is_told_and_stops_nothing(ledger):
-    storage.delete(storage.join(ledger.place("trial-000"), runs.RUN_FILE))
+    files.delete(files.join(ledger.place("trial-000"), runs.RUN_FILE))
     notes = []
     tidy(ledger, TRIALS, "trial-001", note=notes.append)
     assert len(notes) == 1

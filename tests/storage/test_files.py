@@ -12,71 +12,70 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from bcl_ray.storage import files as storage
-from bcl_ray.storage import retry
+from bcl_ray.storage import files, retry
 
 
 @pytest.fixture
 def bucket_of_another_kind(tmp_path, monkeypatch):
     """A filesystem that is not local, as an object store is not, for URIs of test://."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    local = storage.resolve
+    local = files.resolve
 
     def resolve(uri):
         return (store, uri.removeprefix("test://")) if uri.startswith("test://") else local(uri)
 
-    monkeypatch.setattr(storage, "resolve", resolve)
+    monkeypatch.setattr(files, "resolve", resolve)
     return "test://"
 
 
 def test_bytes_come_back_from_every_kind_of_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for uri in ("deep/er/file", f"{tmp_path}/a b", f"file://{tmp_path}/x"):
-        storage.write_bytes(uri, b"old")
-        storage.write_bytes(uri, b"new")
-        assert storage.exists(uri)
-        assert storage.read_bytes(uri) == b"new"
-    assert storage.list_files(str(tmp_path)) == {"a b": 3, "x": 3}
+        files.write_bytes(uri, b"old")
+        files.write_bytes(uri, b"new")
+        assert files.exists(uri)
+        assert files.read_bytes(uri) == b"new"
+    assert files.list_files(str(tmp_path)) == {"a b": 3, "x": 3}
 
 
 def test_a_store_that_is_not_local_works_too(bucket_of_another_kind):
     bucket = bucket_of_another_kind
-    storage.write_bytes(f"{bucket}file", b"12")
-    assert storage.list_files(bucket_of_another_kind) == {"file": 2}
-    assert storage.read_bytes(f"{bucket}file") == b"12"
-    storage.delete(f"{bucket}file")
-    assert not storage.exists(f"{bucket}file")
+    files.write_bytes(f"{bucket}file", b"12")
+    assert files.list_files(bucket_of_another_kind) == {"file": 2}
+    assert files.read_bytes(f"{bucket}file") == b"12"
+    files.delete(f"{bucket}file")
+    assert not files.exists(f"{bucket}file")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     uri = str(tmp_path / "file")
-    storage.write_bytes(uri, b"old")
+    files.write_bytes(uri, b"old")
 
     def fail():
-        with storage.open_write(uri) as sink:
+        with files.open_write(uri) as sink:
             sink.write(b"half of the n")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
-    assert storage.read_bytes(uri) == b"old"
+    assert files.read_bytes(uri) == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
     uri = str(tmp_path / "file")
-    storage.write_bytes(uri, b"old")
+    files.write_bytes(uri, b"old")
     with Path(uri).open("rb") as slow_reader:
-        with storage.open_write(uri) as sink:
+        with files.open_write(uri) as sink:
             sink.write(b"new")
             sink.flush()
-            assert storage.read_bytes(uri) == b"old"
-        assert storage.read_bytes(uri) == b"new"
+            assert files.read_bytes(uri) == b"old"
+        assert files.read_bytes(uri) == b"new"
         assert slow_reader.read() == b"old"
 
 
 def test_written_files_follow_the_umask(tmp_path):
-    storage.write_bytes(str(tmp_path / "file"), b"")
+    files.write_bytes(str(tmp_path / "file"), b"")
     (tmp_path / "plain").touch()
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
@@ -93,21 +92,21 @@ def test_written_files_follow_the_umask(tmp_path):
     ],
 )
 def test_join_keeps_a_uris_options_at_the_end(uri, joined):
-    assert storage.join(uri, "a", "b") == joined
+    assert files.join(uri, "a", "b") == joined
 
 
 def test_missing_files_are_named(tmp_path):
     uri = str(tmp_path / "gone")
-    for access in (storage.read_bytes, storage.delete):
+    for access in (files.read_bytes, files.delete):
         with pytest.raises(FileNotFoundError, match=f"{uri} does not exist: check its spelling"):
             access(uri)
-    assert storage.list_files(uri) == {}
-    assert not storage.exists(uri)
+    assert files.list_files(uri) == {}
+    assert not files.exists(uri)
 
 
 def test_unknown_schemes_are_refused():
     with pytest.raises(ValueError, match="'ftp://host/x' is not a URI that pyarrow opens"):
-        storage.resolve("ftp://host/x")
+        files.resolve("ftp://host/x")
 
 
 @pytest.mark.parametrize(
@@ -120,21 +119,21 @@ def test_unknown_schemes_are_refused():
     ],
 )
 def test_errors_are_told_in_plain_words(error, kind, message):
-    with pytest.raises(kind, match=message), storage.plain_errors("s3://b"):
+    with pytest.raises(kind, match=message), files.plain_errors("s3://b"):
         raise error
 
 
 def test_a_folder_below_a_file_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=f"{tmp_path}/file/x: "):
-        storage.write_bytes(f"{tmp_path}/file/x", b"")
+        files.write_bytes(f"{tmp_path}/file/x", b"")
 
 
 def test_of_racing_creators_of_a_local_file_one_wins(tmp_path):
     def create(uri, number, start):
         start.wait()
         try:
-            storage.create_bytes(uri, b"%d" % number)
+            files.create_bytes(uri, b"%d" % number)
         except FileExistsError:
             return None
         return number
@@ -144,17 +143,17 @@ def test_of_racing_creators_of_a_local_file_one_wins(tmp_path):
             uri, start = str(tmp_path / f"deep/{turn}"), threading.Barrier(8)
             racing = [pool.submit(create, uri, number, start) for number in range(8)]
             (winner,) = (one.result() for one in racing if one.result() is not None)
-            assert storage.read_bytes(uri) == b"%d" % winner
+            assert files.read_bytes(uri) == b"%d" % winner
     assert len(list((tmp_path / "deep").iterdir())) == 20
     with pytest.raises(FileExistsError, match=f"{uri} exists already"):
-        storage.create_bytes(uri, b"")
+        files.create_bytes(uri, b"")
 
 
 def test_a_store_that_is_not_local_creates_too(bucket_of_another_kind):
-    storage.create_bytes(f"{bucket_of_another_kind}file", b"1")
+    files.create_bytes(f"{bucket_of_another_kind}file", b"1")
     with pytest.raises(FileExistsError, match="test://file exists already"):
-        storage.create_bytes(f"{bucket_of_another_kind}file", b"2")
-    assert storage.read_bytes(f"{bucket_of_another_kind}file") == b"1"
+        files.create_bytes(f"{bucket_of_another_kind}file", b"2")
+    assert files.read_bytes(f"{bucket_of_another_kind}file") == b"1"
 
 
 @pytest.fixture
@@ -194,7 +193,7 @@ def full_disk(monkeypatch):
 
 def test_a_full_disk_is_waited_for_and_told(tmp_path, full_disk, caplog):
     data = os.urandom(1 << 20)
-    storage.write_bytes(f"{tmp_path}/file", data)
+    files.write_bytes(f"{tmp_path}/file", data)
     assert time.monotonic() >= full_disk
     assert (tmp_path / "file").read_bytes() == data
     assert f"{tmp_path}/file: No space left on device, trying again for up to 300 s" in (
@@ -205,7 +204,7 @@ def test_a_full_disk_is_waited_for_and_told(tmp_path, full_disk, caplog):
 def test_a_disk_that_stays_full_is_an_error_with_its_number(tmp_path, full_disk, monkeypatch):
     monkeypatch.setattr(retry, "PATIENCE", 0.3)
     with pytest.raises(OSError, match=f"{tmp_path}/file: the disk is full: make room") as raised:
-        storage.write_bytes(f"{tmp_path}/file", bytes(1 << 20))
+        files.write_bytes(f"{tmp_path}/file", bytes(1 << 20))
     assert raised.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +215,7 @@ def permit():
 
 def test_what_a_library_writes_on_a_local_disk_is_whole_or_the_old_file(tmp_path):
     """A kill in the middle of Ray Train's list of checkpoints leaves the list before."""
-    filesystem, path = storage.whole(str(tmp_path / "list.json"), permit)
+    filesystem, path = files.whole(str(tmp_path / "list.json"), permit)
     filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301  (for the controller)
     with filesystem.open_output_stream(path) as stream:
         stream.write(b"old")

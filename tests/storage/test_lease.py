@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bcl_ray.storage import fence, lease
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import fence, files, lease
 from bcl_ray.storage.fence import LEASE, HeldError, LostError
 from bcl_ray.storage.lease import held
 from bcl_ray.storage.swap import ChangedError, Version, file_at
@@ -121,7 +120,7 @@ def quiet(text):
 
 
 def record_in(folder):
-    return fence.parsed(file_at(storage.join(folder, LEASE)).read(), folder)
+    return fence.parsed(file_at(files.join(folder, LEASE)).read(), folder)
 
 
 class Everywhere:
@@ -134,7 +133,7 @@ class Everywhere:
                 mine.check()
                 assert mine.valid
             assert record_in(folder).released
-        assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == {LEASE}
+        assert files.list_files(folder).keys() - {f".{LEASE}.lock"} == {LEASE}
 
     def test_of_processes_that_race_exactly_one_has_each_folder(self, folder, driver):
         """The first of them was a dead driver's, and is taken over at once."""
@@ -171,10 +170,10 @@ class Everywhere:
     def test_who_lost_a_folder_cannot_write_or_delete_in_it_by_ray_trains_filesystem(self, folder):
         with held(folder, "run 'x'", quiet, wait=False) as mine:
             for name in ("list.json", "checkpoint/state.pt"):
-                storage.write_bytes(storage.join(folder, name), b"old")
-            filesystem, path = storage.whole(folder, mine.fence)
+                files.write_bytes(files.join(folder, name), b"old")
+            filesystem, path = files.whole(folder, mine.fence)
             record = dataclasses.replace(record_in(folder), token="another", number=2)  # noqa: S106
-            file = file_at(storage.join(folder, LEASE))
+            file = file_at(files.join(folder, LEASE))
             while True:  # beside the thread that renews it
                 with suppress(ChangedError):
                     file.replace(record.encoded(), file.read())
@@ -185,8 +184,8 @@ class Everywhere:
             for change in (filesystem.delete_dir, filesystem.delete_file):
                 with pytest.raises(LostError):
                     change(f"{path}/checkpoint")
-            assert storage.read_bytes(storage.join(folder, "list.json")) == b"old"
-            assert storage.read_bytes(storage.join(folder, "checkpoint", "state.pt")) == b"old"
+            assert files.read_bytes(files.join(folder, "list.json")) == b"old"
+            assert files.read_bytes(files.join(folder, "checkpoint", "state.pt")) == b"old"
 
     def test_a_store_that_does_not_compare_is_told_of_once(self, folder, compares):
         said = []
@@ -196,7 +195,7 @@ class Everywhere:
         assert [one.startswith(text) for one in said] == ([] if compares else [True])
 
     def test_a_version_is_replaced_once(self, folder):
-        file = file_at(storage.join(folder, LEASE))
+        file = file_at(files.join(folder, LEASE))
         assert file.read() is None
         first = file.replace(b"first", None)
         assert file.replace(b"first", None).data == b"first", "the same again, after a lost answer"
@@ -208,7 +207,7 @@ class Everywhere:
         file.remove(first)
         assert file.read() == second, "it is another's now"
         file.remove(second)
-        assert storage.list_files(folder).keys() - {f".{LEASE}.lock"} == set()
+        assert files.list_files(folder).keys() - {f".{LEASE}.lock"} == set()
         with pytest.raises(ChangedError):
             file.replace(b"third", second)
 
@@ -251,7 +250,7 @@ def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver
 
 def elsewhere(folder, **changes):
     """The lease of a driver on another machine."""
-    file = file_at(storage.join(folder, LEASE))
+    file = file_at(files.join(folder, LEASE))
     record = dataclasses.replace(fence.own_record(None), machine="another", **changes)
     file.replace(record.encoded(), file.read())
 

@@ -15,8 +15,7 @@ from datetime import timedelta
 import pytest
 
 from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
-from bcl_ray.storage import files as storage
-from bcl_ray.storage import s3
+from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import HeldError
 from bcl_ray.storage.s3 import access as check
 from bcl_ray.storage.s3 import faults, listing, uploads
@@ -53,41 +52,41 @@ def test_all_files_come_page_by_page_in_the_order_of_their_bytes(bucket, monkeyp
     for name in [*names, ".hidden/x", "a/.thumb", "folder/"]:
         key = {"Bucket": bucket.uri.removeprefix("s3://"), "Key": f"all/{name}"}
         bucket.client.put_object(**key, Body=name.encode())
-    found = list(storage.walk(f"{bucket.uri}/all"))
+    found = list(files.walk(f"{bucket.uri}/all"))
     assert found == sorted(names, key=str.encode)
-    assert list(storage.walk(f"{bucket.uri}/al")) == []
+    assert list(files.walk(f"{bucket.uri}/al")) == []
     for name in found:
-        assert storage.read_bytes(storage.file_in(f"{bucket.uri}/all", name)) == name.encode()
+        assert files.read_bytes(files.file_in(f"{bucket.uri}/all", name)) == name.encode()
 
 
 def test_files_live_in_a_bucket_as_in_a_folder(bucket):
     uri = f"{bucket.uri}/a/deep"
     for data in (b"old", b"new one"):
-        storage.write_bytes(f"{uri}/file", data)
-        assert storage.read_bytes(f"{uri}/file") == data
-    storage.write_bytes(f"{uri}/empty", b"")
-    assert storage.read_bytes(f"{uri}/empty") == b""
-    assert storage.list_files(uri) == {"empty": 0, "file": 7}
-    assert storage.list_folders(f"{bucket.uri}/a") == ["deep"]
-    assert storage.exists(uri)
-    storage.check_file(f"{uri}/file")
+        files.write_bytes(f"{uri}/file", data)
+        assert files.read_bytes(f"{uri}/file") == data
+    files.write_bytes(f"{uri}/empty", b"")
+    assert files.read_bytes(f"{uri}/empty") == b""
+    assert files.list_files(uri) == {"empty": 0, "file": 7}
+    assert files.list_folders(f"{bucket.uri}/a") == ["deep"]
+    assert files.exists(uri)
+    files.check_file(f"{uri}/file")
     with pytest.raises(IsADirectoryError, match=f"{uri} is a folder, not a file"):
-        storage.check_file(uri)
-    storage.delete(f"{uri}/file")
-    assert not storage.exists(f"{uri}/file")
-    storage.delete_folder(f"{bucket.uri}/a")
-    storage.delete_folder(f"{bucket.uri}/a")
-    assert storage.list_files(uri) == {}
-    assert storage.list_folders(f"{bucket.uri}/a") == []
+        files.check_file(uri)
+    files.delete(f"{uri}/file")
+    assert not files.exists(f"{uri}/file")
+    files.delete_folder(f"{bucket.uri}/a")
+    files.delete_folder(f"{bucket.uri}/a")
+    assert files.list_files(uri) == {}
+    assert files.list_folders(f"{bucket.uri}/a") == []
 
 
 def test_missing_files_and_buckets_are_named(bucket):
     uri = f"{bucket.uri}/gone"
-    for access in (storage.read_bytes, storage.delete, storage.check_file):
+    for access in (files.read_bytes, files.delete, files.check_file):
         with pytest.raises(FileNotFoundError, match=f"^{uri} does not exist: check its spelling"):
             access(uri)
     other = f"{bucket.uri}-none"
-    for write in (storage.write_bytes, storage.create_bytes):
+    for write in (files.write_bytes, files.create_bytes):
         with pytest.raises(FileNotFoundError, match=f"there is no bucket '{other[5:]}' at http"):
             write(f"{other}/file", b"")
 
@@ -96,27 +95,27 @@ def test_the_address_may_stand_in_the_uri(bucket, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     server = bucket.server.endpoint.removeprefix("http://")
     uri = f"{bucket.uri}?scheme=http&endpoint_override={server}"
-    storage.write_bytes(storage.join(uri, "file"), b"12")
-    assert storage.read_bytes(storage.join(uri, "file")) == b"12"
+    files.write_bytes(files.join(uri, "file"), b"12")
+    assert files.read_bytes(files.join(uri, "file")) == b"12"
     assert bucket.server.endpoint not in os.environ.values()
 
 
 def test_readers_see_one_version_of_an_object_that_is_being_replaced(bucket):
     versions = [b"a" * 100, b"b" * 300]
-    storage.write_bytes(f"{bucket.uri}/file", versions[0])
+    files.write_bytes(f"{bucket.uri}/file", versions[0])
     stopped = threading.Event()
 
     def replace() -> None:
         for version in itertools.cycle(versions):
             if stopped.is_set():
                 return
-            storage.write_bytes(f"{bucket.uri}/file", version)
+            files.write_bytes(f"{bucket.uri}/file", version)
             time.sleep(0.05)  # else no reading would come to an end between two of them
 
     writer = threading.Thread(target=replace)
     writer.start()
     try:
-        seen = {storage.read_bytes(f"{bucket.uri}/file") for _ in range(30)}
+        seen = {files.read_bytes(f"{bucket.uri}/file") for _ in range(30)}
     finally:
         stopped.set()
         writer.join()
@@ -125,21 +124,21 @@ def test_readers_see_one_version_of_an_object_that_is_being_replaced(bucket):
 
 def test_large_objects_appear_whole(bucket, small_parts):
     uri = f"{bucket.uri}/large"
-    storage.write_bytes(uri, b"old")
+    files.write_bytes(uri, b"old")
     data = os.urandom(3 * small_parts + 7)
-    with storage.open_write(uri) as sink:
+    with files.open_write(uri) as sink:
         for start in range(0, len(data), 1 << 20):
             sink.write(data[start : start + (1 << 20)])
             if start == 12 << 20:
                 assert len(uploads_of(bucket)) == 1  # parts are there, and not to be seen
-                assert storage.read_bytes(uri) == b"old"
-    assert storage.read_bytes(uri) == data
+                assert files.read_bytes(uri) == b"old"
+    assert files.read_bytes(uri) == data
     assert uploads_of(bucket) == []
 
 
 def test_a_failed_block_leaves_neither_object_nor_parts(bucket, small_parts):
     def fail():
-        with storage.open_write(f"{bucket.uri}/large") as sink:
+        with files.open_write(f"{bucket.uri}/large") as sink:
             sink.write(bytes(2 * small_parts))
             assert len(uploads_of(bucket)) == 1
             raise KeyboardInterrupt
@@ -188,7 +187,7 @@ def test_shards_in_a_bucket_are_as_those_in_a_folder(bucket, tmp_path):
     there, here = f"{bucket.uri}/digits", str(tmp_path / "digits")
     assert write_shards(source, there) == write_shards(source, here)
     assert verify_shards(there) == []
-    assert list(storage.list_files(there)) == list(storage.list_files(here))
+    assert list(files.list_files(there)) == list(files.list_files(here))
     with pytest.raises(ValueError, match="already holds a data set"):
         write_shards(source, there)
 
@@ -222,7 +221,7 @@ def test_shards_that_two_writers_have_mixed_are_no_data_set(bucket):
 
     def other(stage, *_):
         if stage == "writing train":
-            storage.write_bytes(f"{there}/manifest.json", b"another's")
+            files.write_bytes(f"{there}/manifest.json", b"another's")
 
     with pytest.raises(ValueError, match=r"another `bcl-ray shard` has written to s3://.* mixed"):
         write_shards(balanced(8), there, progress=other)
@@ -233,11 +232,11 @@ def test_shards_that_two_writers_have_mixed_are_no_data_set(bucket):
 
 def test_what_exists_is_not_created_again(bucket):
     uri = f"{bucket.uri}/manifest"
-    storage.create_bytes(uri, b"first")
+    files.create_bytes(uri, b"first")
     for data in (b"second", b"first"):
         with pytest.raises(FileExistsError, match=f"{uri} exists already"):
-            storage.create_bytes(uri, data)
-    assert storage.read_bytes(uri) == b"first"
+            files.create_bytes(uri, data)
+    assert files.read_bytes(uri) == b"first"
 
 
 @ON_CEPH
@@ -245,7 +244,7 @@ def test_of_racing_creators_one_wins(bucket):
     def create(uri, number, start):
         start.wait()
         try:
-            storage.create_bytes(uri, b"%d" % number)
+            files.create_bytes(uri, b"%d" % number)
         except FileExistsError:
             return None
         return number
@@ -256,22 +255,22 @@ def test_of_racing_creators_one_wins(bucket):
             racing = [pool.submit(create, uri, number, start) for number in range(8)]
             winners = [one.result() for one in racing if one.result() is not None]
             assert len(winners) == 1
-            assert storage.read_bytes(uri) == b"%d" % winners[0]
+            assert files.read_bytes(uri) == b"%d" % winners[0]
 
 
 def test_a_creator_whose_answer_was_lost_knows_its_own(bucket, proxy):
     proxy.plan("lost_answer", method="PUT")
-    storage.create_bytes(f"{bucket.uri}/file", b"mine")
-    assert storage.read_bytes(f"{bucket.uri}/file") == b"mine"
+    files.create_bytes(f"{bucket.uri}/file", b"mine")
+    assert files.read_bytes(f"{bucket.uri}/file") == b"mine"
     assert proxy.met["lost_answer"] == 1
 
 
 def test_a_store_without_conditions_is_looked_at_first(bucket, proxy):
     proxy.plan("no_conditions", method="PUT")
-    storage.create_bytes(f"{bucket.uri}/file", b"first")
+    files.create_bytes(f"{bucket.uri}/file", b"first")
     assert proxy.met["no_conditions"] == 1
     with pytest.raises(FileExistsError):
-        storage.create_bytes(f"{bucket.uri}/file", b"second")
+        files.create_bytes(f"{bucket.uri}/file", b"second")
 
 
 # Faults that pass
@@ -293,15 +292,15 @@ def test_faults_that_pass_are_survived(bucket, proxy, fault, method, times):
     uri, data = f"{bucket.uri}/f", os.urandom(100_000)
     proxy.delay = 1.0
     proxy.plan(fault, times=times, method=method)
-    storage.write_bytes(uri, data)
-    assert storage.read_bytes(uri) == data
-    assert storage.list_files(bucket.uri) == {"f": 100_000}
+    files.write_bytes(uri, data)
+    assert files.read_bytes(uri) == data
+    assert files.list_files(bucket.uri) == {"f": 100_000}
     assert proxy.met[fault] == times
 
 
 def test_what_others_do_with_the_filesystem_once_survives_denials_too(bucket, proxy):
     """As Ray Train does it: write a snapshot, look at it, read it, remove a checkpoint."""
-    filesystem, path = storage.resolve(f"{bucket.uri}/run/snapshot.json")
+    filesystem, path = files.resolve(f"{bucket.uri}/run/snapshot.json")
     filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
     for step in ("write", "look", "remove"):
         proxy.plan("denied", times=2)
@@ -313,33 +312,33 @@ def test_what_others_do_with_the_filesystem_once_survives_denials_too(bucket, pr
         else:
             filesystem.delete_dir(path.rpartition("/")[0])
     assert proxy.met["denied"] == 6
-    assert not storage.exists(f"{bucket.uri}/run/snapshot.json")
+    assert not files.exists(f"{bucket.uri}/run/snapshot.json")
 
 
 def test_a_large_upload_survives_faults_in_its_parts(bucket, proxy, small_parts):
     uri, data = f"{bucket.uri}/large", os.urandom(2 * small_parts + 1)
-    with storage.open_write(uri) as sink:
+    with files.open_write(uri) as sink:
         sink.write(data[: small_parts + 1])
         proxy.plan("slow_down", times=2)
         proxy.plan("reset", times=2)
         sink.write(data[small_parts + 1 :])
         proxy.plan("lost_answer", method="POST")  # of its completion
-    assert storage.read_bytes(uri) == data
+    assert files.read_bytes(uri) == data
     assert proxy.met == {"slow_down": 2, "reset": 2, "lost_answer": 1}
     assert uploads_of(bucket) == []
 
 
 def test_removal_whose_answer_was_lost_is_done(bucket, proxy):
-    storage.write_bytes(f"{bucket.uri}/f", b"")
+    files.write_bytes(f"{bucket.uri}/f", b"")
     proxy.plan("lost_answer", times=3, method="DELETE")
-    storage.delete(f"{bucket.uri}/f")
-    assert storage.list_files(bucket.uri) == {}
+    files.delete(f"{bucket.uri}/f")
+    assert files.list_files(bucket.uri) == {}
 
 
 def test_an_outage_is_outlasted_and_told_once(bucket, proxy, caplog, monkeypatch):
-    storage.write_bytes(f"{bucket.uri}/f", b"data")
+    files.write_bytes(f"{bucket.uri}/f", b"data")
     with proxy.outage_for(3):
-        assert storage.read_bytes(f"{bucket.uri}/f") == b"data"
+        assert files.read_bytes(f"{bucket.uri}/f") == b"data"
     said = [record.getMessage() for record in caplog.records if record.name == "bcl_ray.storage"]
     assert len(said) == 2
     assert said[0].startswith(f"{bucket.uri}/f: Could not connect to the endpoint URL, ")
@@ -352,8 +351,8 @@ def test_an_outage_is_outlasted_and_told_once(bucket, proxy, caplog, monkeypatch
 def test_ray_trains_filesystem_outlasts_an_outage_as_we_do(bucket, proxy):
     """By our functions, and by the filesystem that Ray Train writes checkpoints with."""
     data = os.urandom(1 << 20)
-    storage.write_bytes(f"{bucket.uri}/f", data)
-    filesystem, path = pickle.loads(pickle.dumps(storage.resolve(bucket.uri)))  # noqa: S301
+    files.write_bytes(f"{bucket.uri}/f", data)
+    filesystem, path = pickle.loads(pickle.dumps(files.resolve(bucket.uri)))  # noqa: S301
 
     def write():
         with filesystem.open_output_stream(f"{path}/checkpoint") as sink:
@@ -364,12 +363,12 @@ def test_ray_trains_filesystem_outlasts_an_outage_as_we_do(bucket, proxy):
             return file.read()
 
     with ThreadPoolExecutor(4) as pool, proxy.outage_for(10):
-        ours = pool.submit(storage.read_bytes, f"{bucket.uri}/f")
-        creating = pool.submit(storage.create_bytes, f"{bucket.uri}/manifest", data)
+        ours = pool.submit(files.read_bytes, f"{bucket.uri}/f")
+        creating = pool.submit(files.create_bytes, f"{bucket.uri}/manifest", data)
         theirs, writing = pool.submit(read), pool.submit(write)
         assert ours.result() == theirs.result() == data
         creating.result(), writing.result()
-    assert storage.list_files(bucket.uri) == dict.fromkeys(["checkpoint", "f", "manifest"], 1 << 20)
+    assert files.list_files(bucket.uri) == dict.fromkeys(["checkpoint", "f", "manifest"], 1 << 20)
 
 
 # Faults that stay
@@ -378,17 +377,17 @@ def test_ray_trains_filesystem_outlasts_an_outage_as_we_do(bucket, proxy):
 def test_patience_has_an_end(bucket, proxy, impatient):
     proxy.plan("slow_down", times=1000)
     with pytest.raises(OSError, match=r"/f: http.* is too busy or broken, and was so each time"):
-        storage.write_bytes(f"{bucket.uri}/f", b"")
+        files.write_bytes(f"{bucket.uri}/f", b"")
     with proxy.outage(), pytest.raises(OSError, match=r"does not answer: check AWS_ENDPOINT_URL"):
-        storage.read_bytes(f"{bucket.uri}/f")
+        files.read_bytes(f"{bucket.uri}/f")
 
 
 def test_denial_is_retried_then_explained(bucket, proxy, impatient):
     proxy.plan("denied", times=1000)
     for access, permission in (
-        (storage.read_bytes, "must not read there: allow s3:GetObject"),
-        (storage.list_files, "must not list there: allow s3:ListBucket"),
-        (lambda uri: storage.write_bytes(uri, b""), "must not write there: allow s3:PutObject"),
+        (files.read_bytes, "must not read there: allow s3:GetObject"),
+        (files.list_files, "must not list there: allow s3:ListBucket"),
+        (lambda uri: files.write_bytes(uri, b""), "must not write there: allow s3:PutObject"),
     ):
         before = proxy.met["denied"]
         with pytest.raises(PermissionError, match=f"access denied, these credentials {permission}"):
@@ -406,7 +405,7 @@ def test_denial_is_retried_then_explained(bucket, proxy, impatient):
 def test_faults_of_credentials_are_raised_at_once(bucket, proxy, fault, message):
     """Also where the answer to a HEAD, which has no text, does not tell."""
     proxy.plan(fault, times=1000)
-    for access in (storage.read_bytes, storage.list_files, storage.delete_folder):
+    for access in (files.read_bytes, files.list_files, files.delete_folder):
         before = proxy.met[fault]
         with pytest.raises(PermissionError, match=message):
             access(f"{bucket.uri}/f")
@@ -416,21 +415,21 @@ def test_faults_of_credentials_are_raised_at_once(bucket, proxy, fault, message)
 def test_wrong_credentials_are_refused_and_no_secret_shows(bucket, monkeypatch, caplog):
     right, wrong = os.environ["AWS_SECRET_ACCESS_KEY"], "not-the-right-secret"
     caplog.set_level(logging.DEBUG)
-    shown = [pickle.dumps(storage.resolve(bucket.uri)[0])]
+    shown = [pickle.dumps(files.resolve(bucket.uri)[0])]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong)
     began = time.monotonic()
     for access in (
-        storage.read_bytes,
-        storage.list_files,
-        lambda uri: storage.write_bytes(uri, b""),
-        lambda uri: storage.create_bytes(uri, b""),
+        files.read_bytes,
+        files.list_files,
+        lambda uri: files.write_bytes(uri, b""),
+        lambda uri: files.create_bytes(uri, b""),
     ):
         with pytest.raises(PermissionError, match="the secret key is wrong") as raised:
             access(f"{bucket.uri}/f")
         shown.append("".join(traceback.format_exception(raised.value)).encode())
         shown.append(repr(raised.value.__cause__.__dict__).encode())
     assert time.monotonic() - began < 10
-    shown += [pickle.dumps(storage.resolve(bucket.uri)[0]), caplog.text.encode()]
+    shown += [pickle.dumps(files.resolve(bucket.uri)[0]), caplog.text.encode()]
     shown += ["\n".join(s3.check_access(bucket.uri, ALL)).encode()]
     assert not any(secret.encode() in text for secret in (right, wrong) for text in shown)
 
@@ -438,7 +437,7 @@ def test_wrong_credentials_are_refused_and_no_secret_shows(bucket, monkeypatch, 
 @pytest.mark.parametrize("uri", ["s3://id:hidden@b/f", "s3://b/f?secret_key=hidden&access_key=id"])
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
     with pytest.raises(ValueError, match="must not hold credentials") as raised:
-        storage.resolve(uri)
+        files.resolve(uri)
     assert "hidden" not in str(raised.value)
 
 
@@ -448,26 +447,26 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 )
 def test_malformed_uris_are_refused(uri, message):
     with pytest.raises(ValueError, match=message):
-        storage.resolve(uri)
+        files.resolve(uri)
 
 
 # Clients
 
 
 def test_a_changed_environment_counts_at_once(bucket, monkeypatch):
-    first = storage.resolve(bucket.uri)[0]
-    assert storage.resolve(f"{bucket.uri}/other")[0] is first
+    first = files.resolve(bucket.uri)[0]
+    assert files.resolve(f"{bucket.uri}/other")[0] is first
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "renewed")
-    assert storage.resolve(bucket.uri)[0] is not first
+    assert files.resolve(bucket.uri)[0] is not first
 
 
 def _read_in_child(uri, answers):
-    answers.put(storage.read_bytes(uri))
+    answers.put(files.read_bytes(uri))
 
 
 def test_a_forked_child_reads_with_a_client_of_its_own(bucket):
-    storage.write_bytes(f"{bucket.uri}/f", b"data")
-    assert storage.read_bytes(f"{bucket.uri}/f") == b"data"
+    files.write_bytes(f"{bucket.uri}/f", b"data")
+    assert files.read_bytes(f"{bucket.uri}/f") == b"data"
     fork = multiprocessing.get_context("fork")
     answers = fork.Queue()
     child = fork.Process(target=_read_in_child, args=(f"{bucket.uri}/f", answers))
@@ -482,7 +481,7 @@ def test_a_forked_child_reads_with_a_client_of_its_own(bucket):
 
 
 def test_what_may_be_used_has_no_problems_and_is_left_clean(bucket):
-    storage.write_bytes(f"{bucket.uri}/data/f", b"data")
+    files.write_bytes(f"{bucket.uri}/data/f", b"data")
     assert s3.check_access(f"{bucket.uri}/runs", ALL) == []
     assert s3.check_access(f"{bucket.uri}/data", {"list", "read"}) == []
     assert s3.check_access(bucket.uri, {"read"}) == []
@@ -490,7 +489,7 @@ def test_what_may_be_used_has_no_problems_and_is_left_clean(bucket):
 
 
 def test_an_object_that_is_only_read_must_be_there(bucket):
-    storage.write_bytes(f"{bucket.uri}/weights.pt", b"data")
+    files.write_bytes(f"{bucket.uri}/weights.pt", b"data")
     assert s3.check_access(f"{bucket.uri}/weights.pt", {"read"}) == []
     (problem,) = s3.check_access(f"{bucket.uri}/weight.pt", {"read"})
     assert problem.startswith(f"{bucket.uri}/weight.pt: does not exist: check its spelling")
@@ -507,7 +506,7 @@ def test_a_missing_bucket_is_a_problem(bucket):
 
 
 def test_each_denied_action_is_named(bucket, proxy):
-    storage.write_bytes(f"{bucket.uri}/data/f", b"data")
+    files.write_bytes(f"{bucket.uri}/data/f", b"data")
     for action, method in (("read", "GET"), ("write", "PUT"), ("delete", "DELETE")):
         proxy.plan("denied", times=1000, method=method)
         (problem,) = s3.check_access(f"{bucket.uri}/data", {action, "write"})

@@ -13,7 +13,7 @@ from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.data.views.host import eval_views
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.use.predict import inputs
 from bcl_ray.use.predict.inputs import list_folder, shards_of, views_of
 
@@ -50,7 +50,7 @@ ORDER = ["B/deep/er/x.png", "a b/%41.png", "a b/ü#?.png", "b-c.jpg", "b.jpg", "
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_files_come_in_the_order_of_their_paths_bytes(folder, tmp_path, scheme):
     assert sorted(ORDER, key=str.encode) == ORDER
-    assert list(storage.walk(f"{scheme}{folder}")) == ORDER
+    assert list(files.walk(f"{scheme}{folder}")) == ORDER
     found = list_folder(f"{scheme}{folder}", str(tmp_path / "listing"), 2, lambda total: None)
     assert found.total == 6
     rows = [found.load(start, start + 2) for start in (0, 2, 4)]
@@ -67,9 +67,9 @@ def test_the_order_of_any_tree_is_that_of_its_whole_paths(tmp_path_factory, name
         if with_suffix:
             (root / with_suffix).parent.mkdir(parents=True, exist_ok=True)
             (root / f"{with_suffix}f").write_bytes(b"")
-    files = [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
-    seen = [p for p in files if not any(part.startswith(".") for part in p.split("/"))]
-    assert list(storage.walk(str(root))) == sorted(seen, key=str.encode)
+    names = [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
+    seen = [p for p in names if not any(part.startswith(".") for part in p.split("/"))]
+    assert list(files.walk(str(root))) == sorted(seen, key=str.encode)
     shutil.rmtree(root)
 
 

@@ -24,7 +24,7 @@ from tests.trained import rows_of
 
 ray = pytest.importorskip("ray")
 from bcl_ray.ray_runtime.connection import Resources  # noqa: E402
-from bcl_ray.storage import files as storage  # noqa: E402  (imports Ray)
+from bcl_ray.storage import files  # noqa: E402  (imports Ray)
 from bcl_ray.use.predict import job as predict  # noqa: E402
 
 pytestmark = pytest.mark.ray
@@ -85,7 +85,7 @@ def rows(target) -> list[dict]:
     return pq.read_table(Path(target) / "parquet").to_pylist()
 
 
-def files(target) -> dict[str, bytes]:
+def files_of(target) -> dict[str, bytes]:
     """All of an output but its listing of where things are."""
     found = [file for file in Path(target).rglob("*") if file.is_file()]
     kept = {str(file.relative_to(target)): file.read_bytes() for file in found}
@@ -142,16 +142,16 @@ def test_a_killed_job_leaves_whole_parts_and_goes_on_with_them(trained, labelled
     label(trained, trained.shards, target, csv=True, resume=True, follow=events.append)
     begun = next(event for event in events if event["kind"] == "predicting")
     assert begun["done"] == 64 * len(before)
-    assert files(target) == files(labelled[0])
+    assert files_of(target) == files_of(labelled[0])
     for name, written in before.items():
         assert (target / "parquet" / name).stat().st_mtime_ns == written
 
 
 def test_what_is_complete_is_only_summed_up_again(trained, labelled):
     target, summary = labelled
-    before = files(target)
+    before = files_of(target)
     assert label(trained, trained.shards, target, csv=True, resume=True) == summary
-    assert files(target) == before
+    assert files_of(target) == before
 
 
 def png(image: bytes) -> bytes:
@@ -175,11 +175,11 @@ def test_a_prefix_of_s3_is_labelled_twice_the_same_and_three_broken_files_are_na
     assert (summaries[0].images, summaries[0].unreadable) == (15, 3)
     for name, reason in summaries[0].first:
         assert reason.startswith(BROKEN.pop(name))
-    parts = storage.list_files(f"{bucket.uri}/one/parquet")
+    parts = files.list_files(f"{bucket.uri}/one/parquet")
     assert list(parts) == ["part-000000.parquet", "part-000001.parquet"]
     found = {}
     for part in parts:
-        one, two = (storage.read_bytes(f"{bucket.uri}/{n}/parquet/{part}") for n in ("one", "two"))
+        one, two = (files.read_bytes(f"{bucket.uri}/{n}/parquet/{part}") for n in ("one", "two"))
         assert one == two
         (tmp_path / part).write_bytes(one)
         found |= {row["path"]: row for row in pq.read_table(tmp_path / part).to_pylist()}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bcl_ray.data.shards.manifest import Manifest, Progress, no_progress, read_manifest
 from bcl_ray.data.shards.write import write_shards
 from bcl_ray.data.sources import Content, Rows, Source, SourceSplit, parquet
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 VALIDATION = ("validation", "val")  # names of a split that a data set may have of its own
 
@@ -85,8 +85,8 @@ def hold_out(
 
 def _whole(uri: str, manifest: Manifest, split: str) -> SourceSplit:
     """A split of shards as a source."""
-    files = [storage.join(uri, shard.file) for shard in manifest.splits[split].shards]
-    return parquet({"train": files}, id_column="id").splits["train"]
+    uris = [files.join(uri, shard.file) for shard in manifest.splits[split].shards]
+    return parquet({"train": uris}, id_column="id").splits["train"]
 
 
 def _chosen(labels: Rows, counts: NDArray[np.int64], seed: int) -> Rows:

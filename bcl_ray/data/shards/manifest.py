@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bcl_ray.data.longtail import Profile
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete.txt"  # marks a folder's files as ours until the manifest is there
@@ -79,7 +79,7 @@ def read_manifest(uri: str) -> Manifest:
     content = manifest.content_fingerprint()
     if manifest.fingerprint != content:
         raise ValueError(
-            f"{storage.join(uri, MANIFEST)} was changed after it was written: its fingerprint is "
+            f"{files.join(uri, MANIFEST)} was changed after it was written: its fingerprint is "
             f"{manifest.fingerprint[:12]}, its content gives {content[:12]}; restore it, or "
             "shard again"
         )
@@ -88,12 +88,12 @@ def read_manifest(uri: str) -> Manifest:
 
 def load_manifest(uri: str) -> Manifest:
     """A manifest whose fingerprint may not fit its content; else as `read_manifest`."""
-    file = storage.join(uri, MANIFEST)
+    file = files.join(uri, MANIFEST)
     try:
-        content = json.loads(storage.read_bytes(file))
+        content = json.loads(files.read_bytes(file))
     except FileNotFoundError:
-        storage.check_usable(uri, "list")  # a bucket that is not there is another matter
-        cut = storage.exists(storage.join(uri, INCOMPLETE))
+        files.check_usable(uri, "list")  # a bucket that is not there is another matter
+        cut = files.exists(files.join(uri, INCOMPLETE))
         why = "sharding was interrupted: run it again" if cut else "write one with `bcl-ray shard`"
         raise ValueError(f"{uri} holds no {MANIFEST}, so it is not a data set; {why}") from None
     except ValueError:

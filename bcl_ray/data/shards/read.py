@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from bcl_ray.data.shards.manifest import Split
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 THREADS = 8  # that look for images
 AT_ONCE = 64  # row groups that they look through before it is asked whether all are found
@@ -22,7 +22,7 @@ def footer(uri: str) -> pq.FileMetaData:
         with filesystem.open_input_file(path) as file:
             return pq.ParquetFile(file).metadata
 
-    return storage.retried(read, uri)
+    return files.retried(read, uri)
 
 
 def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -> Any:
@@ -35,7 +35,7 @@ def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -
                 row_group, columns=columns, use_threads=False
             )
 
-    return storage.retried(read, uri)
+    return files.retried(read, uri)
 
 
 def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, bytes]:
@@ -46,7 +46,7 @@ def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, by
     """
     wanted = set(ids)
     places = [
-        (storage.join(folder, shard.file), number)
+        (files.join(folder, shard.file), number)
         for shard in split.shards
         for number in range(-(-shard.rows // split.row_group_rows))
     ]

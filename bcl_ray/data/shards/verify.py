@@ -15,7 +15,7 @@ from bcl_ray.data.shards.manifest import (
     load_manifest,
     no_progress,
 )
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 
 def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
@@ -25,21 +25,21 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
         ValueError: there is no manifest that could be read.
     """
     manifest = load_manifest(uri)
-    files = storage.list_files(uri)
+    names = files.list_files(uri)
     listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
     differences = []
     if manifest.fingerprint != manifest.content_fingerprint():
         differences.append(f"{MANIFEST}: the fingerprint does not fit the content")
     differences += [
         f"{file}: not in the manifest"
-        for file in files
+        for file in names
         if file.endswith(".parquet") and file not in listed
     ]
     for name, split in manifest.splits.items():
         counts = np.zeros(len(split.class_counts), dtype=np.int64)
         done, before = 0, len(differences)
         for shard in split.shards:
-            if shard.file not in files:
+            if shard.file not in names:
                 differences.append(f"{shard.file}: missing")
             else:
                 differences += _verify_shard(uri, shard, split, counts)
@@ -58,13 +58,13 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
 
 def _verify_shard(uri: str, shard: ShardInfo, split: Split, counts: NDArray[np.int64]) -> list[str]:
     """Differences of one shard; adds its labels to the split's counts."""
-    file = storage.join(uri, shard.file)
-    size, sha256 = storage.retried(_digest, file)
+    file = files.join(uri, shard.file)
+    size, sha256 = files.retried(_digest, file)
     if size != shard.bytes:
         return [f"{shard.file}: {size} bytes instead of {shard.bytes}"]
     if sha256 != shard.sha256:
         return [f"{shard.file}: SHA-256 differs, so its content was changed"]
-    labels, groups = storage.retried(_labels_and_groups, file)
+    labels, groups = files.retried(_labels_and_groups, file)
     if len(labels) != shard.rows:
         return [f"{shard.file}: {len(labels)} rows instead of {shard.rows}"]
     if any(rows != split.row_group_rows for rows in groups[:-1]):

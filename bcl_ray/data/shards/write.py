@@ -32,8 +32,7 @@ from bcl_ray.data.shards.manifest import (
 )
 from bcl_ray.data.shards.staging import Staged, known_faults, stage
 from bcl_ray.data.sources import Rows, Source
-from bcl_ray.storage import files as storage
-from bcl_ray.storage import s3
+from bcl_ray.storage import files, s3
 from bcl_ray.storage.lease import Lease, held
 
 logger = logging.getLogger(__name__)
@@ -141,15 +140,15 @@ def _publish(target: str, manifest: Manifest) -> None:
     their shards have the same names, so that neither's can be relied upon afterwards.
     """
     try:
-        storage.create_bytes(
-            storage.join(target, MANIFEST), manifest.model_dump_json(indent=2).encode()
+        files.create_bytes(
+            files.join(target, MANIFEST), manifest.model_dump_json(indent=2).encode()
         )
     except FileExistsError:
         raise ValueError(
             f"another `bcl-ray shard` has written to {target} at the same time, and the shards of "
             "both are mixed there: delete the folder, and shard again"
         ) from None
-    storage.delete(storage.join(target, INCOMPLETE))
+    files.delete(files.join(target, INCOMPLETE))
 
 
 def row_group_rows(rows: int, mean_bytes: int) -> int:
@@ -172,13 +171,13 @@ def _check_names(source: Source) -> None:
 
 
 def _check_target(target: str) -> None:
-    storage.check_usable(target, *s3.ACTIONS)
-    files = storage.list_files(target)
-    if MANIFEST in files:
+    files.check_usable(target, *s3.ACTIONS)
+    names = files.list_files(target)
+    if MANIFEST in names:
         raise ValueError(
             f"{target} already holds a data set: choose another target, or delete that one first"
         )
-    if INCOMPLETE not in files and any(_is_ours(name) for name in files):
+    if INCOMPLETE not in names and any(_is_ours(name) for name in names):
         raise ValueError(
             f"{target} holds Parquet files that `bcl-ray shard` did not write: choose another "
             "target"
@@ -192,10 +191,10 @@ def _is_ours(name: str) -> bool:
 def _start(target: str) -> None:
     """Mark the folder, and remove what an interrupted attempt left in it."""
     note = b"`bcl-ray shard` is writing here, or was interrupted; run it again to start over.\n"
-    storage.write_bytes(storage.join(target, INCOMPLETE), note)
-    for name in storage.list_files(target):
+    files.write_bytes(files.join(target, INCOMPLETE), note)
+    for name in files.list_files(target):
         if _is_ours(name):
-            storage.delete(storage.join(target, name))
+            files.delete(files.join(target, name))
 
 
 def _stage(
@@ -282,8 +281,8 @@ def _write_split(
         progress(f"writing {name}", done, staged.rows)
     if staged.faults:
         lines = [json.dumps(fault._asdict()) + "\n" for fault in staged.faults]
-        uri = storage.join(target, f"quarantine-{name}.jsonl")
-        storage.write_bytes(uri, "".join(lines).encode())
+        uri = files.join(target, f"quarantine-{name}.jsonl")
+        files.write_bytes(uri, "".join(lines).encode())
     return Split(
         rows=staged.rows,
         class_counts=tuple(staged.class_counts(num_classes).tolist()),
@@ -310,7 +309,7 @@ class _Hashing(io.RawIOBase):
 
 
 def _write_shard(target: str, file: str, staged: Staged, rows: Rows, group_rows: int) -> ShardInfo:
-    with storage.open_write(storage.join(target, file)) as sink:
+    with files.open_write(files.join(target, file)) as sink:
         hashing = _Hashing(sink)
         options = {"compression": "none", "use_dictionary": False}
         # The statistics of a row group would be two whole images.

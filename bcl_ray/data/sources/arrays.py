@@ -11,7 +11,7 @@ from PIL import Image
 
 from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
 from bcl_ray.data.sources.parquet import parquet, parquet_files
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 DIGITS_TEST_PER_CLASS = 36
 
@@ -40,7 +40,7 @@ def digits() -> Source:
 
 def cifar(name: Literal["cifar10", "cifar100"], path: str | None) -> Source:
     """CIFAR from torchvision's files, from its download (no path), or from Parquet files."""
-    root = Path(path).expanduser() if path else storage.cache()
+    root = Path(path).expanduser() if path else files.cache()
     own = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     if path is not None and not own.is_dir():
         num_classes = int(name.removeprefix("cifar"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 Rows = NDArray[np.int64]
 Content = bytes | FileNotFoundError  # a missing file is a fault of its row, not of the whole
@@ -52,6 +52,6 @@ def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]
 def read_text(uri: str) -> str:
     """A whole UTF-8 file."""
     try:
-        return storage.read_bytes(uri).decode()
+        return files.read_bytes(uri).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{uri} is not UTF-8 text (byte {error.start})") from None

@@ -16,7 +16,7 @@ from bcl_ray.data.sources.base import (
     names_of_classes,
     read_text,
 )
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 
 def folder(path: str) -> Source:
@@ -24,21 +24,21 @@ def folder(path: str) -> Source:
 
     Every file counts, but for those with a name or folder that starts with a dot.
     """
-    filesystem, root = storage.resolve(path)
-    with storage.plain_errors(path):
+    filesystem, root = files.resolve(path)
+    with files.plain_errors(path):
         infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     prefix = len(root.rstrip("/")) + 1
-    files: dict[str, list[list[str]]] = {"train": [], "val": [], "test": []}
+    by_split: dict[str, list[list[str]]] = {"train": [], "val": [], "test": []}
     classes = set()
     for info in infos:
         parts = info.path[prefix:].split("/")
-        if len(parts) < 2 or parts[0] not in files or any(part[0] == "." for part in parts):
+        if len(parts) < 2 or parts[0] not in by_split or any(part[0] == "." for part in parts):
             continue
         if info.is_file:
-            files[parts[0]].append(parts)
+            by_split[parts[0]].append(parts)
         if parts[0] == "train" and not (info.is_file and len(parts) == 2):
             classes.add(parts[1])
-    if not files["train"] or not (files["val"] or files["test"]):
+    if not by_split["train"] or not (by_split["val"] or by_split["test"]):
         raise ValueError(
             f"{path} must hold train/<class>/<image> and test/<class>/<image> (or val/): split it "
             "into such folders, or name the images of each split in list files (source 'list')"
@@ -46,7 +46,7 @@ def folder(path: str) -> Source:
     class_names = sorted(classes)  # an empty folder is a class too: one without images
     label_of = {name: label for label, name in enumerate(class_names)}
     splits = {}
-    for split, found in files.items():
+    for split, found in by_split.items():
         if members := sorted(found):
             labels = np.array([label_of.get(file[1], -1) for file in members], dtype=np.int64)
             splits[split] = _file_split(
@@ -67,7 +67,7 @@ def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = No
         raise ValueError(
             "source 'list' needs --split train=LIST, and a --split NAME=LIST per evaluation split"
         )
-    if not storage.exists(path):
+    if not files.exists(path):
         raise FileNotFoundError(f"{path} does not exist: it must be the folder that lists refer to")
     parsed = {split: parse_list(read_text(uri), origin=uri) for split, uri in lists.items()}
     class_names = names_of_classes(classes, parsed["train"][1])
@@ -96,13 +96,13 @@ def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, st
 def _file_split(
     root: str, paths: Sequence[str], labels: Rows, faults: Mapping[int, str]
 ) -> SourceSplit:
-    filesystem, base = storage.resolve(root)
+    filesystem, base = files.resolve(root)
 
     def read_one(row: int) -> Content:
         path = f"{base.rstrip('/')}/{paths[row]}"
         try:
             with (
-                storage.plain_errors(storage.join(root, paths[row])),
+                files.plain_errors(files.join(root, paths[row])),
                 filesystem.open_input_stream(path) as stream,
             ):
                 return bytes(stream.read())

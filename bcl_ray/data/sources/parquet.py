@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit, names_of_classes
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 
 def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
@@ -20,20 +20,22 @@ def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
     """
     if path.endswith(".parquet"):
         return {"train": [path]}
-    files: dict[str, list[str]] = {}
-    for file in storage.list_files(path):
+    by_split: dict[str, list[str]] = {}
+    for file in files.list_files(path):
         if match := re.fullmatch(r"([A-Za-z0-9_]+)(-.*)?\.parquet", file):
-            files.setdefault(match[1], []).append(storage.join(path, file))
-    if "train" not in files:
+            by_split.setdefault(match[1], []).append(files.join(path, file))
+    if "train" not in by_split:
         raise ValueError(
             f"{path} has no train.parquet or train-*.parquet{hint}: name the files with "
             "--split train=FILE --split test=FILE"
         )
-    return {split: files[split] for split in sorted(files, key=lambda split: split != "train")}
+    return {
+        split: by_split[split] for split in sorted(by_split, key=lambda split: split != "train")
+    }
 
 
 def parquet(
-    files: Mapping[str, Sequence[str]],
+    by_split: Mapping[str, Sequence[str]],
     *,
     classes: str | None = None,
     image_column: str = "image",
@@ -47,18 +49,18 @@ def parquet(
     """
     splits = {
         split: _parquet_split(list(uris), image_column, label_column, id_column)
-        for split, uris in files.items()
+        for split, uris in by_split.items()
     }
     if "train" not in splits:
         raise ValueError("source 'parquet' needs --split train=FILE")
-    first = files["train"][0]
-    beside = storage.join(first.rpartition("/")[0] or ".", "classes.txt")
+    first = by_split["train"][0]
+    beside = files.join(first.rpartition("/")[0] or ".", "classes.txt")
     with _parquet_file(first) as file:
         named = (file.schema_arrow.metadata or {}).get(b"class_names")
     if classes is None and named is not None:
         class_names = tuple(str(name) for name in json.loads(named))
     else:
-        if classes is None and storage.exists(beside):
+        if classes is None and files.exists(beside):
             classes = beside
         class_names = names_of_classes(classes, splits["train"].labels)
     return Source("parquet", class_names, splits)
@@ -100,7 +102,7 @@ def _parquet_split(
 
 def _parquet_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:
     """Images of a file's rows, rising; row groups without any are not read."""
-    with storage.plain_errors(uri), _parquet_file(uri) as file:
+    with files.plain_errors(uri), _parquet_file(uri) as file:
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
@@ -124,8 +126,8 @@ def _within(rows: Rows, start: int, end: int) -> Rows:
 
 
 def _parquet_file(uri: str) -> Any:
-    filesystem, path = storage.resolve(uri)
-    with storage.plain_errors(uri):
+    filesystem, path = files.resolve(uri)
+    with files.plain_errors(uri):
         handle = filesystem.open_input_file(path)
     try:  # by pages (Arrow's have up to 1,024 rows): a foreign row group may exceed memory
         return pq.ParquetFile(handle, buffer_size=8 << 20, pre_buffer=False)

@@ -20,7 +20,7 @@ from bcl_ray.ops.jobs.package import Package
 from bcl_ray.runs import events
 from bcl_ray.runs import folder as runs
 from bcl_ray.runs.budget import budget
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.tracking.tracker import tracking_uri
 
 STOP_SECONDS = 90  # for a last checkpoint; then Ray kills
@@ -122,7 +122,7 @@ def searching(
         "search",
         name,
         (*words, *added),
-        run=storage.join(experiment.tracking.runs, name),
+        run=files.join(experiment.tracking.runs, name),
         data=experiment.data.path,
         **({"recipe": recipe} if recipe else {}),
         **({"data.fingerprint": fingerprint} if fingerprint else {}),

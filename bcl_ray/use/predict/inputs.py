@@ -25,7 +25,7 @@ from bcl_ray.data.shards.staging import FORMATS, checking, image_sides
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
 from bcl_ray.experiment.options import ViewsConfig
 from bcl_ray.runs.folder import is_local
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 
 FILES_AT_ONCE = 8  # read by a task, which hides an object store's latency
 LABELLED = (*FORMATS, "GIF")  # the first picture of it
@@ -82,7 +82,7 @@ class Folder:
 
     def _read(self, path: str) -> Image:
         try:
-            return storage.read_bytes(storage.file_in(self.uri, path))
+            return files.read_bytes(files.file_in(self.uri, path))
         except FileNotFoundError:
             return "it is no longer there"
         except PermissionError:
@@ -117,7 +117,7 @@ class Shards:
         groups = np.arange(self._group_of(start), self._group_of(stop - 1) + 1)
         shards, inner, first, _ = self.layout.locate(groups)
         tables = [
-            read_row_group(storage.join(self.uri, self.files[shard]), group)
+            read_row_group(files.join(self.uri, self.files[shard]), group)
             for shard, group in zip(shards.tolist(), inner.tolist(), strict=True)
         ]
         table = pa.concat_tables(tables).slice(start - int(first[0]), stop - start)
@@ -160,12 +160,12 @@ def list_folder(uri: str, listing: str, per_list: int, progress: Callable[[int],
     Raises:
         ValueError: there are none.
     """
-    paths, total = storage.walk(uri), 0
+    paths, total = files.walk(uri), 0
     for number in itertools.count():
         chunk = list(itertools.islice(paths, per_list))
         if not chunk:
             break
-        with storage.open_write(_list_file(listing, number)) as sink:
+        with files.open_write(_list_file(listing, number)) as sink:
             pq.write_table(pa.table({"path": chunk}), sink, compression="zstd")
         total += len(chunk)
         progress(total)
@@ -223,9 +223,9 @@ def _view(image: Image, config: ViewsConfig) -> Pixels:
 
 
 def _list_file(listing: str, number: int) -> str:
-    return storage.join(listing, f"{number:06d}.parquet")
+    return files.join(listing, f"{number:06d}.parquet")
 
 
 def _read_list(listing: str, number: int) -> list[str]:
-    data = storage.read_bytes(_list_file(listing, number))
+    data = files.read_bytes(_list_file(listing, number))
     return list(pq.read_table(pa.BufferReader(data))["path"].to_pylist())

@@ -28,7 +28,7 @@ from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
 from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.lease import held
 from bcl_ray.training.stream import Unhurried
 from bcl_ray.use.models import OpenModel, open_model
@@ -193,12 +193,12 @@ def _note(follow: Follow, text: str) -> None:
 
 def _manifest(images: str, split: str | None) -> Manifest | None:
     """The manifest of shards; None where images are files."""
-    if storage.exists(storage.join(images, MANIFEST)):
+    if files.exists(files.join(images, MANIFEST)):
         return read_manifest(images)
     if split is not None:
         raise ValueError(f"--split is for shards, and {images} holds no {MANIFEST}")
-    if next(storage.walk(images), None) is None:
-        storage.check_usable(images, "list")
+    if next(files.walk(images), None) is None:
+        files.check_usable(images, "list")
         raise ValueError(f"{images} holds no files: name a folder of images, or of shards")
     return None
 
@@ -242,7 +242,7 @@ def _check_places(request: Request, target: str, resources: Resources) -> None:
     for what, uri in places.items():
         if resources.several_nodes and "://" not in uri:
             raise ValueError(local_path(f"{what} ({uri})", resources))
-    storage.check_usable(target, "list", "read", "write", "delete")
+    files.check_usable(target, "list", "read", "write", "delete")
     access.check_everywhere({what: (uri, {"list", "read"}) for what, uri in places.items()})
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from bcl_ray.storage import files as storage
+from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 from bcl_ray.use.predict.tables import counts_of
 
@@ -120,8 +120,8 @@ class Output:
     def __init__(self, uri: str, request: Request) -> None:
         self.uri, self.request = uri, request
         self._fence: Fence
-        self.listing = storage.join(uri, "listing")
-        self._parquet, self._csv = storage.join(uri, "parquet"), storage.join(uri, "csv")
+        self.listing = files.join(uri, "listing")
+        self._parquet, self._csv = files.join(uri, "parquet"), files.join(uri, "csv")
 
     def check(self, *, resume: bool) -> None:
         """Refuse a folder that is taken.
@@ -130,7 +130,7 @@ class Output:
             ValueError: it holds other predictions, or any while this is no resume.
         """
         try:
-            begun = json.loads(storage.read_bytes(storage.join(self.uri, REQUEST)))
+            begun = json.loads(files.read_bytes(files.join(self.uri, REQUEST)))
         except FileNotFoundError:
             return
         asked = self.request.to_dict()
@@ -157,7 +157,7 @@ class Output:
         self._fence = fence
         content = json.dumps(self.request.to_dict(), indent=1).encode()
         try:
-            storage.create_bytes(storage.join(self.uri, REQUEST), content)
+            files.create_bytes(files.join(self.uri, REQUEST), content)
         except FileExistsError:
             self.check(resume=True)
 
@@ -165,32 +165,32 @@ class Output:
     def images(self) -> int | None:
         """How many images there are, once that is known."""
         try:
-            return int(json.loads(storage.read_bytes(storage.join(self.uri, IMAGES)))["images"])
+            return int(json.loads(files.read_bytes(files.join(self.uri, IMAGES)))["images"])
         except FileNotFoundError:
             return None
 
     def note_images(self, total: int) -> None:
         """Note how many there are, when all of them are listed."""
         self._fence.check()
-        storage.write_bytes(storage.join(self.uri, IMAGES), json.dumps({"images": total}).encode())
+        files.write_bytes(files.join(self.uri, IMAGES), json.dumps({"images": total}).encode())
 
     def parts(self) -> int:
         """How many parts there are from the first one on; what a killed job left besides goes."""
-        files = storage.list_files(self._parquet)
-        for name in files:
+        names = files.list_files(self._parquet)
+        for name in names:
             if name.endswith(".tmp"):
-                storage.delete(storage.join(self._parquet, name))
-        return next(n for n in range(len(files) + 1) if _part(n, "parquet") not in files)
+                files.delete(files.join(self._parquet, name))
+        return next(n for n in range(len(names) + 1) if _part(n, "parquet") not in names)
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write a part; it is done when its Parquet file is there."""
         self._fence.check()
         if self.request.options.csv:
             plain = table.drop_columns(["embedding"] if self.request.options.embeddings else [])
-            with storage.open_write(storage.join(self._csv, _part(number, "csv"))) as sink:
+            with files.open_write(files.join(self._csv, _part(number, "csv"))) as sink:
                 pa_csv.write_csv(plain, sink)
         counted = table.replace_schema_metadata({COUNTS: json.dumps(counts_of(table))})
-        with storage.open_write(self._file(number)) as sink:
+        with files.open_write(self._file(number)) as sink:
             pq.write_table(counted, sink, compression="zstd")
 
     def finish(self, parts: int) -> Summary:
@@ -200,7 +200,7 @@ class Output:
             counts = list(pool.map(self._counts_of, range(parts)))
         errors = self._errors([n for n, of_part in enumerate(counts) if of_part["unreadable"]])
         first: list[tuple[str, str]] = []
-        with storage.open_write(storage.join(self.uri, ERRORS)) as sink:
+        with files.open_write(files.join(self.uri, ERRORS)) as sink:
             sink.write(_csv_line("image", "error"))
             for name, reason in errors:
                 sink.write(_csv_line(name, reason))
@@ -214,12 +214,12 @@ class Output:
             first=first,
         )
         text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
-        storage.write_bytes(storage.join(self.uri, SUMMARY), text.encode())
+        files.write_bytes(files.join(self.uri, SUMMARY), text.encode())
         return found
 
     def _errors(self, parts: Sequence[int]) -> Iterator[tuple[str, str]]:
         for number in parts:
-            data = pa.BufferReader(storage.read_bytes(self._file(number)))
+            data = pa.BufferReader(files.read_bytes(self._file(number)))
             key = pq.read_schema(data).names[0]
             table = pq.read_table(data, columns=[key, "error"])
             for row in table.filter(table["error"].is_valid()).to_pylist():
@@ -230,10 +230,10 @@ class Output:
             with filesystem.open_input_file(path) as file:
                 return json.loads(pq.read_schema(file).metadata[COUNTS])
 
-        return dict(storage.retried(read, self._file(number)))
+        return dict(files.retried(read, self._file(number)))
 
     def _file(self, number: int) -> str:
-        return storage.join(self._parquet, _part(number, "parquet"))
+        return files.join(self._parquet, _part(number, "parquet"))
 
 
 def _part(number: int, suffix: str) -> str:
