@@ -10,7 +10,7 @@ import pytest
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.tracking import tracker as tracking
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 
@@ -59,11 +59,13 @@ def mlflow_at(uri):
 
 
 def begin(experiment, name="first"):
-    return runs.create(runs.run_uri(name, experiment.tracking.runs), experiment, FINGERPRINT)
+    return run_folder.create(
+        run_folder.run_uri(name, experiment.tracking.runs), experiment, FINGERPRINT
+    )
 
 
 def tracker_of(run, experiment):
-    return Tracker(subject(run, experiment), tracking_uri(experiment), runs.local_folder(run))
+    return Tracker(subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run))
 
 
 def start(tracker, experiment, parent=None):
@@ -73,7 +75,7 @@ def start(tracker, experiment, parent=None):
 
 def sync(run, experiment, patience=PATIENCE):
     tracking.sync(
-        subject(run, experiment), tracking_uri(experiment), runs.local_folder(run), patience
+        subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run), patience
     )
 
 

@@ -16,8 +16,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
-from bcl_ray.runs import checkpoint
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.storage import files
 
 EPOCHS, BATCH = 4, 32
@@ -49,7 +48,7 @@ def trained(tmp_path_factory) -> Trained:
         order = np.random.default_rng(epoch).permutation(len(rows))
         for _ in train_epoch(learner, batches(rows, order, experiment, epoch), epoch=epoch):
             pass
-    run = runs.create(f"{folder}/runs/first", experiment, manifest.fingerprint)
+    run = run_folder.create(f"{folder}/runs/first", experiment, manifest.fingerprint)
     state = learner.state(
         history=[{"calibration/temperature": 1.25}],
         fingerprint=manifest.fingerprint,
@@ -57,7 +56,7 @@ def trained(tmp_path_factory) -> Trained:
         class_counts=counts.tolist(),
         uid=run.uid,
     )
-    best = files.join(run.uri, f"{runs.BEST}{learner.step:08d}")
+    best = files.join(run.uri, f"{run_folder.BEST}{learner.step:08d}")
     checkpoint.save(state, best)
     return Trained(shards, f"{folder}/runs", best)
 

@@ -117,14 +117,14 @@ def search(
 
 def _begun(name: str | None, recipe: str | None, overrides: list[str] | None) -> bool:
     """Whether the search of this name was begun before."""
-    from bcl_ray.runs import folder as runs
+    from bcl_ray.runs import run_folder
     from bcl_ray.search.ledger import SEARCH_FILE
-    from bcl_ray.storage import files
+    from bcl_ray.storage import files, paths
 
     if name is None or recipe is None:
         raise ValueError("--restartable needs a recipe, and --name, by which the search is found")
     root = _experiment(recipe, overrides).tracking.runs
-    return files.exists(files.join(runs.absolute(runs.run_uri(name, root)), SEARCH_FILE))
+    return files.exists(files.join(paths.absolute(run_folder.run_uri(name, root)), SEARCH_FILE))
 
 
 def wanted(
@@ -151,7 +151,7 @@ def wanted(
     Raises:
         ValueError: options that are missing, or that exclude each other.
     """
-    from bcl_ray.runs.folder import default_name
+    from bcl_ray.runs.run_folder import default_name
     from bcl_ray.search.settings import Extent, Settings
 
     options |= {
@@ -189,16 +189,17 @@ def _resumed(
 ) -> tuple[str, "Experiment", "Settings", "Extent"]:
     from bcl_ray.experiment.options import TrackingConfig
     from bcl_ray.experiment.overrides import with_overrides
-    from bcl_ray.runs import folder as runs
+    from bcl_ray.runs import run_folder
     from bcl_ray.search.ledger import open_search
+    from bcl_ray.storage import paths
 
     if recipe is not None and "=" in recipe:
         overrides, recipe = [recipe, *overrides], None
     roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
-    uri = runs.absolute(runs.run_uri(resume, roots[-1] if roots else TrackingConfig().runs))
+    uri = paths.absolute(run_folder.run_uri(resume, roots[-1] if roots else TrackingConfig().runs))
     ledger = open_search(uri)
     experiment = ledger.experiment if recipe is None else _experiment(recipe, [])
-    experiment = with_overrides(experiment, [*overrides, f"tracking.runs={runs.parent(uri)}"])
+    experiment = with_overrides(experiment, [*overrides, f"tracking.runs={paths.parent(uri)}"])
     return (
         ledger.name,
         experiment,

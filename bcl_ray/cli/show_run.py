@@ -10,7 +10,7 @@ from rich.table import Table
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
-from bcl_ray.runs.folder import shown
+from bcl_ray.storage.paths import shown
 
 if TYPE_CHECKING:
     from bcl_ray.use.predict.outputs import Summary

@@ -133,9 +133,9 @@ def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) ->
 def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "Request":
     from bcl_ray.experiment.options import TrackingConfig
     from bcl_ray.ops.jobs.request import resuming
-    from bcl_ray.runs import folder as runs
+    from bcl_ray.runs import run_folder
 
     changes = [options["recipe"] or "", *(options["overrides"] or [])]
     roots = [text.partition("=")[2] for text in changes if text.startswith("tracking.runs=")]
-    uri = runs.run_uri(options["resume"], roots[-1] if roots else TrackingConfig().runs)
+    uri = run_folder.run_uri(options["resume"], roots[-1] if roots else TrackingConfig().runs)
     return resuming(uri, words)

@@ -127,7 +127,7 @@ def train(
     _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
     quiet()
     from bcl_ray.cli.show_run import accuracy_table, follower, method
-    from bcl_ray.runs.folder import shown
+    from bcl_ray.storage.paths import shown
     from bcl_ray.training.driver import TrainingError, fit
 
     screen = console()
@@ -151,13 +151,14 @@ def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:
     """The folder of a run, wherever it lies now, and its experiment with changes."""
     from bcl_ray.experiment.options import TrackingConfig
     from bcl_ray.experiment.overrides import with_overrides
-    from bcl_ray.runs import folder as runs
+    from bcl_ray.runs import run_folder
+    from bcl_ray.storage import paths
 
     roots = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
     root = roots[-1] if roots else TrackingConfig().runs
-    uri = runs.absolute(runs.run_uri(resume, root))
-    _, experiment = runs.open_run(uri)
-    return uri, with_overrides(experiment, [*changes, f"tracking.runs={runs.parent(uri)}"])
+    uri = paths.absolute(run_folder.run_uri(resume, root))
+    _, experiment = run_folder.open_run(uri)
+    return uri, with_overrides(experiment, [*changes, f"tracking.runs={paths.parent(uri)}"])
 
 
 @app.command()
@@ -168,7 +169,7 @@ def evaluate(
             metavar="MODEL...", help="Runs, checkpoints' folders, or models:/NAME@ALIAS."
         ),
     ],
-    runs: Runs = "runs",
+    run_folder: Runs = "runs",
     best: Annotated[
         bool, typer.Option("--best", help="A run's best checkpoint, instead of the last.")
     ] = False,
@@ -188,11 +189,11 @@ def evaluate(
     from bcl_ray.use.models import find_checkpoint
 
     for name in names:  # before Ray is imported, which takes seconds
-        find_checkpoint(name, runs, last=not best)
+        find_checkpoint(name, run_folder, last=not best)
     from bcl_ray.cli.show_run import accuracy_table, method
     from bcl_ray.use.evaluate import evaluate_models
 
-    found = evaluate_models(names, runs, best=best, data=data, split=split, out=out)
+    found = evaluate_models(names, run_folder, best=best, data=data, split=split, out=out)
     if as_json:
         typer.echo(json.dumps({model.name: metrics for model, metrics in found}, indent=1))
         return
@@ -203,13 +204,13 @@ def evaluate(
 @app.command()
 def sync(
     name: Annotated[str, typer.Argument(metavar="RUN", help="Name, folder or URI.")],
-    runs: Runs = "runs",
+    run_folder: Runs = "runs",
     patience: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 120.0,
 ) -> None:
     """Hand MLflow what a run recorded while the server was down."""
     from bcl_ray.runs import folder as folders
 
-    run, experiment = folders.open_run(folders.run_uri(name, runs))
+    run, experiment = folders.open_run(folders.run_uri(name, run_folder))
     quiet()
     from bcl_ray.tracking.tracker import subject, tracking_uri
     from bcl_ray.tracking.tracker import sync as deliver

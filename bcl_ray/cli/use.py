@@ -117,7 +117,7 @@ def export(
 ) -> None:
     """Write a model as a file that others load; it is compared with the model first."""
     quiet()
-    from bcl_ray.runs.folder import shown
+    from bcl_ray.storage.paths import shown
     from bcl_ray.use.export import export as write
     from bcl_ray.use.export import format_of
     from bcl_ray.use.models import open_model

@@ -16,7 +16,7 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
 from bcl_ray.ray_runtime import autoscaler, node_groups
 from bcl_ray.ray_runtime.node_groups import MARKET
-from bcl_ray.runs.folder import is_local
+from bcl_ray.storage.paths import is_local
 from bcl_ray.storage.retry import PassingError
 
 logger = logging.getLogger("ray.messages")  # not ours: workers' own warnings go to the person

@@ -21,7 +21,7 @@ from bcl_ray.report.page import Table
 from bcl_ray.runs import findings
 from bcl_ray.runs.checkpoint import State
 from bcl_ray.runs.findings import Findings
-from bcl_ray.runs.folder import Run
+from bcl_ray.runs.run_folder import Run
 
 MISTAKES = 24  # images in the grid
 OF_ONE_CLASS = 4  # of them, at most

@@ -17,7 +17,7 @@ from bcl_ray.ray_runtime import node_groups
 from bcl_ray.ray_runtime.autoscaler import start_ray_data_actors
 from bcl_ray.ray_runtime.connection import Resources, check_places, connected
 from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import budget
 from bcl_ray.search import ledger as ledgers
 from bcl_ray.search.capacity import data_cpus, slots
@@ -31,7 +31,7 @@ from bcl_ray.search.trials import Trial, best, repeats, row
 from bcl_ray.search.tune_run import Tuning, our_node
 from bcl_ray.search.tune_searcher import Follow
 from bcl_ray.search.winner import conclude
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import Lease, held
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker, tracking_uri
@@ -75,9 +75,9 @@ def search(
     def note(text: str) -> None:
         follow({"kind": "note", "text": text})
 
-    experiment = runs.located(experiment)
+    experiment = run_folder.located(experiment)
     manifest = read_manifest(experiment.data.path)
-    uri = runs.run_uri(name, experiment.tracking.runs)
+    uri = run_folder.run_uri(name, experiment.tracking.runs)
     check(name, experiment, settings, extent, manifest, connected=ray.is_initialized())
     tracked_at = tracking_uri(experiment)
     if resume:
@@ -119,7 +119,9 @@ def search(
 
 def local_folder(ledger: Ledger) -> Path:
     """Where this machine keeps what a search records and draws."""
-    return runs.local_folder(runs.Run(ledger.uri, ledger.uid, ledger.digest, ledger.fingerprint))
+    return run_folder.local_folder(
+        run_folder.Run(ledger.uri, ledger.uid, ledger.digest, ledger.fingerprint)
+    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class _Search:
 
 def _reference(ledger: Ledger) -> str:
     """How a command names a search, with where it lies unless that is the usual place."""
-    root = runs.shown(runs.parent(ledger.uri))
+    root = paths.shown(paths.parent(ledger.uri))
     return ledger.name if root == "runs" else f"{ledger.name} tracking.runs={root}"
 
 
@@ -272,7 +274,7 @@ def _describe(tracker: Tracker, ledger: Ledger, manifest: Manifest) -> None:
     """Record what is searched around, and on which data."""
     experiment, data = ledger.experiment, ledger.experiment.data
     tracker.start()
-    tracker.text(runs.EXPERIMENT_FILE, experiment.to_yaml())
+    tracker.text(run_folder.EXPERIMENT_FILE, experiment.to_yaml())
     tracker.dataset(manifest, data.path, data.train_split, "training")
     tracker.dataset(manifest, data.path, data.eval_split, "test")
 
@@ -282,9 +284,9 @@ def _begin_event(ledger: Ledger, count: int, tracked_at: str) -> dict[str, Any]:
     return {
         "kind": "search",
         "search": ledger.name,
-        "folder": runs.shown(ledger.uri),
+        "folder": paths.shown(ledger.uri),
         "recipe": experiment.name,
-        "data": runs.shown(experiment.data.path),
+        "data": paths.shown(experiment.data.path),
         "trials": extent.trials,
         "slots": count,
         "workers": extent.of_trial(experiment).scale.shown_workers,
@@ -318,9 +320,9 @@ class _News:
         """A trial of an earlier process."""
         self({"kind": "trial", **row(trial), "old": True})
 
-    def confirm(self, runs: int) -> None:
+    def confirm(self, run_folder: int) -> None:
         """So many runs with other seeds there are, ended ones among them."""
-        self._follow({"kind": "confirm", "runs": runs})
+        self._follow({"kind": "confirm", "runs": run_folder})
 
     def note(self, text: str) -> None:
         """What a person should know."""

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, replace
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.space import Space, parse_space
 from bcl_ray.search.trials import Trial
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 
 SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
@@ -108,7 +108,7 @@ def begin(
     """
     check_free(uri, settings, experiment)
     ledger = Ledger(uri, secrets.token_hex(16), settings, extent, experiment, fingerprint)
-    files.write_bytes(ledger.place(runs.EXPERIMENT_FILE), experiment.to_yaml().encode())
+    files.write_bytes(ledger.place(run_folder.EXPERIMENT_FILE), experiment.to_yaml().encode())
     _write(ledger)
     return ledger
 
@@ -130,8 +130,8 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
     Raises:
         ValueError: with how to go on.
     """
-    if files.exists(files.join(uri, runs.RUN_FILE)):
-        raise ValueError(f"--name: {runs.shown(uri)} holds a run: give the search another name")
+    if files.exists(files.join(uri, run_folder.RUN_FILE)):
+        raise ValueError(f"--name: {paths.shown(uri)} holds a run: give the search another name")
     if not files.exists(files.join(uri, SEARCH_FILE)):
         return
     ledger = open_search(uri)
@@ -139,8 +139,8 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
     if now != ledger.digest:
         raise ValueError(_other(ledger, now))
     raise ValueError(
-        f"search '{ledger.name}' exists in {runs.shown(runs.parent(uri))} with this configuration: "
-        f"go on with --resume {ledger.name}, or give the new one another --name"
+        f"search '{ledger.name}' exists in {paths.shown(paths.parent(uri))} with this "
+        f"configuration: go on with --resume {ledger.name}, or give the new one another --name"
     )
 
 
@@ -154,10 +154,10 @@ def open_search(uri: str) -> Ledger:
         content = json.loads(files.read_bytes(files.join(uri, SEARCH_FILE)))
     except FileNotFoundError:
         raise ValueError(
-            f"{runs.shown(uri)} holds no search (no {SEARCH_FILE}): name one that `bcl-ray search` "
-            "began, or set tracking.runs to where it is"
+            f"{paths.shown(uri)} holds no search (no {SEARCH_FILE}): name one that "
+            "`bcl-ray search` began, or set tracking.runs to where it is"
         ) from None
-    file = files.join(uri, runs.EXPERIMENT_FILE)
+    file = files.join(uri, run_folder.EXPERIMENT_FILE)
     experiment = from_yaml(files.read_bytes(file).decode(), origin=file)
     extent = content["extent"]
     if extent["confirm"]:

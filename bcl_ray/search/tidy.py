@@ -7,7 +7,7 @@ whose score is that of its last checkpoint.
 import logging
 from collections.abc import Callable, Sequence
 
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.trials import Trial
 from bcl_ray.tracking.tracker import recorded
@@ -57,10 +57,10 @@ def _has_lost(trial: Trial) -> bool:
 
 
 def _keep_the_best(ledger: Ledger, trial: Trial) -> None:
-    run, _ = runs.open_run(ledger.place(trial.name))
-    if runs.only_best(run) is None:
-        history = recorded(runs.local_folder(run))  # else this machine did not train it
+    run, _ = run_folder.open_run(ledger.place(trial.name))
+    if run_folder.only_best(run) is None:
+        history = recorded(run_folder.local_folder(run))  # else this machine did not train it
         history = load_state(run).history if history is None else history
     else:
         history = []  # it is kept already
-    runs.keep_only_best(run, f"lost its search, {ledger.name}", history)
+    run_folder.keep_only_best(run, f"lost its search, {ledger.name}", history)

@@ -14,11 +14,10 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.report import figures
 from bcl_ray.report import page as report
-from bcl_ray.runs import folder as runs
 from bcl_ray.search.ledger import Ledger
 from bcl_ray.search.space import overrides
 from bcl_ray.search.trials import Trial, best, ranked, seeds_of, spread, standing
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.use.evaluate import evaluate_models
 
@@ -70,7 +69,7 @@ def conclude(
         "point": winner.point,
         "confirmed": confirmed,
         "test": test,
-        "recipe": runs.shown(recipe),
+        "recipe": paths.shown(recipe),
     }
     tracker.text(RECIPE_FILE, _recipe(ledger, winner).to_yaml())
     tracker.tags({"winner": winner.name})

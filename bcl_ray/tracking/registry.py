@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from bcl_ray.data.shards.holdout import VALIDATION
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.runs.checkpoint import State
-from bcl_ray.runs.folder import Run
+from bcl_ray.runs.run_folder import Run
+from bcl_ray.storage import paths
 from bcl_ray.tracking.tracker import SETTINGS, store
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def resolve(uri: str, root: str = "runs") -> tuple[str, str]:
     match = URI.fullmatch(uri)
     if match is None:
         raise ValueError(f"'{uri}' must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    client = mlflow_client(store(None, runs.absolute(root)))
+    client = mlflow_client(store(None, paths.absolute(root)))
     from mlflow.exceptions import MlflowException  # noqa: PLC0415  as in mlflow_client
 
     try:
@@ -123,7 +124,7 @@ def register(
         _check_name("--alias", alias)
     experiment = from_yaml(state.experiment, origin=folder)
     tags = _tags(run, folder, state, experiment, metric)
-    client = mlflow_client(store(experiment.tracking.uri, runs.parent(run.uri)))
+    client = mlflow_client(store(experiment.tracking.uri, paths.parent(run.uri)))
     champion = _aliased(client, name, CHAMPION) if alias == CHAMPION else None
     if champion is not None and not force:
         _check_comparable(champion, tags)
@@ -173,12 +174,12 @@ def _tags(
     if metric not in record:
         known = ", ".join(name for name in record if name.startswith("accuracy/"))
         raise ValueError(
-            f"--metric {metric} was not measured for {runs.shown(folder)}: "
+            f"--metric {metric} was not measured for {paths.shown(folder)}: "
             + (f"it has {known}" if known else "nothing was evaluated there yet")
         )
     return {
-        RUN_TAG: runs.absolute(run.uri),
-        CHECKPOINT_TAG: runs.absolute(folder),
+        RUN_TAG: paths.absolute(run.uri),
+        CHECKPOINT_TAG: paths.absolute(folder),
         "recipe": experiment.name,
         METRIC: metric,
         VALUE: repr(record[metric]),
@@ -235,7 +236,7 @@ def _create(client: "MlflowClient", run: Run, folder: str, name: str, tags: dict
     if found is None:
         raise ValueError(
             f"MLflow at {client.tracking_uri} has no run '{run.name}': hand it in with `bcl-ray "
-            f"sync {runs.reference(run)}`"
+            f"sync {run_folder.reference(run)}`"
         )
     logged = log_model(client, found, folder, folder.rstrip("/").rpartition("/")[2])
     if not client.search_registered_models(f"name = '{name}'"):

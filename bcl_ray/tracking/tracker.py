@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.versions import place, versions
-from bcl_ray.runs.folder import Run, is_local
+from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files
 from bcl_ray.storage.lease import Lease
+from bcl_ray.storage.paths import is_local
 from bcl_ray.tracking.journal import Delivery, Journal, Subject, Write
 from bcl_ray.tracking.run_page import note
 

@@ -32,11 +32,10 @@ from bcl_ray.ray_runtime.mailbox import Event, grow, open_mailbox, tell
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.ray_runtime.node_metrics import Nodes
 from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals, stoppable
-from bcl_ray.runs import checkpoint
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import budget, check_store, preflight
-from bcl_ray.runs.folder import Run
-from bcl_ray.storage import files
+from bcl_ray.runs.run_folder import Run
+from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import Lease, held
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 from bcl_ray.training.residency import check_residency
@@ -93,23 +92,23 @@ def fit(
     def note(text: str) -> None:
         follow({"kind": "note", "text": text})
 
-    experiment = runs.located(experiment)
+    experiment = run_folder.located(experiment)
     manifest = read_manifest(experiment.data.path)
     wanted, _ = preflight(experiment, manifest, connected=ray.is_initialized())
     check_residency(experiment, manifest)
     tracked_at = tracking_uri(experiment)
-    uri = resume or runs.run_uri(
-        experiment.tracking.run or runs.default_name(experiment), experiment.tracking.runs
+    uri = resume or run_folder.run_uri(
+        experiment.tracking.run or run_folder.default_name(experiment), experiment.tracking.runs
     )
     if resume is None and not restartable:
-        runs.check_free(uri, experiment)
-    elif resume is not None or runs.begun(uri):
-        runs.check_resumable(runs.open_run(uri)[0], experiment, manifest.fingerprint)
+        run_folder.check_free(uri, experiment)
+    elif resume is not None or run_folder.begun(uri):
+        run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
     with connected() as cluster:
         _check(experiment, manifest, cluster)
         needs = _needs(experiment, cluster)
         _check_access(experiment, needs)
-        what = f"run '{runs.name_of(uri)}'"
+        what = f"run '{run_folder.name_of(uri)}'"
         with (
             held(uri, what, note, wait=restartable) as lease,
             stop_signals(wish) as wished,
@@ -122,10 +121,10 @@ def fit(
                 _check_access(experiment, needs)
                 # What is asked for is reserved, so that streams may use the rest alone.
                 follow = _at_first_step(follow, functools.partial(ask, data=False))
-            if resume is not None or (restartable and runs.begun(uri)):
-                run = runs.open_run(uri)[0]
+            if resume is not None or (restartable and run_folder.begun(uri)):
+                run = run_folder.open_run(uri)[0]
             else:
-                run = runs.create(uri, experiment, manifest.fingerprint)
+                run = run_folder.create(uri, experiment, manifest.fingerprint)
             outcome = _tracked(
                 run,
                 experiment,
@@ -160,7 +159,7 @@ def _tracked(
     callbacks: Sequence[Any],
 ) -> Event:
     """The run from its first record to its last."""
-    folder = runs.local_folder(run)
+    folder = run_folder.local_folder(run)
     with (
         _logs(folder, lease),
         Tracker(subject(run, experiment), at, folder, lease) as tracker,
@@ -285,7 +284,7 @@ def _begin_event(run: Run, experiment: Experiment, manifest: Manifest, tracker: 
     return {
         "kind": "begin",
         "run": run.name,
-        "folder": runs.shown(run.uri),
+        "folder": paths.shown(run.uri),
         "tracking_uri": tracker.uri,
         "experiment": experiment,
         "classes": len(manifest.class_names),
@@ -297,7 +296,7 @@ def _run(
 ) -> tuple[Event, checkpoint.State]:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
-    resume = f"bcl-ray train --resume {runs.reference(run)}"
+    resume = f"bcl-ray train --resume {run_folder.reference(run)}"
     try:
         result = stoppable(
             trainer.fit, wish, follower.ask_to_stop, end=trainer.end, lost=lambda: lease.lost
@@ -469,7 +468,7 @@ class Follower(threading.Thread):
 
 def _cause(failure: Exception, run: Run, tracker: Tracker) -> str:
     """The failure in one line; all of it goes to a file, and to MLflow, which outlasts the head."""
-    file = runs.local_folder(run) / "error.txt"
+    file = run_folder.local_folder(run) / "error.txt"
     file.write_text(str(failure))
     tracker.artifact(file)
     if isinstance(failure, ControllerError):
@@ -487,15 +486,15 @@ def _finished(run: Run, result: Any, follower: Follower) -> tuple[Event, checkpo
     if follower.failure is not None:
         raise TrainingError(
             f"training is complete, but following it failed: {one_line(follower.failure)}"
-            f"\nsee its results with: bcl-ray evaluate {runs.reference(run)}"
+            f"\nsee its results with: bcl-ray evaluate {run_folder.reference(run)}"
         )
-    found = {"run": run.name, "reference": runs.reference(run), "history": state.history}
+    found = {"run": run.name, "reference": run_folder.reference(run), "history": state.history}
     return found, state
 
 
 def _sum_up(run: Run, state: checkpoint.State, tracker: Tracker, follow: Follow) -> str | None:
     """Draw figures and the report, and track them; a failure to draw is told, and fails no run."""
-    folder = runs.local_folder(run)
+    folder = run_folder.local_folder(run)
     try:
         # matplotlib takes a second to import, which training need not wait for.
         from bcl_ray.report import results  # noqa: PLC0415
@@ -504,7 +503,7 @@ def _sum_up(run: Run, state: checkpoint.State, tracker: Tracker, follow: Follow)
         written = summary.write(results.of_run(run, state), folder)
     except Exception as error:
         logger.exception("the report failed")
-        again = f"bcl-ray report {runs.reference(run)}"
+        again = f"bcl-ray report {run_folder.reference(run)}"
         text = f"the report could not be drawn: {one_line(error)}; try again with: {again}"
         follow({"kind": "note", "text": text})
         return None

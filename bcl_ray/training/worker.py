@@ -31,7 +31,7 @@ from bcl_ray.ray_runtime.elastic import RestartError
 from bcl_ray.ray_runtime.hang_watch import Watch
 from bcl_ray.runs import checkpoint, findings
 from bcl_ray.runs.budget import epoch_plan
-from bcl_ray.runs.folder import BEST, LAST
+from bcl_ray.runs.run_folder import BEST, LAST
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 from bcl_ray.training.feed import Feed, open_feed

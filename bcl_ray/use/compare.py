@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files
+from bcl_ray.runs import run_folder
+from bcl_ray.storage import files, paths
 from bcl_ray.tracking.registry import NAME, answered, mlflow_client
 from bcl_ray.tracking.tracker import recorded, store, subject
 from bcl_ray.use.models import last_state
@@ -102,17 +102,17 @@ def rows(compared: Sequence[Compared], *, best: bool = False) -> list[Row]:
         groups.setdefault(tuple(sorted(same.items())), []).append(run)
     differing = _differing([dict(key) for key in groups])
     made = [
-        _row(runs, [(n, dict(key).get(n, "-")) for n in differing], best)
-        for key, runs in groups.items()
+        _row(run_folder, [(n, dict(key).get(n, "-")) for n in differing], best)
+        for key, run_folder in groups.items()
     ]
     return sorted(made, key=lambda row: -statistics.fmean(row.values(METRICS[0])))
 
 
-def _row(runs: Sequence[Compared], options: Sequence[tuple[str, str]], best: bool) -> Row:
-    at = [_best(run.records) if best else run.records[-1] for run in runs]
-    curves = [{int(r["epoch"]): r[METRICS[0]] for r in run.records} for run in runs]
+def _row(run_folder: Sequence[Compared], options: Sequence[tuple[str, str]], best: bool) -> Row:
+    at = [_best(run.records) if best else run.records[-1] for run in run_folder]
+    curves = [{int(r["epoch"]): r[METRICS[0]] for r in run.records} for run in run_folder]
     label = ", ".join(f"{name}={value}" for name, value in options)
-    return Row(tuple(run.name for run in runs), label, tuple(at), tuple(curves))
+    return Row(tuple(run.name for run in run_folder), label, tuple(at), tuple(curves))
 
 
 def _best(records: Sequence[Record]) -> Record:
@@ -126,22 +126,22 @@ def _differing(options: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _read(name: str, root: str) -> list[Compared]:
-    uri = runs.absolute(runs.run_uri(name, root))
-    if files.exists(files.join(uri, runs.RUN_FILE)):
+    uri = paths.absolute(run_folder.run_uri(name, root))
+    if files.exists(files.join(uri, run_folder.RUN_FILE)):
         return [_of_folder(uri)]
     if "/" in name:
-        raise ValueError(f"{runs.shown(uri)} holds no run: name one that `bcl-ray train` began")
+        raise ValueError(f"{paths.shown(uri)} holds no run: name one that `bcl-ray train` began")
     return _of_mlflow(name, root)
 
 
 def _of_folder(uri: str) -> Compared:
     """A run from its journal, which is quickly read; elsewhere from its last checkpoint."""
-    run, experiment = runs.open_run(uri)
+    run, experiment = run_folder.open_run(uri)
     options = {**subject(run, experiment).parameters, DATA: run.fingerprint[:8]}
-    records = recorded(runs.local_folder(run))
+    records = recorded(run_folder.local_folder(run))
     if records is None:
         records = last_state(run).history
-    return Compared(runs.shown(run.uri), run.name, _computed(options), _evaluated(records))
+    return Compared(paths.shown(run.uri), run.name, _computed(options), _evaluated(records))
 
 
 def _evaluated(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -167,8 +167,8 @@ def _of_mlflow(name: str, root: str) -> list[Compared]:
     found = found or client.search_runs(ids, f"attributes.run_id = '{name}'")
     if not found:
         raise ValueError(
-            f"'{name}' is no run: there is none in {runs.shown(runs.absolute(root))}, and none in "
-            f"MLflow at {uri}"
+            f"'{name}' is no run: there is none in {paths.shown(paths.absolute(root))}, and none "
+            f"in MLflow at {uri}"
         )
     if len(found) > 1:
         known = ", ".join(run.info.run_id for run in found)

@@ -10,10 +10,9 @@ import torch
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.method.model import TwoBranch
-from bcl_ray.runs import checkpoint
-from bcl_ray.runs import folder as runs
-from bcl_ray.runs.folder import BEST, Run
-from bcl_ray.storage import files
+from bcl_ray.runs import checkpoint, run_folder
+from bcl_ray.runs.run_folder import BEST, Run
+from bcl_ray.storage import files, paths
 from bcl_ray.tracking.registry import resolve
 
 
@@ -87,14 +86,14 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str
     """Folder of the checkpoint that a model is; as `open_model`, without reading it."""
     if name.startswith("models:"):
         return resolve(name, root)[1]
-    uri = runs.absolute(runs.run_uri(name, root))
-    if files.exists(files.join(uri, runs.RUN_FILE)):
-        run = runs.open_run(uri)[0]
+    uri = paths.absolute(run_folder.run_uri(name, root))
+    if files.exists(files.join(uri, run_folder.RUN_FILE)):
+        run = run_folder.open_run(uri)[0]
         return last_checkpoint(run) if last else best_checkpoint(run)
     if files.exists(files.join(uri, checkpoint.FILE)):
         return uri
     raise ValueError(
-        f"'{name}' is no model: {runs.shown(uri)} holds neither a run nor a checkpoint; name a "
+        f"'{name}' is no model: {paths.shown(uri)} holds neither a run nor a checkpoint; name a "
         "run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
     )
 
@@ -116,7 +115,7 @@ def last_state(run: Run) -> checkpoint.State:
     Raises:
         ValueError: the run has none yet.
     """
-    history = runs.kept_history(run)
+    history = run_folder.kept_history(run)
     if history is None:
         return load_state(run)
     return replace(load_state(run, best=True), history=history)
@@ -140,7 +139,7 @@ def last_checkpoint(run: Run) -> str:
     Raises:
         ValueError: there is none yet, or no more.
     """
-    if why := runs.only_best(run):
+    if why := run_folder.only_best(run):
         raise ValueError(
             f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
             "best (evaluate and compare --best; predict, export and register without --last)"

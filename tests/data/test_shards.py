@@ -373,7 +373,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_shards import balanced
-from bcl_ray.shards import write_shards
+from bcl_ray.data.shards import write_shards
 
 def progress(stage, done, rows):
     if stage == "writing train" and done > rows / 2:
@@ -492,8 +492,8 @@ MEMORY = """
 import io, resource, sys
 import numpy as np
 from PIL import Image
-from bcl_ray.shards import write_shards
-from bcl_ray.sources import Source, SourceSplit
+from bcl_ray.data.shards import write_shards
+from bcl_ray.data.sources import Source, SourceSplit
 
 rows, target = int(sys.argv[1]), sys.argv[2]
 buffer = io.BytesIO()

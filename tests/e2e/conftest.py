@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bcl_ray.runs import checkpoint
-from bcl_ray.runs.folder import open_run
+from bcl_ray.runs.run_folder import open_run
 from bcl_ray.use.models import load_state
 
 # Small, and slow enough to be killed in the middle; several checkpoints per epoch.

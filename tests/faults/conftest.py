@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from bcl_ray.ops.local import Cluster
 from bcl_ray.ops.local.ceph import Ceph
-from bcl_ray.runs.folder import open_run
+from bcl_ray.runs.run_folder import open_run
 from bcl_ray.storage import files
 from bcl_ray.use.models import load_state
 from tests.e2e.conftest import assert_same_run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.storage import files
 from tests.faults.conftest import STORE
 
@@ -55,7 +55,7 @@ def files_of(job) -> dict[str, bytes]:
         for folder in folders
         for uri in (files.join(folder, name) for name in files.list_files(folder))
     }
-    local = runs.local_folder(runs.open_run(job.uri)[0])
+    local = run_folder.local_folder(run_folder.open_run(job.uri)[0])
     return found | {str(f): f.read_bytes() for f in local.rglob("*") if f.is_file()}
 
 

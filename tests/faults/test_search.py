@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from bcl_ray.runs.folder import only_best, open_run
+from bcl_ray.runs.run_folder import only_best, open_run
 from bcl_ray.use.models import load_state
 from tests.e2e.conftest import Command, assert_same_run
 

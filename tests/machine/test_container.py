@@ -17,7 +17,9 @@ import json, os, sys, time
 for folder in sys.argv[1:]:
     with open(f"{folder}/cgroup.procs", "w") as file:
         file.write(str(os.getpid()))
-from bcl_ray import budget, container, system
+from bcl_ray.machine import container
+from bcl_ray.ray_runtime import node_metrics as system
+from bcl_ray.runs import budget
 system.LOOK = 3600  # it looks only when it is asked
 held = bytearray(os.urandom(1 << 20) * 150)
 sampler = system.Sampler()

@@ -19,8 +19,7 @@ from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.pretrained import load_backbone
-from bcl_ray.runs import checkpoint
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import preflight
 
 COUNTS = np.array([20, 5])
@@ -199,6 +198,6 @@ def test_a_run_is_refused_before_it_begins_when_its_file_is_not_there(tmp_path):
 
 def test_a_relative_path_means_the_same_in_every_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    located = runs.located(with_overrides(digits_lt(), ["model.weights=start.pt"]))
+    located = run_folder.located(with_overrides(digits_lt(), ["model.weights=start.pt"]))
     assert located.model.weights == f"{tmp_path}/start.pt"
-    assert runs.located(digits_lt()).model.weights is None
+    assert run_folder.located(digits_lt()).model.weights is None

@@ -242,7 +242,7 @@ def test_a_cluster_with_other_versions_is_refused_before_anything_is_sent(head, 
     assert cluster.versions() == {"Ray": client_versions()["Ray"], "Python": "3.11"}
     before = len(cluster.jobs())
     script = (
-        "import bcl_ray.versions as versions\n"
+        "import bcl_ray.machine.versions as versions\n"
         "real = versions.client_versions\n"
         "versions.client_versions = lambda: {**real(), 'Ray': '2.59.0', 'Python': '3.9'}\n"
         "from bcl_ray.cli import main\n"

@@ -16,7 +16,7 @@ from bcl_ray.ops.local.ports import LOOPBACK, answers, free_ports
 from bcl_ray.ops.local.processes import Processes
 from bcl_ray.ops.local.ray_nodes import machine_environment
 from bcl_ray.ops.local.tracking_server import Accounts
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.runs.checkpoint import load
 from bcl_ray.tracking import mlflow_model, mlflow_server
 from bcl_ray.tracking.registry import register, resolve
@@ -156,6 +156,6 @@ def test_a_run_is_tracked_and_its_model_registered_with_the_password(
     assert resolve("models:/digits@champion") == (run.uri, str(folder))
     version = MlflowClient(uri).get_model_version_by_alias("digits", "champion")
     assert version.run_id == recorded.info.run_id
-    journal = (runs.local_folder(run) / "journal.jsonl").read_text()
+    journal = (run_folder.local_folder(run) / "journal.jsonl").read_text()
     assert accounts.client()["MLFLOW_TRACKING_PASSWORD"] not in journal
     assert accounts.client()["MLFLOW_TRACKING_PASSWORD"] not in json.dumps(recorded.to_dictionary())

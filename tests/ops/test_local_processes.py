@@ -45,7 +45,8 @@ def wait_until(condition, seconds=20):
 
 def test_a_process_outlives_who_started_it_and_is_found_again(processes):
     code = (
-        "import os, sys; from pathlib import Path; from bcl_ray.local.processes import Processes;"
+        "import os, sys; from pathlib import Path; "
+        "from bcl_ray.ops.local.processes import Processes;"
         f"Processes(Path({str(processes.folder)!r}))"
         f".start('one', [sys.executable, '-c', {SLEEP!r}], dict(os.environ)); os._exit(0)"
     )

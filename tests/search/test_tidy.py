@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.search.ledger import begin
 from bcl_ray.search.settings import Extent, Settings
 from bcl_ray.search.tidy import tidy
@@ -28,11 +28,11 @@ def ledger(tmp_path):
     """A search, each of whose trials has two last checkpoints, a best one and a journal."""
     ledger = begin(str(tmp_path / "runs" / "one"), Settings(), Extent(), digits_lt(), "f" * 64)
     for trial in TRIALS:
-        run = runs.create(ledger.place(trial.name), digits_lt(), "f" * 64)
+        run = run_folder.create(ledger.place(trial.name), digits_lt(), "f" * 64)
         for folder in ("checkpoint_1", "checkpoint_2", "best_1"):
             files.write_bytes(files.join(run.uri, folder, "state.pt"), b"weights")
         entry = {"kind": "metrics", "epoch": 0, "values": {"accuracy/all": 50.0}}
-        journal = runs.local_folder(run) / "journal.jsonl"
+        journal = run_folder.local_folder(run) / "journal.jsonl"
         journal.write_text(json.dumps(entry) + "\n")
     return ledger
 
@@ -55,13 +55,13 @@ def test_trials_that_lost_keep_their_best_checkpoint_alone(ledger):
         "trial-000-seed-1": 3,  # with more seeds, its trial may win
     }
     assert notes == []
-    run = runs.open_run(ledger.place("trial-002"))[0]
-    assert runs.only_best(run) == "lost its search, one"
-    assert runs.kept_history(run) == [{"epoch": 0.0, "accuracy/all": 50.0}]
+    run = run_folder.open_run(ledger.place("trial-002"))[0]
+    assert run_folder.only_best(run) == "lost its search, one"
+    assert run_folder.kept_history(run) == [{"epoch": 0.0, "accuracy/all": 50.0}]
 
 
 def test_what_cannot_be_removed_is_told_and_stops_nothing(ledger):
-    files.delete(files.join(ledger.place("trial-000"), runs.RUN_FILE))
+    files.delete(files.join(ledger.place("trial-000"), run_folder.RUN_FILE))
     notes = []
     tidy(ledger, TRIALS, "trial-001", note=notes.append)
     assert len(notes) == 1

@@ -27,7 +27,7 @@ SECONDS = 3.0  # that a lease lasts here
 # has got; and answers each line that it is told.
 DRIVER = """
 import contextlib, sys, time
-from bcl_ray import fence, lease
+from bcl_ray.storage import fence, lease
 for name, value in {short}.items():
     setattr(lease, name, value)
 fence.SECONDS = {seconds}

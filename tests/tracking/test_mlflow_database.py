@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from bcl_ray.journal import Subject
-from bcl_ray.mlflow_run import MlflowRun
+from bcl_ray.tracking.journal import Subject
+from bcl_ray.tracking.mlflow_run import MlflowRun
 
 folder, name = sys.argv[1:]
 Path(folder, name + ".ready").touch()

@@ -6,8 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.runs import checkpoint
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.tracking import mlflow_model
 from bcl_ray.tracking.registry import FLATTERED, register, resolve
 from bcl_ray.tracking.tracker import tracking_uri
@@ -124,7 +123,10 @@ def test_other_mistakes_are_told_with_what_to_do(sqlite):
     assert re.search(r"--metric accuracy/tail was not measured for .*: it has accuracy/all", told)
     unknown = begin(sqlite, "unknown")
     told = refusal(unknown, folder, state, "digits")
-    assert f"has no run 'unknown': hand it in with `bcl-ray sync {runs.reference(unknown)}`" in told
+    assert (
+        f"has no run 'unknown': hand it in with `bcl-ray sync {run_folder.reference(unknown)}`"
+        in told
+    )
 
 
 def test_names_that_are_not_there_are_told_with_those_that_are(sqlite):

@@ -23,8 +23,7 @@ from mlflow.models import Model
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.method.model import Classifier
-from bcl_ray.runs import checkpoint
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.tracking import journal, mlflow_model, mlflow_server
 from bcl_ray.tracking import tracker as tracking
 from bcl_ray.tracking.journal import Subject
@@ -271,7 +270,7 @@ def test_a_resumed_run_is_the_same_mlflow_run_with_each_epoch_once(sqlite):
     assert first.finish("FAILED", PATIENCE)
     assert found(sqlite, run)[1].info.status == "FAILED"
 
-    again, _ = runs.open_run(run.uri)
+    again, _ = run_folder.open_run(run.uri)
     resumed = with_overrides(sqlite, ["scale.workers=1", "tracking.experiment=another"])
     second = tracker_of(again, resumed)
     start(second, resumed)
@@ -343,10 +342,10 @@ def test_a_process_that_is_killed_loses_and_doubles_nothing(sqlite):
     run = begin(sqlite)
     script = f"""
 import os, signal, time
-from bcl_ray import runs
-from bcl_ray.tracking import Tracker, subject, tracking_uri
-run, experiment = runs.open_run({run.uri!r})
-tracker = Tracker(subject(run, experiment), tracking_uri(experiment), runs.local_folder(run))
+from bcl_ray.runs import run_folder
+from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
+run, experiment = run_folder.open_run({run.uri!r})
+tracker = Tracker(subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run))
 for epoch in range(50):
     tracker.metrics({{"loss/total": 1.0}}, epoch)
     if tracker.run_id is None:  # some of it reaches MLflow, some does not
@@ -598,16 +597,16 @@ def test_nothing_of_mlflow_reaches_the_terminal(tmp_path, server):
 from bcl_ray.cli.terminal import quiet
 quiet()
 from pathlib import Path
-from bcl_ray import runs
-from bcl_ray.parse import from_file, with_overrides
-from bcl_ray.shards import Manifest
-from bcl_ray.tracking import Tracker, subject, tracking_uri
+from bcl_ray.runs import run_folder
+from bcl_ray.experiment.overrides import from_file, with_overrides
+from bcl_ray.data.shards import Manifest
+from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 here = Path({str(tmp_path)!r})
 manifest = Manifest.model_validate_json((here / "manifest.json").read_text())
 for name, change in (("a", []), ("b", ["tracking.uri={server.uri}"])):
     experiment = with_overrides(from_file(here / "experiment.yaml"), change)
-    run = runs.create(runs.run_uri(name, experiment.tracking.runs), experiment, "f")
-    told = subject(run, experiment), tracking_uri(experiment), runs.local_folder(run)
+    run = run_folder.create(run_folder.run_uri(name, experiment.tracking.runs), experiment, "f")
+    told = subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run)
     with Tracker(*told) as tracker:
         tracker.start()
         tracker.describe(experiment, manifest)

@@ -8,7 +8,7 @@ import pytest
 from bcl_ray import cli
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.report.figures.comparison import Line, comparison
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import run_folder
 from bcl_ray.use import compare
 from tests.tracked import PATIENCE, begin, start, tracker_of
 
@@ -136,7 +136,7 @@ def test_the_figure_has_a_mark_for_each_group_and_a_line_for_each_configuration(
 
 def test_a_run_without_a_journal_here_is_read_from_its_checkpoint(sqlite, monkeypatch):
     run = trained(sqlite, "first", 70.0)
-    (runs.local_folder(run) / "journal.jsonl").unlink()
+    (run_folder.local_folder(run) / "journal.jsonl").unlink()
     kept = SimpleNamespace(history=[{"epoch": 0.0, "accuracy/all": 71.0}])
     monkeypatch.setattr(compare, "last_state", lambda run: kept)
     assert compare.compare(["first"], sqlite.tracking.runs)[0].values("accuracy/all") == [71.0]

@@ -6,8 +6,7 @@ import torch
 from mlflow import MlflowClient
 
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.runs import checkpoint
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.checkpoint import State
 from bcl_ray.tracking.registry import CHECKPOINT_TAG, RUN_TAG
 from bcl_ray.use import models
@@ -25,8 +24,8 @@ def state(step: int, **changes) -> State:
 def root(tmp_path):
     """Runs: `first`, with a best checkpoint, and `new`, without any."""
     root = tmp_path / "runs"
-    runs.create(str(root / "first"), EXPERIMENT, "f")
-    runs.create(str(root / "new"), EXPERIMENT, "f")
+    run_folder.create(str(root / "first"), EXPERIMENT, "f")
+    run_folder.create(str(root / "new"), EXPERIMENT, "f")
     checkpoint.save(state(12), root / "first" / "best_00000012")
     return root
 
@@ -98,9 +97,9 @@ def test_the_temperature_is_the_latest_that_was_fitted(root):
 
 
 def test_a_trial_that_lost_has_its_best_checkpoint_and_all_of_its_history(root):
-    run = runs.open_run(str(root / "first"))[0]
+    run = run_folder.open_run(str(root / "first"))[0]
     history = [{"epoch": 0.0}, {"epoch": 1.0}]
-    runs.keep_only_best(run, "lost its search, loss", history)
+    run_folder.keep_only_best(run, "lost its search, loss", history)
     last = models.last_state(run)
     assert (last.step, last.history) == (12, history)
     assert models.open_model("first", str(root)).state.step == 12

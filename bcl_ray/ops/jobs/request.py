@@ -17,10 +17,9 @@ from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.versions import CLIENT, client_versions, versions
 from bcl_ray.ops.jobs.package import Package
-from bcl_ray.runs import events
-from bcl_ray.runs import folder as runs
+from bcl_ray.runs import events, run_folder
 from bcl_ray.runs.budget import budget
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 from bcl_ray.tracking.tracker import tracking_uri
 
 STOP_SECONDS = 90  # for a last checkpoint; then Ray kills
@@ -64,11 +63,11 @@ def resuming(uri: str, words: tuple[str, ...]) -> Request:
     check_uri("--resume", uri)
     notes = []
     try:
-        within(LOOK_SECONDS, lambda: runs.open_run(uri))
+        within(LOOK_SECONDS, lambda: run_folder.open_run(uri))
     except (OSError, ImportError) as error:
         notes = [f"run not checked from here, the job will: {error}"]
     except ValueError:
-        if not runs.is_local(uri):  # the nodes may mount a folder that this machine does not
+        if not paths.is_local(uri):  # the nodes may mount a folder that this machine does not
             raise
     made = named("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)
     return replace(made, notes=tuple(notes))
@@ -83,7 +82,7 @@ def training(recipe: str, experiment: Experiment, words: tuple[str, ...], addres
         ValueError: the run cannot work on a cluster, or with its data where that can be read.
     """
     _check_places(experiment)
-    default = runs.default_name(experiment)
+    default = run_folder.default_name(experiment)
     run = experiment.tracking.run or default
     added = [] if experiment.tracking.run else [f"tracking.run={run}"]
     added += _tracking_words(experiment, address)
@@ -91,7 +90,7 @@ def training(recipe: str, experiment: Experiment, words: tuple[str, ...], addres
     metadata = {
         "kind": "train",
         "recipe": recipe,
-        "run": runs.run_uri(run, experiment.tracking.runs),
+        "run": run_folder.run_uri(run, experiment.tracking.runs),
         "data": experiment.data.path,
         **({"data.fingerprint": fingerprint} if fingerprint else {}),
         **versions(),
@@ -221,7 +220,7 @@ def _manifest(path: str) -> Manifest | None:
     try:
         return read_manifest(path)
     except ValueError:
-        if runs.is_local(path):  # the nodes may mount a folder that this machine does not
+        if paths.is_local(path):  # the nodes may mount a folder that this machine does not
             return None
         raise
 

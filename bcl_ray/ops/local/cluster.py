@@ -26,7 +26,7 @@ SERVERS: dict[str, type[S3Server]] = {"swift": Swift, "ceph": Ceph}
 GROUPS = ("data", "train")
 FIRST_PORT = 9600
 START_SECONDS = 120  # for each part; a quiet machine needs 10
-KILL = "import sys, time; from bcl_ray.local import Cluster; time.sleep(float(sys.argv[3])); "
+KILL = "import sys, time; from bcl_ray.ops.local import Cluster; time.sleep(float(sys.argv[3])); "
 KILL += "cluster, name, created = Cluster(sys.argv[1]), sys.argv[2], float(sys.argv[4]); "
 KILL += "cluster.processes.created(name) == created and cluster.kill_node(name)"  # not a new one
 

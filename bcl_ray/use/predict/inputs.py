@@ -24,8 +24,8 @@ from bcl_ray.data.shards import MAX_PIXELS, Manifest, read_row_group
 from bcl_ray.data.shards.staging import FORMATS, checking, image_sides
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
 from bcl_ray.experiment.options import ViewsConfig
-from bcl_ray.runs.folder import is_local
 from bcl_ray.storage import files
+from bcl_ray.storage.paths import is_local
 
 FILES_AT_ONCE = 8  # read by a task, which hides an object store's latency
 LABELLED = (*FORMATS, "GIF")  # the first picture of it

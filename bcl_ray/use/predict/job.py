@@ -27,8 +27,7 @@ from bcl_ray.ray_runtime import access, node_groups
 from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
-from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import held
 from bcl_ray.training.stream import Unhurried
 from bcl_ray.use.models import OpenModel, open_model
@@ -148,7 +147,7 @@ def predict(
         PredictionError: it began and failed, or the nodes that it needs did not come.
     """
     options.check()
-    images, target = runs.absolute(images), runs.absolute(target)
+    images, target = paths.absolute(images), paths.absolute(target)
     if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
         raise ValueError(f"OUTPUT ({target}) lies in INPUT, and would be labelled: name another")
     model = open_model(name, root, last=last)
@@ -158,7 +157,7 @@ def predict(
     with connected() as resources:
         _check_places(output.request, target, resources)
         note = functools.partial(_note, follow)
-        with held(target, runs.shown(target), note, wait=resume, remove=True) as lease:
+        with held(target, paths.shown(target), note, wait=resume, remove=True) as lease:
             output.begin(lease.fence)
             opened = _opened(output, manifest, follow)
             done, parts = output.parts(), -(-opened.total // options.part_size)
@@ -252,9 +251,9 @@ def _begin_event(
     return {
         "kind": "predicting",
         "model": model.name,
-        "checkpoint": runs.shown(model.uri),
-        "images": runs.shown(output.request.images),
-        "output": runs.shown(output.uri),
+        "checkpoint": paths.shown(model.uri),
+        "images": paths.shown(output.request.images),
+        "output": paths.shown(output.uri),
         "total": images.total,
         "done": min(done * output.request.options.part_size, images.total),
         "temperature": model.temperature,

@@ -6,8 +6,8 @@ from pyarrow import fs
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.runs import folder as runs
-from bcl_ray.storage import files
+from bcl_ray.runs import run_folder
+from bcl_ray.storage import files, paths
 
 FINGERPRINT = "a" * 64
 
@@ -35,63 +35,66 @@ def changed(*overrides):
 
 
 def test_a_run_is_opened_as_it_was_created(root):
-    uri = runs.run_uri("first", root)
-    run = runs.create(uri, digits_lt(), FINGERPRINT)
-    assert runs.open_run(uri) == (run, digits_lt())
+    uri = run_folder.run_uri("first", root)
+    run = run_folder.create(uri, digits_lt(), FINGERPRINT)
+    assert run_folder.open_run(uri) == (run, digits_lt())
     assert run.name == "first"
     assert re.fullmatch("[0-9a-f]{32}", run.uid)
-    assert run.uid != runs.create(runs.run_uri("second", root), digits_lt(), FINGERPRINT).uid
+    assert (
+        run.uid
+        != run_folder.create(run_folder.run_uri("second", root), digits_lt(), FINGERPRINT).uid
+    )
 
 
 def test_a_run_that_was_moved_is_the_same_run(tmp_path):
-    run = runs.create(str(tmp_path / "old"), digits_lt(), FINGERPRINT)
+    run = run_folder.create(str(tmp_path / "old"), digits_lt(), FINGERPRINT)
     (tmp_path / "old").rename(tmp_path / "new")
-    moved, _ = runs.open_run(str(tmp_path / "new"))
+    moved, _ = run_folder.open_run(str(tmp_path / "new"))
     assert (moved.uid, moved.uri) == (run.uid, str(tmp_path / "new"))
 
 
 def test_a_name_that_is_taken_by_the_same_experiment_offers_to_resume(root):
-    uri = runs.run_uri("first", root)
-    runs.create(uri, digits_lt(), FINGERPRINT)
+    uri = run_folder.run_uri("first", root)
+    run_folder.create(uri, digits_lt(), FINGERPRINT)
     with pytest.raises(
         ValueError, match="with this configuration: go on with --resume "
     ) as refusal:
-        runs.create(uri, changed("scale.workers=1"), FINGERPRINT)
+        run_folder.create(uri, changed("scale.workers=1"), FINGERPRINT)
     assert f"--resume {uri}, or give" in str(refusal.value)
 
 
 def test_a_name_that_is_taken_by_another_experiment_asks_for_another_name(root):
-    uri = runs.run_uri("first", root)
-    run = runs.create(uri, digits_lt(), FINGERPRINT)
+    uri = run_folder.run_uri("first", root)
+    run = run_folder.create(uri, digits_lt(), FINGERPRINT)
     with pytest.raises(ValueError, match=r"tracking\.run 'first' exists") as refusal:
-        runs.create(uri, changed("optim.lr=0.2"), FINGERPRINT)
+        run_folder.create(uri, changed("optim.lr=0.2"), FINGERPRINT)
     assert "with another configuration: give the new run another name" in str(refusal.value)
     assert "--resume" not in str(refusal.value)
     assert f"exists in {root} with" in str(refusal.value)
-    assert runs.open_run(uri) == (run, digits_lt()), "nothing was overwritten"
+    assert run_folder.open_run(uri) == (run, digits_lt()), "nothing was overwritten"
 
 
 def test_a_run_whose_beginning_was_cut_short_may_begin_again(root):
-    uri = runs.run_uri("first", root)
+    uri = run_folder.run_uri("first", root)
     files.write_bytes(
-        files.join(uri, runs.EXPERIMENT_FILE), changed("optim.lr=9").to_yaml().encode()
+        files.join(uri, run_folder.EXPERIMENT_FILE), changed("optim.lr=9").to_yaml().encode()
     )
-    run = runs.create(uri, digits_lt(), FINGERPRINT)
-    assert runs.open_run(uri) == (run, digits_lt())
+    run = run_folder.create(uri, digits_lt(), FINGERPRINT)
+    assert run_folder.open_run(uri) == (run, digits_lt())
 
 
 def test_a_folder_without_a_run_is_refused(root):
     with pytest.raises(ValueError, match=r"nothing holds no run \(no run.json\): name one that"):
-        runs.open_run(runs.run_uri("nothing", root))
+        run_folder.open_run(run_folder.run_uri("nothing", root))
 
 
 def test_an_experiment_that_was_edited_is_refused_by_file_and_digest(root):
-    uri = runs.run_uri("first", root)
-    run = runs.create(uri, digits_lt(), FINGERPRINT)
+    uri = run_folder.run_uri("first", root)
+    run = run_folder.create(uri, digits_lt(), FINGERPRINT)
     other = changed("optim.lr=0.2")
-    files.write_bytes(files.join(uri, runs.EXPERIMENT_FILE), other.to_yaml().encode())
+    files.write_bytes(files.join(uri, run_folder.EXPERIMENT_FILE), other.to_yaml().encode())
     with pytest.raises(ValueError, match="is not the experiment that run 'first' began") as refusal:
-        runs.open_run(uri)
+        run_folder.open_run(uri)
     assert run.digest in str(refusal.value)
     assert other.digest() in str(refusal.value)
     assert f"{uri}/experiment.yaml" in str(refusal.value)
@@ -99,34 +102,34 @@ def test_an_experiment_that_was_edited_is_refused_by_file_and_digest(root):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"uid": "a"}', b'{"colour": 1}'], ids=str)
 def test_a_run_file_that_was_edited_is_refused_by_name(tmp_path, content):
-    (tmp_path / runs.RUN_FILE).write_bytes(content)
+    (tmp_path / run_folder.RUN_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}/run.json is not as"):
-        runs.open_run(str(tmp_path))
+        run_folder.open_run(str(tmp_path))
 
 
 def test_a_resume_may_change_scale_tracking_and_where_the_data_lies(root):
-    run = runs.create(runs.run_uri("first", root), digits_lt(), FINGERPRINT)
+    run = run_folder.create(run_folder.run_uri("first", root), digits_lt(), FINGERPRINT)
     moved = changed("scale.workers=1", "tracking.experiment=x", "data.path=elsewhere")
-    runs.check_resumable(run, moved, FINGERPRINT)
+    run_folder.check_resumable(run, moved, FINGERPRINT)
     moved = changed("data.residency=device")
-    runs.check_resumable(run, moved, FINGERPRINT)
+    run_folder.check_resumable(run, moved, FINGERPRINT)
     with pytest.raises(ValueError, match=r"only data.path, data.residency, scale\.\* and "):
-        runs.check_resumable(run, changed("train.epochs=41"), FINGERPRINT)
+        run_folder.check_resumable(run, changed("train.epochs=41"), FINGERPRINT)
 
 
 def test_a_resume_with_other_data_is_refused(root):
-    run = runs.create(runs.run_uri("first", root), digits_lt(), FINGERPRINT)
+    run = run_folder.create(run_folder.run_uri("first", root), digits_lt(), FINGERPRINT)
     with pytest.raises(ValueError, match="data/digits_lt holds other data") as refusal:
-        runs.check_resumable(run, digits_lt(), "b" * 64)
+        run_folder.check_resumable(run, digits_lt(), "b" * 64)
     assert "bbbbbbbbbbbb" in str(refusal.value)
     assert "aaaaaaaaaaaa" in str(refusal.value)
 
 
 def test_a_run_is_named_by_name_or_by_folder():
-    assert runs.run_uri("first", "runs") == "runs/first"
-    assert runs.run_uri("elsewhere/first", "runs") == "elsewhere/first"
-    assert runs.run_uri("s3://bucket/first", "runs") == "s3://bucket/first"
-    assert runs.run_uri("first", "s3://b/runs?region=x") == "s3://b/runs/first?region=x"
+    assert run_folder.run_uri("first", "runs") == "runs/first"
+    assert run_folder.run_uri("elsewhere/first", "runs") == "elsewhere/first"
+    assert run_folder.run_uri("s3://bucket/first", "runs") == "s3://bucket/first"
+    assert run_folder.run_uri("first", "s3://b/runs?region=x") == "s3://b/runs/first?region=x"
 
 
 @pytest.mark.parametrize(
@@ -134,11 +137,11 @@ def test_a_run_is_named_by_name_or_by_folder():
     ["runs/first", "runs/first/", "first", "/a/first", "s3://b/first", "s3://b/first?region=x/y"],
 )
 def test_a_run_has_its_folder_s_name(uri):
-    assert runs.Run(uri, "", "", "").name == "first"
+    assert run_folder.Run(uri, "", "", "").name == "first"
 
 
 def test_a_default_name_may_be_given_as_a_name():
-    name = runs.default_name(digits_lt())
+    name = run_folder.default_name(digits_lt())
     assert re.fullmatch(r"digits_lt-\d{4}-\d{6}", name)
     assert changed(f"tracking.run={name}").tracking.run == name
 
@@ -147,16 +150,16 @@ def test_a_local_run_keeps_its_journal_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "a b"
     for uri in ("a b", str(folder), folder.as_uri()):
-        assert runs.local_folder(runs.Run(uri, "uid", "", "")) == folder
+        assert run_folder.local_folder(run_folder.Run(uri, "uid", "", "")) == folder
 
 
 def test_a_remote_run_keeps_its_journal_in_the_cache(monkeypatch, tmp_path):
-    run = runs.Run("s3://bucket/first", "uid", "", "")
+    run = run_folder.Run("s3://bucket/first", "uid", "", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert runs.local_folder(run) == tmp_path / ".cache" / "bcl_ray" / "uid"
+    assert run_folder.local_folder(run) == tmp_path / ".cache" / "bcl_ray" / "uid"
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
-    assert runs.local_folder(run) == Path("/scratch/bcl_ray/uid")
+    assert run_folder.local_folder(run) == Path("/scratch/bcl_ray/uid")
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
@@ -165,27 +168,27 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.getuid", lambda: 54321)
     with pytest.raises(OSError, match=r"^user 54321 has no home: set HOME, or XDG_CACHE_HOME, to"):
-        runs.local_folder(runs.Run("s3://bucket/first", "uid", "", ""))
+        run_folder.local_folder(run_folder.Run("s3://bucket/first", "uid", "", ""))
 
 
 def test_a_command_names_a_run_by_name_in_the_default_place_and_by_folder_elsewhere(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    ours = runs.create(str(tmp_path / "runs" / "first"), digits_lt(), FINGERPRINT)
-    assert runs.reference(ours) == "first"
-    other = runs.create(str(tmp_path / "kept" / "first"), digits_lt(), FINGERPRINT)
-    assert runs.reference(other) == "kept/first"
+    ours = run_folder.create(str(tmp_path / "runs" / "first"), digits_lt(), FINGERPRINT)
+    assert run_folder.reference(ours) == "first"
+    other = run_folder.create(str(tmp_path / "kept" / "first"), digits_lt(), FINGERPRINT)
+    assert run_folder.reference(other) == "kept/first"
 
 
 def test_a_runs_parent_keeps_the_options_of_its_uri():
-    assert runs.parent("s3://b/runs/first?region=x") == "s3://b/runs?region=x"
-    assert runs.parent("/data/runs/first") == "/data/runs"
+    assert paths.parent("s3://b/runs/first?region=x") == "s3://b/runs?region=x"
+    assert paths.parent("/data/runs/first") == "/data/runs"
 
 
 def test_a_located_experiment_means_the_same_in_every_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    located = runs.located(changed("tracking.runs=s3://bucket/runs"))
+    located = run_folder.located(changed("tracking.runs=s3://bucket/runs"))
     assert located.data.path == f"{tmp_path}/data/digits_lt"
     assert located.tracking.runs == "s3://bucket/runs"
     assert located.digest() == digits_lt().digest()
@@ -197,25 +200,25 @@ def made(run, *folders):
 
 
 def test_of_a_run_that_lost_the_best_checkpoint_stays_and_what_the_last_one_knew(root):
-    run = runs.create(runs.run_uri("lost", root), digits_lt(), FINGERPRINT)
+    run = run_folder.create(run_folder.run_uri("lost", root), digits_lt(), FINGERPRINT)
     made(run, "checkpoint_00000001_a", "checkpoint_00000002_b", "best_00000001")
     history = [{"epoch": 0.0, "accuracy/all": 50.0}]
-    runs.keep_only_best(run, "lost", history)
+    run_folder.keep_only_best(run, "lost", history)
     assert files.list_folders(run.uri) == ["best_00000001"]
     made(run, "checkpoint_00000002_b")  # as if it had been killed on the way
-    runs.keep_only_best(run, "lost", [])
+    run_folder.keep_only_best(run, "lost", [])
     assert files.list_folders(run.uri) == ["best_00000001"]
-    assert runs.kept_history(run) == history
+    assert run_folder.kept_history(run) == history
     with pytest.raises(
         ValueError, match=r"^run 'lost' lost, and its last checkpoint was removed: t"
     ):
-        runs.check_resumable(run, digits_lt(), FINGERPRINT)
+        run_folder.check_resumable(run, digits_lt(), FINGERPRINT)
 
 
 def test_of_a_run_without_a_best_checkpoint_nothing_is_removed(root):
-    run = runs.create(runs.run_uri("young", root), digits_lt(), FINGERPRINT)
+    run = run_folder.create(run_folder.run_uri("young", root), digits_lt(), FINGERPRINT)
     made(run, "checkpoint_00000001_a")
-    runs.keep_only_best(run, "lost", [])
+    run_folder.keep_only_best(run, "lost", [])
     assert files.list_folders(run.uri) == ["checkpoint_00000001_a"]
-    assert runs.only_best(run) is None
-    runs.check_resumable(run, digits_lt(), FINGERPRINT)
+    assert run_folder.only_best(run) is None
+    run_folder.check_resumable(run, digits_lt(), FINGERPRINT)

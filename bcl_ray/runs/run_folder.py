@@ -19,7 +19,7 @@ from typing import Any
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 
 RUN_FILE = "run.json"
 EXPERIMENT_FILE = "experiment.yaml"
@@ -52,7 +52,7 @@ class Run:
 
 def name_of(uri: str) -> str:
     """The name of a run whose folder this is."""
-    return _split(uri)[1]
+    return paths.split(uri)[1]
 
 
 def begun(uri: str) -> bool:
@@ -93,7 +93,7 @@ def check_free(uri: str, experiment: Experiment) -> None:
         run = open_run(uri)[0]
         same = run.digest == experiment.digest()
         raise ValueError(
-            f"tracking.run '{run.name}' exists in {shown(_split(uri)[0])} with "
+            f"tracking.run '{run.name}' exists in {paths.shown(paths.split(uri)[0])} with "
             f"{'this' if same else 'another'} configuration: "
             + (f"go on with --resume {reference(run)}, or " if same else "")
             + "give the new run another name (tracking.run=NAME)"
@@ -111,8 +111,8 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
         run = Run(**{**content, "uri": uri})
     except FileNotFoundError:
         raise ValueError(
-            f"{shown(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` began, or "
-            "set tracking.runs to where it is"
+            f"{paths.shown(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` "
+            "began, or set tracking.runs to where it is"
         ) from None
     except (TypeError, ValueError):
         raise ValueError(
@@ -138,7 +138,7 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
     if why := only_best(run):
         raise ValueError(
             f"run '{run.name}' {why}, and its last checkpoint was removed: train it again from its "
-            f"options, bcl-ray train {shown(files.join(run.uri, EXPERIMENT_FILE))} "
+            f"options, bcl-ray train {paths.shown(files.join(run.uri, EXPERIMENT_FILE))} "
             "tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
@@ -198,7 +198,7 @@ def _only_best(run: Run) -> dict[str, Any] | None:
 def located(experiment: Experiment) -> Experiment:
     """The experiment with absolute paths, which mean the same in every process and later on."""
     places = {
-        section: getattr(experiment, section).model_copy(update={name: absolute(path)})
+        section: getattr(experiment, section).model_copy(update={name: paths.absolute(path)})
         for section, name, path in (
             ("data", "path", experiment.data.path),
             ("tracking", "runs", experiment.tracking.runs),
@@ -209,43 +209,14 @@ def located(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update=places)
 
 
-def absolute(uri: str) -> str:
-    """A URI as it is, a path from the root."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
-
-
-def shown(uri: str) -> str:
-    """A path as seen from the working directory, where it lies below it."""
-    here = str(Path.cwd())
-    return uri.removeprefix(here + "/") if uri != here else "."
-
-
 def reference(run: Run) -> str:
     """How a command names a run: by name in the default place, elsewhere by its folder."""
-    folder = shown(absolute(run.uri))
+    folder = paths.shown(paths.absolute(run.uri))
     return run.name if folder == f"runs/{run.name}" else folder
-
-
-def parent(uri: str) -> str:
-    """The folder above a run's, with the URI's options."""
-    _, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return _split(uri)[0] + question + options
-
-
-def is_local(uri: str) -> bool:
-    """Whether a URI is a path on this machine."""
-    return "://" not in uri or uri.startswith("file://")
 
 
 def local_folder(run: Run) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
-    if is_local(run.uri):
+    if paths.is_local(run.uri):
         return Path(files.resolve(run.uri)[1])
     return files.cache() / "bcl_ray" / run.uid
-
-
-def _split(uri: str) -> tuple[str, str]:
-    """The folder above a run's, and the run's name; a URI's options belong to neither."""
-    path = uri.partition("?")[0] if "://" in uri else uri
-    above, _, name = path.rstrip("/").rpartition("/")
-    return above, name
