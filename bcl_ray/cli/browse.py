@@ -127,9 +127,9 @@ def register(
     runs: Runs = "runs",
 ) -> None:
     """Register a run's best checkpoint as a model; then models:/NAME@ALIAS names it."""
-    from bcl_ray.runs import folder as folders
+    from bcl_ray.runs import run_folder
 
-    run, _ = folders.open_run(folders.run_uri(name, runs))
+    run, _ = run_folder.open_run(run_folder.run_uri(name, runs))
     quiet()
     from bcl_ray.runs import checkpoint
     from bcl_ray.tracking.registry import register as put
@@ -153,11 +153,11 @@ def ui(
     import signal
     import webbrowser
 
-    from bcl_ray.runs import folder as folders
+    from bcl_ray.storage import paths
     from bcl_ray.tracking.tracker import store
     from bcl_ray.tracking.ui import served
 
-    uri = store(None, folders.absolute(runs))
+    uri = store(None, paths.absolute(runs))
     if uri.startswith("http"):
         typer.echo(f"MLflow: {uri}")
         if open_browser:

@@ -20,16 +20,17 @@ def report(
     ] = None,
 ) -> None:
     """Draw a run's figures, table of classes and report again, from what it left."""
-    from bcl_ray.runs import folder as folders
+    from bcl_ray.runs import run_folder
+    from bcl_ray.storage import paths
 
-    run, _ = folders.open_run(folders.run_uri(name, runs))
+    run, _ = run_folder.open_run(run_folder.run_uri(name, runs))
     quiet()
     from bcl_ray.report import results
     from bcl_ray.report import write as summary
     from bcl_ray.use.models import last_state
 
     state = last_state(run)
-    folder = out or folders.local_folder(run)
+    folder = out or run_folder.local_folder(run)
     files = summary.write(results.of_run(run, state), folder)
-    where, pictures = folders.shown(str(folder.absolute())), len(list(folder.glob("figures/*.png")))
+    where, pictures = paths.shown(str(folder.absolute())), len(list(folder.glob("figures/*.png")))
     typer.echo(f"{where}/{summary.REPORT}, {pictures} figures, {len(files)} files in all")

@@ -169,7 +169,7 @@ def evaluate(
             metavar="MODEL...", help="Runs, checkpoints' folders, or models:/NAME@ALIAS."
         ),
     ],
-    run_folder: Runs = "runs",
+    runs: Runs = "runs",
     best: Annotated[
         bool, typer.Option("--best", help="A run's best checkpoint, instead of the last.")
     ] = False,
@@ -189,11 +189,11 @@ def evaluate(
     from bcl_ray.use.models import find_checkpoint
 
     for name in names:  # before Ray is imported, which takes seconds
-        find_checkpoint(name, run_folder, last=not best)
+        find_checkpoint(name, runs, last=not best)
     from bcl_ray.cli.show_run import accuracy_table, method
     from bcl_ray.use.evaluate import evaluate_models
 
-    found = evaluate_models(names, run_folder, best=best, data=data, split=split, out=out)
+    found = evaluate_models(names, runs, best=best, data=data, split=split, out=out)
     if as_json:
         typer.echo(json.dumps({model.name: metrics for model, metrics in found}, indent=1))
         return
@@ -204,19 +204,19 @@ def evaluate(
 @app.command()
 def sync(
     name: Annotated[str, typer.Argument(metavar="RUN", help="Name, folder or URI.")],
-    run_folder: Runs = "runs",
+    runs: Runs = "runs",
     patience: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 120.0,
 ) -> None:
     """Hand MLflow what a run recorded while the server was down."""
-    from bcl_ray.runs import folder as folders
+    from bcl_ray.runs import run_folder
 
-    run, experiment = folders.open_run(folders.run_uri(name, run_folder))
+    run, experiment = run_folder.open_run(run_folder.run_uri(name, runs))
     quiet()
     from bcl_ray.tracking.tracker import subject, tracking_uri
     from bcl_ray.tracking.tracker import sync as deliver
 
     uri = tracking_uri(experiment)
-    deliver(subject(run, experiment), uri, folders.local_folder(run), patience)
+    deliver(subject(run, experiment), uri, run_folder.local_folder(run), patience)
     typer.echo(f"{run.name}: MLflow at {uri} has everything")
 
 

@@ -320,9 +320,9 @@ class _News:
         """A trial of an earlier process."""
         self({"kind": "trial", **row(trial), "old": True})
 
-    def confirm(self, run_folder: int) -> None:
+    def confirm(self, runs: int) -> None:
         """So many runs with other seeds there are, ended ones among them."""
-        self._follow({"kind": "confirm", "runs": run_folder})
+        self._follow({"kind": "confirm", "runs": runs})
 
     def note(self, text: str) -> None:
         """What a person should know."""

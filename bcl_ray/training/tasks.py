@@ -29,7 +29,7 @@ class Source:
     """
 
     path: str
-    names: tuple[str, ...]
+    files: tuple[str, ...]
     experiment: Experiment
     training: bool
 

@@ -102,17 +102,17 @@ def rows(compared: Sequence[Compared], *, best: bool = False) -> list[Row]:
         groups.setdefault(tuple(sorted(same.items())), []).append(run)
     differing = _differing([dict(key) for key in groups])
     made = [
-        _row(run_folder, [(n, dict(key).get(n, "-")) for n in differing], best)
-        for key, run_folder in groups.items()
+        _row(runs, [(n, dict(key).get(n, "-")) for n in differing], best)
+        for key, runs in groups.items()
     ]
     return sorted(made, key=lambda row: -statistics.fmean(row.values(METRICS[0])))
 
 
-def _row(run_folder: Sequence[Compared], options: Sequence[tuple[str, str]], best: bool) -> Row:
-    at = [_best(run.records) if best else run.records[-1] for run in run_folder]
-    curves = [{int(r["epoch"]): r[METRICS[0]] for r in run.records} for run in run_folder]
+def _row(runs: Sequence[Compared], options: Sequence[tuple[str, str]], best: bool) -> Row:
+    at = [_best(run.records) if best else run.records[-1] for run in runs]
+    curves = [{int(r["epoch"]): r[METRICS[0]] for r in run.records} for run in runs]
     label = ", ".join(f"{name}={value}" for name, value in options)
-    return Row(tuple(run.name for run in run_folder), label, tuple(at), tuple(curves))
+    return Row(tuple(run.name for run in runs), label, tuple(at), tuple(curves))
 
 
 def _best(records: Sequence[Record]) -> Record:
