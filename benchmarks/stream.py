@@ -21,7 +21,7 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
 from bcl_ray.runs.budget import epoch_plan
-from bcl_ray.training import stream as data
+from bcl_ray.training import stream
 from bcl_ray.training.tasks import Batch, joined, source_of
 from benchmarks import print_table
 from benchmarks.images import cifar_shards, jpeg_shards
@@ -45,7 +45,7 @@ def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batc
 
 def streamed(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:
     """The batches as a worker gets them."""
-    for epoch, batches in data.training_batches(experiment, manifest, rank=0, world_size=1):
+    for epoch, batches in stream.training_batches(experiment, manifest, rank=0, world_size=1):
         for batch in batches:
             yield epoch, batch
 

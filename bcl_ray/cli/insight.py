@@ -25,8 +25,7 @@ def report(
 
     run, _ = run_folder.open_run(run_folder.run_uri(name, runs))
     quiet()
-    from bcl_ray.report import results
-    from bcl_ray.report import write as summary
+    from bcl_ray.report import results, summary
     from bcl_ray.use.models import last_state
 
     state = last_state(run)

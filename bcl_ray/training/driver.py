@@ -497,8 +497,7 @@ def _sum_up(run: Run, state: checkpoint.State, tracker: Tracker, follow: Follow)
     folder = run_folder.local_folder(run)
     try:
         # matplotlib takes a second to import, which training need not wait for.
-        from bcl_ray.report import results  # noqa: PLC0415
-        from bcl_ray.report import write as summary  # noqa: PLC0415
+        from bcl_ray.report import results, summary  # noqa: PLC0415
 
         written = summary.write(results.of_run(run, state), folder)
     except Exception as error:

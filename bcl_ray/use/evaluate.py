@@ -158,8 +158,7 @@ def _evaluate(
     )
     if folder is not None:
         # matplotlib takes a second to import, which other evaluations need not wait for.
-        from bcl_ray.report import results  # noqa: PLC0415
-        from bcl_ray.report import write as summary  # noqa: PLC0415
+        from bcl_ray.report import results, summary  # noqa: PLC0415
 
         found = probe.findings(evaluation)
         findings.write(found, str(folder))

@@ -54,10 +54,10 @@ def run(settings: Settings) -> Iterator[Row]:
 
 def _fit(experiment: Any) -> Any:
     from bcl_ray.cli.terminal import quiet  # noqa: PLC0415
-    from bcl_ray.training import driver as train  # noqa: PLC0415  it needs Ray
+    from bcl_ray.training import driver  # noqa: PLC0415  it needs Ray
 
     quiet()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if importlib.util.find_spec("mlflow") is None:
-        train.MLFLOW_PATIENCE = 1.0  # its journal is kept; nobody will come for it
-    return train.fit(experiment, follow=lambda event: print(event, flush=True))
+        driver.MLFLOW_PATIENCE = 1.0  # its journal is kept; nobody will come for it
+    return driver.fit(experiment, follow=lambda event: print(event, flush=True))

@@ -28,8 +28,7 @@ from bcl_ray.data.views import device, operations, transfer
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES
-from bcl_ray.method import evaluation as inference
-from bcl_ray.method import learner, loop, metrics
+from bcl_ray.method import evaluation, learner, loop, metrics
 from bcl_ray.method.evaluation import evaluate, represent
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
@@ -223,7 +222,7 @@ def test_evaluation_and_geometry_s_sample_read_nothing_before_their_end(case, as
         return rows
 
     # Where it gathers, over workers, it may read how many rows there are.
-    monkeypatch.setattr(inference, "gather_rows", noted)
+    monkeypatch.setattr(evaluation, "gather_rows", noted)
     monkeypatch.setattr("bcl_ray.method.geometry.gather_rows", noted)
     options: dict[str, Any] = {"experiment": of, "device": CARD}
     if asked is evaluate:

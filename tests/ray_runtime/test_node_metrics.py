@@ -5,15 +5,15 @@ import time
 import psutil
 import pytest
 
-from bcl_ray.ray_runtime import node_metrics as system
+from bcl_ray.ray_runtime import node_metrics
 from bcl_ray.ray_runtime.node_metrics import Sampler
 
-EVERY = system.LOOK  # seconds
+EVERY = node_metrics.LOOK  # seconds
 
 
 @pytest.fixture
 def sampler(monkeypatch):
-    monkeypatch.setattr(system, "LOOK", 3600)  # it looks only when it is asked
+    monkeypatch.setattr(node_metrics, "LOOK", 3600)  # it looks only when it is asked
     return Sampler()
 
 
@@ -36,7 +36,7 @@ def test_traffic_is_counted_from_one_take_to_the_next(sampler, monkeypatch):
     flows = {"network_received": 10 * 2**20, "network_sent": 0}
     monkeypatch.setattr(sampler, "_flows", dict.fromkeys(flows, 0))
     monkeypatch.setattr(sampler, "_since", time.monotonic() - 2)
-    monkeypatch.setattr(system, "_flows", lambda: flows)
+    monkeypatch.setattr(node_metrics, "_flows", lambda: flows)
     found = sampler.take()
     assert found["network_received_mib_per_second"] == pytest.approx(5, rel=0.1)
     assert sampler.take()["network_received_mib_per_second"] == 0
@@ -51,11 +51,13 @@ def test_gpus_are_told_one_by_one_and_one_that_does_not_answer_is_left_out(sampl
 
     def memory(gpu):
         if gpu == "broken":
-            raise system.pynvml.NVMLError(system.pynvml.NVML_ERROR_NOT_SUPPORTED)
+            raise node_metrics.pynvml.NVMLError(node_metrics.pynvml.NVML_ERROR_NOT_SUPPORTED)
         return Answer(used=20, total=80)
 
-    monkeypatch.setattr(system.pynvml, "nvmlDeviceGetMemoryInfo", memory)
-    monkeypatch.setattr(system.pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: Answer(gpu=90))
+    monkeypatch.setattr(node_metrics.pynvml, "nvmlDeviceGetMemoryInfo", memory)
+    monkeypatch.setattr(
+        node_metrics.pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: Answer(gpu=90)
+    )
     monkeypatch.setattr(sampler, "_gpus", ["good", "broken"])
     found = sampler.take()
     gpus = {name: value for name, value in found.items() if name.startswith("gpu")}
@@ -73,7 +75,7 @@ def test_gpus_are_told_one_by_one_and_one_that_does_not_answer_is_left_out(sampl
 )
 def test_a_node_has_the_name_that_ray_was_given_or_that_of_its_machine(given, name):
     node = {"NodeName": given, "NodeManagerHostname": "ip-10-0-0-7.ec2.internal"}
-    assert system.name_of(node) == name
+    assert node_metrics.name_of(node) == name
 
 
 def test_a_look_costs_next_to_nothing(sampler):
@@ -86,8 +88,8 @@ def test_a_look_costs_next_to_nothing(sampler):
 def test_per_cent_is_of_the_time_of_all_cores_that_was_not_idle():
     times = collections.namedtuple("times", "user system idle iowait guest guest_nice")
     before, now = times(10, 5, 100, 0, 1, 0), times(13, 6, 105, 1, 2, 0)
-    assert system._busy(before, now) == pytest.approx(40)
-    assert system._busy(now, now) == 0
+    assert node_metrics._busy(before, now) == pytest.approx(40)
+    assert node_metrics._busy(now, now) == 0
 
 
 def test_a_sampler_that_is_ended_looks_no_more():

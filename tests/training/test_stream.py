@@ -14,8 +14,7 @@ from bcl_ray.data.views import host
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.runs import budget
-from bcl_ray.training import stream as data
-from bcl_ray.training import tasks
+from bcl_ray.training import stream, tasks
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -55,7 +54,7 @@ def streamed(experiment, manifest, *, world_size=1, first_step=0):
     """(epoch, global batch) of all workers' streams, run one after the other."""
     workers = []
     for rank in range(world_size):
-        epochs = data.training_batches(
+        epochs = stream.training_batches(
             experiment, manifest, rank=rank, world_size=world_size, first_step=first_step
         )
         workers.append([(epoch, batch) for epoch, batches in epochs for batch in batches])
@@ -88,7 +87,7 @@ def test_batches_are_the_plans_rows_with_their_keyed_views(
 def test_a_stream_in_many_small_segments_is_the_same_stream(experiment, manifest, monkeypatch):
     whole = [batch["ids"] for _, batch in streamed(experiment, manifest)]
     monkeypatch.setattr(tasks, "TASK_BYTES", 1)
-    monkeypatch.setattr(data, "SEGMENT_TASKS", 40)
+    monkeypatch.setattr(stream, "SEGMENT_TASKS", 40)
     pieces = [batch["ids"] for _, batch in streamed(experiment, manifest)]
     assert np.array_equal(whole, pieces)
 
@@ -113,7 +112,9 @@ def test_evaluation_streams_every_row_once_over_all_workers(experiment, manifest
     ids = [
         batch["ids"]
         for rank in range(world_size)
-        for batch in data.evaluation_batches(experiment, manifest, rank=rank, world_size=world_size)
+        for batch in stream.evaluation_batches(
+            experiment, manifest, rank=rank, world_size=world_size
+        )
     ]
     assert sorted(np.concatenate(ids)) == sorted(set(np.concatenate(ids)))
     assert len(np.concatenate(ids)) == manifest.splits["test"].rows == 360
@@ -132,7 +133,7 @@ def test_a_broken_image_stops_the_stream_and_is_named(shards, tmp_path):
     pq.write_table(table, file, row_group_size=rows)
     experiment = with_overrides(digits_lt(), [f"data.path={folder}"])
     with pytest.raises(Exception, match=rf"image with id {table['id'][0].as_py()} "):
-        list(data.evaluation_batches(experiment, manifest, rank=0, world_size=1))
+        list(stream.evaluation_batches(experiment, manifest, rank=0, world_size=1))
 
 
 def test_data_tasks_do_not_import_torch(experiment, manifest):

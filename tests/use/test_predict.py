@@ -25,7 +25,7 @@ from tests.trained import rows_of
 ray = pytest.importorskip("ray")
 from bcl_ray.ray_runtime.connection import Resources  # noqa: E402
 from bcl_ray.storage import files  # noqa: E402  (imports Ray)
-from bcl_ray.use.predict import job as predict  # noqa: E402
+from bcl_ray.use.predict import job  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -78,7 +78,7 @@ def label(
     chosen = Options(**{**SMALL, **options})
     where = {"root": trained.root, "split": split}
     places = (str(images), str(target))
-    return predict.predict("first", *places, chosen, **where, resume=resume, follow=follow)
+    return job.predict("first", *places, chosen, **where, resume=resume, follow=follow)
 
 
 def rows(target) -> list[dict]:
@@ -243,7 +243,7 @@ def test_an_output_in_the_input_is_refused(trained):
 
 
 def test_a_person_is_told_when_nothing_comes_back(monkeypatch):
-    monkeypatch.setattr(predict, "LATE", 0.05)
+    monkeypatch.setattr(job, "LATE", 0.05)
     told, arrivals = [], []
 
     def arrived():
@@ -254,10 +254,10 @@ def test_a_person_is_told_when_nothing_comes_back(monkeypatch):
             time.sleep(pause)
             yield {}
 
-    assert list(predict._awaited(blocks(0.5, 0), told.append, arrived)) == [{}, {}]
+    assert list(job._awaited(blocks(0.5, 0), told.append, arrived)) == [{}, {}]
     assert [event["text"][:40] for event in told] == ["no image came back within 0.05 s: others"]
     assert arrivals == [1], "once, with the first"
-    assert list(predict._awaited(blocks(0), told.append, arrived)) == [{}]
+    assert list(job._awaited(blocks(0), told.append, arrived)) == [{}]
     time.sleep(0.2)
     assert len(told) == 1
 
@@ -288,7 +288,7 @@ def cluster(cpus, gpus, **more):
     ],
 )
 def test_actors_follow_from_the_cluster_the_work_and_options(resources, batches, options, expected):
-    found = predict.pool(resources, batches, options.get("gpus"), options.get("cpus"))
+    found = job.pool(resources, batches, options.get("gpus"), options.get("cpus"))
     assert (found.actors, "GPU" if "GPU" in found.actor else "CPU") == expected
 
 
@@ -304,4 +304,4 @@ def test_actors_follow_from_the_cluster_the_work_and_options(resources, batches,
 )
 def test_a_number_of_actors_that_cannot_be_is_refused(resources, options, message):
     with pytest.raises(ValueError, match=message):
-        predict.pool(resources, 99, options.get("gpus"), options.get("cpus"))
+        job.pool(resources, 99, options.get("gpus"), options.get("cpus"))

@@ -14,7 +14,7 @@ from bcl_ray.data.decode import decode
 from bcl_ray.data.shards import find_images, read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.report import write as summary
+from bcl_ray.report import summary
 from bcl_ray.report.results import MISTAKES, OF_ONE_CLASS, Results, class_table, mistakes
 from bcl_ray.runs.findings import Findings
 
