@@ -280,5 +280,5 @@ def test_opencv_works_on_one_thread_inside_and_as_before_outside(monkeypatch):
 
 
 def test_data_tasks_do_not_pay_for_torch():
-    program = "import sys, bcl_ray.views; sys.exit('torch' in sys.modules)"
+    program = "import sys, bcl_ray.data.views; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

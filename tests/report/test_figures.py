@@ -244,7 +244,7 @@ def test_a_search_of_any_size_is_drawn_without_overlap(number):
 
 def test_drawing_leaves_no_figure_and_no_window_behind():
     script = (
-        "import sys, bcl_ray.figures as figures\n"
+        "import sys, bcl_ray.report.figures as figures\n"
         "figures.png(figures.accuracy_over_epochs([{'epoch': 0, 'accuracy/all': 1.0}]))\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
