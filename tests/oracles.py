@@ -1,6 +1,6 @@
 """Slow definitions, written from the paper with loops over anchors and classes. No tricks.
 
-Axes as in bcl_ray.losses. Everything should be float64.
+Axes as in bcl_ray.method.losses. Everything should be float64.
 """
 
 import math
