@@ -33,7 +33,7 @@ def unseen(monkeypatch):
         raise OSError(f"{uri}: no route")
 
     monkeypatch.setattr(request, "read_manifest", fail)
-    monkeypatch.setattr(request.runs, "open_run", fail)
+    monkeypatch.setattr(request.run_folder, "open_run", fail)
 
 
 @pytest.fixture(scope="module")
