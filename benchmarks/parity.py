@@ -65,7 +65,7 @@ def main() -> None:
         for row in options.rows or [*ROWS, PROJECT]
         if (row, seed) not in known
     ]
-    work = functools.partial(trained, experiment, manifest)
+    work = functools.partial(trained, experiment, manifest, evaluated=options.evaluate)
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for result in pool.imap_unordered(work, wanted):
             done.append(result)
@@ -87,27 +87,29 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--milestones", type=int, nargs="*", default=[1000])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--evaluate", action="store_true", help="accuracy after the last epoch")
     parser.add_argument("--rows", nargs="*", choices=[*ROWS, PROJECT])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", default="parity.jsonl")
     return parser.parse_intermixed_args()
 
 
-def trained(experiment: Experiment, manifest: Manifest, job: tuple[str, int]) -> Result:
+def trained(
+    experiment: Experiment, manifest: Manifest, job: tuple[str, int], *, evaluated: bool
+) -> Result:
     """Train one row with one seed."""
     row, seed = job
     torch.set_num_threads(1)
     seeded = with_overrides(experiment, [f"train.seed={seed}"])
-    losses, accuracy = (
-        own_training(seeded, manifest)
-        if row == PROJECT
-        else PlainLoop(seeded, manifest, frozenset(ROWS[row])).run()
-    )
+    if row == PROJECT:
+        losses, accuracy = own_training(seeded, manifest, evaluated)
+    else:
+        losses, accuracy = PlainLoop(seeded, manifest, frozenset(ROWS[row])).run(evaluated)
     return {"row": row, "seed": seed, "losses": losses, "accuracy": accuracy}
 
 
 def own_training(
-    experiment: Experiment, manifest: Manifest
+    experiment: Experiment, manifest: Manifest, evaluated: bool
 ) -> tuple[list[float], dict[str, float]]:
     """Loss of each epoch, and accuracy in per cent after the last, of what a worker runs."""
     counts = np.array(manifest.splits["train"].class_counts)
@@ -118,7 +120,7 @@ def own_training(
     for epoch, batches in feed.training(learner.sender, 0):
         terms = [step.terms[0].item() for step in train_epoch(learner, batches, epoch=epoch)]
         losses.append(float(np.mean(terms)))
-    return losses, accuracies(learner, feed, manifest, experiment, counts)
+    return losses, accuracies(learner, feed, manifest, experiment, counts) if evaluated else {}
 
 
 def table(results: Sequence[Result]) -> list[list[str]]:

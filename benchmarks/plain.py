@@ -146,8 +146,8 @@ class PlainLoop:
         self.crops, self.colours = torchvision_crops(experiment), torchvision_colours(experiment)
         self.normalise = transforms.Normalize(experiment.views.mean, experiment.views.std)
 
-    def run(self) -> tuple[list[float], dict[str, float]]:
-        """Loss of each epoch, and accuracy in per cent after the last."""
+    def run(self, evaluated: bool) -> tuple[list[float], dict[str, float]]:
+        """Loss of each epoch, and accuracy in per cent after the last if it is asked for."""
         experiment = self.experiment
         model = self.network()
         optimizer = (
@@ -177,7 +177,7 @@ class PlainLoop:
                 terms.append(loss.item())
                 step += 1
             epochs.append(float(np.mean(terms)))
-        return epochs, self.accuracy(model)
+        return epochs, self.accuracy(model) if evaluated else {}
 
     def network(self) -> Any:
         """The network with its first weights."""
@@ -242,7 +242,7 @@ class PlainLoop:
         config = self.experiment.loss
         if "loss" in self.ours:
             classification = losses.logit_adjusted_cross_entropy(
-                logits, labels, self.prior, tau=config.prior_strength
+                logits, labels, self.prior, tau=config.tau
             )
             contrastive = losses.balanced_contrastive_loss(
                 features, prototypes, labels, temperature=config.temperature

@@ -29,7 +29,7 @@ def train(tmp_path_factory):
     experiment = with_overrides(cifar100_lt(), [*RECIPE, *TINY, f"data.path={shards}"])
 
     def run(row, seed=0):
-        result = trained(experiment, manifest, (row, seed))
+        result = trained(experiment, manifest, (row, seed), evaluated=True)
         return result["losses"], result["accuracy"]
 
     return run
