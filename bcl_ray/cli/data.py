@@ -6,21 +6,11 @@ from typing import Annotated
 import typer
 
 from bcl_ray.cli.terminal import console, progress_bars
+from bcl_ray.experiment.choices import SOURCES, load_plugins
 
 app = typer.Typer()
 shards_app = typer.Typer(help="Look into a data set of shards.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
-
-
-class SourceName(StrEnum):
-    """Where images come from."""
-
-    digits = "digits"
-    cifar10 = "cifar10"
-    cifar100 = "cifar100"
-    folder = "folder"
-    list = "list"
-    parquet = "parquet"
 
 
 class ProfileName(StrEnum):
@@ -43,7 +33,9 @@ Target = Annotated[str, typer.Argument(help="Folder or URI of the shards.")]
 
 @app.command()
 def shard(
-    source: Annotated[SourceName, typer.Argument(help="Kind of source.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help=f"Kind of source. {SOURCES.described()}.")
+    ],
     target: Annotated[str, typer.Argument(help="Folder or URI for the shards.")],
     origin: Annotated[
         str | None,
@@ -78,13 +70,18 @@ def shard(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Largest width x height of an image.")
     ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Module that adds a source; several may be given."),
+    ] = None,
 ) -> None:
     """Turn a source of images into shards and their manifest."""
     from bcl_ray.data.shards import MAX_PIXELS, write_shards
     from bcl_ray.data.sources import open_source
 
+    load_plugins(plugin or [])
     opened = open_source(
-        source.value,
+        source,
         origin,
         splits=_pairs(split or []) or None,
         classes=classes,

@@ -3,7 +3,6 @@
 import signal
 import sys
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,29 +10,13 @@ import typer
 
 from bcl_ray.cli.terminal import console, quiet
 from bcl_ray.cli.training import Overrides, _experiment
+from bcl_ray.search.choices import SCHEDULERS, SEARCHERS
 
 if TYPE_CHECKING:
     from bcl_ray.experiment.options import Experiment
     from bcl_ray.search.settings import Extent, Settings
 
 app = typer.Typer()
-
-
-class SearcherName(StrEnum):
-    """Who chooses the next values."""
-
-    random = "random"
-    grid = "grid"
-    tpe = "tpe"
-
-
-class SchedulerName(StrEnum):
-    """Which trials are stopped early."""
-
-    asha = "asha"
-    hyperband = "hyperband"
-    median = "median"
-    none = "none"
 
 
 @app.command()
@@ -67,10 +50,17 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="What varies, as YAML; by default the loss.")
     ] = None,
     searcher: Annotated[
-        SearcherName | None, typer.Option(help="Who chooses values; random by default.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"Who chooses values. {SEARCHERS.described()}; random by default."
+        ),
     ] = None,
     scheduler: Annotated[
-        SchedulerName | None, typer.Option(help="Which trials are stopped early; asha by default.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Which trials are stopped early. {SCHEDULERS.described()}; asha by default.",
+        ),
     ] = None,
     metric: Annotated[
         str | None,
@@ -159,7 +149,7 @@ def wanted(
         "space": None if options["space"] is None else _text(options["space"]),
         "confirm": None if options["confirm"] is None else parse_confirm(options["confirm"]),
     }
-    given = {key: _plain(value) for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
     settings, extent = (
         {key: value for key, value in given.items() if key in kind.__dataclass_fields__}
         for kind in (Settings, Extent)
@@ -173,11 +163,6 @@ def wanted(
     experiment = _experiment(recipe, overrides)
     name = name or f"search-{default_name(experiment)}"
     return name, experiment, Settings(**settings), Extent(**extent)
-
-
-def _plain(value: Any) -> Any:
-    """A choice as its text, as files have it."""
-    return value.value if isinstance(value, StrEnum) else value
 
 
 def _resumed(

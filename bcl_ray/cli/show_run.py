@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
@@ -21,10 +22,11 @@ GROUPS = ("all", "many", "medium", "few")
 def method(experiment: Experiment) -> str:
     """The loss in a few words."""
     loss = experiment.loss
-    if not loss.is_contrastive:
-        return "logit-adjusted cross-entropy" if loss.prior_strength else "cross-entropy"
-    name = "BCL" if loss.kind == "bcl" else "supervised contrastive"
-    return name if loss.prior_strength else f"{name}, no logit adjustment"
+    kind = LOSSES[loss.kind]
+    notes = ["tau 0"] if "tau" in kind.uses and loss.tau == 0 else []
+    if kind.contrastive and not loss.is_contrastive:
+        notes.append("contrastive_weight 0")
+    return f"{kind.title} ({', '.join(notes)})" if notes else kind.title
 
 
 def accuracy_table(rows: list[tuple[str, str, dict[str, float]]]) -> Table:

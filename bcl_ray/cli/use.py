@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bcl_ray.cli.terminal import console, quiet, silent_core
+from bcl_ray.use.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
     from bcl_ray.use.predict.outputs import Summary
@@ -110,7 +111,7 @@ def _closing(summary: "Summary", output: str, as_csv: bool) -> list[str]:
 def export(
     model: Model,
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Path or URI: .safetensors, .pt2 or .onnx.")
+        str, typer.Argument(metavar="FILE", help=f"Path or URI. {FORMATS.described()}.")
     ],
     last: Last = False,
     runs: Runs = "runs",
@@ -119,7 +120,6 @@ def export(
     quiet()
     from bcl_ray.storage.paths import shown
     from bcl_ray.use.export import export as write
-    from bcl_ray.use.export import format_of
     from bcl_ray.use.models import open_model
 
     format_of(file)

@@ -5,10 +5,12 @@ Recipes make experiments (`recipes`); YAML files and overrides become them (`par
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from bcl_ray.experiment.choices import BACKBONES, LOSSES, load_plugins
 
 Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -145,10 +147,8 @@ class ViewsConfig(Section):
 class ModelConfig(Section):
     """The network: backbone, classifier, and the projections of the contrastive branch."""
 
-    backbone: Literal[
-        "resnet8", "resnet20", "resnet32", "resnet18", "resnet50", "resnext50_32x4d"
-    ] = Field(
-        description="resnet8 / 20 / 32: three stages for small images. Others: torchvision's."
+    backbone: Annotated[str, AfterValidator(BACKBONES.checked)] = Field(
+        description=f"{BACKBONES.described()}."
     )
     width: int = Field(
         16, ge=4, description="Channels of the first stage of resnet8 / 20 / 32; 16 as published."
@@ -177,11 +177,10 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """classification_weight * classification + contrastive_weight * contrastive."""
 
-    kind: Literal["ce", "logit_adjusted", "scl", "bcl"] = Field(
+    kind: Annotated[str, AfterValidator(LOSSES.checked)] = Field(
         "bcl",
-        description="ce: cross-entropy, tau unused. logit_adjusted: logit-adjusted cross-entropy. "
-        "scl: that and the supervised contrastive loss. bcl: that and the balanced contrastive "
-        "loss. Only scl and bcl make contrastive views.",
+        description=f"{LOSSES.described()}. Without a contrastive loss there are no contrastive "
+        "views.",
     )
     temperature: float = Field(
         0.1, gt=0, description="Divides cosine similarities in the contrastive branch; unitless."
@@ -199,7 +198,7 @@ class LossConfig(Section):
         0.35,
         ge=0,
         description="Weight of the contrastive loss (mu in the paper); 0 makes no contrastive "
-        "views at all. Unused by kinds 'ce' and 'logit_adjusted'.",
+        "views at all. Unused by a kind without a contrastive loss.",
     )
     anchor_mean: Literal["instance", "class"] = Field(
         "instance",
@@ -209,25 +208,23 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _weighs_something(self) -> "LossConfig":
-        if self.classification_weight == 0 and not self.is_contrastive:
+        if self.classification_weight > 0 or self.is_contrastive:
+            return self
+        if LOSSES[self.kind].contrastive:
             raise ValueError(
                 "loss.classification_weight and loss.contrastive_weight are both 0: "
                 "set at least one of them"
-                if self.kind in ("scl", "bcl")
-                else f"loss.classification_weight is 0, and loss.kind '{self.kind}' has no other "
-                "loss: set it above 0, or take kind 'scl' or 'bcl'"
             )
-        return self
+        others = " or ".join(f"'{loss.name}'" for loss in LOSSES if loss.contrastive)
+        raise ValueError(
+            f"loss.classification_weight is 0, and loss.kind '{self.kind}' has no other loss: "
+            f"set it above 0, or take kind {others}"
+        )
 
     @property
     def is_contrastive(self) -> bool:
         """Whether there is a contrastive loss, and so contrastive views."""
-        return self.kind in ("scl", "bcl") and self.contrastive_weight > 0
-
-    @property
-    def prior_strength(self) -> float:
-        """tau as the classification loss takes it: 0 is plain cross-entropy."""
-        return 0.0 if self.kind == "ce" else self.tau
+        return LOSSES[self.kind].contrastive is not None and self.contrastive_weight > 0
 
 
 class OptimConfig(Section):
@@ -408,6 +405,24 @@ class Experiment(Section):
     train: TrainConfig
     scale: ScaleConfig = ScaleConfig()
     tracking: TrackingConfig = TrackingConfig()
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="Modules that are imported wherever the experiment is read, on the driver, by "
+        "workers and in trials, and that add losses, backbones or sources of their own.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_plugins(cls, content: Any) -> Any:
+        """Before sections are validated, for those name what plugins add."""
+        if isinstance(content, dict):
+            load_plugins(content.get("plugins") or ())
+        return content
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Another process, such as a data task, knows the plugins' names too."""
+        super().__setstate__(state)
+        load_plugins(self.plugins)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -451,6 +466,6 @@ class Experiment(Section):
         """Twelve hex digits of what is computed: not of scale, of tracking, or where data lies."""
         where = {"path", "residency"}
         content = self.model_dump(
-            mode="json", exclude={"scale": True, "tracking": True, "data": where}
+            mode="json", exclude={"scale": True, "tracking": True, "plugins": True, "data": where}
         )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -113,7 +113,8 @@ def _one_line(error: ValidationError, origin: str) -> str:
         return f"{origin}: option '{name}' is missing; `bcl-ray recipes show` prints complete ones"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return message if "." in message.split(" ")[0] else f"{name}: {message}"
+        named = not name or "." in message.split(" ")[0]
+        return message if named else f"{name}: {message}"
     value = first["input"]
     quoted = first["type"] == "string_type" and value is not None
     hint = f"; quote it twice, '\"{value}\"'" if quoted else ""

@@ -9,7 +9,6 @@ for ever. Axes: N a worker's images, V contrastive views, K classes.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,10 @@ from torch import Tensor
 
 from bcl_ray.data.views.device import transformed
 from bcl_ray.data.views.transfer import Sent
-from bcl_ray.experiment.options import LossConfig
-from bcl_ray.method import losses
-from bcl_ray.method.collectives import gather_with_grad, rank, world_size
+from bcl_ray.method.collectives import world_size
 from bcl_ray.method.learner import TERMS, Learner, not_finite
 from bcl_ray.method.model import Outputs
+from bcl_ray.method.objectives import global_loss
 from bcl_ray.method.optim import learning_rate
 from bcl_ray.method.precision import fixed_shapes
 
@@ -124,40 +122,6 @@ def _train_step(learner: Learner, sent: Sent, signals: frozenset[str]) -> Tensor
     learner.step += 1
     learner.sums += told[: len(TERMS)]
     return told
-
-
-def global_loss(
-    outputs: Outputs, labels: Tensor, prior: Tensor, config: LossConfig
-) -> tuple[Tensor, Tensor]:
-    """This worker's share of the global batch's loss, and of its TERMS (3,), detached."""
-    classification = losses.logit_adjusted_cross_entropy(
-        outputs.logits,
-        labels,
-        prior,
-        tau=config.prior_strength,
-        num_images=len(labels) * world_size(),
-    )
-    contrastive = torch.zeros_like(classification)
-    if config.is_contrastive:
-        contrastive = _contrastive_loss(outputs, labels, config)
-    total = config.classification_weight * classification
-    total = total + config.contrastive_weight * contrastive
-    return total, torch.stack([total, classification, contrastive]).detach()
-
-
-def _contrastive_loss(outputs: Outputs, labels: Tensor, config: LossConfig) -> Tensor:
-    # Every image is compared with every other: plain data parallelism would silently shrink the
-    # batch to one worker's share.
-    keys = losses.Keys(
-        gather_with_grad(outputs.features, 1), gather_with_grad(labels, 0), rank() * len(labels)
-    )
-    options: dict[str, Any] = {"temperature": config.temperature, "keys": keys}
-    options["anchor_mean"] = config.anchor_mean
-    if config.kind == "bcl":
-        return losses.balanced_contrastive_loss(
-            outputs.features, outputs.prototypes, labels, **options
-        )
-    return losses.supervised_contrastive_loss(outputs.features, labels, **options)
 
 
 def _late_check(step: int, told: Tensor) -> Callable[[], frozenset[str]]:

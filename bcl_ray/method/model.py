@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bcl_ray.experiment.choices import BACKBONES, code
 from bcl_ray.experiment.options import ModelConfig
 from bcl_ray.method.batch_norm import SyncBatchNorm
 from bcl_ray.method.precision import wide
-
-BLOCKS_PER_STAGE = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
 
 
 class Outputs(NamedTuple):
@@ -46,7 +45,7 @@ class TwoBranch(nn.Module):
         if num_classes < 2:
             raise ValueError(f"num_classes ({num_classes}) must be at least 2")
         norm = SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm2d
-        self.backbone, width = _backbone(config, norm)
+        self.backbone, width = code(BACKBONES[config.backbone].build)(config, norm)
         self.classifier: CosineClassifier | LinearClassifier = (
             CosineClassifier(width, num_classes, config.scale)
             if config.classifier == "cosine"
@@ -170,64 +169,6 @@ class LinearClassifier(nn.Linear):
         """(N, E) to (N, K), in float32 whatever autocast says, as those of `CosineClassifier`."""
         with torch.autocast(input.device.type, enabled=False):
             return functional.linear(wide(input), self.weight, self.bias)
-
-
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut without parameters (option A of He et al., 2016)."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int, norm: Any) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = norm(channels)
-        self.stride = stride
-        self.added = channels - channels_in
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) to the block's channels and stride."""
-        hidden = functional.relu(self.norm1(self.conv1(pixels)))
-        shortcut = pixels[:, :, :: self.stride, :: self.stride]
-        if self.added:
-            before = self.added // 2
-            shortcut = functional.pad(shortcut, (0, 0, 0, 0, before, self.added - before))
-        return functional.relu(self.norm2(self.conv2(hidden)) + shortcut)
-
-
-def _small_resnet(blocks: int, width: int, norm: Any) -> nn.Sequential:
-    """ResNet of 6 * blocks + 2 layers for small images; embeddings are 4 * width wide.
-
-    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
-    """
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, width, 3, padding=1, bias=False),
-        norm(width),
-        nn.ReLU(inplace=True),
-    ]
-    channels = width
-    for stage in range(3):
-        for block in range(blocks):
-            stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(ResidualBlock(channels, width << stage, stride, norm))
-            channels = width << stage
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    return network
-
-
-def _backbone(config: ModelConfig, norm: Any) -> tuple[nn.Module, int]:
-    """The backbone and the width of its embeddings."""
-    if config.backbone in BLOCKS_PER_STAGE:
-        network = _small_resnet(BLOCKS_PER_STAGE[config.backbone], config.width, norm)
-        return network, 4 * config.width
-    import torchvision  # noqa: PLC0415 - seconds of import that small backbones need not pay
-
-    network = torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm)
-    width = network.fc.in_features
-    network.fc = nn.Identity()
-    return network, width
 
 
 def _projection(width: int, config: ModelConfig, norm: Any) -> nn.Sequential:

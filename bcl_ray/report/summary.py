@@ -10,41 +10,22 @@ Axes: N images, K classes, C classes of the sample.
 
 import csv
 import io
+import itertools
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.report import figures
-from bcl_ray.report.figures import Figure, png
+from bcl_ray.report.figures import png
 from bcl_ray.report.page import Section, Table, page
-from bcl_ray.report.results import Results, class_table, mistakes
-from bcl_ray.runs.findings import Findings
+from bcl_ray.report.pictures import PICTURES, draw
+from bcl_ray.report.results import Results, class_table
 
 logger = logging.getLogger(__name__)
 
 TABLE, REPORT = "classes.json", "report.html"
-PICTURES = {  # of the report: the figures of each section, and what they say
-    "accuracy": (
-        ("classes", "Accuracy of each class beside its training images"),
-        ("epochs", "Accuracy of many-, medium- and few-shot classes over epochs"),
-    ),
-    "who is taken for whom": (
-        ("confusion", "What becomes of each group's images, and which classes take the tail's"),
-        ("mistakes", "Images of the tail that are wrong with the most confidence"),
-    ),
-    "confidence": (("reliability", "Accuracy against confidence"),),
-    "representation": (
-        ("feature_cosines", "Cosines between class means of contrastive features"),
-        ("embedding_cosines", "Cosines between class means of embeddings"),
-        ("feature_geometry", "Geometry of contrastive features over epochs"),
-        ("embedding_geometry", "Geometry of embeddings over epochs"),
-    ),
-}
 TEXTS = {
     "accuracy": "Classes with more than 100 training images are many-shot, with fewer than 20 "
     "few-shot. Means are over classes, not over images.",
@@ -80,26 +61,11 @@ def write(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def draw(results: Results) -> dict[str, Figure]:
-    """All figures for which there is something to show, by name."""
-    drawn = {}
-    if sum("accuracy/all" in record for record in results.history) > 1:
-        drawn["epochs"] = figures.accuracy_over_epochs(results.history)
-        for space, prefix in (("feature", "geometry/features"), ("embedding", "geometry")):
-            if any(f"{prefix}/nc1" in record for record in results.history):
-                drawn[f"{space}_geometry"] = figures.geometry_over_epochs(
-                    results.history, _sampled(results), features=space == "feature"
-                )
-    if results.found is not None:
-        drawn |= _of_findings(results, results.found)
-    return drawn
-
-
 def report(results: Results, drawn: Mapping[str, bytes], table: Table | None) -> str:
     """The page."""
     sections = [Section("", _about(results), table=_results(results))]
-    for title, pictures in PICTURES.items():
-        shown = [(drawn[name], text) for name, text in pictures if name in drawn]
+    for title, kinds in itertools.groupby(PICTURES, lambda kind: kind.section):
+        shown = [(drawn[kind.name], kind.text) for kind in kinds if kind.name in drawn]
         if shown:
             text = [TEXTS[title]] if title in TEXTS else []
             sections.append(Section(title, text, shown))
@@ -108,42 +74,6 @@ def report(results: Results, drawn: Mapping[str, bytes], table: Table | None) ->
         sections.append(Section("classes", text, table=table))
     sections.append(Section("options", table=_options(results.experiment)))
     return page(results.name, sections)
-
-
-def _of_findings(results: Results, found: Findings) -> dict[str, Figure]:
-    counts, names = results.class_counts, results.class_names
-    total = np.bincount(found.labels, minlength=len(names))
-    hit = found.labels[found.labels == found.predicted]
-    with np.errstate(invalid="ignore"):
-        accuracy = 100 * np.bincount(hit, minlength=len(names)) / total
-    about = found.about
-    drawn = {
-        "classes": figures.accuracy_by_class(accuracy, counts, names),
-        "confusion": figures.confusion(found.labels, found.predicted, counts, names),
-        "reliability": figures.reliability(
-            about["bins"], about["calibrated_bins"], about["metrics"]["calibration/temperature"]
-        ),
-    }
-    try:
-        if wrong := mistakes(results, found):
-            drawn["mistakes"] = figures.mistake_grid(wrong)
-    except (OSError, ValueError) as error:  # the images may have been moved since
-        logger.warning("the grid of mistakes is left out: %s", error)
-    for space, means in (("feature", found.features), ("embedding", found.embeddings)):
-        if means.shape[1] and len(means) > 1:
-            drawn[f"{space}_cosines"] = figures.class_cosines(
-                means,
-                counts[found.classes],
-                [names[k] for k in found.classes],
-                of=f"{space}s of {about['split']} images",
-            )
-    return drawn
-
-
-def _sampled(results: Results) -> int:
-    """C, of the sample."""
-    found = results.found
-    return len(found.classes) if found is not None else len(results.class_names)
 
 
 def _about(results: Results) -> list[str]:

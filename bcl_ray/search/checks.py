@@ -7,6 +7,7 @@ from bcl_ray.data.shards import Manifest
 from bcl_ray.data.shards.holdout import own_validation
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs.budget import preflight
+from bcl_ray.search.choices import SCHEDULERS
 from bcl_ray.search.samplers import make_searcher
 from bcl_ray.search.score import parse_score
 from bcl_ray.search.settings import Extent, Settings
@@ -50,4 +51,5 @@ def check(
     preflight(trial, manifest, connected=connected)
     groups = shot_groups(manifest.splits[data.train_split].class_counts)
     parse_score(settings.metric).check_known(["all", *groups])
+    SCHEDULERS.checked(settings.scheduler)
     make_searcher(settings.searcher, parse_space(settings.space, trial), settings.seed)

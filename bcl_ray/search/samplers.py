@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+from bcl_ray.experiment.choices import code
+from bcl_ray.search.choices import SEARCHERS
 from bcl_ray.search.space import Parameter, Point, Space
 
 Status = Literal["running", "finished", "stopped", "failed"]
-SearcherName = Literal["random", "grid", "tpe"]
 
 
 class Searcher(Protocol):
@@ -22,7 +23,7 @@ class Searcher(Protocol):
 class Random:
     """Points by chance, each a function of the seed and the trial's number."""
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, space: Space, seed: int, _known: int = 0) -> None:
         self._space, self._seed = space, seed
 
     def ask(self, number: int) -> Point | None:
@@ -34,13 +35,16 @@ class Random:
 
 
 class Grid:
-    """All points of a grid, in order."""
+    """All points of a grid, in order.
 
-    def __init__(self, space: Space) -> None:
+    Raises:
+        ValueError: there are none.
+    """
+
+    def __init__(self, space: Space, _seed: int = 0, _known: int = 0) -> None:
         self._points = list(space.grid())
-
-    def __len__(self) -> int:
-        return len(self._points)
+        if not self._points:
+            raise ValueError("the grid has no point that the configuration allows: widen --space")
 
     def ask(self, number: int) -> Point | None:
         """The point of a trial, if the grid has so many."""
@@ -133,18 +137,18 @@ def _inner(parameter: Parameter, value: Any) -> Any:
     return parameter.values.index(value) if parameter.kind == "choice" else value
 
 
-def make_searcher(name: SearcherName, space: Space, seed: int, known: int = 0) -> Searcher:
-    """A searcher by name.
+def make_searcher(name: str, space: Space, seed: int, known: int = 0) -> Searcher:
+    """A searcher of SEARCHERS.
+
+    Args:
+        name: of it.
+        space: of the points.
+        seed: of the choice.
+        known: trials that it will be told of before the first question.
 
     Raises:
-        ValueError: a grid of no points.
+        ValueError: no such searcher, or a grid of no points.
         ModuleNotFoundError: tpe without Optuna.
     """
-    if name == "random":
-        return Random(space, seed)
-    if name == "tpe":
-        return Tpe(space, seed, known)
-    grid = Grid(space)
-    if not len(grid):
-        raise ValueError("the grid has no point that the configuration allows: widen --space")
-    return grid
+    searcher: Searcher = code(SEARCHERS[name].make)(space, seed, known)
+    return searcher

@@ -12,11 +12,14 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
+from bcl_ray.experiment.choices import code
 from bcl_ray.experiment.options import TrainConfig
+from bcl_ray.search.choices import SCHEDULERS
 from bcl_ray.search.trials import Trial
 
 REDUCTION = 3  # of trials at every rung, a third goes on (Li et al., MLSys 2020, use 4)
 BRACKETS = 3
+COMPARED = {"time_attr": "epochs", "metric": "score", "mode": "max"}
 FIRST = 27  # part of the epochs before the first rung, three times REDUCTION
 
 Known = Callable[[int], Trial | None]  # what is known of a trial, by its number
@@ -75,30 +78,47 @@ def first_rung(train: TrainConfig) -> int:
     return min(epochs, every * math.ceil(wanted / every))
 
 
+def asha(train: TrainConfig, brackets: int = 1) -> TrialScheduler:
+    """Asynchronous successive halving."""
+    return _Asha(
+        grace_period=first_rung(train),
+        max_t=train.epochs,
+        reduction_factor=REDUCTION,
+        brackets=brackets,
+        stop_last_trials=False,
+        **COMPARED,
+    )
+
+
+def hyperband(train: TrainConfig) -> TrialScheduler:
+    """The same with brackets."""
+    return asha(train, BRACKETS)
+
+
+def median(train: TrainConfig) -> TrialScheduler:
+    """Stop what is below the median of the others' means."""
+    # Never to pause a trial, which would have to be started again.
+    return _Median(grace_period=first_rung(train), min_time_slice=math.inf, **COMPARED)
+
+
+def none(_train: TrainConfig) -> TrialScheduler:
+    """Every trial comes to its end."""
+    return FIFOScheduler()
+
+
 def make_scheduler(name: str, train: TrainConfig, known: Known, former: Iterable[Trial]) -> Any:
-    """A scheduler by name.
+    """A scheduler of SCHEDULERS.
 
     Args:
-        name: asha, hyperband, median or none.
+        name: of it.
         train: of the trials.
         known: what is known of a trial, by its number.
         former: trials that ended in an earlier process.
+
+    Raises:
+        ValueError: no such scheduler.
     """
-    options = {"time_attr": "epochs", "metric": "score", "mode": "max"}
-    if name == "none":
-        return FIFOScheduler()
-    if name == "median":
-        # Never to pause a trial, which would have to be started again.
-        made: Any = _Median(grace_period=first_rung(train), min_time_slice=math.inf, **options)
-    else:
-        made = _Asha(
-            grace_period=first_rung(train),
-            max_t=train.epochs,
-            reduction_factor=REDUCTION,
-            brackets=BRACKETS if name == "hyperband" else 1,
-            stop_last_trials=False,
-            **options,
-        )
+    made = code(SCHEDULERS[name].make)(train)
     made.known = known
     for trial in former:
         if trial.scores:

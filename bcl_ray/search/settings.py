@@ -1,13 +1,9 @@
 """What a search is to do: which trials, how they are compared, and how many of them."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.search.samplers import SearcherName
-
-SchedulerName = Literal["asha", "hyperband", "median", "none"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +12,8 @@ class Settings:
 
     Args:
         space: YAML of `space`; None: the loss.
-        searcher: random, grid or tpe.
-        scheduler: asha, hyperband, median or none.
+        searcher: a name in SEARCHERS.
+        scheduler: a name in SCHEDULERS.
         metric: as `parse_score` takes it.
         validation: share of each class that is cut from the training split; unused where the data
             set has a validation split.
@@ -25,8 +21,8 @@ class Settings:
     """
 
     space: str | None = None
-    searcher: SearcherName = "random"
-    scheduler: SchedulerName = "asha"
+    searcher: str = "random"
+    scheduler: str = "asha"
     metric: str = "accuracy/all"
     validation: float = 0.2
     seed: int = 0

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import yaml
 
+from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 
@@ -159,12 +160,12 @@ def loss_space(experiment: Experiment) -> dict[str, Any]:
     Raises:
         ValueError: it has none.
     """
-    kind = experiment.loss.kind
-    if kind == "ce":
-        raise ValueError("loss.kind 'ce' has no options to search: give --space, or another kind")
-    if kind == "logit_adjusted":
-        return {"loss.tau": LOSS["loss.tau"]}
-    return dict(LOSS)
+    loss = LOSSES[experiment.loss.kind]
+    if not loss.uses:
+        raise ValueError(
+            f"loss.kind '{loss.name}' has no options to search: give --space, or another kind"
+        )
+    return {name: values for name, values in LOSS.items() if name.split(".")[1] in loss.uses}
 
 
 def parse_space(text: str | None, experiment: Experiment, origin: str = "--space") -> Space:

@@ -1,15 +1,10 @@
 """A trained model as a file that others load, compared with the model before it is done.
 
-.safetensors  weights by name, for any library; with what rebuilds the network
-.pt2          a program of `torch.export`, which runs without this package
-.onnx         for ONNX runtimes; needs bcl-ray[onnx]
-
-All take RGB images (N, 3, H, W), float32 in [0, 1], and give logits (N, K), for any N. All carry
-strings by name: class_names, class_counts, temperature and more, see `about`.
+All formats (`formats`) take RGB images (N, 3, H, W), float32 in [0, 1], and give logits (N, K), for
+any N. All carry strings by name: class_names, class_counts, temperature and more, see `about`.
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import shutil
@@ -22,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bcl_ray.experiment.choices import code
 from bcl_ray.experiment.options import ModelConfig
 from bcl_ray.method.model import Classifier, TwoBranch
 from bcl_ray.storage import files
+from bcl_ray.use.formats import format_of
 from bcl_ray.use.models import OpenModel
 
 TOLERANCE = 1e-4  # of the largest logit; an assumption: float32 in another order gives about 1e-6
 PROGRAM_FILE = "bcl_ray.json"  # in a .pt2, the strings
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 Run = Callable[[Tensor], Tensor]
 
@@ -50,14 +46,6 @@ class Exported:
     allowed: float
 
 
-@dataclass(frozen=True)
-class Format:
-    """A kind of file: how it is written, and how it is loaded as somebody else would."""
-
-    write: Callable[[Classifier, Mapping[str, str], Path], None]
-    load: Callable[[Path], Run]
-
-
 def export(model: OpenModel, target: str) -> Exported:
     """Write a model to a file or URI, in the format of its suffix.
 
@@ -75,8 +63,8 @@ def export(model: OpenModel, target: str) -> Exported:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"model{Path(target).suffix}"
         with _silent():
-            form.write(original, about(model), file)
-            difference, allowed = compare(original, form.load(file), images)
+            code(form.write)(original, about(model), file)
+            difference, allowed = compare(original, code(form.load)(file), images)
         if not difference <= allowed:
             raise ValueError(
                 f"{target} was not written: read back, its logits differ by up to "
@@ -85,24 +73,6 @@ def export(model: OpenModel, target: str) -> Exported:
         with file.open("rb") as content, files.open_write(target) as sink:
             shutil.copyfileobj(content, sink)
         return Exported(file.stat().st_size, len(images), difference, allowed)
-
-
-def format_of(target: str) -> Format:
-    """The format of a file's suffix.
-
-    Raises:
-        ValueError: there is none, or it needs packages that are not installed.
-    """
-    suffix = Path(target.partition("?")[0]).suffix
-    if suffix not in FORMATS:
-        raise ValueError(f"FILE '{target}' must end in one of {', '.join(FORMATS)}")
-    if suffix == ".onnx":
-        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ValueError(
-                f"FILE '{target}' needs {', '.join(missing)}: pip install 'bcl-ray[onnx]'"
-            )
-    return FORMATS[suffix]
 
 
 def about(model: OpenModel) -> dict[str, str]:
@@ -141,14 +111,16 @@ def compare(original: Run, loaded: Run, images: Tensor) -> tuple[float, float]:
     return difference, TOLERANCE * expected.abs().max().item()
 
 
-def _write_safetensors(model: Classifier, strings: Mapping[str, str], file: Path) -> None:
+def write_safetensors(model: Classifier, strings: Mapping[str, str], file: Path) -> None:
+    """Write weights by name."""
     from safetensors.torch import save_file  # noqa: PLC0415  as the other formats
 
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, file, dict(strings))
 
 
-def _load_safetensors(file: Path) -> Run:
+def load_safetensors(file: Path) -> Run:
+    """Build the network again from such a file."""
     from safetensors import safe_open  # noqa: PLC0415
 
     with safe_open(file, "pt") as content:
@@ -162,12 +134,14 @@ def _load_safetensors(file: Path) -> Run:
     return model
 
 
-def _write_program(model: Classifier, strings: Mapping[str, str], file: Path) -> None:
+def write_program(model: Classifier, strings: Mapping[str, str], file: Path) -> None:
+    """Write a program of torch.export."""
     extra = {PROGRAM_FILE: json.dumps(strings, ensure_ascii=False)}
     torch.export.save(_program(model, strings), file, extra_files=extra)
 
 
-def _load_program(file: Path) -> Run:
+def load_program(file: Path) -> Run:
+    """Load such a program."""
     return torch.export.load(file).module()
 
 
@@ -179,7 +153,8 @@ def _program(model: Classifier, strings: Mapping[str, str]) -> torch.export.Expo
     return torch.export.export(model, (example,), dynamic_shapes={"images": {0: batch}})
 
 
-def _write_onnx(model: Classifier, strings: Mapping[str, str], file: Path) -> None:
+def write_onnx(model: Classifier, strings: Mapping[str, str], file: Path) -> None:
+    """Write an ONNX model."""
     import onnx  # noqa: PLC0415  an extra
 
     program = torch.onnx.export(
@@ -192,7 +167,8 @@ def _write_onnx(model: Classifier, strings: Mapping[str, str], file: Path) -> No
     onnx.save(made, file)
 
 
-def _load_onnx(file: Path) -> Run:
+def load_onnx(file: Path) -> Run:
+    """Load such a model into ONNX Runtime, on a CPU."""
     import onnxruntime  # noqa: PLC0415  an extra
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -208,10 +184,3 @@ def _silent() -> Iterator[None]:
     """Without what exporters print of their progress."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-FORMATS = {
-    ".safetensors": Format(_write_safetensors, _load_safetensors),
-    ".pt2": Format(_write_program, _load_program),
-    ".onnx": Format(_write_onnx, _load_onnx),
-}

@@ -60,11 +60,11 @@ def rendered(table) -> list[list[str]]:
     ("overrides", "name"),
     [
         ([], "BCL"),
-        (["loss.tau=0"], "BCL, no logit adjustment"),
+        (["loss.tau=0"], "BCL (tau 0)"),
         (["loss.kind=scl"], "supervised contrastive"),
         (["loss.kind=logit_adjusted"], "logit-adjusted cross-entropy"),
-        (["loss.contrastive_weight=0"], "logit-adjusted cross-entropy"),
-        (["loss.kind=logit_adjusted", "loss.tau=0"], "cross-entropy"),
+        (["loss.contrastive_weight=0"], "BCL (contrastive_weight 0)"),
+        (["loss.kind=logit_adjusted", "loss.tau=0"], "logit-adjusted cross-entropy (tau 0)"),
         (["loss.kind=ce"], "cross-entropy"),
     ],
 )

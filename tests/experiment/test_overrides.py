@@ -77,8 +77,8 @@ def test_overrides_are_judged_together():
         ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
         (
             "model.backbone=resnet99",
-            "model.backbone=resnet99: input should be 'resnet8', 'resnet20', 'resnet32', "
-            "'resnet18', 'resnet50' or 'resnext50_32x4d'",
+            "model.backbone 'resnet99' must be one of resnet8, resnet20, resnet32, resnet18, "
+            "resnet50, resnext50_32x4d; did you mean 'resnet8'?",
         ),
         (
             "tracking.run=7",

@@ -8,9 +8,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bcl_ray.experiment.options import ModelConfig
+from bcl_ray.method.backbones import ResidualBlock
+from bcl_ray.method.batch_norm import SyncBatchNorm
 from bcl_ray.method.collectives import gather_with_grad, sum_over_workers
 from bcl_ray.method.losses import Keys, balanced_contrastive_loss, logit_adjusted_cross_entropy
-from bcl_ray.method.model import ResidualBlock, SyncBatchNorm, TwoBranch
+from bcl_ray.method.model import TwoBranch
 
 K, D, V, N = 5, 6, 2, 4
 

@@ -1,6 +1,7 @@
 """Files that others load: each is read here without the package, as far as its format allows."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from bcl_ray.use import export
+from bcl_ray.use.formats import FORMATS, format_of
 from bcl_ray.use.models import open_model
 
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -74,13 +76,13 @@ def test_onnx_runs_on_its_runtime_for_any_number_of_images(model, files, expecte
 
 @pytest.mark.parametrize("wrong", [lambda logits: logits + 0.1, lambda logits: logits * np.nan])
 def test_a_file_that_says_something_else_is_not_written(model, tmp_path, monkeypatch, wrong):
-    form = export.FORMATS[".safetensors"]
+    right = export.load_safetensors
 
     def load(file):
-        right = form.load(file)
-        return lambda images: wrong(right(images))
+        run = right(file)
+        return lambda images: wrong(run(images))
 
-    monkeypatch.setitem(export.FORMATS, ".safetensors", export.Format(form.write, load))
+    monkeypatch.setattr(export, "load_safetensors", load)
     target = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match=r"was not written: read back, its logits differ by up to"):
         export.export(model, str(target))
@@ -89,8 +91,9 @@ def test_a_file_that_says_something_else_is_not_written(model, tmp_path, monkeyp
 
 def test_another_suffix_and_missing_packages_are_named(monkeypatch):
     with pytest.raises(ValueError, match=r"^FILE 'm.pth' must end in one of .safetensors, .pt2, "):
-        export.format_of("m.pth")
-    monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "no_such_package"))
+        format_of("m.pth")
+    lacking = replace(FORMATS[".onnx"], packages=("onnx", "no_such_package"))
+    monkeypatch.setitem(FORMATS._entries, ".onnx", lacking)
     message = r"^FILE 'm.onnx' needs no_such_package: pip install 'bcl-ray\[onnx\]'$"
     with pytest.raises(ValueError, match=message):
-        export.format_of("m.onnx")
+        format_of("m.onnx")

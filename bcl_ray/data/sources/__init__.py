@@ -5,18 +5,20 @@ the encoded bytes of the rows it is asked for.
 """
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 from bcl_ray.data.sources.arrays import cifar, digits
 from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
 from bcl_ray.data.sources.files import folder, list_source, parse_list
 from bcl_ray.data.sources.parquet import parquet, parquet_files
+from bcl_ray.experiment.choices import SOURCES, code
 
 __all__ = [
     "Content",
     "Rows",
     "Source",
-    "SourceName",
+    "SourceRequest",
     "SourceSplit",
     "cifar",
     "digits",
@@ -28,57 +30,89 @@ __all__ = [
     "parse_list",
 ]
 
-SourceName = Literal["digits", "cifar10", "cifar100", "folder", "list", "parquet"]
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What a source is opened with: the options of `bcl-ray shard`."""
+
+    name: str
+    """Kind of source, a name in SOURCES."""
+    path: str | None = None
+    """Folder, file or URI that it lies in."""
+    splits: Mapping[str, str] | None = None
+    """Name of each split, and its list file or Parquet file."""
+    classes: str | None = None
+    """Text file of class names, line label + 1."""
+    image_column: str = "image"
+    """Parquet column of encoded images: binary, or a struct with a field 'bytes'."""
+    label_column: str = "label"
+    """Parquet column of integer class indices."""
+    id_column: str | None = None
+    """Parquet column of unique integers; None: ids are row numbers."""
+
+    @property
+    def required_path(self) -> str:
+        """The path.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.path is None:
+            raise ValueError(
+                f"source '{self.name}' needs --from: the folder or URI that holds the images"
+            )
+        return self.path
 
 
-def open_source(
-    name: SourceName,
-    path: str | None = None,
-    *,
-    splits: Mapping[str, str] | None = None,
-    classes: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-    id_column: str | None = None,
-) -> Source:
-    """Open a source by name.
+def open_source(name: str, path: str | None = None, **options: Any) -> Source:
+    """Open a source.
 
     Args:
-        name: what kind of source.
-        path: folder, file or URI it lies in. digits needs none; CIFAR without one is downloaded.
-        splits: split name to list file (source 'list') or to Parquet file (source 'parquet').
-        classes: text file of class names, line label + 1 (sources 'list' and 'parquet').
-        image_column: Parquet column of encoded images: binary, or a struct with a field 'bytes'.
-        label_column: Parquet column of integer class indices.
-        id_column: Parquet column of unique integers; None: ids are row numbers.
+        name: its kind, a name in SOURCES.
+        path: folder, file or URI that it lies in.
+        options: the other fields of SourceRequest.
 
     Raises:
         ValueError: an option that is missing or does not fit, or content that makes no source.
         OSError: something that does not exist or may not be read.
     """
-    if (splits or classes) and name not in ("list", "parquet"):
-        raise ValueError(
-            f"--split and --classes are for sources 'list' and 'parquet', not '{name}'"
-        )
-    if name == "digits":
-        if path is not None:
-            raise ValueError("source 'digits' comes with scikit-learn: leave out --from")
-        return digits()
-    if name in ("cifar10", "cifar100"):
-        return cifar(name, path)
-    if name == "parquet" and (path or splits):
-        files = {split: [file] for split, file in splits.items()} if splits else None
-        return parquet(
-            files or parquet_files(str(path)),
-            classes=classes,
-            image_column=image_column,
-            label_column=label_column,
-            id_column=id_column,
-        )
-    if path is None:
-        raise ValueError(f"source '{name}' needs --from: the folder or URI that holds the images")
-    if name == "folder":
-        return folder(path)
-    if name == "list":
-        return list_source(path, splits or {}, classes=classes)
-    raise ValueError(f"source '{name}' must be one of {', '.join(get_args(SourceName))}")
+    kind, request = SOURCES[name], SourceRequest(name, path, **options)
+    if (request.splits or request.classes) and not kind.takes_lists:
+        takers = " and ".join(f"'{other.name}'" for other in SOURCES if other.takes_lists)
+        raise ValueError(f"--split and --classes are for sources {takers}, not '{request.name}'")
+    source: Source = code(kind.open)(request)
+    return source
+
+
+def open_digits(request: SourceRequest) -> Source:
+    """scikit-learn's digits."""
+    if request.path is not None:
+        raise ValueError("source 'digits' comes with scikit-learn: leave out --from")
+    return digits()
+
+
+def open_cifar(request: SourceRequest) -> Source:
+    """CIFAR-10 or CIFAR-100."""
+    return cifar(request.name, request.path)
+
+
+def open_folder(request: SourceRequest) -> Source:
+    """A folder per split, in it a folder per class."""
+    return folder(request.required_path)
+
+
+def open_list(request: SourceRequest) -> Source:
+    """List files, a line per image."""
+    return list_source(request.required_path, request.splits or {}, classes=request.classes)
+
+
+def open_parquet(request: SourceRequest) -> Source:
+    """Parquet files, one per split or those of a folder."""
+    splits = request.splits or {}
+    return parquet(
+        {split: [file] for split, file in splits.items()} or parquet_files(request.required_path),
+        classes=request.classes,
+        image_column=request.image_column,
+        label_column=request.label_column,
+        id_column=request.id_column,
+    )

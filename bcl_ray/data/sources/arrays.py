@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ def digits() -> Source:
     return Source("digits", tuple(str(label) for label in range(10)), splits)
 
 
-def cifar(name: Literal["cifar10", "cifar100"], path: str | None) -> Source:
+def cifar(name: str, path: str | None) -> Source:
     """CIFAR from torchvision's files, from its download (no path), or from Parquet files."""
     root = Path(path).expanduser() if path else files.cache()
     own = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]

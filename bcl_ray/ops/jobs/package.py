@@ -1,10 +1,14 @@
 """A job's working directory: its entry point, the files that its command names, no more."""
 
+import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+
+import yaml
 
 import bcl_ray
 
@@ -53,7 +57,7 @@ def package(kind: str, words: Sequence[str], *, with_code: bool = False) -> Pack
     Args:
         kind: name of the entry point: shard, train, evaluate.
         words: arguments of the command. A word FILE or NAME=FILE with a suffix of SUFFIXES whose
-            file is there is sent along.
+            file is there is sent along, and so are plugins that lie in the current folder.
         with_code: send this bcl_ray too; the cluster's own is then not used.
 
     Raises:
@@ -73,6 +77,10 @@ def package(kind: str, words: Sequence[str], *, with_code: bool = False) -> Pack
         name = _free_name(file, files)
         files[name] = file
         sent.append(before + name)
+    for module in _plugins(words, list(files.values())):
+        for name, file in _own_code(module).items():
+            _refuse_secret(str(file), file.read_text(encoding="utf-8", errors="replace"))
+            files[name] = file
     if with_code:
         files |= {str(Path("bcl_ray", file.relative_to(PACKAGE))): file for file in _code()}
     made = Package(files, tuple(sent))
@@ -99,6 +107,28 @@ def _named_file(word: str) -> tuple[str, Path | None]:
         if text.lower().endswith(SUFFIXES) and "://" not in text and Path(text).is_file():
             return before, Path(text)
     return "", None
+
+
+def _plugins(words: Sequence[str], sent: Iterable[Path]) -> Iterator[str]:
+    """Top packages of the plugins that a command or its experiment's file names."""
+    texts = [word.replace("=", ": ", 1) for word in words if word.startswith("plugins=")]
+    texts += [file.read_text() for file in sent if file.suffix.lower() in (".yaml", ".yml")]
+    for text in texts:
+        with contextlib.suppress(yaml.YAMLError):  # the command itself says what is wrong
+            content = yaml.safe_load(text)
+            modules = content.get("plugins") if isinstance(content, dict) else None
+            if isinstance(modules, list):
+                yield from (str(module).partition(".")[0] for module in modules)
+    given = [after for before, after in pairwise(words) if before == "--plugin"]
+    yield from (module.partition(".")[0] for module in given)
+
+
+def _own_code(module: str) -> dict[str, Path]:
+    """Files of a module or package in the current folder; an installed one is the cluster's."""
+    single = Path(f"{module}.py")
+    if single.is_file():
+        return {single.name: single}
+    return {str(file): file for file in sorted(Path(module).rglob("*.py"))}
 
 
 def _free_name(file: Path, files: dict[str, Path]) -> str:
