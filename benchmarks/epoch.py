@@ -96,7 +96,7 @@ def through_ray(experiment: Experiment, name: str) -> tuple[list[float], list[fl
     options = [f"tracking.run={name}", f"data.residency={residency}"]
     outcome = fit(with_overrides(experiment, options), follow=lambda _: None)
     records = outcome["history"][1:]
-    return [r["time/epoch"] for r in records], [r["time/data"] for r in records]
+    return [r["time/epoch"] for r in records], [r["time/data_share"] for r in records]
 
 
 @contextlib.contextmanager

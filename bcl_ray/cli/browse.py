@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bcl_ray.cli.terminal import console, quiet
+from bcl_ray.experiment.metric_names import RESULTS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs.")]
-COLUMNS = {"all": "accuracy/all", "many": "accuracy/many", "medium": "accuracy/medium"}
-COLUMNS |= {"few": "accuracy/few", "ECE": "calibration/ece"}
 
 
 @app.command()
@@ -52,7 +51,7 @@ def compare(
 
 
 def _plain(row: "Row") -> dict[str, object]:
-    metrics = {name: row.values(name) for name in COLUMNS.values()}
+    metrics = {name: row.values(name) for name in RESULTS.values()}
     return {"runs": row.names, "options": row.label, "metrics": metrics}
 
 
@@ -67,14 +66,14 @@ def _table(rows: "list[Row]") -> "Table":
     ]
     if len(set(epochs)) > 1:
         table.add_column("epoch", justify="right")
-    for name, metric in COLUMNS.items():
+    for name, metric in RESULTS.items():
         if any(row.values(metric) for row in rows):
             table.add_column(name, justify="right", no_wrap=True)
     for row, epoch in zip(rows, epochs, strict=True):
         cells = [epoch] if len(set(epochs)) > 1 else []
         cells += [
             _cell(row.mean_and_spread(metric))
-            for metric in COLUMNS.values()
+            for metric in RESULTS.values()
             if any(other.values(metric) for other in rows)
         ]
         table.add_row("\n".join(row.names), row.label.replace(", ", "\n"), *cells)
@@ -95,7 +94,7 @@ def _draw(rows: "list[Row]", file: Path) -> None:
     lines = [
         Line(
             _short(row.label) if row.label and len(row.names) > 1 else ", ".join(row.names),
-            {name: row.values(metric) for name, metric in COLUMNS.items() if name != "ECE"},
+            {name: row.values(metric) for name, metric in RESULTS.items() if name != "ECE"},
             row.curves,
         )
         for row in rows

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from bcl_ray.experiment.choices import LOSSES
+from bcl_ray.experiment.metric_names import GROUPS, RESULTS
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
@@ -15,8 +16,6 @@ from bcl_ray.storage.paths import shown
 
 if TYPE_CHECKING:
     from bcl_ray.use.predict.outputs import Summary
-
-GROUPS = ("all", "many", "medium", "few")
 
 
 def method(experiment: Experiment) -> str:
@@ -38,13 +37,15 @@ def accuracy_table(rows: list[tuple[str, str, dict[str, float]]]) -> Table:
     table = Table(title="accuracy in per cent, means over classes", title_justify="left")
     table.add_column("run")
     table.add_column("method")
-    groups = [g for g in GROUPS if any(f"accuracy/{g}" in metrics for _, _, metrics in rows)]
-    for group in groups:
-        table.add_column(group, justify="right")
-    table.add_column("ECE", justify="right")
+    columns = {
+        column: metric
+        for column, metric in RESULTS.items()
+        if any(metric in metrics for _, _, metrics in rows)
+    }
+    for column in columns:
+        table.add_column(column, justify="right")
     for name, label, metrics in rows:
-        cells = [_cell(metrics.get(f"accuracy/{group}")) for group in groups]
-        table.add_row(name, label, *cells, _cell(metrics.get("calibration/ece")))
+        table.add_row(name, label, *(_cell(metrics.get(metric)) for metric in columns.values()))
     return table
 
 
@@ -174,7 +175,7 @@ class Follower:
         parts += ["accuracy " + "  ".join(groups)] if groups else []
         parts += [
             f"{record['throughput/images_per_second']:,.0f} images/s",
-            f"data {record['time/data']:.0f} %",
+            f"data {record['time/data_share']:.0f} %",
             f"{record['time/epoch'] + record.get('time/evaluate', 0):.1f} s",
         ]
         self._say("   ".join(parts))

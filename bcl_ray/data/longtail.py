@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bcl_ray.experiment.metric_names import SHOT_GROUPS
+
 Profile = Literal["exponential", "step", "natural"]
 
 MANY = 100  # more training images than this
@@ -128,11 +130,8 @@ def shot_groups(class_counts: ArrayLike) -> dict[str, NDArray[np.int64]]:
     A group without classes is left out.
     """
     counts = np.asarray(class_counts)
-    groups = {
-        "many": np.flatnonzero(counts > MANY),
-        "medium": np.flatnonzero((counts >= FEW) & (counts <= MANY)),
-        "few": np.flatnonzero(counts < FEW),
-    }
+    group = np.where(counts > MANY, 0, np.where(counts >= FEW, 1, 2))
+    groups = {name: np.flatnonzero(group == k) for k, name in enumerate(SHOT_GROUPS)}
     return {name: classes for name, classes in groups.items() if classes.size}
 
 

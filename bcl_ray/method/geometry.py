@@ -18,13 +18,14 @@ from torch.nn import functional
 
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.views.keyed import uniforms
+from bcl_ray.experiment.metric_names import SHOT_GROUPS
 from bcl_ray.method.collectives import gather_rows
 
 CLASSES = 512  # of a sample, at most: pairs of them are a dense matrix
 PAIRED = 1024  # images whose pairs are all looked at, which costs their square; the rest is linear
 STREAM = 7  # keeps the sample independent of crops and colours, which are keyed by ids as well
 CUTOFF = 1e-5  # singular values below this share of the largest are rounding of float32
-HEAD, TAIL = "many", "few"
+HEAD, TAIL = SHOT_GROUPS[0], SHOT_GROUPS[-1]
 
 
 class Sample(NamedTuple):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 TERM = re.compile(
     r"\s*([+-])?\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?([a-z][a-z0-9_]*/[a-z0-9_]+)\s*"
 )
-GROUPS = ("all", "many", "medium", "few")
 OTHERS = ("loss/nll", "calibration/ece", "calibration/ece_calibrated", "calibration/temperature")
 
 

@@ -4,15 +4,8 @@ from collections.abc import Mapping
 
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import Manifest
+from bcl_ray.experiment.metric_names import RESULTS
 from bcl_ray.experiment.options import Experiment
-
-COLUMNS = {
-    "all": "accuracy/all",
-    "many": "accuracy/many",
-    "medium": "accuracy/medium",
-    "few": "accuracy/few",
-    "ECE": "calibration/ece",
-}
 
 Record = Mapping[str, float]
 
@@ -35,7 +28,7 @@ def note(experiment: Experiment, manifest: Manifest, evaluated: Mapping[int, Rec
 def _method(experiment: Experiment, manifest: Manifest) -> str:
     counts = manifest.splits[experiment.data.train_split].class_counts
     groups = shot_groups(counts).items()
-    sizes = ", ".join(f"{len(of)} {name}" for name, of in groups if name != "all")
+    sizes = ", ".join(f"{len(of)} {name}" for name, of in groups)
     return (
         f"**{experiment.loss.kind}** with `{experiment.model.backbone}` on {len(counts):,} classes "
         f"of {max(counts):,} down to {min(counts):,} training images ({sizes})."
@@ -51,9 +44,9 @@ def _table(experiment: Experiment, evaluated: Mapping[int, Record]) -> list[str]
     rows = {f"epoch {last + 1} of {experiment.train.epochs}": evaluated[last]}
     if best != last:
         rows[f"best: epoch {best + 1}"] = evaluated[best]
-    names = [n for n, metric in COLUMNS.items() if any(metric in row for row in rows.values())]
+    names = [n for n, metric in RESULTS.items() if any(metric in row for row in rows.values())]
     lines = ["| % | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
     for name, row in rows.items():
-        cells = [f"{row[COLUMNS[n]]:.1f}" if COLUMNS[n] in row else "-" for n in names]
+        cells = [f"{row[RESULTS[n]]:.1f}" if RESULTS[n] in row else "-" for n in names]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return ["\n".join(lines)]

@@ -250,7 +250,7 @@ class _Worker:
             **dict(zip(TERMS, terms, strict=True)),
             "optim/lr": lr,
             "time/epoch": seconds,
-            "time/data": 100 * waited / seconds,
+            "time/data_share": 100 * waited / seconds,
             "throughput/images_per_second": images / seconds,
             "scale/workers": float(world_size()),
         }

@@ -47,7 +47,7 @@ def run(settings: Settings) -> Iterator[Row]:
         f"bcl-ray train, {EPOCHS} epochs{mark}",
         last["throughput/images_per_second"],
         "images/s",
-        note=f"accuracy, %: {shown}; waiting for data {last['time/data']:.0f} %",
+        note=f"accuracy, %: {shown}; waiting for data {last['time/data_share']:.0f} %",
         detail={"history": outcome["history"], "problem": outcome["problem"]},
     )
 

@@ -36,7 +36,7 @@ RECORD = {
     "epoch": 4.0,
     "loss/total": 3.14159,
     "throughput/images_per_second": 1234.5,
-    "time/data": 2.4,
+    "time/data_share": 2.4,
     "time/epoch": 10.0,
 }
 

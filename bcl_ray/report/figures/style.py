@@ -11,13 +11,16 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from bcl_ray.experiment.metric_names import SHOT_GROUPS
+
 # Paul Tol's high-contrast scheme: safe for all colour-blind people, and in grey as well.
 # https://personal.sron.nl/~pault/
-GROUP_COLORS = {"many": "#004488", "medium": "#DDAA33", "few": "#BB5566"}
-TEXT_COLORS = {**GROUP_COLORS, "medium": "#8A6400"}  # the same yellow, dark enough to read
+GROUP_COLORS = dict(zip(SHOT_GROUPS, ("#004488", "#DDAA33", "#BB5566"), strict=True))
+# The same, with a yellow that is dark enough to read.
+TEXT_COLORS = dict(zip(SHOT_GROUPS, ("#004488", "#8A6400", "#BB5566"), strict=True))
 CALIBRATED_COLOR = "#2A9D8F"  # no group's
 ALL_COLOR, MUTED, FAINT = "#222222", "#777777", "#DDDDDD"
-GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^"}  # a second way to tell them apart
+GROUP_MARKERS = dict(zip(SHOT_GROUPS, "os^", strict=True))  # a second way to tell them apart
 DPI = 150
 
 

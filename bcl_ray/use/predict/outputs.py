@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from bcl_ray.experiment.metric_names import SHOT_GROUPS
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 from bcl_ray.use.predict.tables import counts_of
@@ -242,7 +243,7 @@ def _part(number: int, suffix: str) -> str:
 
 def _added(counts: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The sums by name, in the order of shot groups."""
-    names = [name for name in ("many", "medium", "few") if any(name in one for one in counts)]
+    names = [name for name in SHOT_GROUPS if any(name in one for one in counts)]
     return {name: sum(one.get(name, 0) for one in counts) for name in names}
 
 
