@@ -1,7 +1,4 @@
-"""An autoscaler: whether a cluster has one, and asking it for nodes.
-
-All of Ray's autoscaling that is not public is used here, and nowhere else.
-"""
+"""An autoscaler: whether a cluster has one, and asking it for nodes."""
 
 import contextlib
 import json
@@ -11,19 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
-    ResourceRequestPriority,
-)
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-    get_or_create_autoscaling_coordinator,
-)
-from ray.data._internal.stats import get_or_create_stats_actor
-from ray.data._internal.usage.actor import get_or_create_usage_collection_actor
-from ray.data._internal.usage.collector import usage_collection_disabled
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_get
+
+from bcl_ray.ray_runtime.internals import (
+    DEBUG_AUTOSCALING_STATUS,
+    ResourceRequestPriority,
+    _internal_kv_get,
+    get_or_create_autoscaling_coordinator,
+    get_or_create_stats_actor,
+    get_or_create_usage_collection_actor,
+    is_autoscaler_v2,
+    usage_collection_disabled,
+)
 
 Bundles = Sequence[Mapping[str, float]]
 

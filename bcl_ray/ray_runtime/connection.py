@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
 from bcl_ray.ray_runtime import autoscaler, node_groups
+from bcl_ray.ray_runtime.internals import worker as ray_worker
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.storage.paths import is_local
 from bcl_ray.storage.retry import PassingError
@@ -75,7 +76,7 @@ def connected() -> Iterator[Resources]:
         _connect(os.environ.get("RAY_ADDRESS"))
     for name in ("ray.data", "ray.train"):  # they set themselves up to print
         logging.getLogger(name).setLevel(logging.ERROR)
-    ray._private.worker.print_to_stdstream = _log_ray_message
+    ray_worker.print_to_stdstream = _log_ray_message
     try:
         yield resources()
     finally:

@@ -6,11 +6,14 @@ import threading
 from typing import Any
 
 import ray
-from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.exceptions import RayError
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from bcl_ray.ray_runtime.internals import (
+    RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+    TrainController,
+    get_env_vars_to_propagate,
+)
 
 PAUSE = 1.0  # seconds between two looks at a cluster that has no room yet; Ray's loop would spin
 ABORTING = 10.0  # seconds that it has to end its workers itself

@@ -12,22 +12,23 @@ from typing import Any
 
 import ray
 import ray.train.torch
-from ray._private.state import state as cluster_state
 from ray.exceptions import RayActorError
 from ray.train import ScalingConfig
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
-from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
-from ray.train.v2._internal.util import time_monotonic
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.ray_runtime.connection import one_line, root_cause
 from bcl_ray.ray_runtime.controller import Controlled
+from bcl_ray.ray_runtime.internals import (
+    DatasetsCallback,
+    DefaultFailurePolicy,
+    ElasticScalingPolicy,
+    FailureDecision,
+    NoopDecision,
+    PlacementGroupCleanerCallback,
+    time_monotonic,
+)
+from bcl_ray.ray_runtime.internals import state as cluster_state
 from bcl_ray.storage.fence import LostError
 
 Tell = Callable[[str], None]

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
-from ray.train.v2._internal.execution.context import get_train_context
 
 from bcl_ray.method.collectives import rank
+from bcl_ray.ray_runtime.internals import get_train_context
 
 Item = TypeVar("Item")
 
@@ -55,7 +55,6 @@ class Watch:
     @property
     def noticed(self) -> bool:
         """Whether a node of this run's workers is to be taken away."""
-        # Ray's public function is a barrier of all workers, 2.6 ms at every step.
         return get_train_context().preemption_context.preemption_info is not None
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_del as forget
-from ray.experimental.internal_kv import _internal_kv_get as read
-from ray.experimental.internal_kv import _internal_kv_list as listed
-from ray.experimental.internal_kv import _internal_kv_put as note
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+from bcl_ray.ray_runtime.internals import WorkerGroupCallback
+from bcl_ray.ray_runtime.internals import _internal_kv_del as forget
+from bcl_ray.ray_runtime.internals import _internal_kv_get as read
+from bcl_ray.ray_runtime.internals import _internal_kv_list as listed
+from bcl_ray.ray_runtime.internals import _internal_kv_put as note
 
 PATIENCE = 30.0  # seconds after a trial's end in which its resources come free
 LOOK = 2.0  # seconds between two looks

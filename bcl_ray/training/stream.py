@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 import ray.data
 from ray.data import ExecutionResources
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from bcl_ray.data.batches import ahead, planned_batches
 from bcl_ray.data.plan import Read, evaluation_reads
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.ray_runtime.internals import ExecutionCallback
 from bcl_ray.runs.budget import epoch_plan, layout
 from bcl_ray.training.tasks import Batch, Source, Task, joined, source_of, split_block, tasks_of
 

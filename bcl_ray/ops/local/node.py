@@ -4,8 +4,9 @@ Ray takes 127.0.0.1 for the machine's outer address, and then listens on every i
 RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 it does not, but it refuses a second node; this allows it.
 """
 
-from ray._private import ray_constants, services
 from ray.scripts.scripts import main
+
+from bcl_ray.ray_runtime.internals import ray_constants, services
 
 if __name__ == "__main__":
     services.resolve_ip_for_localhost = lambda host: host

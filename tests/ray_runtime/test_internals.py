@@ -1,0 +1,66 @@
+"""What is used of Ray beyond its public parts is there, and is called with these parameters."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import bcl_ray
+from bcl_ray.ray_runtime import internals
+from bcl_ray.ray_runtime.internals import METHODS, PRIVATE
+
+PACKAGE = Path(bcl_ray.__file__).parent
+
+
+def parameters(function) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(function).parameters if name != "self")
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_each_private_part_is_there(name):
+    found, expected = getattr(internals, name), PRIVATE[name]
+    assert expected.why
+    if expected.parameters is not None:
+        assert parameters(found) == expected.parameters
+
+
+@pytest.mark.parametrize(("owner", "method"), METHODS)
+def test_each_method_has_its_parameters(owner, method):
+    module, _, public = owner.rpartition(".")
+    holder = getattr(importlib.import_module(module) if module else internals, public)
+    assert parameters(getattr(holder, method)) == METHODS[owner, method]
+
+
+def test_what_a_type_checker_sees_is_what_is_imported():
+    tree = ast.parse(Path(internals.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: part.module for part in block.body for alias in part.names}
+    assert seen == {name: private.module for name, private in PRIVATE.items()}
+
+
+def test_an_unknown_name_is_none_of_them():
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        internals.nothing  # noqa: B018
+
+
+def is_private(module: str) -> bool:
+    parts = module.split(".")
+    return parts[0] == "ray" and any(
+        part.startswith("_") or part.startswith("internal") for part in parts[1:]
+    )
+
+
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
+)
+def test_no_other_module_imports_a_private_part_of_ray(file):
+    if file == Path(internals.__file__):
+        return
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names.append(f"{node.value.id}.{node.attr}")
+        assert not any(map(is_private, names)), f"line {node.lineno}"
