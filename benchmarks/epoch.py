@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bcl_ray.cli.terminal import quiet
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views import train_views
+from bcl_ray.display.terminal import quiet
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt

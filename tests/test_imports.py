@@ -19,6 +19,8 @@ BARE = (
     "data",
     "runs",
     "cli",
+    "api",
+    "display",
     "ops.doctor.finding",
     "ops.doctor.machine",
     "ops.local",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcl_ray.cli.terminal import console, quiet
+from bcl_ray.display.terminal import console, quiet
 from bcl_ray.experiment.metric_names import RESULTS
 
 if TYPE_CHECKING:

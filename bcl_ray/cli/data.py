@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from bcl_ray.cli.terminal import console, progress_bars
-from bcl_ray.experiment.choices import SOURCES, load_plugins
+import bcl_ray
+from bcl_ray.display.terminal import console, progress_bars
+from bcl_ray.experiment.choices import SOURCES
 
 app = typer.Typer()
 shards_app = typer.Typer(help="Look into a data set of shards.", no_args_is_help=True)
@@ -76,32 +77,24 @@ def shard(
     ] = None,
 ) -> None:
     """Turn a source of images into shards and their manifest."""
-    from bcl_ray.data.shards import MAX_PIXELS, write_shards
-    from bcl_ray.data.sources import open_source
-
-    load_plugins(plugin or [])
-    opened = open_source(
+    bcl_ray.shard(
         source,
-        origin,
+        target,
+        path=origin,
+        profile=profile.value,
+        imbalance_factor=imbalance_factor,
+        max_per_class=max_per_class,
+        seed=seed,
+        shard_bytes=shard_mib * 2**20,
+        on_bad_image=on_bad_image.value,
+        max_pixels=max_pixels,
+        plugins=plugin or [],
         splits=_pairs(split or []) or None,
         classes=classes,
         image_column=image_column,
         label_column=label_column,
         id_column=id_column,
     )
-    with progress_bars() as progress:
-        write_shards(
-            opened,
-            target,
-            profile=profile.value,
-            imbalance_factor=imbalance_factor,
-            max_per_class=max_per_class,
-            seed=seed,
-            shard_bytes=shard_mib * 2**20,
-            on_bad_image=on_bad_image.value,
-            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
-            progress=progress,
-        )
     shards_show(target)
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bcl_ray.cli.terminal import quiet
 from bcl_ray.cli.training import Runs
+from bcl_ray.display.terminal import quiet
 
 app = typer.Typer()
 

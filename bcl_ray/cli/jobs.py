@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from bcl_ray.cli.terminal import console
+from bcl_ray.display.terminal import console
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -165,8 +165,8 @@ def how_to_come_back(name: str, address: str | None) -> str:
 @contextmanager
 def _shown(screen: "Console") -> Iterator[Callable[[str], None]]:
     """What shows a line of a job's log: events as a display, anything else as it is."""
-    from bcl_ray.cli.show_run import Follower
-    from bcl_ray.cli.show_search import KINDS, SearchFollower
+    from bcl_ray.display.run import Follower
+    from bcl_ray.display.search import KINDS, SearchFollower
     from bcl_ray.runs.events import from_line
 
     with Follower(screen) as of_run, SearchFollower(screen) as of_search:

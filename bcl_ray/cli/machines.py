@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.exceptions
 
-from bcl_ray.cli.terminal import console
+from bcl_ray.display.terminal import console
 
 if TYPE_CHECKING:
     from bcl_ray.ops.doctor.finding import Finding

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import bcl_ray
 from bcl_ray.cli.jobs import Address, CaFile, attend, how_to_come_back
-from bcl_ray.cli.terminal import console, quiet
+from bcl_ray.display.terminal import console, quiet
 
 if TYPE_CHECKING:
     from bcl_ray.ops.jobs.request import Request
@@ -109,25 +110,26 @@ def _check_model(name: str, root: str) -> None:
 
 
 def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
-    from bcl_ray.cli.training import _experiment
     from bcl_ray.ops.jobs.request import training
 
     if not options["recipe"]:
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
-    experiment = _experiment(options["recipe"], options["overrides"])
+    experiment = bcl_ray.recipe(options["recipe"], *(options["overrides"] or []))
     return training(options["recipe"], experiment, words, address)
 
 
 def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
-    from bcl_ray.cli.search import wanted
+    from bcl_ray.api.searches import wanted
+    from bcl_ray.cli.search import arguments
     from bcl_ray.ops.jobs.request import searching
 
-    name, experiment, _, _ = wanted(**options)
+    # Whether it was begun before is looked up by the job, which can read its store.
+    asked = wanted(*arguments(options | {"restartable": False}))
     recipe = options["recipe"]
     known = recipe if recipe and "=" not in recipe else None
     if not (options["name"] or options["resume"]):  # the job would take the time of its own start
-        words = (*words, "--name", name)
-    return searching(name, known, experiment, words, address)
+        words = (*words, "--name", asked.name)
+    return searching(asked.name, known, asked.experiment, words, address)
 
 
 def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "Request":

@@ -1,15 +1,15 @@
 """Commands on experiments and runs: recipes, plan, train, evaluate, sync."""
 
 import json
-import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcl_ray.cli.terminal import console, quiet
+import bcl_ray
+from bcl_ray.cli.ending import exit_status
+from bcl_ray.display.terminal import console, quiet
 
 if TYPE_CHECKING:
     from bcl_ray.experiment.options import Experiment
@@ -38,7 +38,7 @@ def recipes_list() -> None:
 @recipes_app.command("show")
 def recipes_show(name: str, overrides: Overrides = None) -> None:
     """Print a complete experiment as YAML, which `train` takes in a recipe's place."""
-    typer.echo(_experiment(name, overrides).to_yaml(), nl=False)
+    typer.echo(bcl_ray.recipe(name, *(overrides or [])).to_yaml(), nl=False)
 
 
 @app.command()
@@ -48,25 +48,12 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Work out what a run needs, and refuse one that cannot work; starts nothing."""
-    experiment = _experiment(recipe, overrides)
-    wanted, store = _budget(experiment)
+    experiment = bcl_ray.recipe(recipe, *(overrides or []))
+    wanted, store = bcl_ray.plan(experiment)
     if as_json:
         typer.echo(json.dumps(asdict(wanted), indent=1))
         return
     _print_budget(experiment, wanted, store)
-
-
-def _budget(experiment: "Experiment") -> tuple["Budget", float | None]:
-    from bcl_ray.data.shards import read_manifest
-    from bcl_ray.runs.budget import preflight
-
-    manifest = read_manifest(experiment.data.path)
-    found = preflight(experiment, manifest)
-    if experiment.data.residency == "device":
-        from bcl_ray.training.residency import check_residency
-
-        check_residency(experiment, manifest)
-    return found
 
 
 def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | None) -> None:
@@ -113,52 +100,25 @@ def train(
     ] = False,
 ) -> None:
     """Train, evaluate and track a run."""
+    experiment, changes = None, overrides or []
     if resume is not None:
-        changes = [text for text in (recipe, *(overrides or [])) if text]
-        resume, experiment = _resumed(resume, changes)
+        changes = [*([recipe] if recipe else []), *changes]
     elif recipe is not None:
-        experiment = _experiment(recipe, overrides)
-        if restartable and experiment.tracking.run is None:
-            raise ValueError(
-                "--restartable needs tracking.run=NAME, by which the run is found again"
-            )
+        experiment = bcl_ray.recipe(recipe, *changes)
     else:
         raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
-    _budget(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
-    quiet()
-    from bcl_ray.cli.show_run import accuracy_table, follower, method
+    with exit_status():
+        trained = bcl_ray.train(
+            experiment, resume=resume, overrides=changes, restartable=restartable
+        )
+    from bcl_ray.display.run import accuracy_table, method
     from bcl_ray.storage.paths import shown
-    from bcl_ray.training.driver import TrainingError, fit
 
     screen = console()
-    try:
-        with follower(screen) as follow:
-            outcome = fit(experiment, follow=follow, resume=resume, restartable=restartable)
-    except TrainingError as error:
-        sys.stderr.write(f"bcl-ray: {error}\n")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt as stop:
-        sys.stderr.write(f"bcl-ray: {str(stop) or 'stopped'}\n")
-        raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
-    last = outcome["history"][-1]
-    screen.print(accuracy_table([(outcome["run"], method(experiment), last)]))
-    if outcome["report"]:
-        screen.print(f"report: {shown(outcome['report'])}", highlight=False, soft_wrap=True)
-    screen.print(f"next: bcl-ray evaluate {outcome['reference']}", highlight=False)
-
-
-def _resumed(resume: str, changes: list[str]) -> tuple[str, "Experiment"]:
-    """The folder of a run, wherever it lies now, and its experiment with changes."""
-    from bcl_ray.experiment.options import TrackingConfig
-    from bcl_ray.experiment.overrides import with_overrides
-    from bcl_ray.runs import run_folder
-    from bcl_ray.storage import paths
-
-    roots = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
-    root = roots[-1] if roots else TrackingConfig().runs
-    uri = paths.absolute(run_folder.run_uri(resume, root))
-    _, experiment = run_folder.open_run(uri)
-    return uri, with_overrides(experiment, [*changes, f"tracking.runs={paths.parent(uri)}"])
+    screen.print(accuracy_table([(trained.run, method(trained.experiment), trained.metrics)]))
+    if trained.report:
+        screen.print(f"report: {shown(trained.report)}", highlight=False, soft_wrap=True)
+    screen.print(f"next: bcl-ray evaluate {trained.reference}", highlight=False)
 
 
 @app.command()
@@ -185,19 +145,13 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Evaluate models again, from their checkpoints, side by side."""
-    quiet()
-    from bcl_ray.use.models import find_checkpoint
-
-    for name in names:  # before Ray is imported, which takes seconds
-        find_checkpoint(name, runs, last=not best)
-    from bcl_ray.cli.show_run import accuracy_table, method
-    from bcl_ray.use.evaluate import evaluate_models
-
-    found = evaluate_models(names, runs, best=best, data=data, split=split, out=out)
+    found = bcl_ray.evaluate(*names, runs=runs, best=best, data=data, split=split, out=out)
     if as_json:
-        typer.echo(json.dumps({model.name: metrics for model, metrics in found}, indent=1))
+        typer.echo(json.dumps({name: metrics for name, (_, metrics) in found.items()}, indent=1))
         return
-    rows = [(model.name, method(model.experiment), metrics) for model, metrics in found]
+    from bcl_ray.display.run import accuracy_table, method
+
+    rows = [(name, method(experiment), metrics) for name, (experiment, metrics) in found.items()]
     console().print(accuracy_table(rows))
 
 
@@ -218,24 +172,3 @@ def sync(
     uri = tracking_uri(experiment)
     deliver(subject(run, experiment), uri, run_folder.local_folder(run), patience)
     typer.echo(f"{run.name}: MLflow at {uri} has everything")
-
-
-def _remote(uri: str) -> "Experiment":
-    """An experiment in a YAML file that is not on this machine, such as a search's winner."""
-    from bcl_ray.experiment.overrides import from_yaml
-    from bcl_ray.storage import files
-
-    return from_yaml(files.read_bytes(uri).decode(), origin=uri)
-
-
-def _experiment(name: str, overrides: list[str] | None) -> "Experiment":
-    from bcl_ray.experiment.overrides import from_file, with_overrides
-    from bcl_ray.experiment.recipes import RECIPES, nearest
-
-    if name in RECIPES:
-        experiment = RECIPES[name]()
-    elif name.endswith((".yaml", ".yml")):
-        experiment = _remote(name) if "://" in name else from_file(Path(name))
-    else:
-        raise ValueError(f"'{name}' is no recipe and no .yaml file: {nearest(name)}")
-    return with_overrides(experiment, overrides or [])

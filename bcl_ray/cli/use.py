@@ -1,12 +1,12 @@
 """Commands that use a trained model: predict, export."""
 
-import signal
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcl_ray.cli.terminal import console, quiet, silent_core
+import bcl_ray
+from bcl_ray.cli.ending import exit_status
+from bcl_ray.display.terminal import console, quiet
 from bcl_ray.use.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
@@ -56,38 +56,26 @@ def predict(
     ] = False,
 ) -> None:
     """Label images: the likeliest classes of each, with calibrated probabilities."""
-    quiet()
-    from bcl_ray.use.models import find_checkpoint
+    with exit_status():
+        summary = bcl_ray.predict(
+            model,
+            images,
+            output,
+            top=top,
+            embeddings=embeddings,
+            csv=as_csv,
+            batch_size=batch_size,
+            part_size=part_size,
+            runs=runs,
+            last=last,
+            split=split,
+            resume=resume,
+            gpus=gpus,
+            cpus=cpus,
+        )
+    from bcl_ray.display.run import prediction_table
 
-    find_checkpoint(model, runs, last=last)  # before Ray is imported, which takes seconds
-    from bcl_ray.cli.show_run import follower, prediction_table
-    from bcl_ray.use.predict.job import PredictionError
-    from bcl_ray.use.predict.job import predict as label
-    from bcl_ray.use.predict.outputs import Options
-
-    options = Options(top, embeddings, as_csv, batch_size, part_size)
     screen = console()
-    try:
-        with silent_core(), follower(screen) as follow:
-            summary = label(
-                model,
-                images,
-                output,
-                options,
-                root=runs,
-                last=last,
-                split=split,
-                resume=resume,
-                gpus=gpus,
-                cpus=cpus,
-                follow=follow,
-            )
-    except PredictionError as error:
-        sys.stderr.write(f"bcl-ray: {error}\nwhat is done stays: go on with --resume\n")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("bcl-ray: stopped; what is done stays: go on with --resume\n")
-        raise typer.Exit(128 + signal.SIGINT) from None
     screen.print(prediction_table(summary))
     for line in _closing(summary, output, as_csv):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)

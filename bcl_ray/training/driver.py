@@ -34,6 +34,7 @@ from bcl_ray.ray_runtime.node_metrics import Nodes
 from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals, stoppable
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import budget, check_store, preflight
+from bcl_ray.runs.errors import FailedError
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import Lease, held
@@ -48,7 +49,7 @@ Follow = Callable[[Event], None]
 MLFLOW_PATIENCE = 120.0  # seconds that a finished run waits for its tracking server
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FailedError):
     """A run that ended without a result; says why, and how to go on."""
 
 

@@ -53,7 +53,7 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _fit(experiment: Any) -> Any:
-    from bcl_ray.cli.terminal import quiet  # noqa: PLC0415
+    from bcl_ray.display.terminal import quiet  # noqa: PLC0415
     from bcl_ray.training import driver  # noqa: PLC0415  it needs Ray
 
     quiet()

@@ -594,7 +594,7 @@ def test_nothing_of_mlflow_reaches_the_terminal(tmp_path, server):
     (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
     (tmp_path / "manifest.json").write_text(manifest().model_dump_json())
     script = f"""
-from bcl_ray.cli.terminal import quiet
+from bcl_ray.display.terminal import quiet
 quiet()
 from pathlib import Path
 from bcl_ray.runs import run_folder

@@ -27,6 +27,7 @@ from bcl_ray.ray_runtime import access, node_groups
 from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
+from bcl_ray.runs.errors import FailedError
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import held
 from bcl_ray.training.stream import Unhurried
@@ -108,7 +109,7 @@ def pool(resources: Resources, batches: int, gpus: int | None, cpus: int | None)
     return Pool(actors, {"CPU": 1 - READ_CPUS}, {"CPU": READ_CPUS})
 
 
-class PredictionError(RuntimeError):
+class PredictionError(FailedError):
     """Labelling began and failed; what is written stays."""
 
 
@@ -276,7 +277,9 @@ def _label(
         with contextlib.closing(blocks):
             _write(blocks, output, classes, done, total=images.total, follow=follow)
     except RayError as error:
-        raise PredictionError(one_line(error)) from error
+        raise PredictionError(
+            f"{one_line(error)}\nwhat is done stays: go on with --resume"
+        ) from error
 
 
 def _write(

@@ -1,0 +1,1 @@
+"""What a person sees on a terminal or in a notebook: progress, tables, the end of a run."""

@@ -1,0 +1,217 @@
+"""What a person sees of a run: one line per epoch, one bar while it runs, a table at the end."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bcl_ray.experiment.choices import LOSSES
+from bcl_ray.experiment.metric_names import GROUPS, RESULTS
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.runs import events
+from bcl_ray.runs.events import Event
+from bcl_ray.storage.paths import shown
+
+if TYPE_CHECKING:
+    from bcl_ray.use.predict.outputs import Summary
+
+
+def method(experiment: Experiment) -> str:
+    """The loss in a few words."""
+    loss = experiment.loss
+    kind = LOSSES[loss.kind]
+    notes = ["tau 0"] if "tau" in kind.uses and loss.tau == 0 else []
+    if kind.contrastive and not loss.is_contrastive:
+        notes.append("contrastive_weight 0")
+    return f"{kind.title} ({', '.join(notes)})" if notes else kind.title
+
+
+def accuracy_table(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> Table:
+    """Methods by accuracy: all, many, medium, few, in per cent.
+
+    Args:
+        rows: name of the run, its method, and its metrics.
+    """
+    table = Table(title="accuracy in per cent, means over classes", title_justify="left")
+    table.add_column("run")
+    table.add_column("method")
+    columns = {
+        column: metric
+        for column, metric in RESULTS.items()
+        if any(metric in metrics for _, _, metrics in rows)
+    }
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, label, metrics in rows:
+        table.add_row(name, label, *(_cell(metrics.get(metric)) for metric in columns.values()))
+    return table
+
+
+def prediction_table(summary: "Summary") -> Table:
+    """Labelled images by shot group of their class."""
+    table = Table(title="predicted classes, by shot group", title_justify="left")
+    for column in ("group", "images", "share", "mean probability"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    labelled = summary.images - summary.unreadable
+    for group, images in summary.groups.items():
+        mean = f"{100 * summary.confidence[group] / images:.1f} %"
+        table.add_row(group, f"{images:,}", f"{100 * images / labelled:.1f} %", mean)
+    if summary.unreadable:
+        table.add_row("unreadable", f"{summary.unreadable:,}", "", "")
+    return table
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker" if number == 1 else f"{number} workers"
+
+
+def follower(console: Console) -> "Follower | events.Teller":
+    """What shows a run's events: to a person, or as lines where the environment asks for them."""
+    return events.Teller() if events.wanted() else Follower(console)
+
+
+class Follower:
+    """Prints a run's events as they come, or as they came: those of a log have their own times."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._began = time.monotonic()
+        self._epochs = 0
+        self._elastic_batch: int | None = None  # the global batch, where workers may change
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Follower":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Print one event of `bcl_ray.training.driver.fit`; later versions' are left out."""
+        kinds = {
+            "begin": self._begin,
+            "page": self._page,
+            "start": self._start,
+            "step": self._step,
+            "epoch": self._epoch,
+            "note": self._note,
+            "end": self._end,
+            "predicting": self._predicting,
+            "images": self._images,
+        }
+        if show := kinds.get(event["kind"]):
+            show(event)
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        """Print text that may hold paths and errors: no markup in it, and no breaks either."""
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _begin(self, event: Event) -> None:
+        experiment, budget = event["experiment"], event["budget"]
+        self._epochs = experiment.train.epochs
+        batch = experiment.optim.global_batch_size
+        self._elastic_batch = None if isinstance(experiment.scale.workers, int) else batch
+        self._say(f"run      {event['run']}  in {event['folder']}")
+        self._say(f"method   {method(experiment)}, {experiment.model.backbone}")
+        self._say(
+            f"data     {shown(experiment.data.path)}: {event['classes']} classes, "
+            f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
+            f"of {batch}, {budget.eval_images:,} to evaluate"
+        )
+        self._say(f"scale    {experiment.scale.shown_workers} on Ray")
+        self._say(f"MLflow   {event['tracking_uri']}")
+
+    def _start(self, event: Event) -> None:
+        seconds = event.get("at", time.monotonic() - self._began)
+        place = f" at step {event['step']:,}" if event["step"] else ""
+        workers = _workers(event["workers"])
+        images = ", all images on the device" if event.get("residency") == "device" else ""
+        self._say(
+            f"{workers} started{place}, {seconds:.0f} s after the command, in "
+            f"{event['precision']}{images}{self._share(event)}"
+        )
+        self._advance("epoch", 0, None, "")
+
+    def _share(self, event: Event) -> str:
+        """What an elastic run's number of workers does not change."""
+        if self._elastic_batch is None:
+            return ""
+        each = self._elastic_batch // event["workers"]
+        return f": {each} images each, the global batch stays {self._elastic_batch}, and the lr"
+
+    def _page(self, event: Event) -> None:
+        self._say(f"page     {event['page']}")
+
+    def _note(self, event: Event) -> None:
+        self._say(event["text"], style="yellow")
+
+    def _step(self, event: Event) -> None:
+        step, steps = event["step"], event["steps"]
+        epoch = f"epoch {event['epoch'] + 1}/{self._epochs}"
+        self._advance(epoch, step, steps, f"step {step}/{steps}")
+
+    def _epoch(self, event: Event) -> None:
+        record = event["records"][-1]
+        parts = [
+            f"epoch {record['epoch'] + 1:>{len(str(event['epochs']))}.0f}/{event['epochs']}",
+            f"loss {record['loss/total']:.3f}",
+        ]
+        groups = [f"{g} {record[f'accuracy/{g}']:.1f}" for g in GROUPS if f"accuracy/{g}" in record]
+        parts += ["accuracy " + "  ".join(groups)] if groups else []
+        parts += [
+            f"{record['throughput/images_per_second']:,.0f} images/s",
+            f"data {record['time/data_share']:.0f} %",
+            f"{record['time/epoch'] + record.get('time/evaluate', 0):.1f} s",
+        ]
+        self._say("   ".join(parts))
+
+    def _predicting(self, event: Event) -> None:
+        temperature = event["temperature"]
+        calibrated = "temperature 1, for it was never fitted: probabilities are not calibrated"
+        if temperature:
+            calibrated = f"temperature {temperature:.2f}"
+        done = f", {event['done']:,} of them labelled before" if event["done"] else ""
+        self._say(f"model    {event['model']}: {event['checkpoint']}, {calibrated}")
+        self._say(f"images   {event['images']}: {event['total']:,}{done}")
+        self._say(f"output   {event['output']}")
+        self._say(f"scale    {event['device']} on Ray")
+
+    def _images(self, event: Event) -> None:
+        done, total = event["done"], event["total"]
+        count = f"{done:,} images" if total is None else f"{done:,}/{total:,} images"
+        if event.get("unreadable"):
+            count += f", {event['unreadable']:,} unreadable"
+        self._advance(event["doing"], done, total, count)
+
+    def _advance(self, doing: str, done: int, total: int | None, count: str) -> None:
+        if self._task is None:  # else workers were started again
+            self._task = self._progress.add_task(doing, total=total, count=count)
+        self._progress.start()
+        self._progress.update(
+            self._task, description=doing, completed=done, total=total, count=count
+        )
+
+    def _end(self, event: Event) -> None:
+        self._progress.stop()
+        if not event["tracked"]:
+            self._say(
+                f"MLflow did not take everything ({event['problem']}); the journal has it all: "
+                f"try again with `bcl-ray sync {event['reference']}`",
+                style="yellow",
+            )

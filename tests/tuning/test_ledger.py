@@ -1,0 +1,156 @@
+"""What a search has found, in files, from which it goes on."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.storage.fence import LostError
+from bcl_ray.storage.lease import held
+from bcl_ray.tuning.ledger import begin, check_free, check_resumable, open_search, resume
+from bcl_ray.tuning.settings import Extent, Settings
+from bcl_ray.tuning.trials import Trial, best, ranked, repeats, seeds_of, standing
+
+RECIPE = digits_lt()
+PRINT = "f" * 64
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return begin(str(tmp_path / "runs" / "one"), Settings(), Extent(), RECIPE, PRINT)
+
+
+def trial(number, score, status="finished", seed=None):
+    name = f"trial-{number:03d}" + (f"-seed-{seed}" if seed is not None else "")
+    scores = {} if score is None else {5: score - 1, 10: score}
+    return Trial(name, number, {"loss.tau": 1.0 + number}, seed, scores, status=status)
+
+
+def test_a_search_is_found_again_as_it_was_begun(ledger):
+    found = open_search(ledger.uri)
+    assert found == ledger
+    assert len(found.uid) == 32
+    assert found.name == "one"
+
+
+def test_trials_are_found_again_as_they_were_written(ledger):
+    written = [trial(0, 50.0), trial(2, None, "failed"), trial(10, 9.0, "running"), trial(2, 1.0)]
+    written[1].reason = "the workers failed"
+    written[3] = trial(2, 60.0, seed=1)
+    for one in written:
+        ledger.save(one)
+    assert ledger.trials() == [written[0], written[1], written[3], written[2]]
+    assert (ledger.trials()[0].epochs, ledger.trials()[0].score) == (10, 50.0)
+    assert (ledger.trials()[1].epochs, ledger.trials()[1].score) == (0, None)
+
+
+def test_a_name_is_taken_once(ledger):
+    with pytest.raises(ValueError, match=r"search 'one' exists in .* with this configuration: go"):
+        check_free(ledger.uri, Settings(), RECIPE)
+    other = with_overrides(RECIPE, ["optim.lr=0.2"])
+    with pytest.raises(ValueError, match=r"begun with another configuration \(digest") as error:
+        check_free(ledger.uri, Settings(), other)
+    assert ledger.digest in str(error.value)
+    check_free(ledger.uri.replace("one", "two"), Settings(), other)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Settings(searcher="grid"),
+        Settings(scheduler="none"),
+        Settings(metric="accuracy/few"),
+        Settings(validation=0.3),
+        Settings(seed=1),
+        Settings(space="loss.tau: {uniform: [0, 1]}"),
+    ],
+)
+def test_other_settings_do_not_go_on_with_it(ledger, changed):
+    with pytest.raises(ValueError, match="another configuration") as error:
+        check_resumable(ledger, changed, RECIPE, PRINT)
+    assert ledger.digest in str(error.value)
+
+
+def test_the_default_space_written_out_is_the_same_configuration(ledger):
+    check_resumable(ledger, Settings(space="extends: loss"), RECIPE, PRINT)
+
+
+def test_where_things_lie_and_how_fast_they_go_may_change(ledger):
+    moved = with_overrides(
+        RECIPE, ["data.path=s3://b/d", "scale.workers=1", "tracking.uri=http://m:5000"]
+    )
+    check_resumable(ledger, Settings(), moved, PRINT)
+    with pytest.raises(ValueError, match=r"holds other data \(fingerprint eeeeeeeeeeee\)"):
+        check_resumable(ledger, Settings(), moved, "e" * 64)
+    again = resume(ledger, Extent(trials=40, confirm=(2, 3)), moved)
+    assert open_search(ledger.uri).extent == again.extent == Extent(trials=40, confirm=(2, 3))
+    assert open_search(ledger.uri).uid == ledger.uid
+
+
+def test_a_file_that_was_changed_is_refused(ledger, tmp_path):
+    file = tmp_path / "runs" / "one" / "search.json"
+    content = json.loads(file.read_text())
+    content["settings"]["seed"] = 9
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"is not what search 'one' began with \(digest"):
+        open_search(ledger.uri)
+
+
+def test_a_folder_without_a_search_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing holds no search \(no search.json\)"):
+        open_search(str(tmp_path / "nothing"))
+
+
+def test_a_run_of_that_name_is_refused(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"--name: .*taken holds a run"):
+        check_free(str(tmp_path / "taken"), Settings(), RECIPE)
+
+
+def test_only_trials_that_came_to_their_end_can_win():
+    trials = [trial(0, 50.0), trial(1, 70.0, "stopped"), trial(2, 60.0), trial(3, None, "failed")]
+    assert [t.number for t in ranked(trials)] == [2, 0]
+    assert best(trials).number == 2
+    assert best(trials[1:2]) is None
+
+
+def test_of_equals_the_first_wins_which_is_the_published_one():
+    assert best([trial(0, 50.0), trial(1, 50.0)]).number == 0
+
+
+def test_repeats_decide_where_there_are_some():
+    trials = [trial(0, 50.0), trial(1, 70.0), trial(2, 60.0)]
+    wanted = repeats(trials, k=2, n=2, seed=0)
+    assert [t.name for t in wanted[3:]] == [
+        "trial-001-seed-1",
+        "trial-001-seed-2",
+        "trial-002-seed-1",
+        "trial-002-seed-2",
+        "trial-000-seed-1",
+        "trial-000-seed-2",
+    ], "the published values too"
+    assert {t.status for t in wanted[3:]} == {"running"}
+    done = [*trials, trial(1, 50.0, seed=1), trial(1, 52.0, seed=2), trial(2, 58.0, seed=1)]
+    assert seeds_of(trials[1], done) == [50.0, 52.0]
+    assert standing(trials[1], done) == 51.0
+    assert standing(trials[1], trials) == trials[1].score
+    assert best(done).number == 2
+    assert repeats(done, k=2, n=2, seed=0)[:6] == done, "what is there stays"
+    assert [t.name for t in repeats(done, k=2, n=2, seed=0)[6:]] == [
+        "trial-002-seed-2",
+        "trial-000-seed-1",
+        "trial-000-seed-2",
+    ]
+
+
+def test_a_driver_that_was_replaced_writes_no_trial_down(ledger):
+    with held(ledger.uri, "search 'one'", print, wait=False) as lease:
+        ours = replace(ledger, fence=lease.fence)
+        ours.save(trial(0, 50.0))
+    with held(ledger.uri, "search 'one'", print, wait=False):
+        with pytest.raises(LostError, match=r"number 1, .* has it now as number 2"):
+            ours.save(trial(0, 60.0))
+        assert ledger.trials() == [trial(0, 50.0)]

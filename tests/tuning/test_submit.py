@@ -1,0 +1,69 @@
+"""A search as a job, checked before it is sent."""
+
+import re
+
+import pytest
+
+from bcl_ray.cli import submit
+from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.ops.jobs import request
+from bcl_ray.tuning.ledger import begin
+from bcl_ray.tuning.settings import Extent, Settings
+
+pytestmark = pytest.mark.ray  # Ray's client is imported, though no Ray is started
+
+CLUSTER = "http://head.example:8265"
+REMOTE = ("data.path=s3://bucket/shards", "tracking.runs=s3://bucket/runs")
+
+
+@pytest.fixture(autouse=True)
+def unseen(monkeypatch, tmp_path):
+    """Object storage that cannot be reached from here."""
+
+    def fail(uri):
+        raise OSError(f"{uri}: no route")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(request, "read_manifest", fail)
+
+
+def asked(*words):
+    return submit._request(submit.Kind.search, words, CLUSTER)
+
+
+def test_a_job_is_named_after_its_search(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    words = ("cifar10_lt", *REMOTE, "--name", "night", "--trials", "40", "--searcher", "tpe")
+    made = asked(*words)
+    assert re.fullmatch(r"night-\d{4}-\d{6}", made.name)
+    assert made.words == (*words, "tracking.uri=http://mlflow.example:5000")
+    assert made.metadata["kind"] == "search"
+    assert made.metadata["run"] == "s3://bucket/runs/night"
+    assert made.metadata["recipe"] == "cifar10_lt"
+    assert made.notes == ("data not checked from here, the job will: s3://bucket/shards: no route",)
+
+
+def test_a_search_goes_on_with_its_own_settings(tmp_path):
+    remote = from_yaml(digits_lt().to_yaml().replace("data/digits_lt", "s3://bucket/shards"))
+    begin(str(tmp_path / "night"), Settings(), Extent(), remote, "f" * 64)
+    words = ("--resume", "night", f"tracking.runs=file://{tmp_path}")
+    made = asked(*words)
+    assert made.words == words
+    assert made.metadata["run"] == f"file://{tmp_path}/night"
+    assert made.metadata["data"] == "s3://bucket/shards"
+    assert "recipe" not in made.metadata
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("digits_lt", "--name", "a"), "data.path (data/digits_lt) is a path of this machine"),
+        (("digits_lt", REMOTE[0], "--name", "a"), "tracking.runs (runs) is a path of this machine"),
+        (("digits_lt", *REMOTE, "--name", "a", "--confirm", "3"), "--confirm 3 must be K,N"),
+    ],
+)
+def test_what_cannot_work_is_refused_here(words, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        asked(*words)
