@@ -9,6 +9,7 @@ from bcl_ray.display.run import follower
 from bcl_ray.display.terminal import console, quiet
 from bcl_ray.experiment.options import Experiment, TrackingConfig
 from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import paths
 
@@ -59,9 +60,9 @@ def train(
     if resume is not None:
         resume, experiment = _resumed(resume, overrides)
     elif experiment is None:
-        raise ValueError("train needs an experiment, or resume=RUN")
+        raise UserError("train needs an experiment, or resume=RUN")
     if restartable and experiment.tracking.run is None:
-        raise ValueError("--restartable needs tracking.run=NAME, by which the run is found again")
+        raise UserError("--restartable needs tracking.run=NAME, by which the run is found again")
     plan(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
     quiet()
     from bcl_ray.training.driver import fit

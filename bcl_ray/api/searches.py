@@ -8,6 +8,7 @@ from bcl_ray.display.search import follower
 from bcl_ray.display.terminal import console, quiet
 from bcl_ray.experiment.options import Experiment, TrackingConfig
 from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
 from bcl_ray.tuning.ledger import SEARCH_FILE, open_search
@@ -100,7 +101,7 @@ def wanted(experiment: Experiment | None, given: Mapping[str, Any]) -> Request:
     restartable, overrides = options.pop("restartable", False), options.pop("overrides", ())
     if restartable:
         if experiment is None or name is None:
-            raise ValueError(
+            raise UserError(
                 "--restartable needs a recipe, and --name, by which the search is found"
             )
         runs = with_overrides(experiment, overrides).tracking.runs
@@ -108,10 +109,10 @@ def wanted(experiment: Experiment | None, given: Mapping[str, Any]) -> Request:
             resume, name, overrides = name, None, [*overrides, f"tracking.runs={runs}"]
     if resume is not None:
         if name is not None:
-            raise ValueError("--name and --resume exclude each other: a search keeps its name")
+            raise UserError("--name and --resume exclude each other: a search keeps its name")
         return _resumed(experiment, resume, overrides, options)
     if experiment is None:
-        raise ValueError("search needs a recipe's name or a YAML file; or --resume NAME")
+        raise UserError("search needs a recipe's name or a YAML file; or --resume NAME")
     return Request(
         name or f"search-{run_folder.default_name(experiment)}",
         with_overrides(experiment, overrides),

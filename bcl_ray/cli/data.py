@@ -8,6 +8,7 @@ import typer
 import bcl_ray
 from bcl_ray.display.terminal import console, progress_bars
 from bcl_ray.experiment.choices import SOURCES
+from bcl_ray.machine.errors import UserError
 
 app = typer.Typer()
 shards_app = typer.Typer(help="Look into a data set of shards.", no_args_is_help=True)
@@ -140,7 +141,7 @@ def shards_verify(target: Target) -> None:
     with progress_bars() as progress:
         differences = verify_shards(target, progress=progress)
     if differences:
-        raise ValueError(f"{target} is not what its manifest says:\n  " + "\n  ".join(differences))
+        raise UserError(f"{target} is not what its manifest says:\n  " + "\n  ".join(differences))
     shards = sum(len(split.shards) for split in read_manifest(target).splits.values())
     typer.echo(f"{target}: {shards} shards are what the manifest says")
 
@@ -161,7 +162,7 @@ def uploads(
     from bcl_ray.storage import s3
 
     if not s3.is_s3(uri):
-        raise ValueError(f"'{uri}' is not in S3, and only S3 has unfinished uploads")
+        raise UserError(f"'{uri}' is not in S3, and only S3 has unfinished uploads")
     found = s3.stale_uploads(uri, timedelta(hours=hours))
     for upload in found:
         typer.echo(f"{upload.begun:%Y-%m-%d %H:%M}  {upload.uri}")
@@ -176,6 +177,6 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, file = text.partition("=")
         if not equals or name in pairs:
-            raise ValueError(f"--split '{text}' must be NAME=FILE, each name once")
+            raise UserError(f"--split '{text}' must be NAME=FILE, each name once")
         pairs[name] = file
     return pairs

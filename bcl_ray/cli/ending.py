@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import typer
 
-from bcl_ray.runs.errors import FailedError
+from bcl_ray.machine.errors import FailedError
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from bcl_ray.display.terminal import console
+from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -102,7 +103,7 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     cluster = _cluster(address, ca_file)
     job = cluster.job(name)
     if job.status.is_terminal():
-        raise ValueError(f"job {name} has ended before: {_status(job)}")
+        raise UserError(f"job {name} has ended before: {_status(job)}")
     settings = (job.runtime_env or {}).get("env_vars", {})
     # A job that `submit` did not send has those of the head, which the client is not told.
     signal, given = (settings.get(f"RAY_JOB_STOP_{n}") for n in ("SIGNAL", "WAIT_TIME_S"))

@@ -10,6 +10,7 @@ import typer
 import typer.exceptions
 
 from bcl_ray.display.terminal import console
+from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
     from bcl_ray.ops.doctor.finding import Finding
@@ -63,7 +64,7 @@ def _check_command(kind: str, words: list[str]) -> None:
     try:
         group.commands[kind].make_context(kind, list(words))
     except typer.exceptions.TyperException as error:
-        raise ValueError(f"jobs.{kind}: bcl-ray {kind}: {error.format_message()}") from None
+        raise UserError(f"jobs.{kind}: bcl-ray {kind}: {error.format_message()}") from None
 
 
 Folder = Annotated[
@@ -85,7 +86,7 @@ def _local(folder: Path | None) -> "Cluster":
     try:
         from bcl_ray.ops.local import Cluster
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{error.name} is not installed: pip install 'bcl-ray[local]' has what a cluster on "
             "one machine needs"
         ) from None

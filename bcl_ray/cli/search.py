@@ -8,6 +8,7 @@ import typer
 import bcl_ray
 from bcl_ray.cli.ending import exit_status
 from bcl_ray.cli.training import Overrides
+from bcl_ray.machine.errors import UserError
 from bcl_ray.tuning.choices import SCHEDULERS, SEARCHERS
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def parse_confirm(text: str) -> tuple[int, int]:
     """
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--confirm {text} must be K,N: two positive integers, as in 3,3")
+        raise UserError(f"--confirm {text} must be K,N: two positive integers, as in 3,3")
     k, n = map(int, parts)
     return k, n
 
@@ -118,6 +119,6 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--space {file}: {str(error.strerror).lower()}; name a YAML file"
         ) from None

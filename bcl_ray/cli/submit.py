@@ -8,6 +8,7 @@ import typer
 import bcl_ray
 from bcl_ray.cli.jobs import Address, CaFile, attend, how_to_come_back
 from bcl_ray.display.terminal import console, quiet
+from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
     from bcl_ray.ops.jobs.request import Request
@@ -83,7 +84,7 @@ def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
         if options["data"]:
             check_uri("--data", options["data"])
         if options["out"]:
-            raise ValueError(
+            raise UserError(
                 "--out is a folder of the machine that evaluates, here one of the cluster's: leave "
                 "it out, or evaluate on this machine"
             )
@@ -113,7 +114,7 @@ def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> 
     from bcl_ray.ops.jobs.request import training
 
     if not options["recipe"]:
-        raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
+        raise UserError("train needs a recipe's name or a YAML file, or --resume RUN")
     experiment = bcl_ray.recipe(options["recipe"], *(options["overrides"] or []))
     return training(options["recipe"], experiment, words, address)
 

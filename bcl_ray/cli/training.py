@@ -10,6 +10,7 @@ import typer
 import bcl_ray
 from bcl_ray.cli.ending import exit_status
 from bcl_ray.display.terminal import console, quiet
+from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
     from bcl_ray.experiment.options import Experiment
@@ -106,7 +107,7 @@ def train(
     elif recipe is not None:
         experiment = bcl_ray.recipe(recipe, *changes)
     else:
-        raise ValueError("train needs a recipe's name or a YAML file, or --resume RUN")
+        raise UserError("train needs a recipe's name or a YAML file, or --resume RUN")
     with exit_status():
         trained = bcl_ray.train(
             experiment, resume=resume, overrides=changes, restartable=restartable

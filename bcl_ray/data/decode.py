@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bcl_ray.machine.errors import UserError
+
 Pixels = NDArray[np.uint8]
 
 _HOW = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -26,5 +28,5 @@ def decode(image: bytes) -> Pixels:
     except cv2.error:  # an empty file, or one beyond OpenCV's own pixel limit
         pixels = None
     if pixels is None:
-        raise ValueError(f"does not decode ({len(image)} bytes, starting with {image[:4]!r})")
+        raise UserError(f"does not decode ({len(image)} bytes, starting with {image[:4]!r})")
     return pixels

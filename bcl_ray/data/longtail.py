@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bcl_ray.experiment.metric_names import SHOT_GROUPS
+from bcl_ray.machine.errors import UserError
 
 Profile = Literal["exponential", "step", "natural"]
 
@@ -45,14 +46,14 @@ def class_counts_for(
     """
     have = np.asarray(available, dtype=np.int64)
     if have.ndim != 1 or have.size == 0:
-        raise ValueError(f"available must hold one count per class, got shape {have.shape}")
+        raise UserError(f"available must hold one count per class, got shape {have.shape}")
     if max_per_class is not None and max_per_class < 1:
-        raise ValueError(f"max_per_class ({max_per_class}) must be at least 1")
+        raise UserError(f"max_per_class ({max_per_class}) must be at least 1")
     largest = int(have.max()) if max_per_class is None else max_per_class
     if profile == "natural":
         return np.minimum(have, largest)
     if imbalance_factor is None or not imbalance_factor >= 1:
-        raise ValueError(
+        raise UserError(
             f"imbalance_factor ({imbalance_factor}) must be at least 1 for profile '{profile}': "
             "it is the largest class over the smallest"
         )
@@ -62,7 +63,7 @@ def class_counts_for(
     elif profile == "step":
         depth = (index >= have.size // 2).astype(np.float64)
     else:
-        raise ValueError(f"profile '{profile}' must be exponential, step or natural")
+        raise UserError(f"profile '{profile}' must be exponential, step or natural")
     shares = (1 / imbalance_factor) ** depth
     wanted = _counts(largest, shares)
     if max_per_class is None:
@@ -82,14 +83,14 @@ def _check_wanted(
     wanted: NDArray[np.int64], have: NDArray[np.int64], profile: str, imbalance_factor: float
 ) -> None:
     if wanted.min() < 1:
-        raise ValueError(
+        raise UserError(
             f"imbalance_factor ({imbalance_factor:g}) leaves class {int(wanted.argmin())} without "
             f"images: with {wanted.max()} in the largest class it can be at most {wanted.max()}"
         )
     short = np.flatnonzero(have < wanted)
     if short.size:
         first = int(short[0])
-        raise ValueError(
+        raise UserError(
             f"profile '{profile}' asks for {wanted[first]} images of class {first}, and the source "
             f"has {have[first]} ({short.size} classes fall short): lower max_per_class or raise "
             "imbalance_factor"
@@ -144,7 +145,7 @@ def log_prior(class_counts: ArrayLike) -> NDArray[np.float64]:
     counts = np.asarray(class_counts, dtype=np.float64)
     empty = np.flatnonzero(counts <= 0)
     if empty.size:
-        raise ValueError(
+        raise UserError(
             f"class_counts has {empty.size} classes without training images (first: {empty[0]}): "
             "they have no prior; remove them from the data set"
         )

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcl_ray.data.permutation import Permutation
+from bcl_ray.machine.errors import UserError
 
 Block = Mapping[str, np.ndarray]
 
@@ -124,7 +125,7 @@ class EpochPlan:
     ) -> None:
         self.steps = layout.rows // global_batch_size
         if self.steps == 0:
-            raise ValueError(
+            raise UserError(
                 f"optim.global_batch_size ({global_batch_size}) is more than the training split "
                 f"has rows ({layout.rows}): an epoch would have no step; lower it"
             )
@@ -142,7 +143,7 @@ class EpochPlan:
             ValueError: a number of workers that does not divide the lanes.
         """
         if self.lanes % world_size or not 0 <= rank < world_size:
-            raise ValueError(
+            raise UserError(
                 f"worker {rank} of {world_size} has no share of {self.lanes} lanes: scale.workers "
                 "must divide optim.global_batch_size and be at most data.max_workers"
             )

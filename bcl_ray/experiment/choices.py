@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from bcl_ray.machine.errors import UserError
+
 Code = str | Callable[..., Any]
 
 
@@ -58,7 +60,7 @@ class Table(Generic[EntryType]):
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{self.option} '{name}' must be one of {', '.join(self.names)}{hint}")
+            raise UserError(f"{self.option} '{name}' must be one of {', '.join(self.names)}{hint}")
         return self._entries[name]
 
     @property
@@ -82,7 +84,7 @@ class Table(Generic[EntryType]):
         """
         present = self._entries.setdefault(entry.name, entry)
         if present != entry:
-            raise ValueError(
+            raise UserError(
                 f"{self.option} '{entry.name}' is there already ({present.text}): "
                 "give yours another name"
             )
@@ -112,7 +114,7 @@ def load_plugins(modules: Any) -> None:
         ValueError: a name that is no module's, or a module that fails; with its own error.
     """
     if isinstance(modules, str) or not isinstance(modules, Iterable):
-        raise ValueError(f"plugins ({modules}) must be a list of modules: [my_package.my_module]")
+        raise UserError(f"plugins ({modules}) must be a list of modules: [my_package.my_module]")
     here = str(Path.cwd())
     for name in modules:
         if here not in sys.path:  # an installed command does not look where it was typed
@@ -120,7 +122,7 @@ def load_plugins(modules: Any) -> None:
         try:
             importlib.import_module(str(name))
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"plugins: module '{name}' cannot be imported ({type(error).__name__}: {error}); "
                 "it must be installed, or lie in the current folder"
             ) from error

@@ -11,6 +11,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from bcl_ray.experiment.choices import BACKBONES, LOSSES, load_plugins
+from bcl_ray.machine.errors import UserError
 
 Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -20,7 +21,7 @@ Workers = Annotated[int, Field(ge=1)]
 def _without_password(uri: str) -> str:
     user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
     if at and ":" in user:
-        raise ValueError(
+        raise UserError(
             "a URI must not hold a password, for it is shown and stored with the run: set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for an MLflow server, or the "
             "object store's own variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -102,9 +103,9 @@ class ViewConfig(Section):
     def _ordered(self) -> "ViewConfig":
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
-                raise ValueError(f"{name} ({low}, {high}) must be two positive numbers, rising")
+                raise UserError(f"{name} ({low}, {high}) must be two positive numbers, rising")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError(f"jitter {self.jitter} must be >= 0, and its last number <= 0.5")
+            raise UserError(f"jitter {self.jitter} must be >= 0, and its last number <= 0.5")
         return self
 
 
@@ -135,12 +136,12 @@ class ViewsConfig(Section):
     @model_validator(mode="after")
     def _covers(self) -> "ViewsConfig":
         if self.eval_resize < self.image_size:
-            raise ValueError(
+            raise UserError(
                 f"views.eval_resize ({self.eval_resize}) must be at least views.image_size "
                 f"({self.image_size}): the centre is cut out of it"
             )
         if min(self.std) <= 0:
-            raise ValueError(f"views.std {self.std} must be positive")
+            raise UserError(f"views.std {self.std} must be positive")
         return self
 
 
@@ -211,12 +212,12 @@ class LossConfig(Section):
         if self.classification_weight > 0 or self.is_contrastive:
             return self
         if LOSSES[self.kind].contrastive:
-            raise ValueError(
+            raise UserError(
                 "loss.classification_weight and loss.contrastive_weight are both 0: "
                 "set at least one of them"
             )
         others = " or ".join(f"'{loss.name}'" for loss in LOSSES if loss.contrastive)
-        raise ValueError(
+        raise UserError(
             f"loss.classification_weight is 0, and loss.kind '{self.kind}' has no other loss: "
             f"set it above 0, or take kind {others}"
         )
@@ -253,7 +254,7 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _rising(self) -> "OptimConfig":
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"optim.milestones {self.milestones} must rise")
+            raise UserError(f"optim.milestones {self.milestones} must rise")
         return self
 
 
@@ -346,11 +347,11 @@ class ScaleConfig(Section):
     @model_validator(mode="after")
     def _rising(self) -> "ScaleConfig":
         if self.min_workers > self.max_workers:
-            raise ValueError(
+            raise UserError(
                 f"scale.workers [{self.min_workers}, {self.max_workers}] must be [least, most]"
             )
         if self.gpus_per_worker < 1 and self.max_workers > 1:
-            raise ValueError(
+            raise UserError(
                 f"scale.gpus_per_worker ({self.gpus_per_worker:g}) must be 1 with more than one "
                 "worker: NCCL refuses two workers of a run on one GPU"
             )
@@ -429,12 +430,12 @@ class Experiment(Section):
         batch, scale = self.optim.global_batch_size, self.scale
         for workers in (scale.min_workers, scale.max_workers):
             if batch % workers:
-                raise ValueError(
+                raise UserError(
                     f"optim.global_batch_size ({batch}) must be divisible by scale.workers "
                     f"({workers}): workers with unequal batches would hang in all-reduce"
                 )
         if scale.max_workers > self.data.max_workers:
-            raise ValueError(
+            raise UserError(
                 f"scale.workers ({scale.max_workers}) must be at most data.max_workers "
                 f"({self.data.max_workers}): raise data.max_workers to plan for more"
             )

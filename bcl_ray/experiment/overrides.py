@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import UserError
 
 
 def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
@@ -25,9 +26,9 @@ def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f"{origin} must be a YAML mapping of sections, got {type(content).__name__}"
         )
     return _validated(content, origin)
@@ -42,9 +43,9 @@ def from_file(path: Path) -> Experiment:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path}: {str(error.strerror).lower()}; name a YAML file") from None
+        raise UserError(f"{path}: {str(error.strerror).lower()}; name a YAML file") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8: name a YAML file") from None
+        raise UserError(f"{path} is not text in UTF-8: name a YAML file") from None
     return from_yaml(text, origin=str(path))
 
 
@@ -59,11 +60,11 @@ def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experime
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
-            raise ValueError(f"override '{override}' must have the form section.field=value")
+            raise UserError(f"override '{override}' must have the form section.field=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ValueError(f"{override}: the value is not YAML; quote it") from None
+            raise UserError(f"{override}: the value is not YAML; quote it") from None
         _assign(content, name.strip().split("."), value, name.strip())
     return _validated(content, "experiment")
 
@@ -73,10 +74,10 @@ def _assign(content: dict[str, Any], path: Sequence[str], value: Any, full_name:
     for depth, key in enumerate(path):
         if not isinstance(section, dict) or key not in section:
             known = list(section) if isinstance(section, dict) else []
-            raise ValueError(_unknown(full_name, ".".join(path[:depth]), key, known))
+            raise UserError(_unknown(full_name, ".".join(path[:depth]), key, known))
         if depth == len(path) - 1:
             if isinstance(section[key], dict):
-                raise ValueError(f"'{full_name}' is a section; set {full_name}.<field>=value")
+                raise UserError(f"'{full_name}' is a section; set {full_name}.<field>=value")
             section[key] = value
         section = section[key]
 
@@ -92,7 +93,7 @@ def _validated(content: dict[str, Any], origin: str) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        raise ValueError(_one_line(error, origin)) from None
+        raise UserError(_one_line(error, origin)) from None
 
 
 def _one_line(error: ValidationError, origin: str) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import bcl_ray
 from bcl_ray import __version__
+from bcl_ray.machine.errors import UserError
 
 CLIENT = "BCL_RAY_CLIENT"  # in a job's environment: `client_versions` of who submitted it
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow")
@@ -84,7 +85,7 @@ def differing(client: dict[str, str], cluster: dict[str, str]) -> None:
         if own != other
     ]
     if found:
-        raise ValueError(
+        raise UserError(
             f"job refused: {'; '.join(found)}: install the cluster's versions where you submit "
             "(`--with-code` sends your bcl_ray along)"
         )

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcl_ray.experiment.choices import BACKBONES, code
 from bcl_ray.experiment.options import ModelConfig
+from bcl_ray.machine.errors import UserError
 from bcl_ray.method.batch_norm import SyncBatchNorm
 from bcl_ray.method.precision import wide
 
@@ -43,7 +44,7 @@ class TwoBranch(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes ({num_classes}) must be at least 2")
+            raise UserError(f"num_classes ({num_classes}) must be at least 2")
         norm = SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm2d
         self.backbone, width = code(BACKBONES[config.backbone].build)(config, norm)
         self.classifier: CosineClassifier | LinearClassifier = (

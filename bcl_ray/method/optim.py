@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD
 
 from bcl_ray.experiment.options import OptimConfig
+from bcl_ray.machine.errors import UserError
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: OptimCon
         ValueError: a step outside the run.
     """
     if not 0 <= step < steps_per_epoch * epochs:
-        raise ValueError(
+        raise UserError(
             f"step ({step}) must be in [0, {steps_per_epoch * epochs}): "
             f"{epochs} epochs of {steps_per_epoch} steps"
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.storage import files
 
@@ -32,7 +33,7 @@ def load_backbone(model: TwoBranch, uri: str) -> None:
     differing = list(_differing(found, expected))
     if differing:
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise ValueError(
+        raise UserError(
             f"model.weights {uri} does not fit this model.backbone: "
             f"{', '.join(differing[:SHOWN])}{more}: set model.backbone to the one that it is of"
         )
@@ -45,7 +46,7 @@ def _content(uri: str) -> Any:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises its own, zipfile's and pickle's
         # Their texts are left out: some advise to run the code that a file may hold.
-        raise ValueError(
+        raise UserError(
             f"model.weights {uri} is no file of torch.save, is cut short, or holds more than "
             f"tensors and plain values ({type(error).__name__}): save the backbone's state_dict()"
         ) from error
@@ -61,14 +62,14 @@ def _entries(content: Any, uri: str) -> dict[str, Tensor]:
             if str(name).startswith(prefix)
         }
         if not content:
-            raise ValueError(
+            raise UserError(
                 f"model.weights {uri} holds a 'model' without entries under '{prefix}': save the "
                 "backbone's state_dict() alone"
             )
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(entry, Tensor) for name, entry in content.items()
     ):
-        raise ValueError(
+        raise UserError(
             f"model.weights {uri} is no state dict, which has a tensor for each name: save the "
             "backbone's state_dict()"
         )

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.storage import s3
 from bcl_ray.storage.retry import PassingError
@@ -60,7 +61,7 @@ def check_everywhere(
         lines = [f"\n  {problem}\n    on {_few(names)}" for problem, names in where.items()]
         more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         passing = all(isinstance(problem, s3.Passing) for problem in where)
-        raise (PassingError if passing else ValueError)(
+        raise (PassingError if passing else UserError)(
             "object storage cannot be used as this run needs it:" + "".join(lines[:SHOWN]) + more
         )
 

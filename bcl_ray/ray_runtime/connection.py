@@ -14,6 +14,7 @@ from ray.exceptions import RayTaskError
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime import autoscaler, node_groups
 from bcl_ray.ray_runtime.internals import worker as ray_worker
 from bcl_ray.ray_runtime.node_groups import MARKET
@@ -97,7 +98,7 @@ def _connect(address: str | None) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ValueError as error:  # no address of a head, such as that of its dashboard
-        raise ValueError(
+        raise UserError(
             f"RAY_ADDRESS ({address}) is not where a driver connects to: {one_line(error)}; an "
             "http:// address is for `bcl-ray submit`: unset RAY_ADDRESS to run on this machine"
         ) from error
@@ -159,14 +160,14 @@ def uses_gpus(experiment: Experiment, resources: Resources) -> bool:
     if device == "cpu" or (device == "auto" and resources.gpus == 0):
         return False
     if device == "auto" and not resources.limited:
-        raise ValueError(
+        raise UserError(
             "scale.device is auto, and this cluster grows, without a word on whether it can have "
             f"GPUs: set scale.device=cuda or scale.device=cpu, or {node_groups.VARIABLE} on its "
             "head ([]: it does not grow)"
         )
     if resources.gpus < workers * experiment.scale.gpus_per_worker:
         has = "can grow to" if resources.grows else "has"
-        raise ValueError(
+        raise UserError(
             f"scale.workers ({workers}) is more than the cluster {has} GPUs ({resources.gpus:g}): "
             "lower it, or set scale.device=cpu"
         )
@@ -182,7 +183,7 @@ def check_places(experiment: Experiment, resources: Resources) -> None:
     scale = experiment.scale
     places = sum(int(node.get("CPU", 0) / scale.cpus_per_worker) for node in resources.nodes)
     if places < scale.min_workers and resources.limited:
-        raise ValueError(
+        raise UserError(
             f"the cluster's nodes have room for {places} workers of scale.cpus_per_worker "
             f"({scale.cpus_per_worker:g}), scale.workers is {scale.min_workers}: lower one of them"
         )
@@ -191,7 +192,7 @@ def check_places(experiment: Experiment, resources: Resources) -> None:
         paths["model.weights"] = experiment.model.weights
     for option, path in paths.items():
         if resources.several_nodes and is_local(path) and not path.startswith("file://"):
-            raise ValueError(local_path(f"{option} ({path})", resources))
+            raise UserError(local_path(f"{option} ({path})", resources))
 
 
 def local_path(what: str, resources: Resources) -> str:

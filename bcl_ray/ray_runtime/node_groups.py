@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from bcl_ray.machine.errors import UserError
+
 VARIABLE = "BCL_RAY_MAX_NODES"
 MARKET = "bcl-ray.io/market"  # a node's label: steady, or spot where it may be taken away
 
@@ -48,7 +50,7 @@ def from_environment() -> tuple[NodeGroup, ...] | None:
     try:
         return tuple(_checked(NodeGroup(**group)) for group in json.loads(text))
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{VARIABLE} ({text}) must be groups of nodes as JSON, such as "
             f"{to_text([NodeGroup(2, {'CPU': 7, 'GPU': 1})])}: {error}; correct it where the head "
             "is started, or unset it"
@@ -58,6 +60,6 @@ def from_environment() -> tuple[NodeGroup, ...] | None:
 def _checked(group: NodeGroup) -> NodeGroup:
     amounts = [group.nodes, *group.resources.values()]
     if not all(isinstance(amount, int | float) and amount >= 0 for amount in amounts):
-        raise ValueError("nodes and resources must be numbers of at least 0")
+        raise UserError("nodes and resources must be numbers of at least 0")
     group.labels.items()
     return group

@@ -16,6 +16,7 @@ from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import find_images, read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.machine.errors import UserError
 from bcl_ray.report.figures import Mistake
 from bcl_ray.report.page import Table
 from bcl_ray.runs import findings
@@ -126,7 +127,7 @@ def mistakes(results: Results, found: Findings) -> list[Mistake]:
     data = found.about["data"]
     manifest = read_manifest(data)
     if manifest.fingerprint != found.about["fingerprint"]:
-        raise ValueError(f"{data} holds other data than was evaluated")
+        raise UserError(f"{data} holds other data than was evaluated")
     split = manifest.splits[found.about["split"]]
     images = find_images(data, split, found.ids[chosen].tolist())
     return [_mistake(results, found, row, images[int(found.ids[row])]) for row in chosen]

@@ -10,6 +10,7 @@ from bcl_ray.data.plan import EpochPlan, Layout
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 SHARED = Path("/dev/shm")  # noqa: S108  where Ray keeps its object store
@@ -58,7 +59,7 @@ def layout(
     """
     split = getattr(experiment.data, option)
     if split not in manifest.splits:
-        raise ValueError(
+        raise UserError(
             f"data.{option} is '{split}', which the data set does not have: it has "
             f"{', '.join(manifest.splits)}"
         )
@@ -133,7 +134,7 @@ def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -
     left, scale = cpus - worker_cpus, experiment.scale
     needed = experiment.least_data_cpus
     if left < needed:
-        raise ValueError(
+        raise UserError(
             f"scale.workers ({scale.min_workers}) x scale.cpus_per_worker "
             f"({scale.cpus_per_worker:g}) leave {max(left, 0):g} of {cpus:g} CPUs for data, which "
             f"needs {needed:g}: lower one of them, or scale.data_cpus and scale.cpus_per_data_task"
@@ -148,7 +149,7 @@ def check_store(wanted: Budget, store_bytes: float) -> None:
         ValueError: naming what to lower.
     """
     if wanted.store_bytes > store_bytes:
-        raise ValueError(
+        raise UserError(
             f"batches in flight need {wanted.store_bytes / 2**30:.1f} GiB of object store, the "
             f"cluster has {store_bytes / 2**30:.1f} GiB: lower scale.prefetch_batches, "
             "data.max_workers (fewer lanes) or views.image_size"

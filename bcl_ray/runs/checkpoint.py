@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 FILE = "state.pt"
 HASH_FILE = f"{FILE}.sha256"
 
 
-class UnusableCheckpointError(ValueError):
+class UnusableCheckpointError(UserError):
     """A folder that holds no complete state of this version."""
 
 

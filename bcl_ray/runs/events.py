@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs.budget import Budget
 
 SWITCH = "BCL_RAY_EVENTS"  # in a job's environment: json, for lines instead of a display
@@ -55,7 +56,7 @@ def wanted() -> bool:
     """
     value = os.environ.get(SWITCH, "")
     if value not in ("", "json"):
-        raise ValueError(f"{SWITCH} is '{value}': it must be json, or not set")
+        raise UserError(f"{SWITCH} is '{value}': it must be json, or not set")
     return value == "json"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
 RUN_FILE = "run.json"
@@ -92,7 +93,7 @@ def check_free(uri: str, experiment: Experiment) -> None:
     if begun(uri):
         run = open_run(uri)[0]
         same = run.digest == experiment.digest()
-        raise ValueError(
+        raise UserError(
             f"tracking.run '{run.name}' exists in {paths.shown(paths.split(uri)[0])} with "
             f"{'this' if same else 'another'} configuration: "
             + (f"go on with --resume {reference(run)}, or " if same else "")
@@ -110,19 +111,19 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
         content = json.loads(files.read_bytes(files.join(uri, RUN_FILE)))
         run = Run(**{**content, "uri": uri})
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{paths.shown(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` "
             "began, or set tracking.runs to where it is"
         ) from None
     except (TypeError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"{files.join(uri, RUN_FILE)} is not as `bcl-ray train` wrote it: restore it, or "
             "begin another run"
         ) from None
     file = files.join(uri, EXPERIMENT_FILE)
     experiment = from_yaml(files.read_bytes(file).decode(), origin=file)
     if experiment.digest() != run.digest:
-        raise ValueError(
+        raise UserError(
             f"{file} is not the experiment that run '{run.name}' began with (digest "
             f"{experiment.digest()}, was {run.digest}): restore it, or begin another run"
         )
@@ -136,19 +137,19 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
         ValueError: naming what differs; or a run of which the best checkpoint alone was kept.
     """
     if why := only_best(run):
-        raise ValueError(
+        raise UserError(
             f"run '{run.name}' {why}, and its last checkpoint was removed: train it again from its "
             f"options, bcl-ray train {paths.shown(files.join(run.uri, EXPERIMENT_FILE))} "
             "tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
-        raise ValueError(
+        raise UserError(
             f"run '{run.name}' was begun with another configuration (digest {run.digest}, now "
             f"{experiment.digest()}): only data.path, data.residency, scale.* and tracking.* may "
             "change on --resume"
         )
     if fingerprint != run.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"data.path {experiment.data.path} holds other data (fingerprint "
             f"{fingerprint[:12]}) than run '{run.name}' was begun with ({run.fingerprint[:12]})"
         )

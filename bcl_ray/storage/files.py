@@ -21,6 +21,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from pyarrow import fs
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import s3
 from bcl_ray.storage.retry import PATIENCE, PassingError, local_patience, persist
 
@@ -54,7 +55,7 @@ def resolve(uri: str) -> tuple[Any, str]:
         try:
             filesystem, path = fs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(
+            raise UserError(
                 f"'{uri}' is not a URI that pyarrow opens ({_one_line(error)}): use a local path, "
                 "file://, s3://, gs:// or hdfs://"
             ) from None
@@ -136,7 +137,7 @@ def check_usable(uri: str, *actions: str) -> None:
     problems = s3.check_access(uri, actions) if s3.is_s3(uri) else []
     if problems:
         passing = all(isinstance(problem, s3.Passing) for problem in problems)
-        raise (PassingError if passing else ValueError)("; ".join(problems))
+        raise (PassingError if passing else UserError)("; ".join(problems))
 
 
 def join(uri: str, *parts: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage.lease import Lease
 
 Entry = dict[str, Any]
@@ -89,7 +90,7 @@ class Journal:
         try:
             return dict(json.loads(line))
         except (ValueError, TypeError):
-            raise ValueError(
+            raise UserError(
                 f"{self.path}, line {number}, is no entry of a journal: remove that line, or move "
                 "the file away to go on without what is in it"
             ) from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bcl_ray.data.shards.holdout import VALIDATION
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.checkpoint import State
 from bcl_ray.runs.run_folder import Run
@@ -67,7 +68,7 @@ def resolve(uri: str, root: str = "runs") -> tuple[str, str]:
     """
     match = URI.fullmatch(uri)
     if match is None:
-        raise ValueError(f"'{uri}' must be models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise UserError(f"'{uri}' must be models:/NAME@ALIAS or models:/NAME/VERSION")
     client = mlflow_client(store(None, paths.absolute(root)))
     from mlflow.exceptions import MlflowException  # noqa: PLC0415  as in mlflow_client
 
@@ -80,9 +81,9 @@ def resolve(uri: str, root: str = "runs") -> tuple[str, str]:
         if error.error_code not in ABSENT:
             raise OSError(f"MLflow at {client.tracking_uri}: {error.message}") from None
         why = _there_is(client, match["name"])
-        raise ValueError(f"MLflow at {client.tracking_uri} has no {uri}: {why}") from None
+        raise UserError(f"MLflow at {client.tracking_uri} has no {uri}: {why}") from None
     if CHECKPOINT_TAG not in version.tags:
-        raise ValueError(
+        raise UserError(
             f"{uri} in MLflow at {client.tracking_uri} was not registered by `bcl-ray register`: "
             f"it has no tag {CHECKPOINT_TAG}; name its run instead"
         )
@@ -151,7 +152,7 @@ def mlflow_client(uri: str) -> "MlflowClient":
     """
     file = uri.removeprefix("sqlite:///")
     if file != uri and not Path(file).exists():
-        raise ValueError(f"there is no {file}: train first, or say where runs are with --runs")
+        raise UserError(f"there is no {file}: train first, or say where runs are with --runs")
     for setting, value in SETTINGS.items():
         os.environ.setdefault(setting, value)
     from mlflow import MlflowClient  # noqa: PLC0415  seconds that who names a run need not pay
@@ -161,7 +162,7 @@ def mlflow_client(uri: str) -> "MlflowClient":
 
 def _check_name(option: str, name: str) -> None:
     if not NAME.fullmatch(name):
-        raise ValueError(
+        raise UserError(
             f"{option} '{name}' must begin with a letter or a digit, and have only letters, "
             "digits, '.', '_' and '-'"
         )
@@ -173,7 +174,7 @@ def _tags(
     record = state.history[-1] if state.history else {}
     if metric not in record:
         known = ", ".join(name for name in record if name.startswith("accuracy/"))
-        raise ValueError(
+        raise UserError(
             f"--metric {metric} was not measured for {paths.shown(folder)}: "
             + (f"it has {known}" if known else "nothing was evaluated there yet")
         )
@@ -194,7 +195,7 @@ def _check_comparable(champion: Any, tags: dict[str, str]) -> None:
     for tag, what in how.items():
         theirs = champion.tags.get(tag)
         if theirs != tags[tag]:
-            raise ValueError(
+            raise UserError(
                 f"the champion of {champion.name}, {_measured(champion)}, was measured {what} "
                 f"'{str(theirs)[:12]}', and this one {what} '{tags[tag][:12]}': they cannot be "
                 "compared; --force moves champion all the same"
@@ -234,7 +235,7 @@ def _create(client: "MlflowClient", run: Run, folder: str, name: str, tags: dict
 
     found = find_run(client, run.uid)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"MLflow at {client.tracking_uri} has no run '{run.name}': hand it in with `bcl-ray "
             f"sync {run_folder.reference(run)}`"
         )

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import place, versions
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files
@@ -61,7 +62,7 @@ def store(uri: str | None, runs: str) -> str:
         if address:
             return _checked(option, address)
     if not is_local(runs):
-        raise ValueError(
+        raise UserError(
             f"tracking.runs is {runs}, so tracking.uri (or MLFLOW_TRACKING_URI) must name an "
             "MLflow server"
         )
@@ -71,17 +72,17 @@ def store(uri: str | None, runs: str) -> str:
 def _checked(option: str, uri: str) -> str:
     address = urlsplit(uri)
     if "@" in address.netloc:  # it is not shown, here or anywhere
-        raise ValueError(
+        raise UserError(
             f"{option} holds a user name or a password, and it is shown and stored with the run: "
             "take it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if address.scheme in ("", "file"):
-        raise ValueError(
+        raise UserError(
             f"{option} '{uri}' is a file store, which MLflow has retired: use sqlite:///FILE or "
             "a server's http(s):// address"
         )
     if address.scheme not in ("sqlite", "http", "https"):
-        raise ValueError(
+        raise UserError(
             f"{option} '{uri}' must be sqlite:///FILE or a server's http(s):// address; put a "
             "server before any other database"
         )
@@ -278,10 +279,10 @@ def sync(subject: Subject, uri: str, folder: Path, patience: float) -> None:
             `patience` seconds.
     """
     if not (folder / JOURNAL).exists():
-        raise ValueError(
+        raise UserError(
             f"run '{subject.name}' has no {JOURNAL} in {folder}: run this on the machine that its "
             "training was started on"
         )
     tracker = Tracker(subject, uri, folder)
     if not tracker.drain(patience):
-        raise ValueError(f"MLflow at {uri} did not take everything: {tracker.problem}")
+        raise UserError(f"MLflow at {uri} did not take everything: {tracker.problem}")

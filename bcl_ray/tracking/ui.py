@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.tracking import mlflow_server
 
 LOOPBACK = "127.0.0.1"
@@ -33,7 +34,7 @@ def served(uri: str, port: int | None = None) -> Iterator[tuple[str, "subprocess
     """
     file = Path(uri.removeprefix("sqlite:///")).absolute()
     if not file.exists():
-        raise ValueError(f"there is no {file}: train first, or say where runs are with --runs")
+        raise UserError(f"there is no {file}: train first, or say where runs are with --runs")
     port = _free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", LOOPBACK, "--port", str(port)]
@@ -68,7 +69,7 @@ def _free_port(wanted: int | None) -> int:
             with contextlib.suppress(OSError):
                 probe.bind((LOOPBACK, port))
                 return int(probe.getsockname()[1])
-    raise ValueError(f"--port {wanted} is in use: give another, or none for one that is free")
+    raise UserError(f"--port {wanted} is in use: give another, or none for one that is free")
 
 
 def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:

@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import FailedError
 from bcl_ray.ray_runtime import access, elastic
 from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import (
@@ -34,7 +35,6 @@ from bcl_ray.ray_runtime.node_metrics import Nodes
 from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals, stoppable
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import budget, check_store, preflight
-from bcl_ray.runs.errors import FailedError
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import Lease, held

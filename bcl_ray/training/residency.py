@@ -24,6 +24,7 @@ from bcl_ray.data.views import host
 from bcl_ray.data.views.resident import is_exact
 from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs.budget import epoch_plan, layout
 from bcl_ray.storage import files
 
@@ -33,7 +34,7 @@ COMPARED = 16  # images that OpenCV is tried on
 Over = Callable[[Iterable[Any]], Iterator[Any]]
 
 
-class UnsupportedError(ValueError):
+class UnsupportedError(UserError):
     """The images cannot live on a device with the views that were asked for."""
 
 

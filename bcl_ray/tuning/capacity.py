@@ -4,6 +4,7 @@ import math
 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime.connection import Resources, uses_gpus
 from bcl_ray.ray_runtime.elastic import places
 from bcl_ray.runs.budget import budget
@@ -44,7 +45,7 @@ def slots(
     scarce = min(limits, key=lambda name: limits[name])
     count = math.floor(limits[scarce] + 1e-9)
     if count < 1:
-        raise ValueError(
+        raise UserError(
             f"the cluster has no room for one trial, for lack of {scarce}: it needs "
             f"{scale.shown_workers} of {', '.join(f'{n:g} {name}' for name, n in needs.items())}, "
             f"and {data:g} CPUs for data; lower --workers-per-trial or scale.cpus_per_worker"

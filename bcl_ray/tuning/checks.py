@@ -6,6 +6,7 @@ from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.shards.holdout import own_validation
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs.budget import preflight
 from bcl_ray.tuning.choices import SCHEDULERS
 from bcl_ray.tuning.samplers import make_searcher
@@ -37,16 +38,16 @@ def check(
         ValueError: naming the option.
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
-        raise ValueError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")
+        raise UserError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")
     if extent.trials < 1:
-        raise ValueError(f"--trials ({extent.trials}) must be at least 1")
+        raise UserError(f"--trials ({extent.trials}) must be at least 1")
     if experiment.tracking.run is not None:
-        raise ValueError(
+        raise UserError(
             "tracking.run cannot be set: the search is named by --name, its trials by numbers"
         )
     data = experiment.data
     if own_validation(manifest, data.eval_split) is None and not 0 < settings.validation < 1:
-        raise ValueError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
+        raise UserError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
     trial = extent.of_trial(experiment)
     preflight(trial, manifest, connected=connected)
     groups = shot_groups(manifest.splits[data.train_split].class_counts)

@@ -13,13 +13,13 @@ from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
 from bcl_ray.data.shards.holdout import hold_out, own_validation
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.ray_runtime import node_groups
 from bcl_ray.ray_runtime.autoscaler import start_ray_data_actors
 from bcl_ray.ray_runtime.connection import Resources, check_places, connected
 from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import budget
-from bcl_ray.runs.errors import FailedError
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import Lease, held
 from bcl_ray.tracking.journal import Subject
@@ -244,7 +244,7 @@ def _slots(extent: Extent, experiment: Experiment, manifest: Manifest, resources
     trial = extent.of_trial(experiment)
     check_places(trial, resources)
     if not resources.limited and extent.max_concurrent is None:
-        raise ValueError(
+        raise UserError(
             "the cluster grows, and nobody has said how far: give --max-concurrent, or set "
             f"{node_groups.VARIABLE} on its head"
         )

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
@@ -131,14 +132,14 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
         ValueError: with how to go on.
     """
     if files.exists(files.join(uri, run_folder.RUN_FILE)):
-        raise ValueError(f"--name: {paths.shown(uri)} holds a run: give the search another name")
+        raise UserError(f"--name: {paths.shown(uri)} holds a run: give the search another name")
     if not files.exists(files.join(uri, SEARCH_FILE)):
         return
     ledger = open_search(uri)
     now = digest(settings, experiment)
     if now != ledger.digest:
-        raise ValueError(_other(ledger, now))
-    raise ValueError(
+        raise UserError(_other(ledger, now))
+    raise UserError(
         f"search '{ledger.name}' exists in {paths.shown(paths.parent(uri))} with this "
         f"configuration: go on with --resume {ledger.name}, or give the new one another --name"
     )
@@ -153,7 +154,7 @@ def open_search(uri: str) -> Ledger:
     try:
         content = json.loads(files.read_bytes(files.join(uri, SEARCH_FILE)))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{paths.shown(uri)} holds no search (no {SEARCH_FILE}): name one that "
             "`bcl-ray search` began, or set tracking.runs to where it is"
         ) from None
@@ -171,7 +172,7 @@ def open_search(uri: str) -> Ledger:
         content["fingerprint"],
     )
     if ledger.digest != content["digest"]:
-        raise ValueError(
+        raise UserError(
             f"{file} or {SEARCH_FILE} is not what search '{ledger.name}' began with (digest "
             f"{ledger.digest}, was {content['digest']}): restore it, or begin another search"
         )
@@ -190,9 +191,9 @@ def check_resumable(
     """
     now = digest(settings, experiment)
     if now != ledger.digest:
-        raise ValueError(_other(ledger, now))
+        raise UserError(_other(ledger, now))
     if fingerprint != ledger.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"data.path {experiment.data.path} holds other data (fingerprint {fingerprint[:12]}) "
             f"than search '{ledger.name}' was begun with ({ledger.fingerprint[:12]})"
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from bcl_ray.experiment.choices import code
+from bcl_ray.machine.errors import UserError
 from bcl_ray.tuning.choices import SEARCHERS
 from bcl_ray.tuning.space import Parameter, Point, Space
 
@@ -44,7 +45,7 @@ class Grid:
     def __init__(self, space: Space, _seed: int = 0, _known: int = 0) -> None:
         self._points = list(space.grid())
         if not self._points:
-            raise ValueError("the grid has no point that the configuration allows: widen --space")
+            raise UserError("the grid has no point that the configuration allows: widen --space")
 
     def ask(self, number: int) -> Point | None:
         """The point of a trial, if the grid has so many."""
@@ -87,7 +88,7 @@ class Tpe:
                 self._asked[number] = trial
                 return point
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-        raise ValueError(f"TPE finds no point that is allowed: {self._space.refusal(point)}")
+        raise UserError(f"TPE finds no point that is allowed: {self._space.refusal(point)}")
 
     def tell(self, number: int, point: Point, scores: Mapping[int, float], status: Status) -> None:
         """What became of a trial, whether it was asked for here or in an earlier process."""

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bcl_ray.machine.errors import UserError
+
 TERM = re.compile(
     r"\s*([+-])?\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?([a-z][a-z0-9_]*/[a-z0-9_]+)\s*"
 )
@@ -25,7 +27,7 @@ class Score:
         """
         for name, _ in self.weights:
             if name not in metrics:
-                raise ValueError(
+                raise UserError(
                     f"--metric {self.text}: the evaluation has no '{name}'; it has "
                     f"{', '.join(sorted(metrics))}"
                 )
@@ -43,7 +45,7 @@ class Score:
         known = [*(f"accuracy/{group}" for group in groups), *OTHERS]
         for name, _ in self.weights:
             if name not in known and not name.startswith("geometry/"):
-                raise ValueError(
+                raise UserError(
                     f"--metric {self.text}: there is no '{name}' with these data: there are "
                     f"{', '.join(known)}, geometry/*"
                 )
@@ -62,7 +64,7 @@ def parse_score(text: str) -> Score:
     while position < len(text) or not weights:
         match = TERM.match(text, position)
         if match is None or (weights and match[1] is None):
-            raise ValueError(
+            raise UserError(
                 f"--metric '{text}' must be a metric's name, or a mix such as "
                 "0.5*accuracy/few+0.5*accuracy/all"
             )

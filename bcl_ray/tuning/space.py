@@ -23,6 +23,7 @@ import yaml
 from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.machine.errors import UserError
 
 Kind = Literal["uniform", "log_uniform", "integer", "choice"]
 Point = dict[str, Any]  # a value per option
@@ -123,7 +124,7 @@ class Space:
             point = {p.name: p.at(float(generator.random())) for p in self.parameters}
             if self.allows(point):
                 return point
-        raise ValueError(
+        raise UserError(
             "of 1,000 points of the search space, the configuration allows none: "
             f"{self.refusal(point)}"
         )
@@ -162,7 +163,7 @@ def loss_space(experiment: Experiment) -> dict[str, Any]:
     """
     loss = LOSSES[experiment.loss.kind]
     if not loss.uses:
-        raise ValueError(
+        raise UserError(
             f"loss.kind '{loss.name}' has no options to search: give --space, or another kind"
         )
     return {name: values for name, values in LOSS.items() if name.split(".")[1] in loss.uses}
@@ -181,14 +182,14 @@ def parse_space(text: str | None, experiment: Experiment, origin: str = "--space
     """
     content = {"extends": "loss"} if text is None else _yaml(text, origin)
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{origin} must map options to their values, as in {_EXAMPLE}")
+        raise UserError(f"{origin} must map options to their values, as in {_EXAMPLE}")
     extends = content.pop("extends", None)
     if extends not in (None, "loss"):
-        raise ValueError(f"{origin}: extends is '{extends}': it must be loss, or left out")
+        raise UserError(f"{origin}: extends is '{extends}': it must be loss, or left out")
     content = (loss_space(experiment) if extends else {}) | content
     parameters = tuple(_parameter(str(name), value, origin) for name, value in content.items())
     if not parameters:
-        raise ValueError(f"{origin} names no option: write one a line, as in {_EXAMPLE}")
+        raise UserError(f"{origin} names no option: write one a line, as in {_EXAMPLE}")
     for parameter in parameters:
         _check(parameter, experiment, origin)
     return Space(experiment, parameters)
@@ -201,7 +202,7 @@ def _yaml(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _parameter(name: str, content: Any, origin: str) -> Parameter:
@@ -209,17 +210,17 @@ def _parameter(name: str, content: Any, origin: str) -> Parameter:
     where = f"{origin}: {name}"
     for fixed, why in FIXED.items():
         if name == fixed or name.startswith(fixed + "."):
-            raise ValueError(f"{where} cannot be searched: {why}")
+            raise UserError(f"{where} cannot be searched: {why}")
     rest = dict(content) if isinstance(content, dict) else {}
     points = rest.pop("points", POINTS)
     if len(rest) != 1 or next(iter(rest)) not in kinds:
-        raise ValueError(f"{where} must have one of {', '.join(kinds)}, as in {_EXAMPLE}")
+        raise UserError(f"{where} must have one of {', '.join(kinds)}, as in {_EXAMPLE}")
     ((kind, values),) = rest.items()
     if not isinstance(values, list) or len(values) < (1 if kind == "choice" else 2):
         wanted = "a list of values" if kind == "choice" else "[lowest, highest]"
-        raise ValueError(f"{where}: {kind} needs {wanted}, got {values}")
+        raise UserError(f"{where}: {kind} needs {wanted}, got {values}")
     if not isinstance(points, int) or points < 2:
-        raise ValueError(f"{where}: points ({points}) must be an integer of at least 2")
+        raise UserError(f"{where}: points ({points}) must be an integer of at least 2")
     if kind != "choice":
         _check_interval(where, kind, values)
     return Parameter(name, kind, tuple(values), points)
@@ -233,11 +234,11 @@ def _check_interval(where: str, kind: str, values: list[Any]) -> None:
         for value in values
     ):
         numbers = "integers" if kind == "integer" else "numbers"
-        raise ValueError(f"{where}: {shown} must be two {numbers}")
+        raise UserError(f"{where}: {shown} must be two {numbers}")
     if values[0] >= values[1]:
-        raise ValueError(f"{where}: {shown} must rise")
+        raise UserError(f"{where}: {shown} must rise")
     if kind == "log_uniform" and values[0] <= 0:
-        raise ValueError(f"{where}: {shown} must be above 0, for its logarithm is uniform")
+        raise UserError(f"{where}: {shown} must be above 0, for its logarithm is uniform")
 
 
 def _check(parameter: Parameter, experiment: Experiment, origin: str) -> None:
@@ -249,7 +250,7 @@ def _check(parameter: Parameter, experiment: Experiment, origin: str) -> None:
         try:
             with_overrides(experiment, overrides({parameter.name: value}))
         except ValueError as error:
-            raise ValueError(f"{origin}: {error}") from None
+            raise UserError(f"{origin}: {error}") from None
 
 
 def _flow(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
 from bcl_ray.tracking.registry import NAME, answered, mlflow_client
@@ -94,7 +95,7 @@ def rows(compared: Sequence[Compared], *, best: bool = False) -> list[Row]:
     compared = [replace(r, name=r.place) if names[r.name] > 1 else r for r in compared]
     for run in compared:
         if not run.records:
-            raise ValueError(
+            raise UserError(
                 f"run '{run.name}' has evaluated nothing yet: wait for its first "
                 "evaluation (train.eval_every)"
             )
@@ -130,7 +131,7 @@ def _read(name: str, root: str) -> list[Compared]:
     if files.exists(files.join(uri, run_folder.RUN_FILE)):
         return [_of_folder(uri)]
     if "/" in name:
-        raise ValueError(f"{paths.shown(uri)} holds no run: name one that `bcl-ray train` began")
+        raise UserError(f"{paths.shown(uri)} holds no run: name one that `bcl-ray train` began")
     return _of_mlflow(name, root)
 
 
@@ -159,20 +160,20 @@ def _computed(options: Mapping[str, str]) -> dict[str, str]:
 
 def _of_mlflow(name: str, root: str) -> list[Compared]:
     if not NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is no run's name: letters, digits, '.', '_' and '-'")
+        raise UserError(f"'{name}' is no run's name: letters, digits, '.', '_' and '-'")
     uri = store(None, root)
     client = mlflow_client(uri)
     ids = [one.experiment_id for one in client.search_experiments()]
     found = client.search_runs(ids, f"attributes.run_name = '{name}'")
     found = found or client.search_runs(ids, f"attributes.run_id = '{name}'")
     if not found:
-        raise ValueError(
+        raise UserError(
             f"'{name}' is no run: there is none in {paths.shown(paths.absolute(root))}, and none "
             f"in MLflow at {uri}"
         )
     if len(found) > 1:
         known = ", ".join(run.info.run_id for run in found)
-        raise ValueError(f"MLflow at {uri} has {len(found)} runs '{name}': give one's id: {known}")
+        raise UserError(f"MLflow at {uri} has {len(found)} runs '{name}': give one's id: {known}")
     run_id = found[0].info.run_id
     trials = client.search_runs(ids, f"tags.`mlflow.parentRunId` = '{run_id}'")
     chosen = [run for run in trials if METRICS[0] in run.data.metrics] or found

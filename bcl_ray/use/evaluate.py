@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.machine.errors import UserError
 from bcl_ray.method.evaluation import Batch
 from bcl_ray.ray_runtime.connection import connected, one_line, root_cause
 from bcl_ray.runs import findings
@@ -63,7 +64,7 @@ def evaluate_models(
             ]
         except RayError as error:
             is_mistake = isinstance(root_cause(error), ValueError)  # an image that does not decode
-            raise (ValueError if is_mistake else PassingError)(one_line(error)) from error
+            raise (UserError if is_mistake else PassingError)(one_line(error)) from error
 
 
 def label_map(
@@ -89,14 +90,14 @@ def label_map(
     unknown = [name for name in data_names if name not in label_of]
     if unknown:
         shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-        raise ValueError(
+        raise UserError(
             f"{where}: {len(unknown)} of the data's {len(data_names)} classes are not among the "
             f"model's {len(model_names)}: {shown}"
         )
     for names in (model_names, data_names):
         if len(set(names)) < len(names):
             twice = next(name for name in names if list(names).count(name) > 1)
-            raise ValueError(
+            raise UserError(
                 f"{where}: the class lists differ, and '{twice}' occurs twice in one of them, so "
                 "that classes cannot be told apart by name"
             )
@@ -113,7 +114,7 @@ def _told_apart(models: Sequence[OpenModel], names: Sequence[str]) -> list[OpenM
     for number, model in enumerate(called):
         for other in called[:number]:
             if other.uri == model.uri:
-                raise ValueError(
+                raise UserError(
                     f"'{other.name}' and '{model.name}' are one checkpoint, {model.uri}: name "
                     "each model once"
                 )
@@ -128,7 +129,7 @@ def _checked(
     experiment = with_overrides(model.experiment, changes)
     manifest = read_manifest(experiment.data.path)
     if experiment.data.eval_split not in manifest.splits:
-        raise ValueError(
+        raise UserError(
             f"--split '{experiment.data.eval_split}' is not in {experiment.data.path}: there is "
             f"{', '.join(manifest.splits)}"
         )

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from bcl_ray.experiment.choices import code
 from bcl_ray.experiment.options import ModelConfig
+from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import Classifier, TwoBranch
 from bcl_ray.storage import files
 from bcl_ray.use.formats import format_of
@@ -66,7 +67,7 @@ def export(model: OpenModel, target: str) -> Exported:
             code(form.write)(original, about(model), file)
             difference, allowed = compare(original, code(form.load)(file), images)
         if not difference <= allowed:
-            raise ValueError(
+            raise UserError(
                 f"{target} was not written: read back, its logits differ by up to "
                 f"{difference:.2g}, and {allowed:.2g} is allowed; try another format"
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bcl_ray.experiment.choices import Choice, Code, Table
+from bcl_ray.machine.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def format_of(target: str) -> Format:
     """
     suffix = Path(target.partition("?")[0]).suffix
     if suffix not in FORMATS.names:
-        raise ValueError(f"FILE '{target}' must end in one of {', '.join(FORMATS.names)}")
+        raise UserError(f"FILE '{target}' must end in one of {', '.join(FORMATS.names)}")
     kind = FORMATS[suffix]
     missing = [name for name in kind.packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"FILE '{target}' needs {', '.join(missing)}: pip install 'bcl-ray[onnx]'")
+        raise UserError(f"FILE '{target}' needs {', '.join(missing)}: pip install 'bcl-ray[onnx]'")
     return kind

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bcl_ray.data.decode import decode
 from bcl_ray.data.views.host import eval_view
+from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import Classifier
 from bcl_ray.use.models import OpenModel
 
@@ -87,7 +88,7 @@ def _pixels(image: Any) -> np.ndarray:
         return decode(image)
     pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(
+        raise UserError(
             f"an image must be a PIL image, encoded bytes, or uint8 (height, width, 3), got "
             f"{pixels.dtype} {pixels.shape}"
         )

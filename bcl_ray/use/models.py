@@ -9,6 +9,7 @@ import torch
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.run_folder import BEST, Run
@@ -92,7 +93,7 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str
         return last_checkpoint(run) if last else best_checkpoint(run)
     if files.exists(files.join(uri, checkpoint.FILE)):
         return uri
-    raise ValueError(
+    raise UserError(
         f"'{name}' is no model: {paths.shown(uri)} holds neither a run nor a checkpoint; name a "
         "run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
     )
@@ -129,7 +130,7 @@ def best_checkpoint(run: Run) -> str:
     """
     found = [name for name in files.list_folders(run.uri) if name.startswith(BEST)]
     if not found:
-        raise ValueError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
+        raise UserError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
     return files.join(run.uri, found[-1])  # while a better one replaces it, there may be two
 
 
@@ -140,7 +141,7 @@ def last_checkpoint(run: Run) -> str:
         ValueError: there is none yet, or no more.
     """
     if why := run_folder.only_best(run):
-        raise ValueError(
+        raise UserError(
             f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
             "best (evaluate and compare --best; predict, export and register without --last)"
         )
@@ -153,7 +154,7 @@ def last_checkpoint(run: Run) -> str:
     except RuntimeError:
         result = None
     if result is None or result.checkpoint is None:
-        raise ValueError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
+        raise UserError(f"run '{run.name}' in {run.uri} has no checkpoint yet")
     return files.join(run.uri, PurePosixPath(result.checkpoint.path).name)
 
 

@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from bcl_ray import cli
+from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import HeldError, LostError, UnrenewedError
 from bcl_ray.storage.s3.faults import explain
@@ -35,7 +36,8 @@ def of_disk(number):
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        (2, ValueError("optim.lr (-1) must be positive")),
+        (2, UserError("optim.lr (-1) must be positive")),
+        (1, FailedError("workers failed; continue with: bcl-ray train --resume a")),
         (2, FileNotFoundError("shards do not exist")),
         (2, ModuleNotFoundError("no ray")),
         (2, LostError("this run belongs to another driver now")),
@@ -65,3 +67,29 @@ def test_a_mistake_is_told_from_what_may_pass(monkeypatch, capsys, status, error
         cli.main()
     assert end.value.code == status
     assert str(error) in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_thought_of_keeps_its_traceback_in_a_file(
+    monkeypatch, capsys, tmp_path
+):
+    def fails(*_, **__):
+        raise ValueError("shapes (3, 4) and (5,) do not broadcast\nat all")
+
+    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.setattr("sys.argv", ["bcl-ray"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    (file,) = (tmp_path / "bcl_ray").iterdir()
+    assert "in fails" in file.read_text()
+    said = capsys.readouterr().err
+    assert said.startswith("bcl-ray: ValueError: shapes (3, 4) and (5,) do not broadcast at all (")
+    assert str(file) in said
+    assert said.count("\n") == 1
+    file.unlink()
+    file.parent.rmdir()
+    (tmp_path / "bcl_ray").write_text("no folder can be here")
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "in fails" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from bcl_ray.data.shards.manifest import Manifest, Progress, no_progress, read_manifest
 from bcl_ray.data.shards.write import write_shards
 from bcl_ray.data.sources import Content, Rows, Source, SourceSplit, parquet
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 VALIDATION = ("validation", "val")  # names of a split that a data set may have of its own
@@ -65,14 +66,14 @@ def hold_out(
         OSError: a place cannot be read or written.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the validation share ({fraction:g}) must be above 0 and below 1")
+        raise UserError(f"the validation share ({fraction:g}) must be above 0 and below 1")
     manifest = read_manifest(uri)
     if split not in manifest.splits:
-        raise ValueError(f"{uri} has no split '{split}': it has {', '.join(manifest.splits)}")
+        raise UserError(f"{uri} has no split '{split}': it has {', '.join(manifest.splits)}")
     whole = _whole(uri, manifest, split)
     counts = held_out(np.array(manifest.splits[split].class_counts), fraction)
     if counts.sum() == 0:
-        raise ValueError(f"{uri}: no class of '{split}' has two images, so none can be cut")
+        raise UserError(f"{uri}: no class of '{split}' has two images, so none can be cut")
     chosen = _chosen(whole.labels, counts, seed)
     rest = np.setdiff1d(np.arange(len(whole.labels)), chosen)
     source = Source(

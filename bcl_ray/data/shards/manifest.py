@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bcl_ray.data.longtail import Profile
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 MANIFEST = "manifest.json"
@@ -78,7 +79,7 @@ def read_manifest(uri: str) -> Manifest:
     manifest = load_manifest(uri)
     content = manifest.content_fingerprint()
     if manifest.fingerprint != content:
-        raise ValueError(
+        raise UserError(
             f"{files.join(uri, MANIFEST)} was changed after it was written: its fingerprint is "
             f"{manifest.fingerprint[:12]}, its content gives {content[:12]}; restore it, or "
             "shard again"
@@ -95,12 +96,12 @@ def load_manifest(uri: str) -> Manifest:
         files.check_usable(uri, "list")  # a bucket that is not there is another matter
         cut = files.exists(files.join(uri, INCOMPLETE))
         why = "sharding was interrupted: run it again" if cut else "write one with `bcl-ray shard`"
-        raise ValueError(f"{uri} holds no {MANIFEST}, so it is not a data set; {why}") from None
+        raise UserError(f"{uri} holds no {MANIFEST}, so it is not a data set; {why}") from None
     except ValueError:
-        raise ValueError(f"{file} is not JSON: restore it, or shard again") from None
+        raise UserError(f"{file} is not JSON: restore it, or shard again") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{file} has format version {version}, and this bcl-ray reads {FORMAT_VERSION}: "
             "shard again"
         )
@@ -109,4 +110,4 @@ def load_manifest(uri: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{file}: {name}: {first['msg']}; restore it, or shard again") from None
+        raise UserError(f"{file}: {name}: {first['msg']}; restore it, or shard again") from None

@@ -22,6 +22,7 @@ from PIL import Image
 from bcl_ray.data.decode import decode
 from bcl_ray.data.sources import Content, Rows, SourceSplit
 from bcl_ray.machine import container
+from bcl_ray.machine.errors import UserError
 
 # What both Pillow and OpenCV read; some of Pillow's other formats start outside programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -98,7 +99,7 @@ def known_faults(split: SourceSplit, num_classes: int) -> dict[int, str]:
                 f"{ids[i]} ({times[i]} times, first in {split.where(int(first[i]))})"
                 for i in repeated[:10]
             )
-            raise ValueError(f"{repeated.size} ids occur more than once: {shown}")
+            raise UserError(f"{repeated.size} ids occur more than once: {shown}")
     outside = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
     faults = {
         row: f"label {split.labels[row]} is outside 0..{num_classes - 1}"
@@ -202,15 +203,15 @@ def image_sides(
         ValueError: an image that OpenCV would not decode to Pillow's pixels, or too large a one.
     """
     if not content:
-        raise ValueError("the image is empty")
+        raise UserError("the image is empty")
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             (width, height), mode = image.size, image.mode
     except Exception as error:  # on hostile bytes, decoders raise anything
         reason = re.sub(r"<_io.BytesIO.*?>", "its bytes", " ".join(str(error).split()))
-        raise ValueError(f"does not decode: {reason or type(error).__name__}") from None
+        raise UserError(f"does not decode: {reason or type(error).__name__}") from None
     if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} pixels are more than max_pixels ({max_pixels:,})")
+        raise UserError(f"{width} x {height} pixels are more than max_pixels ({max_pixels:,})")
     if mode not in MODES:
-        raise ValueError(f"its mode {mode} is none of {', '.join(MODES)}: convert it to RGB")
+        raise UserError(f"its mode {mode} is none of {', '.join(MODES)}: convert it to RGB")
     return width, height

@@ -32,6 +32,7 @@ from bcl_ray.data.shards.manifest import (
 )
 from bcl_ray.data.shards.staging import Staged, known_faults, stage
 from bcl_ray.data.sources import Rows, Source
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.lease import Lease, held
 
@@ -84,14 +85,14 @@ def write_shards(
         OSError: the source, the target or the temporary folder cannot be read or written.
     """
     if profile == "natural" and imbalance_factor is not None:
-        raise ValueError("imbalance_factor does nothing for profile 'natural': leave it out")
+        raise UserError("imbalance_factor does nothing for profile 'natural': leave it out")
     for option, value in (("shard_bytes", shard_bytes), ("max_pixels", max_pixels)):
         if value < 1:
-            raise ValueError(f"{option} ({value}) must be at least 1")
+            raise UserError(f"{option} ({value}) must be at least 1")
     if on_bad_image not in ("stop", "skip"):
-        raise ValueError(f"on_bad_image '{on_bad_image}' must be stop or skip")
+        raise UserError(f"on_bad_image '{on_bad_image}' must be stop or skip")
     if seed < 0:
-        raise ValueError(f"seed ({seed}) must be at least 0")
+        raise UserError(f"seed ({seed}) must be at least 0")
     _check_names(source)
     _check_target(target)
     chosen = ProfileInfo(
@@ -144,7 +145,7 @@ def _publish(target: str, manifest: Manifest) -> None:
             files.join(target, MANIFEST), manifest.model_dump_json(indent=2).encode()
         )
     except FileExistsError:
-        raise ValueError(
+        raise UserError(
             f"another `bcl-ray shard` has written to {target} at the same time, and the shards of "
             "both are mixed there: delete the folder, and shard again"
         ) from None
@@ -164,21 +165,21 @@ def num_shards(rows: int, total_bytes: int, group_rows: int, shard_bytes: int) -
 
 def _check_names(source: Source) -> None:
     if "train" not in source.splits:
-        raise ValueError(f"source '{source.name}' has no split 'train'")
+        raise UserError(f"source '{source.name}' has no split 'train'")
     for name in source.splits:
         if re.fullmatch(r"[A-Za-z0-9_]+", name) is None:
-            raise ValueError(f"split name '{name}' must consist of letters, digits and '_'")
+            raise UserError(f"split name '{name}' must consist of letters, digits and '_'")
 
 
 def _check_target(target: str) -> None:
     files.check_usable(target, *s3.ACTIONS)
     names = files.list_files(target)
     if MANIFEST in names:
-        raise ValueError(
+        raise UserError(
             f"{target} already holds a data set: choose another target, or delete that one first"
         )
     if INCOMPLETE not in names and any(_is_ours(name) for name in names):
-        raise ValueError(
+        raise UserError(
             f"{target} holds Parquet files that `bcl-ray shard` did not write: choose another "
             "target"
         )
@@ -237,14 +238,14 @@ def _check_staged(
             f"\n  {name} row {fault.row}, {fault.where}: {fault.fault}"
             for name, fault in faults[:10]
         )
-        raise ValueError(
+        raise UserError(
             f"{len(faults):,} of {total:,} rows are bad, and nothing was written; mend them, or "
             f"leave them out with --on-bad-image skip. The first {min(10, len(faults))}:{first}"
         )
     _check_classes(staged["train"].class_counts(len(class_names)), class_names)
     for name, split in staged.items():
         if split.rows == 0:
-            raise ValueError(f"split '{name}' has no images: leave it out of the source")
+            raise UserError(f"split '{name}' has no images: leave it out of the source")
 
 
 def _check_classes(
@@ -253,7 +254,7 @@ def _check_classes(
     empty = np.flatnonzero(class_counts == 0)
     if empty.size:
         names = ", ".join(f"{label} ({class_names[label]})" for label in empty[:10])
-        raise ValueError(
+        raise UserError(
             f"{empty.size} of {len(class_counts)} classes have no training images: {names}; add "
             f"images, or remove the classes from the source{hint}"
         )

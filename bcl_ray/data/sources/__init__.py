@@ -13,6 +13,7 @@ from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
 from bcl_ray.data.sources.files import folder, list_source, parse_list
 from bcl_ray.data.sources.parquet import parquet, parquet_files
 from bcl_ray.experiment.choices import SOURCES, code
+from bcl_ray.machine.errors import UserError
 
 __all__ = [
     "Content",
@@ -58,7 +59,7 @@ class SourceRequest:
             ValueError: there is none.
         """
         if self.path is None:
-            raise ValueError(
+            raise UserError(
                 f"source '{self.name}' needs --from: the folder or URI that holds the images"
             )
         return self.path
@@ -79,7 +80,7 @@ def open_source(name: str, path: str | None = None, **options: Any) -> Source:
     kind, request = SOURCES[name], SourceRequest(name, path, **options)
     if (request.splits or request.classes) and not kind.takes_lists:
         takers = " and ".join(f"'{other.name}'" for other in SOURCES if other.takes_lists)
-        raise ValueError(f"--split and --classes are for sources {takers}, not '{request.name}'")
+        raise UserError(f"--split and --classes are for sources {takers}, not '{request.name}'")
     source: Source = code(kind.open)(request)
     return source
 
@@ -87,7 +88,7 @@ def open_source(name: str, path: str | None = None, **options: Any) -> Source:
 def open_digits(request: SourceRequest) -> Source:
     """scikit-learn's digits."""
     if request.path is not None:
-        raise ValueError("source 'digits' comes with scikit-learn: leave out --from")
+        raise UserError("source 'digits' comes with scikit-learn: leave out --from")
     return digits()
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
 from bcl_ray.data.sources.parquet import parquet, parquet_files
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 DIGITS_TEST_PER_CLASS = 36
@@ -45,7 +46,7 @@ def cifar(name: str, path: str | None) -> Source:
         num_classes = int(name.removeprefix("cifar"))
         source = parquet(parquet_files(path, hint=f" (and no folder {own.name})"))
         if len(source.class_names) != num_classes:
-            raise ValueError(
+            raise UserError(
                 f"{path} has {len(source.class_names)} classes and {name} has {num_classes}: "
                 "use the source that fits, or 'parquet'"
             )
@@ -60,7 +61,7 @@ def cifar(name: str, path: str | None) -> Source:
         try:  # torchvision compares MD5 sums before it opens a pickle
             data = kind(root, train=split == "train", download=path is None)
         except RuntimeError as error:
-            raise ValueError(f"{own}: {error}; delete it and leave out --from") from None
+            raise UserError(f"{own}: {error}; delete it and leave out --from") from None
         except OSError as error:
             raise OSError(
                 f"{name} could not be fetched or read ({error}): unpack it elsewhere and name the "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 Rows = NDArray[np.int64]
@@ -42,7 +43,7 @@ def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]
         return tuple(line.strip() for line in read_text(classes).strip().split("\n"))
     largest = int(train_labels.max(initial=-1))
     if largest >= len(train_labels):
-        raise ValueError(
+        raise UserError(
             f"label {largest} stands for {largest + 1} classes, and there are only "
             f"{len(train_labels)} training images: some class has none"
         )
@@ -54,4 +55,4 @@ def read_text(uri: str) -> str:
     try:
         return files.read_bytes(uri).decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{uri} is not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{uri} is not UTF-8 text (byte {error.start})") from None

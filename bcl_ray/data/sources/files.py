@@ -16,6 +16,7 @@ from bcl_ray.data.sources.base import (
     names_of_classes,
     read_text,
 )
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 
@@ -39,7 +40,7 @@ def folder(path: str) -> Source:
         if parts[0] == "train" and not (info.is_file and len(parts) == 2):
             classes.add(parts[1])
     if not by_split["train"] or not (by_split["val"] or by_split["test"]):
-        raise ValueError(
+        raise UserError(
             f"{path} must hold train/<class>/<image> and test/<class>/<image> (or val/): split it "
             "into such folders, or name the images of each split in list files (source 'list')"
         )
@@ -64,7 +65,7 @@ def folder(path: str) -> Source:
 def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = None) -> Source:
     """Images below a root that list files name, `<path> <label>` per line, a list per split."""
     if "train" not in lists:
-        raise ValueError(
+        raise UserError(
             "source 'list' needs --split train=LIST, and a --split NAME=LIST per evaluation split"
         )
     if not files.exists(path):

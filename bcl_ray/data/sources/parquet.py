@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit, names_of_classes
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 
@@ -25,7 +26,7 @@ def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
         if match := re.fullmatch(r"([A-Za-z0-9_]+)(-.*)?\.parquet", file):
             by_split.setdefault(match[1], []).append(files.join(path, file))
     if "train" not in by_split:
-        raise ValueError(
+        raise UserError(
             f"{path} has no train.parquet or train-*.parquet{hint}: name the files with "
             "--split train=FILE --split test=FILE"
         )
@@ -52,7 +53,7 @@ def parquet(
         for split, uris in by_split.items()
     }
     if "train" not in splits:
-        raise ValueError("source 'parquet' needs --split train=FILE")
+        raise UserError("source 'parquet' needs --split train=FILE")
     first = by_split["train"][0]
     beside = files.join(first.rpartition("/")[0] or ".", "classes.txt")
     with _parquet_file(first) as file:
@@ -132,13 +133,13 @@ def _parquet_file(uri: str) -> Any:
     try:  # by pages (Arrow's have up to 1,024 rows): a foreign row group may exceed memory
         return pq.ParquetFile(handle, buffer_size=8 << 20, pre_buffer=False)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{uri} is not a Parquet file: {error}") from None
+        raise UserError(f"{uri} is not a Parquet file: {error}") from None
 
 
 def _check_columns(uri: str, names: Sequence[str], options: Mapping[str, str]) -> None:
     for option, column in options.items():
         if column not in names:
-            raise ValueError(
+            raise UserError(
                 f"{uri} has no column '{column}' (found: {', '.join(names)}): name it with {option}"
             )
 
@@ -148,7 +149,7 @@ def _check_images(uri: str, column: Any) -> None:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise ValueError(
+        raise UserError(
             f"{uri}: column '{column.name}' must hold encoded images (binary, or a struct with "
             f"binary 'bytes'), and it holds {column.type}"
         )
@@ -159,6 +160,6 @@ def _integers(uri: str, file: Any, column: str) -> Rows:
     try:
         return np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy(), dtype=np.int64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise ValueError(
+        raise UserError(
             f"{uri}: column '{column}' must hold integers, and it holds {values.type}"
         ) from None

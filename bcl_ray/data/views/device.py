@@ -20,6 +20,7 @@ from bcl_ray.data.views import policy
 from bcl_ray.data.views.operations import OPERATIONS, Constants, Context, constants
 from bcl_ray.data.views.schedule import Pass, scheduled
 from bcl_ray.experiment.options import ViewsConfig
+from bcl_ray.machine.errors import UserError
 
 # Values per pass on a CPU: an operation's temporaries then stay in its cache (measured 2026-11).
 _CPU_CHUNK = 2**19
@@ -62,7 +63,7 @@ def device_views(
     """
     _checked(views, config)
     if ids.shape != views.shape[:1]:
-        raise ValueError(f"ids must have shape ({len(views)},), one per image, got {ids.shape}")
+        raise UserError(f"ids must have shape ({len(views)},), one per image, got {ids.shape}")
     drawn = choices(ids, config, num_views=views.shape[1], seed=seed, epoch=epoch)
     arrays = {name: torch.from_numpy(a).to(views.device) for name, a in drawn.arrays.items()}
     return transformed(views, drawn.passes, arrays, config)
@@ -106,7 +107,7 @@ def normalized(views: Tensor, config: ViewsConfig) -> Tensor:
 def _checked(views: Tensor, config: ViewsConfig) -> None:
     size = config.image_size
     if views.dtype != torch.uint8 or views.ndim != 5 or views.shape[2:] != (size, size, 3):
-        raise ValueError(
+        raise UserError(
             f"views must be uint8 of shape (N, 1 + V, {size}, {size}, 3), with views.image_size = "
             f"{size}, got {views.dtype} of shape {tuple(views.shape)}"
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bcl_ray.data.decode import Pixels, decode
 from bcl_ray.data.views import keyed
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
+from bcl_ray.machine.errors import UserError
 
 _TRIES = 10  # torchvision's RandomResizedCrop looks as often for a box that fits
 _FLIP, _Y, _X, _BOX = 0, 1, 2, 3  # columns of an image's draws; two per try from _BOX on
@@ -121,7 +122,7 @@ def decoded(image: bytes, name: int | np.int64) -> Pixels:
     try:
         return decode(image)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"image with id {name} {error}: it was changed since it was sharded, `bcl-ray shards "
             "verify` finds the shard"
         ) from None

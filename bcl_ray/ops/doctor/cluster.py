@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import client_versions
 from bcl_ray.ops.doctor.finding import SECONDS, Finding, look, merged
 from bcl_ray.ops.jobs.client import Cluster
@@ -39,7 +40,7 @@ def examine_cluster(
     """
     for option, uri in (("--store", store), ("--mlflow", mlflow)):
         if uri and "@" in urlsplit(uri).netloc:  # it is not shown
-            raise ValueError(f"{option} holds a user name or a password: take it out")
+            raise UserError(f"{option} holds a user name or a password: take it out")
     reached: list[Cluster] = []
 
     def dashboard() -> str:
@@ -61,7 +62,7 @@ def _token(cluster: Cluster) -> str:
         f"{cluster.address}/api/version", timeout=SECONDS - 3, verify=cluster.ca_file or True
     )
     if bare.status_code < 400:
-        raise ValueError(
+        raise UserError(
             "the cluster takes jobs from anyone who reaches it: start it with RAY_AUTH_MODE=token "
             "(KubeRay: authOptions.mode: token)"
         )
@@ -73,7 +74,7 @@ def _versions(cluster: Cluster) -> str:
     pairs = [(name, own[name], number) for name, number in theirs.items() if name in own]
     other = [f"{name} {ours} here, {there} there" for name, ours, there in pairs if ours != there]
     if other:
-        raise ValueError(f"{'; '.join(other)}: install the cluster's versions here")
+        raise UserError(f"{'; '.join(other)}: install the cluster's versions here")
     return ", ".join(f"{name} {number}" for name, number in theirs.items()) + ", as here"
 
 
@@ -82,10 +83,10 @@ def _nodes(cluster: Cluster) -> str:
     try:
         nodes = answer.json()["data"]["result"]["result"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError("no State API: install ray[default] on the head") from None
+        raise UserError("no State API: install ray[default] on the head") from None
     alive = [node for node in nodes if node["state"] == "ALIVE"]
     if not alive:
-        raise ValueError("no node is alive: look at the head's logs")
+        raise UserError("no node is alive: look at the head's logs")
     total = {
         name: sum(node["resources_total"].get(name, 0) for node in alive) for name in ("CPU", "GPU")
     }

@@ -16,6 +16,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from bcl_ray.machine.errors import UserError
+
 SECONDS = 35.0  # for all of it: PyTorch takes some 10 to import where a node has work
 # The first driver of each major version of CUDA: NVIDIA, "CUDA Compatibility", table of minor
 # version compatibility. Within a major version, a driver runs what is newer.
@@ -66,7 +68,7 @@ def gpus(promised: float | None) -> str:
     """
     driver = ask_driver()
     if promised is not None and int(promised) != driver.gpus:
-        raise ValueError(
+        raise UserError(
             f"nvidia-smi sees {driver.gpus}, and Ray counts {promised:g}: start the node with "
             f"--num-gpus {driver.gpus}, or give the container its GPUs"
         )
@@ -80,7 +82,7 @@ def verdict(driver: Driver, seen: Seen) -> str:
         ValueError: they do not; with what to do.
     """
     if seen.cuda is None:
-        raise ValueError(
+        raise UserError(
             f"{driver.gpus} there, and PyTorch {seen.torch} is built for CPUs: install a PyTorch "
             "with CUDA (an image built with DEVICE=gpu; `pip install torch` without an index of "
             "CPU builds)"
@@ -88,17 +90,17 @@ def verdict(driver: Driver, seen: Seen) -> str:
     needed, runs = _major(seen.cuda), _major(driver.cuda)
     if runs and needed > runs:
         least = f"{LEAST_DRIVER[needed]} or later" if needed in LEAST_DRIVER else "a newer one"
-        raise ValueError(
+        raise UserError(
             f"driver {driver.version} runs CUDA up to {driver.cuda}, and PyTorch {seen.torch} is "
             f"built for CUDA {seen.cuda}: install driver {least}, or a PyTorch for CUDA {runs}"
         )
     if seen.problem:
-        raise ValueError(
+        raise UserError(
             f"PyTorch {seen.torch} cannot use them ({seen.problem}): look at `nvidia-smi` and at "
             "the machine's kernel log"
         )
     if len(seen.names) != driver.gpus:
-        raise ValueError(
+        raise UserError(
             f"nvidia-smi sees {driver.gpus}, and PyTorch {len(seen.names)}: look at "
             "CUDA_VISIBLE_DEVICES where the node is started"
         )
@@ -142,12 +144,12 @@ def ask_torch() -> Seen:
         )
         return Seen(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
-        raise ValueError(
+        raise UserError(
             f"no tensor reached them within {SECONDS:g} s: does the driver hang?"
         ) from None
     except (ValueError, IndexError):
         said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise ValueError(f"PyTorch dies with {said} (status {done.returncode})") from None
+        raise UserError(f"PyTorch dies with {said} (status {done.returncode})") from None
 
 
 def _output(*command: str) -> str:

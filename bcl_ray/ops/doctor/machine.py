@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bcl_ray import __version__
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.doctor import gpus
 from bcl_ray.ops.doctor.finding import SECONDS, Finding, look
 from bcl_ray.storage import s3
@@ -71,7 +72,7 @@ def versions() -> str:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        raise ValueError(f"{', '.join(missing)} not installed: pip install 'bcl-ray[train]'")
+        raise UserError(f"{', '.join(missing)} not installed: pip install 'bcl-ray[train]'")
     return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
@@ -103,7 +104,7 @@ def shared_memory(store_bytes: float) -> str:
 def object_store(uri: str) -> str:
     """Whether a place in S3 may be used as a run does."""
     if not s3.is_s3(uri):
-        raise ValueError(f"'{uri}' is not s3://BUCKET/FOLDER")
+        raise UserError(f"'{uri}' is not s3://BUCKET/FOLDER")
     actions = ("list", "read", "write", "delete")
     problems = s3.check_access(uri, actions, SECONDS - 1)
     if problems:
@@ -117,7 +118,7 @@ def tracking_server(uri: str) -> str:
     if address.scheme == "sqlite":
         return f"{uri}: a file, for one machine alone"
     if address.scheme not in ("http", "https") or "@" in address.netloc:
-        raise ValueError(
+        raise UserError(
             "MLFLOW_TRACKING_URI must be a server's http(s):// address, without user or password"
         )
     # The path that runs use; /health and /version answer whatever the name.
@@ -131,7 +132,7 @@ def tracking_server(uri: str) -> str:
     except urllib.error.HTTPError as error:
         raise OSError(f"{uri} {_meaning(error, address.netloc)}") from None
     except ValueError:
-        raise ValueError(f"{uri} answers, but is no MLflow server") from None
+        raise UserError(f"{uri} answers, but is no MLflow server") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise OSError(f"{uri} does not answer ({reason}): is it up, and the name right?") from None

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.doctor.finding import Finding, look
 from bcl_ray.ops.doctor.machine import examine
 from bcl_ray.ray_runtime import node_groups
@@ -56,7 +57,7 @@ def growth(resources: Resources) -> str:
     """
     if not resources.grows:
         if not resources.cpus:
-            raise ValueError("none, and no node has CPUs: no work can run, add worker nodes")
+            raise UserError("none, and no node has CPUs: no work can run, add worker nodes")
         return "none: the nodes are those that there are"
     if not resources.limited:
         return (

@@ -13,6 +13,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
+from bcl_ray.machine.errors import UserError
+
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 READY = 60.0  # seconds for which a cluster may have no agent that takes jobs
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -28,15 +30,15 @@ def address_of(option: str | None) -> str:
     named = [("--address", option), *((name, os.environ.get(name)) for name in ADDRESSES)]
     name, address = next(((name, text) for name, text in named if text), ("", ""))
     if not address:
-        raise ValueError(
+        raise UserError(
             "which cluster? name its dashboard with --address http://HOST:8265, or set "
             "RAY_API_SERVER_ADDRESS"
         )
     parts = urlsplit(address)
     if "@" in parts.netloc:  # it is not shown
-        raise ValueError(f"{name} holds a user name or a password: a cluster takes a token instead")
+        raise UserError(f"{name} holds a user name or a password: a cluster takes a token instead")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
+        raise UserError(
             f"{name} is '{address}', and jobs go to the dashboard: --address http://HOST:8265"
         )
     return address.rstrip("/")
@@ -90,7 +92,7 @@ class Cluster(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         except AuthenticationError:  # Ray wants a token before it asks anybody
             raise self._refused(missing=True) from None
         except (KeyError, TypeError, RuntimeError, requests.RequestException):
-            raise ValueError(
+            raise UserError(
                 f"{address} answers, but is no Ray dashboard: name the dashboard, which has port "
                 "8265 where nothing else was set"
             ) from None
@@ -156,7 +158,7 @@ class Cluster(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         try:
             return self.get_job_info(name)
         except RuntimeError:
-            raise ValueError(
+            raise UserError(
                 f"{self.address} knows no job '{name}': {self._nearest(name)}"
             ) from None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 import bcl_ray
+from bcl_ray.machine.errors import UserError
 
 PACKAGE = Path(bcl_ray.__file__).parent
 SUFFIXES = (".yaml", ".yml", ".txt", ".csv", ".tsv", ".lst", ".json")  # of files that are sent
@@ -97,7 +98,7 @@ def entry_point(kind: str) -> Path:
     for folder in (PACKAGE.parent / "jobs", PACKAGE / "jobs"):
         if (folder / f"{kind}.py").is_file():
             return folder / f"{kind}.py"
-    raise ValueError(f"bcl_ray in {PACKAGE} comes without jobs/{kind}.py: install it again")
+    raise UserError(f"bcl_ray in {PACKAGE} comes without jobs/{kind}.py: install it again")
 
 
 def _named_file(word: str) -> tuple[str, Path | None]:
@@ -149,7 +150,7 @@ def _code() -> Iterator[Path]:
 
 def _refuse_secret(where: str, text: str) -> None:
     if any(pattern.search(text) for pattern in SECRETS):  # it is not shown, here or anywhere
-        raise ValueError(
+        raise UserError(
             f"{where} holds what looks like a credential, and a job's record shows everything it "
             "is sent: give the cluster's nodes a role, a Secret or an environment of their own"
         )
@@ -161,7 +162,7 @@ def _refuse_large(made: Package) -> None:
     mib = 2**20
     largest = sorted(made.files.values(), key=lambda file: -file.stat().st_size)[:3]
     shown = ", ".join(f"{file} ({file.stat().st_size / mib:,.0f} MiB)" for file in largest)
-    raise ValueError(
+    raise UserError(
         f"the job's working directory is {made.bytes / mib:,.0f} MiB, and at most {LIMIT // mib} "
         f"can be sent: {shown} {'are' if len(largest) > 1 else 'is'} the largest; put "
         "them where the cluster reads data, and name their URI"

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import CLIENT, client_versions, versions
 from bcl_ray.ops.jobs.package import Package
 from bcl_ray.runs import events, run_folder
@@ -147,7 +148,7 @@ def check_uri(option: str, path: str) -> None:
         ValueError: naming the option.
     """
     if "://" not in path:
-        raise ValueError(
+        raise UserError(
             f"{option} ({path}) is a path of this machine, which a cluster does not see: use a "
             "URI, or file:// for a folder that every node mounts"
         )
@@ -186,9 +187,9 @@ def _tracking_words(experiment: Experiment, address: str) -> list[str]:
     option = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"
     tracking_uri(experiment)  # it may be malformed, or hold a secret
     if uri.startswith("sqlite:") and not uri.startswith("sqlite:////"):
-        raise ValueError(f"{option} ({uri}) is a file of this machine: name an MLflow server")
+        raise UserError(f"{option} ({uri}) is a file of this machine: name an MLflow server")
     if _is_here(uri) and not _is_here(address):
-        raise ValueError(
+        raise UserError(
             f"{option} ({uri}) is a server of this machine, and the cluster is not: name it as the "
             "cluster's nodes see it, with tracking.uri=http://HOST:PORT"
         )

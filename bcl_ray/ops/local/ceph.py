@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.local.ports import LOOPBACK, answers
 from bcl_ray.ops.local.processes import program
 from bcl_ray.ops.local.secret import write_private
@@ -101,7 +102,7 @@ class Ceph(S3Server):
         first = not (self.folder / "mon" / "store.db").exists()
         port = self.folder / "port"
         if not first and port.read_text() != str(self.port):  # the monitor's map holds it
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} is of a Ceph at port {port.read_text()}, not {self.port}: "
                 "start it there, or in an empty folder"
             )

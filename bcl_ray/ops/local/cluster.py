@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.local import description as records
 from bcl_ray.ops.local import ray_nodes, tracking_server
 from bcl_ray.ops.local.ceph import Ceph
@@ -188,9 +189,9 @@ class Cluster:
         description = self._description()
         group = group or description.nodes.get(name) or name.partition("-")[0]
         if group not in GROUPS:
-            raise ValueError(f"--group ({group}) must be data or train")
+            raise UserError(f"--group ({group}) must be data or train")
         if name == "head" or self.processes.alive(name):
-            raise ValueError(f"node '{name}' runs already: give another name")
+            raise UserError(f"node '{name}' runs already: give another name")
         self._write(description.with_node(name, group))
         self._start_node(name)
         self._join(name)
@@ -342,7 +343,7 @@ class Cluster:
         description = self._description()
         server = self._server(description)
         if server is None:
-            raise ValueError(f"{description.store} is not a server of this cluster")
+            raise UserError(f"{description.store} is not a server of this cluster")
         return server
 
     def _description(self) -> Description:
@@ -374,7 +375,7 @@ class Cluster:
     def _check_runs(self, name: str) -> None:
         running = [node for node in self.nodes() if node != "head"]
         if name not in running:
-            raise ValueError(f"no node '{name}' runs; there is: {', '.join(running) or 'none'}")
+            raise UserError(f"no node '{name}' runs; there is: {', '.join(running) or 'none'}")
 
     def _clear_remains(self, say: Callable[[str], None]) -> None:
         """End and forget what a cluster that was not taken down has left, or refuse one that is up.
@@ -412,13 +413,13 @@ class Cluster:
 
 def _check_options(workers: int, store: str, database: str, cpus: int) -> None:
     if workers < 1:
-        raise ValueError(f"--workers ({workers}) must be at least 1")
+        raise UserError(f"--workers ({workers}) must be at least 1")
     if cpus < 1:
-        raise ValueError(f"--cpus ({cpus}) must be at least 1")
+        raise UserError(f"--cpus ({cpus}) must be at least 1")
     if store not in SERVERS and not store.startswith("s3://"):
-        raise ValueError(f"--store ({store}) must be swift, ceph or s3://BUCKET/PREFIX")
+        raise UserError(f"--store ({store}) must be swift, ceph or s3://BUCKET/PREFIX")
     if database not in ("sqlite", "postgres"):
-        raise ValueError(f"--database ({database}) must be sqlite or postgres")
+        raise UserError(f"--database ({database}) must be sqlite or postgres")
 
 
 def _names(workers: int) -> dict[str, str]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.local.ray_nodes import Ports
 from bcl_ray.ops.local.secret import write_private
 
@@ -83,7 +84,7 @@ def read(folder: Path) -> Description | None:
         record = json.loads(file.read_text())
         return Description(**{name: record[name] for name in Description.__dataclass_fields__})
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{file} cannot be read: delete {folder}") from None
+        raise UserError(f"{file} cannot be read: delete {folder}") from None
 
 
 def write_environment(folder: Path, environment: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 import re
 import shlex
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests import policies
 from bcl_ray.ops.manifests.description import Aws, Description
 from bcl_ray.ops.manifests.growth import most_nodes
@@ -31,14 +32,14 @@ def ray_up(description: Description) -> Plain:
     """
     aws, store = description.aws, description.object_store
     if aws is None:
-        raise ValueError("the description has no section aws: add aws.security_group_ids")
+        raise UserError("the description has no section aws: add aws.security_group_ids")
     if not store.instance_profile:
-        raise ValueError(
+        raise UserError(
             "object_store.instance_profile is missing: nodes get to the object store by an IAM "
             "instance profile, for no keys are written into files"
         )
     if not store.uri.startswith("s3://"):
-        raise ValueError(f"object_store.uri ({store.uri}) must be s3://, for nodes share no folder")
+        raise UserError(f"object_store.uri ({store.uri}) must be s3://, for nodes share no folder")
     types = _node_types(description, aws)
     return {
         "cluster_name": description.name,

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from bcl_ray.experiment.options import Section
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests.jobs import Job, Jobs
 from bcl_ray.ops.manifests.sections import (
     DataGroup,
@@ -61,7 +62,7 @@ class Kubernetes(Section):
 
 def _without_password(line: str) -> str:
     if INLINE_PASSWORD.search(line):
-        raise ValueError("must not hold a password: give it by --password-stdin")
+        raise UserError("must not hold a password: give it by --password-stdin")
     return line
 
 
@@ -157,7 +158,7 @@ class Slurm(Section):
     @model_validator(mode="after")
     def _whole_or_shared(self) -> "Slurm":
         if not self.exclusive and self.cpus_per_node is None:
-            raise ValueError(
+            raise UserError(
                 "slurm.exclusive=false needs slurm.cpus_per_node: Slurm would give the job one CPU "
                 "of each shared node"
             )
@@ -171,7 +172,7 @@ class Slurm(Section):
         counts = [kind[-1] for kind in kinds if kind[0] == "gpu"]
         asked = sum(int(count) if count.isdigit() else 1 for count in counts)
         if asked != self.gpus_per_node:
-            raise ValueError(
+            raise UserError(
                 f"slurm.gres ({self.gres}) asks for {asked} GPUs, slurm.gpus_per_node is "
                 f"{self.gpus_per_node}: change one of them"
             )
@@ -203,7 +204,7 @@ class Description(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Description":
         if tuple(int(part) for part in self.ray_version.split(".")) < (2, 52, 0):
-            raise ValueError(
+            raise UserError(
                 f"ray_version ({self.ray_version}) must be at least 2.52.0: older ones have no "
                 "token authentication"
             )
@@ -211,14 +212,14 @@ class Description(Section):
         places = self.gpu.gpus or self.gpu.cpus
         room = places * (self.gpu.steady_nodes + self.gpu.spot_nodes)
         if wanted > room:
-            raise ValueError(
+            raise UserError(
                 f"job.workers ({wanted}) is more than gpu.steady_nodes and "
                 f"gpu.spot_nodes have room for ({room}): raise one of them"
             )
         if self.slurm and self.slurm.gpus_per_node:
             room = self.slurm.nodes * self.slurm.gpus_per_node
             if wanted > room:
-                raise ValueError(
+                raise UserError(
                     f"job.workers ({wanted}) is more than slurm.nodes times "
                     f"slurm.gpus_per_node ({room}): raise one of them"
                 )

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bcl_ray.experiment.options import Experiment, Section, Workers
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES, nearest
+from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
     from bcl_ray.ops.manifests.description import Description
@@ -54,17 +55,17 @@ class Job(Section):
     @model_validator(mode="after")
     def _known(self) -> "Job":
         if self.recipe not in RECIPES:
-            raise ValueError(f"job.recipe '{self.recipe}' is no recipe: {nearest(self.recipe)}")
+            raise UserError(f"job.recipe '{self.recipe}' is no recipe: {nearest(self.recipe)}")
         for override in self.overrides:
             if override.partition("=")[0].strip() in FOLLOWS:
-                raise ValueError(
+                raise UserError(
                     f"job.overrides must not set {override.partition('=')[0]}: it follows from "
                     "the rest of the description"
                 )
         try:
             self.experiment()
         except ValueError as error:
-            raise ValueError(f"job: {error}") from None
+            raise UserError(f"job: {error}") from None
         return self
 
     def experiment(self) -> Experiment:
@@ -82,7 +83,7 @@ def _words(text: str) -> str:
     try:
         shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"cannot be split into words ({str(error).lower()})") from None
+        raise UserError(f"cannot be split into words ({str(error).lower()})") from None
     return text
 
 

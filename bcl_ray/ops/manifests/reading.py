@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests.description import Description
 
 
@@ -20,17 +21,17 @@ def read(path: Path) -> Description:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: {str(error.strerror).lower()}; name a description with --description"
         ) from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a YAML mapping, got {type(content).__name__}")
+        raise UserError(f"{path} must be a YAML mapping, got {type(content).__name__}")
     try:
         return Description.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first(error)}") from None
+        raise UserError(f"{path}: {_first(error)}") from None
 
 
 def _first(error: ValidationError) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests import pod_rules
 from bcl_ray.ops.manifests.pods import Plain
 
@@ -33,7 +34,7 @@ def check(objects: Iterable[Plain]) -> None:
     """
     broken = [complaint for found in objects for complaint in complaints(found)]
     if broken:
-        raise ValueError("the rendered files break rules:\n  " + "\n  ".join(broken))
+        raise UserError("the rendered files break rules:\n  " + "\n  ".join(broken))
 
 
 def complaints(found: Plain) -> list[str]:

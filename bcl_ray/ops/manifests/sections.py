@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from bcl_ray.experiment.options import Section
+from bcl_ray.machine.errors import UserError
 
 KUBERNETES_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/.+$"
@@ -14,7 +15,7 @@ ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/.+$"
 def _tagged(image: str) -> str:
     tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
     if "@sha256:" not in image and tag in ("", "latest"):
-        raise ValueError(
+        raise UserError(
             "must end in a tag other than latest, or in a digest: nodes that start later would run "
             "other code"
         )
@@ -24,7 +25,7 @@ def _tagged(image: str) -> str:
 def _without_user(url: str) -> str:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
-        raise ValueError("must be an http(s):// address without a user name or password")
+        raise UserError("must be an http(s):// address without a user name or password")
     return url.rstrip("/")
 
 
@@ -74,7 +75,7 @@ class DataGroup(Group):
     @model_validator(mode="after")
     def _rising(self) -> "DataGroup":
         if self.min_nodes > self.max_nodes:
-            raise ValueError(
+            raise UserError(
                 f"data.min_nodes ({self.min_nodes}) must be at most data.max_nodes "
                 f"({self.max_nodes})"
             )
@@ -128,7 +129,7 @@ class ObjectStore(Section):
     @model_validator(mode="after")
     def _one_identity(self) -> "ObjectStore":
         if self.roles and self.secret:
-            raise ValueError(
+            raise UserError(
                 "object_store.roles and object_store.secret are two identities: set one"
             )
         return self
@@ -153,7 +154,7 @@ class Tracking(Section):
     @model_validator(mode="after")
     def _two_accounts(self) -> "Tracking":
         if self.secret == self.admin_secret:
-            raise ValueError(
+            raise UserError(
                 f"tracking.secret ({self.secret}) must not be tracking.admin_secret: clients have "
                 "an account of their own"
             )

@@ -4,6 +4,7 @@ import shlex
 from importlib.resources import files
 from string import Template
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests.description import Description, Slurm
 from bcl_ray.ops.manifests.jobs import Job, entrypoint
 
@@ -19,7 +20,7 @@ def script(description: Description, note: str) -> str:
     """
     slurm, job = description.slurm, description.job
     if slurm is None:
-        raise ValueError("the description has no section slurm: add slurm.nodes and slurm.folder")
+        raise UserError("the description has no section slurm: add slurm.nodes and slurm.folder")
     _check_gpus(job, slurm)
     train = entrypoint(description, uri=f"file://{slurm.folder}", gpus=slurm.gpus_per_node)
     experiment = [word for word in train[2:] if word != "--restartable"]
@@ -79,7 +80,7 @@ def _options(name: str, job: Job, slurm: Slurm) -> list[str]:
 def _check_gpus(job: Job, slurm: Slurm) -> None:
     workers, gpus = job.experiment().scale.max_workers, slurm.nodes * slurm.gpus_per_node
     if gpus not in (0, workers):
-        raise ValueError(
+        raise UserError(
             f"job.workers ({workers}) must be slurm.nodes x slurm.gpus_per_node ({gpus}), a worker "
             "on each GPU of the allocation: change one of them"
         )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage.retry import PassingError
 from bcl_ray.storage.s3.faults import explain, fault_of
 from bcl_ray.storage.s3.place import Place, client, filesystem, place_of
@@ -48,7 +49,7 @@ def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -
     """
     unknown = sorted(set(actions) - set(ACTIONS))
     if unknown:
-        raise ValueError(f"action '{unknown[0]}' must be one of {', '.join(ACTIONS)}")
+        raise UserError(f"action '{unknown[0]}' must be one of {', '.join(ACTIONS)}")
     place = place_of(uri)
     answer: queue.Queue[list[str]] = queue.Queue()
 

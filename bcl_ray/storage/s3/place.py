@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from pyarrow import fs
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage.retry import persist
 
 CONNECT_SECONDS = 5.0
@@ -77,15 +78,15 @@ def place_of(uri: str) -> Place:
     bucket, _, key = address.removeprefix("s3://").partition("/")
     options = dict(parse_qsl(query))
     if "@" in bucket or any("key" in name or "token" in name for name in options):
-        raise ValueError(
+        raise UserError(
             "an s3:// URI must not hold credentials, it is shown and stored in many places: give "
             "them by the environment, a profile or an instance role"
         )
     if not bucket:
-        raise ValueError(f"'{uri}' names no bucket: write s3://BUCKET/FOLDER")
+        raise UserError(f"'{uri}' names no bucket: write s3://BUCKET/FOLDER")
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
-        raise ValueError(f"'{uri}' has no option {unknown[0]}: there are {', '.join(OPTIONS)}")
+        raise UserError(f"'{uri}' has no option {unknown[0]}: there are {', '.join(OPTIONS)}")
     endpoint = options.get("endpoint_override") or (
         os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     )

@@ -24,6 +24,7 @@ from bcl_ray.data.shards import MAX_PIXELS, Manifest, read_row_group
 from bcl_ray.data.shards.staging import FORMATS, checking, image_sides
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
 from bcl_ray.experiment.options import ViewsConfig
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.paths import is_local
 
@@ -140,9 +141,7 @@ def shards_of(uri: str, manifest: Manifest, split: str) -> Shards:
         ValueError: it has none of that name.
     """
     if split not in manifest.splits:
-        raise ValueError(
-            f"--split '{split}' is not in {uri}: there is {', '.join(manifest.splits)}"
-        )
+        raise UserError(f"--split '{split}' is not in {uri}: there is {', '.join(manifest.splits)}")
     found = manifest.splits[split]
     layout = Layout(tuple(shard.rows for shard in found.shards), found.row_group_rows)
     return Shards(uri, tuple(shard.file for shard in found.shards), layout, manifest.class_names)
@@ -170,7 +169,7 @@ def list_folder(uri: str, listing: str, per_list: int, progress: Callable[[int],
         total += len(chunk)
         progress(total)
     if total == 0:
-        raise ValueError(f"{uri} holds no files: name a folder of images, or of shards")
+        raise UserError(f"{uri} holds no files: name a folder of images, or of shards")
     return Folder(uri, listing, per_list, total)
 
 
@@ -208,18 +207,18 @@ def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list
 
 def _view(image: Image, config: ViewsConfig) -> Pixels:
     if isinstance(image, str):
-        raise ValueError(image)
+        raise UserError(image)
     width, height = image_sides(image, MAX_PIXELS, LABELLED)
     height, width = resized_sides(height, width, config)
     if height * width > MAX_PIXELS:
-        raise ValueError(
+        raise UserError(
             f"its sides are too unequal: {width} x {height} pixels when the shorter one is "
             f"{config.eval_resize}"
         )
     try:
         return eval_view(decode(image), config)
     except cv2.error as error:
-        raise ValueError(f"OpenCV cannot resize it: {error.err}") from None
+        raise UserError(f"OpenCV cannot resize it: {error.err}") from None
 
 
 def _list_file(listing: str, number: int) -> str:

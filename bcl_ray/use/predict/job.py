@@ -23,11 +23,11 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import RayError
 
 from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
+from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.ray_runtime import access, node_groups
 from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
-from bcl_ray.runs.errors import FailedError
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import held
 from bcl_ray.training.stream import Unhurried
@@ -91,14 +91,14 @@ def pool(resources: Resources, batches: int, gpus: int | None, cpus: int | None)
     """
     for option, given in (("--gpus", gpus), ("--cpus", cpus)):
         if given is not None and given < (option == "--cpus"):
-            raise ValueError(f"{option} ({given}) must be at least {int(option == '--cpus')}")
+            raise UserError(f"{option} ({given}) must be at least {int(option == '--cpus')}")
     if (gpus or 0) > resources.gpus:
-        raise ValueError(f"--gpus ({gpus}) is more than the cluster can have ({resources.gpus:g})")
+        raise UserError(f"--gpus ({gpus}) is more than the cluster can have ({resources.gpus:g})")
     on_gpus = min(resources.gpus, math.inf if gpus is None else gpus)
     on_cpus = min(resources.cpus, math.inf if cpus is None else cpus)
     unknown = "--gpus" if math.isinf(on_gpus) else "--cpus"
     if math.isinf(on_gpus or on_cpus):
-        raise ValueError(
+        raise UserError(
             f"the cluster grows, and nobody has said how far: give {unknown}, or set "
             f"{node_groups.VARIABLE} on its head"
         )
@@ -150,7 +150,7 @@ def predict(
     options.check()
     images, target = paths.absolute(images), paths.absolute(target)
     if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
-        raise ValueError(f"OUTPUT ({target}) lies in INPUT, and would be labelled: name another")
+        raise UserError(f"OUTPUT ({target}) lies in INPUT, and would be labelled: name another")
     model = open_model(name, root, last=last)
     manifest = _manifest(images, split)
     output = Output(target, _request(model, images, manifest, split, options))
@@ -196,10 +196,10 @@ def _manifest(images: str, split: str | None) -> Manifest | None:
     if files.exists(files.join(images, MANIFEST)):
         return read_manifest(images)
     if split is not None:
-        raise ValueError(f"--split is for shards, and {images} holds no {MANIFEST}")
+        raise UserError(f"--split is for shards, and {images} holds no {MANIFEST}")
     if next(files.walk(images), None) is None:
         files.check_usable(images, "list")
-        raise ValueError(f"{images} holds no files: name a folder of images, or of shards")
+        raise UserError(f"{images} holds no files: name a folder of images, or of shards")
     return None
 
 
@@ -241,7 +241,7 @@ def _check_places(request: Request, target: str, resources: Resources) -> None:
     places = {"MODEL": request.model, "INPUT": request.images, "OUTPUT": target}
     for what, uri in places.items():
         if resources.several_nodes and "://" not in uri:
-            raise ValueError(local_path(f"{what} ({uri})", resources))
+            raise UserError(local_path(f"{what} ({uri})", resources))
     files.check_usable(target, "list", "read", "write", "delete")
     access.check_everywhere({what: (uri, {"list", "read"}) for what, uri in places.items()})
 

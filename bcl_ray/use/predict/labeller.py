@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bcl_ray.data.views.device import normalized
 from bcl_ray.data.views.transfer import Sender
+from bcl_ray.machine.errors import UserError
 from bcl_ray.method.precision import autocast
 from bcl_ray.use.models import open_checkpoint
 
@@ -41,7 +42,7 @@ class Labeller:
     ) -> None:
         model = open_checkpoint(uri, uri)
         if model.sha256 != sha256:
-            raise ValueError(f"{uri} was replaced since this began: begin again in another folder")
+            raise UserError(f"{uri} was replaced since this began: begin again in another folder")
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = model.network(self.device)
         self.views = model.experiment.views

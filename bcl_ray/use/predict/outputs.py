@@ -22,6 +22,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from bcl_ray.experiment.metric_names import SHOT_GROUPS
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 from bcl_ray.use.predict.tables import counts_of
@@ -58,9 +59,9 @@ class Options:
         """
         for option, value in (("--top", self.top), ("--batch-size", self.batch_size)):
             if value < 1:
-                raise ValueError(f"{option} ({value}) must be at least 1")
+                raise UserError(f"{option} ({value}) must be at least 1")
         if self.part_size < 1 or self.part_size % self.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"--part-size ({self.part_size}) must be a multiple of --batch-size "
                 f"({self.batch_size})"
             )
@@ -139,9 +140,9 @@ class Output:
         names = [name for name in asked if name != "model" and asked[name] != begun.get(name)]
         if names:
             what = "; ".join(f"{name} was {begun.get(name)}, now {asked[name]}" for name in names)
-            raise ValueError(f"{self.uri} holds other predictions ({what}): choose another folder")
+            raise UserError(f"{self.uri} holds other predictions ({what}): choose another folder")
         if not resume:
-            raise ValueError(
+            raise UserError(
                 f"{self.uri} holds predictions of these images by this model: go on with --resume, "
                 "or choose another folder"
             )
