@@ -6,12 +6,12 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from bcl_ray.data.plan import Read
-from bcl_ray.training.tasks import Batch, Source, Task, split_block, tasks_of
+from bcl_ray.training.tasks import Batch, Task, TaskSource, split_block, tasks_of
 
-_source: Source
+_source: TaskSource
 
 
-def _remember(source: Source) -> None:
+def _remember(source: TaskSource) -> None:
     global _source  # noqa: PLW0603  a pool's worker has nowhere else to keep it
     _source = source
 
@@ -21,7 +21,7 @@ def _load(task: Task) -> Batch:
 
 
 def pooled_blocks(
-    source: Source, reads: Iterable[tuple[int, Read]], processes: int
+    source: TaskSource, reads: Iterable[tuple[int, Read]], processes: int
 ) -> Generator[Batch, None, None]:
     """One block per (epoch, read), in order; two tasks ahead for each process."""
     with multiprocessing.get_context("spawn").Pool(processes, _remember, (source,)) as pool:

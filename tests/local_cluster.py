@@ -12,10 +12,10 @@ from tests.s3_servers import free_block
 @pytest.fixture(scope="session")
 def local_cluster() -> Iterator:
     """It is shared: a test brings back what it has killed, stopped or added."""
-    from bcl_ray.ops.local import Cluster
+    from bcl_ray.ops.local import LocalCluster
 
     with tempfile.TemporaryDirectory(prefix="bcl-ray-test-") as folder:
-        cluster = Cluster(Path(folder) / "cluster")
+        cluster = LocalCluster(Path(folder) / "cluster")
         try:
             cluster.up(port=free_block(20))
             yield cluster

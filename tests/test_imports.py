@@ -1,5 +1,6 @@
 """What can be imported without Ray, MLflow or PyTorch. `make check` looks at the order of rooms."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,12 @@ def test_data_tasks_import_no_torch():
     script = "import bcl_ray.training.stream, sys\nprint('torch' in sys.modules)"
     assert run_without({"mlflow"}, script) == "False\n"
     run_without(EXTRA, "import bcl_ray.data.views.host")
+
+
+def test_no_two_public_classes_share_a_name():
+    where: dict[str, list[str]] = {}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(file.relative_to(PACKAGE)))
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}

@@ -78,7 +78,7 @@ def search(
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """What a search is to be."""
 
     name: str
@@ -88,7 +88,7 @@ class Request:
     resume: bool
 
 
-def wanted(experiment: Experiment | None, given: Mapping[str, Any]) -> Request:
+def wanted(experiment: Experiment | None, given: Mapping[str, Any]) -> SearchRequest:
     """What a search is to be: the options given, and for the others their defaults.
 
     Those of a search that goes on are its own. Arguments as of `search`.
@@ -113,7 +113,7 @@ def wanted(experiment: Experiment | None, given: Mapping[str, Any]) -> Request:
         return _resumed(experiment, resume, overrides, options)
     if experiment is None:
         raise UserError("search needs a recipe's name or a YAML file; or --resume NAME")
-    return Request(
+    return SearchRequest(
         name or f"search-{run_folder.default_name(experiment)}",
         with_overrides(experiment, overrides),
         Settings(**_of(Settings, options)),
@@ -127,11 +127,11 @@ def _resumed(
     resume: str,
     overrides: Sequence[str],
     options: Mapping[str, Any],
-) -> Request:
+) -> SearchRequest:
     roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
     uri = paths.absolute(run_folder.run_uri(resume, roots[-1] if roots else TrackingConfig().runs))
     ledger = open_search(uri)
-    return Request(
+    return SearchRequest(
         ledger.name,
         with_overrides(
             experiment or ledger.experiment, [*overrides, f"tracking.runs={paths.parent(uri)}"]
@@ -148,7 +148,7 @@ def _of(kind: type[Settings] | type[Extent], options: Mapping[str, Any]) -> dict
     return {key: value for key, value in options.items() if key in known and value is not None}
 
 
-def _check(asked: Request) -> None:
+def _check(asked: SearchRequest) -> None:
     """Refuse what cannot work in a moment, where Ray takes seconds to import."""
     from bcl_ray.data.shards import read_manifest
     from bcl_ray.tuning.checks import check

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
     from rich.console import Console
 
-    from bcl_ray.ops.jobs.client import Cluster
+    from bcl_ray.ops.jobs.client import JobClient
 
 app = typer.Typer()
 jobs_app = typer.Typer(help="Jobs on a cluster.", no_args_is_help=True)
@@ -129,7 +129,7 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
         _print(screen, f"go on with: bcl-ray submit search {again}")
 
 
-def attend(cluster: "Cluster", name: str, address: str | None, screen: "Console") -> NoReturn:
+def attend(cluster: "JobClient", name: str, address: str | None, screen: "Console") -> NoReturn:
     """Follow a job, and end as it ended; Ctrl-C detaches.
 
     Args:
@@ -166,11 +166,11 @@ def how_to_come_back(name: str, address: str | None) -> str:
 @contextmanager
 def _shown(screen: "Console") -> Iterator[Callable[[str], None]]:
     """What shows a line of a job's log: events as a display, anything else as it is."""
-    from bcl_ray.display.run import Follower
-    from bcl_ray.display.search import KINDS, SearchFollower
+    from bcl_ray.display.run import RunDisplay
+    from bcl_ray.display.search import KINDS, SearchDisplay
     from bcl_ray.runs.events import from_line
 
-    with Follower(screen) as of_run, SearchFollower(screen) as of_search:
+    with RunDisplay(screen) as of_run, SearchDisplay(screen) as of_search:
 
         def show(line: str) -> None:
             text, event = from_line(line)
@@ -204,10 +204,10 @@ def _note(text: str) -> None:
     sys.stderr.write(f"bcl-ray: {text}\n")
 
 
-def _cluster(address: str | None, ca_file: str | None) -> "Cluster":
-    from bcl_ray.ops.jobs.client import Cluster, address_of
+def _cluster(address: str | None, ca_file: str | None) -> "JobClient":
+    from bcl_ray.ops.jobs.client import JobClient, address_of
 
-    return Cluster(address_of(address), ca_file)
+    return JobClient(address_of(address), ca_file)
 
 
 def _status(job: "JobDetails") -> str:

@@ -14,7 +14,7 @@ from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
     from bcl_ray.ops.doctor.finding import Finding
-    from bcl_ray.ops.local import Cluster
+    from bcl_ray.ops.local import LocalCluster
 
 app = typer.Typer()
 cluster_app = typer.Typer(
@@ -74,7 +74,7 @@ Folder = Annotated[
 Node = Annotated[str, typer.Argument(metavar="NODE", help="As `cluster status` prints it.")]
 
 
-class Part(StrEnum):
+class ServerName(StrEnum):
     """What of a cluster can be stopped and started again."""
 
     s3 = "s3"
@@ -82,15 +82,15 @@ class Part(StrEnum):
     head = "head"
 
 
-def _local(folder: Path | None) -> "Cluster":
+def _local(folder: Path | None) -> "LocalCluster":
     try:
-        from bcl_ray.ops.local import Cluster
+        from bcl_ray.ops.local import LocalCluster
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is not installed: pip install 'bcl-ray[local]' has what a cluster on "
             "one machine needs"
         ) from None
-    return Cluster(folder)
+    return LocalCluster(folder)
 
 
 @cluster_app.command("up")
@@ -185,22 +185,22 @@ def cluster_drain_node(
 
 @cluster_app.command("stop")
 def cluster_stop(
-    part: Annotated[Part, typer.Argument(help="What to stop; the head is killed.")],
+    part: Annotated[ServerName, typer.Argument(help="What to stop; the head is killed.")],
     folder: Folder = None,
 ) -> None:
     """Stop a part of the cluster; `start` brings it back with what it had."""
     cluster = _local(folder)
-    stops = {Part.s3: cluster.stop_s3, Part.mlflow: cluster.stop_mlflow}
+    stops = {ServerName.s3: cluster.stop_s3, ServerName.mlflow: cluster.stop_mlflow}
     stops.get(part, cluster.kill_head)()
 
 
 @cluster_app.command("start")
 def cluster_start(
-    part: Annotated[Part, typer.Argument(help="What to start again.")], folder: Folder = None
+    part: Annotated[ServerName, typer.Argument(help="What to start again.")], folder: Folder = None
 ) -> None:
     """Start a part that was stopped."""
     cluster = _local(folder)
-    starts = {Part.s3: cluster.start_s3, Part.mlflow: cluster.start_mlflow}
+    starts = {ServerName.s3: cluster.start_s3, ServerName.mlflow: cluster.start_mlflow}
     starts.get(part, cluster.start_head)()
 
 

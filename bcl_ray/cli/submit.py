@@ -11,7 +11,7 @@ from bcl_ray.display.terminal import console, quiet
 from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
-    from bcl_ray.ops.jobs.request import Request
+    from bcl_ray.ops.jobs.request import JobRequest
 
 app = typer.Typer()
 
@@ -46,7 +46,7 @@ def submit(
     Credentials are never sent: the cluster's nodes have their own.
     """
     from bcl_ray.machine.versions import client_versions, differing
-    from bcl_ray.ops.jobs.client import Cluster, address_of
+    from bcl_ray.ops.jobs.client import JobClient, address_of
     from bcl_ray.ops.jobs.package import package
     from bcl_ray.ops.jobs.request import submit as send
 
@@ -54,7 +54,7 @@ def submit(
     quiet()
     request = _request(kind, tuple(words or ()), where)
     sent = package(kind.value, request.words, with_code=with_code)
-    cluster = Cluster(where, ca_file)
+    cluster = JobClient(where, ca_file)
     differing(client_versions(), cluster.versions())
     send(cluster, request, sent)
     screen = console()
@@ -66,7 +66,7 @@ def submit(
     attend(cluster, request.name, address, screen)
 
 
-def _request(kind: Kind, words: tuple[str, ...], address: str) -> "Request":
+def _request(kind: Kind, words: tuple[str, ...], address: str) -> "JobRequest":
     """The request of a command, which is parsed as the command line parses it here."""
     from bcl_ray.cli import app as commands
     from bcl_ray.ops.jobs.request import check_uri, named
@@ -110,7 +110,7 @@ def _check_model(name: str, root: str) -> None:
         check_uri("MODEL", name if "/" in name else root)
 
 
-def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
+def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> "JobRequest":
     from bcl_ray.ops.jobs.request import training
 
     if not options["recipe"]:
@@ -119,7 +119,7 @@ def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> 
     return training(options["recipe"], experiment, words, address)
 
 
-def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) -> "Request":
+def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) -> "JobRequest":
     from bcl_ray.api.searches import wanted
     from bcl_ray.cli.search import arguments
     from bcl_ray.ops.jobs.request import searching
@@ -133,7 +133,7 @@ def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) ->
     return searching(asked.name, known, asked.experiment, words, address)
 
 
-def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "Request":
+def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "JobRequest":
     from bcl_ray.experiment.options import TrackingConfig
     from bcl_ray.ops.jobs.request import resuming
     from bcl_ray.runs import run_folder

@@ -72,12 +72,12 @@ def _workers(number: int) -> str:
     return f"{number} worker" if number == 1 else f"{number} workers"
 
 
-def follower(console: Console) -> "Follower | events.Teller":
+def follower(console: Console) -> "RunDisplay | events.Teller":
     """What shows a run's events: to a person, or as lines where the environment asks for them."""
-    return events.Teller() if events.wanted() else Follower(console)
+    return events.Teller() if events.wanted() else RunDisplay(console)
 
 
-class Follower:
+class RunDisplay:
     """Prints a run's events as they come, or as they came: those of a log have their own times."""
 
     def __init__(self, console: Console) -> None:
@@ -96,7 +96,7 @@ class Follower:
         )
         self._task: TaskID | None = None
 
-    def __enter__(self) -> "Follower":
+    def __enter__(self) -> "RunDisplay":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,9 +20,9 @@ SHOWN = 10  # trials of the live table
 MINUTE, HOUR = 60, 3600
 
 
-def follower(console: Console) -> "SearchFollower | events.Teller":
+def follower(console: Console) -> "SearchDisplay | events.Teller":
     """What shows a search's events: to a person, or as lines where the environment asks."""
-    return events.Teller() if events.wanted() else SearchFollower(console)
+    return events.Teller() if events.wanted() else SearchDisplay(console)
 
 
 def duration(seconds: float) -> str:
@@ -53,7 +53,7 @@ def seconds_left(trials: list[Event], began: float, now: float, wanted: int) -> 
     return (now - began) / len(fresh) * max(wanted - len(ended), 0)
 
 
-class SearchFollower:
+class SearchDisplay:
     """Shows a search's events as they come, or as they came: those of a log have own times."""
 
     def __init__(self, console: Console) -> None:
@@ -67,7 +67,7 @@ class SearchFollower:
             console=console, transient=True, refresh_per_second=1, get_renderable=self._table
         )
 
-    def __enter__(self) -> "SearchFollower":
+    def __enter__(self) -> "SearchDisplay":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,7 +34,7 @@ for (const head of document.querySelectorAll("th")) head.onclick = () => {
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Rows of strings and numbers; a number is shown with `digits` behind the point, None as -."""
 
     columns: Sequence[str]
@@ -43,7 +43,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of a page.
 
     Args:
@@ -56,10 +56,10 @@ class Section:
     title: str
     text: Sequence[str] = ()
     figures: Sequence[tuple[Figure | bytes, str]] = ()
-    table: Table | None = None
+    table: PageTable | None = None
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
+def page(title: str, sections: Sequence[PageSection]) -> str:
     """A complete HTML page, whose images are inside of it."""
     parts = "\n".join(map(_section, sections))
     return (
@@ -70,7 +70,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
     )
 
 
-def _section(section: Section) -> str:
+def _section(section: PageSection) -> str:
     lines = [f"<h2>{html.escape(section.title)}</h2>"] if section.title else []
     lines += [f"<p>{html.escape(text)}</p>" for text in section.text]
     lines += [_image(figure, about) for figure, about in section.figures]
@@ -87,7 +87,7 @@ def _image(figure: Figure | bytes, about: str) -> str:
     return f'<img width="{width}" src="data:image/png;base64,{data}" alt="{alt}">'
 
 
-def _table(table: Table) -> str:
+def _table(table: PageTable) -> str:
     numeric = [
         all(isinstance(row[column], int | float | None) for row in table.rows)
         for column in range(len(table.columns))

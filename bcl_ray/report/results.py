@@ -18,7 +18,7 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.machine.errors import UserError
 from bcl_ray.report.figures import Mistake
-from bcl_ray.report.page import Table
+from bcl_ray.report.page import PageTable
 from bcl_ray.runs import findings
 from bcl_ray.runs.checkpoint import State
 from bcl_ray.runs.findings import Findings
@@ -80,7 +80,7 @@ def of_run(run: Run, state: State) -> Results:
     return of_state(run.name, state, found)
 
 
-def class_table(results: Results, found: Findings) -> Table:
+def class_table(results: Results, found: Findings) -> PageTable:
     """One row per class, from the largest to the smallest.
 
     Columns: class, training images, group, test images, accuracy in per cent, mean confidence in
@@ -107,7 +107,7 @@ def class_table(results: Results, found: Findings) -> Table:
         about = [results.class_names[k], int(results.class_counts[k]), results.group_of[k], int(n)]
         rows.append([*about, *share[:2], mistaken, share[2], int(taken[k])])
     columns = ("class", "training images", "group", "test images", "accuracy", "confidence")
-    return Table((*columns, "taken for", "how often", "others taken for it"), rows)
+    return PageTable((*columns, "taken for", "how often", "others taken for it"), rows)
 
 
 def mistakes(results: Results, found: Findings) -> list[Mistake]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.report.figures import png
-from bcl_ray.report.page import Section, Table, page
+from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.report.pictures import PICTURES, draw
 from bcl_ray.report.results import Results, class_table
 
@@ -61,18 +61,18 @@ def write(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def report(results: Results, drawn: Mapping[str, bytes], table: Table | None) -> str:
+def report(results: Results, drawn: Mapping[str, bytes], table: PageTable | None) -> str:
     """The page."""
-    sections = [Section("", _about(results), table=_results(results))]
+    sections = [PageSection("", _about(results), table=_results(results))]
     for title, kinds in itertools.groupby(PICTURES, lambda kind: kind.section):
         shown = [(drawn[kind.name], kind.text) for kind in kinds if kind.name in drawn]
         if shown:
             text = [TEXTS[title]] if title in TEXTS else []
-            sections.append(Section(title, text, shown))
+            sections.append(PageSection(title, text, shown))
     if table is not None:
         text = ["Accuracy, confidence and how often are in per cent; click a heading to sort."]
-        sections.append(Section("classes", text, table=table))
-    sections.append(Section("options", table=_options(results.experiment)))
+        sections.append(PageSection("classes", text, table=table))
+    sections.append(PageSection("options", table=_options(results.experiment)))
     return page(results.name, sections)
 
 
@@ -97,7 +97,7 @@ def _about(results: Results) -> list[str]:
     return lines
 
 
-def _results(results: Results) -> Table | None:
+def _results(results: Results) -> PageTable | None:
     """Accuracy and calibration, in per cent."""
     if results.found is not None:
         metrics = results.found.about["metrics"]
@@ -114,20 +114,20 @@ def _results(results: Results) -> Table | None:
         if name in metrics:
             columns.append(title)
             row.append(metrics[name])
-    return Table(columns, [row], digits=2) if row else None
+    return PageTable(columns, [row], digits=2) if row else None
 
 
-def _options(experiment: Experiment) -> Table:
+def _options(experiment: Experiment) -> PageTable:
     rows = [
         (f"{section}.{name}", str(value))
         for section, options in experiment.model_dump(mode="json").items()
         if isinstance(options, dict)
         for name, value in options.items()
     ]
-    return Table(("option", "value"), rows)
+    return PageTable(("option", "value"), rows)
 
 
-def _csv(table: Table) -> str:
+def _csv(table: PageTable) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(name.replace(" ", "_") for name in table.columns)

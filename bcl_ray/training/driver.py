@@ -181,7 +181,7 @@ def _tracked(
         )
         try:
             # Trials run beside each other, and would all look at the same nodes.
-            follower = Follower(mailbox, tracker, follow, all_nodes=parent is None)
+            follower = RunMonitor(mailbox, tracker, follow, all_nodes=parent is None)
             outcome, state = _run(run, trainer, wish, follower, lease)
         except Stopped:
             tracker.tags({"stopped": wish.reason or ""})
@@ -293,7 +293,7 @@ def _begin_event(run: Run, experiment: Experiment, manifest: Manifest, tracker: 
 
 
 def _run(
-    run: Run, trainer: Trainer, wish: Wish, follower: "Follower", lease: Lease
+    run: Run, trainer: Trainer, wish: Wish, follower: "RunMonitor", lease: Lease
 ) -> tuple[Event, checkpoint.State]:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
@@ -385,7 +385,7 @@ def _rank_zero_stays(max_workers: int, cluster: Resources) -> list[dict[str, str
     return [{MARKET: "steady"}, *({} for _ in range(max_workers - 1))]
 
 
-class Follower(threading.Thread):
+class RunMonitor(threading.Thread):
     """Passes on what workers tell, until it is stopped; epochs are tracked on the way.
 
     Neither a terminal that is gone nor a full disk may stop training: the first failure is
@@ -478,7 +478,7 @@ def _cause(failure: Exception, run: Run, tracker: Tracker) -> str:
     return f"the workers failed: {one_line(causes[0])} (all of it: {file}, and in MLflow)"
 
 
-def _finished(run: Run, result: Any, follower: Follower) -> tuple[Event, checkpoint.State]:
+def _finished(run: Run, result: Any, follower: RunMonitor) -> tuple[Event, checkpoint.State]:
     """What a run that is complete came to, and its last state."""
     last = files.join(run.uri, PurePosixPath(result.checkpoint.path).name)
     state = checkpoint.load(last)

@@ -38,7 +38,7 @@ class UnsupportedError(UserError):
     """The images cannot live on a device with the views that were asked for."""
 
 
-class Images(NamedTuple):
+class ResidentImages(NamedTuple):
     """Decoded images, in the order of their split."""
 
     pixels: Tensor
@@ -49,7 +49,7 @@ class Images(NamedTuple):
     """(R,), on the host: they key every random choice."""
 
 
-class Part(NamedTuple):
+class ResidentPart(NamedTuple):
     """Some images on the host: pixels (N, S, S, 3), labels and ids (N,)."""
 
     pixels: NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Part(NamedTuple):
 def training_batches(
     experiment: Experiment,
     plans: Plans,
-    images: Images,
+    images: ResidentImages,
     sender: Sender,
     *,
     rank: int = 0,
@@ -95,7 +95,7 @@ def training_batches(
     )
 
 
-def evaluation_batches(images: Images, sizes: Sequence[int]) -> list[Sent]:
+def evaluation_batches(images: ResidentImages, sizes: Sequence[int]) -> list[Sent]:
     """All images, so many of them at a time, as `inference.evaluate` takes them, every time again.
 
     Args:
@@ -178,8 +178,8 @@ class Resident:
 
 
 def on_device(
-    parts: Iterable[Part], rows: int, device: torch.device, experiment: Experiment
-) -> Images:
+    parts: Iterable[ResidentPart], rows: int, device: torch.device, experiment: Experiment
+) -> ResidentImages:
     """Bring images to a device, part by part."""
     size = experiment.views.image_size
     pixels = torch.empty(rows, size, size, 3, dtype=torch.uint8, device=device)
@@ -190,7 +190,7 @@ def on_device(
         pixels[some].copy_(torch.from_numpy(part.pixels))
         labels[some], ids[some] = part.labels, part.ids
         begin = some.stop
-    return Images(pixels, labels, ids)
+    return ResidentImages(pixels, labels, ids)
 
 
 def whole_images(
@@ -227,7 +227,7 @@ def _resized(experiment: Experiment) -> list[str]:
     return [name for name, kind in kinds.items() if kind.crop == "resized"]
 
 
-def check_crops(images: Images) -> None:
+def check_crops(images: ResidentImages) -> None:
     """Make sure that this machine's OpenCV crops as the device does.
 
     Raises:
@@ -268,16 +268,16 @@ def _evaluated(
 
 def _read(
     experiment: Experiment, manifest: Manifest, split: str, reads: Sequence[Read], decoder: Decoder
-) -> Iterator[Part]:
+) -> Iterator[ResidentPart]:
     """Decode what was read, in order, by a few threads."""
     shards = [shard.file for shard in manifest.splits[split].shards]
 
-    def load(read: Read) -> Part:
+    def load(read: Read) -> ResidentPart:
         uri = files.join(experiment.data.path, shards[read.shard])
         table = read_row_group(uri, read.row_group).take(read.rows)
         ids = table["id"].to_numpy()
         pixels = decoder(table["image"].to_pylist(), ids, experiment)
-        return Part(pixels, table["label"].to_numpy().astype(np.int64), ids)
+        return ResidentPart(pixels, table["label"].to_numpy().astype(np.int64), ids)
 
     with host.one_thread(), ThreadPoolExecutor(THREADS, "read-images") as threads:
         yield from threads.map(load, reads)

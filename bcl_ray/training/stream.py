@@ -28,7 +28,7 @@ from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.ray_runtime.internals import ExecutionCallback
 from bcl_ray.runs.budget import epoch_plan, layout
-from bcl_ray.training.tasks import Batch, Source, Task, joined, source_of, split_block, tasks_of
+from bcl_ray.training.tasks import Batch, Task, TaskSource, joined, source_of, split_block, tasks_of
 
 Item = TypeVar("Item")
 
@@ -98,7 +98,7 @@ def _delivered(
 
 
 def _stream(
-    source: Source, reads: Iterable[tuple[int, Read]], world_size: int
+    source: TaskSource, reads: Iterable[tuple[int, Read]], world_size: int
 ) -> Generator[Batch, None, None]:
     """One block per read, in order, from Ray Data tasks that run ahead of the consumer."""
     tasks = tasks_of(source, reads)
@@ -120,7 +120,7 @@ def _stream(
             segment = following
 
 
-def _execute(source: Source, tasks: Sequence[Task], world_size: int) -> Iterator[Batch]:
+def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iterator[Batch]:
     """Run tasks as one Ray Data dataset; one block per task, in order."""
     scale = source.experiment.scale
     items = [{"task": pickle.dumps(task)} for task in tasks]
@@ -159,6 +159,6 @@ class Unhurried(ExecutionCallback):  # type: ignore[misc]  # Ray has no types
         time.sleep(STEP_PAUSE)
 
 
-def _run(source: Source, item: Mapping[str, np.ndarray]) -> Batch:
+def _run(source: TaskSource, item: Mapping[str, np.ndarray]) -> Batch:
     task: Task = pickle.loads(item["task"][0])  # noqa: S301  our own bytes, from _execute
     return source.load(task.epoch, task.reads)

@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSource:
     """The shards of one split and how to turn their images into views; goes to every task.
 
     Args:
@@ -61,11 +61,11 @@ class Source:
         return {"views": made, "labels": columns["label"].astype(np.int64), "ids": ids}
 
 
-def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> Source:
+def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> TaskSource:
     """The training or the evaluation split as its tasks read it."""
     name = experiment.data.train_split if training else experiment.data.eval_split
     names = tuple(shard.file for shard in manifest.splits[name].shards)
-    return Source(experiment.data.path, names, experiment, training)
+    return TaskSource(experiment.data.path, names, experiment, training)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Task:
     reads: tuple[Read, ...]
 
 
-def tasks_of(source: Source, reads: Iterable[tuple[int, Read]]) -> Iterator[Task]:
+def tasks_of(source: TaskSource, reads: Iterable[tuple[int, Read]]) -> Iterator[Task]:
     """Group reads, so that a task makes about TASK_BYTES of views and at least one read."""
     options = source.experiment
     per_row = 3 * options.views.image_size**2 * (1 + options.num_contrastive * source.training)

@@ -58,7 +58,7 @@ def _beginning(search: str, run: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Group:
+class HeldGroup:
     """A placement group that a trial has, or had.
 
     Args:
@@ -73,8 +73,8 @@ class Group:
 
 
 def overdue(
-    groups: list[Group], begun: dict[str, float], ended: dict[str, float], now: float
-) -> list[Group]:
+    groups: list[HeldGroup], begun: dict[str, float], ended: dict[str, float], now: float
+) -> list[HeldGroup]:
     """Groups that should be gone: of runs that ended, and from before a run began once more.
 
     Args:
@@ -84,7 +84,7 @@ def overdue(
         now: the time.
     """
 
-    def due(group: Group) -> float:
+    def due(group: HeldGroup) -> float:
         again = begun.get(group.run, 0.0)
         return again if group.since < again else ended.get(group.run, math.inf)
 
@@ -103,7 +103,7 @@ class Keeper:
     search: str
     tell: Callable[[str], None]
     ended: dict[str, float] = field(default_factory=dict)
-    taken: list[Group] = field(default_factory=list)
+    taken: list[HeldGroup] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> "Keeper":
@@ -128,7 +128,7 @@ class Keeper:
             except ray.exceptions.RayError as error:
                 self.tell(f"what ended trials hold cannot be seen: {error}")
 
-    def look(self) -> list[Group]:
+    def look(self) -> list[HeldGroup]:
         """Groups that are still held; those that are overdue are given back."""
         held = _held(self.search)
         begun = {run: float(read(_beginning(self.search, run)) or 0) for run in _runs(held)}
@@ -142,11 +142,11 @@ class Keeper:
         return held
 
 
-def _runs(groups: list[Group]) -> set[str]:
+def _runs(groups: list[HeldGroup]) -> set[str]:
     return {group.run for group in groups}
 
 
-def _held(search: str) -> list[Group]:
+def _held(search: str) -> list[HeldGroup]:
     """Groups that were noted and are not removed yet; those that are gone are forgotten."""
     table = placement_group_table()
     held = []
@@ -156,5 +156,5 @@ def _held(search: str) -> list[Group]:
             forget(key)
             continue
         since, _, run = (read(key) or b"0 ").decode().partition(" ")
-        held.append(Group(group, run, float(since)))
+        held.append(HeldGroup(group, run, float(since)))
     return held

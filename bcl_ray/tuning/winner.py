@@ -141,9 +141,9 @@ def _draw(
     page = report.page(
         f"search {ledger.name}",
         [
-            report.Section("", _summary(ledger, trials, found)),
-            report.Section("parameters", figures=[(picture, f"{metric} against each option")]),
-            report.Section("trials", table=_table(ordered(own), metric)),
+            report.PageSection("", _summary(ledger, trials, found)),
+            report.PageSection("parameters", figures=[(picture, f"{metric} against each option")]),
+            report.PageSection("trials", table=_table(ordered(own), metric)),
         ],
     )
     contents = {
@@ -157,7 +157,7 @@ def _draw(
         tracker.artifact(folder / name, str(Path(name).parent) if "/" in name else "")
 
 
-def _table(trials: Sequence[Trial], metric: str) -> report.Table:
+def _table(trials: Sequence[Trial], metric: str) -> report.PageTable:
     """As the page shows it: short, and numbers with as many digits as they have."""
     names = [name.rpartition(".")[2] for name in trials[0].point]
     rows = [
@@ -174,7 +174,7 @@ def _table(trials: Sequence[Trial], metric: str) -> report.Table:
     columns = ["trial", "status", "epochs", metric, *names, "reason"]
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return report.Table(columns, rows)
+    return report.PageTable(columns, rows)
 
 
 def ordered(trials: Sequence[Trial]) -> list[Trial]:

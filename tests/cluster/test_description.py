@@ -5,14 +5,14 @@ import yaml
 from pydantic import BaseModel
 
 from bcl_ray.ops.manifests import read
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from tests.cluster.conftest import ROOT
 from tests.cluster.test_rules import broken
 
 EXAMPLE = ROOT / "cluster" / "cluster.yaml"
 
 
-def sections(model=Description):
+def sections(model=ClusterDescription):
     for field in model.model_fields.values():
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bcl_ray.display.run import Follower, accuracy_table, method, prediction_table
+from bcl_ray.display.run import RunDisplay, accuracy_table, method, prediction_table
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
 from bcl_ray.runs.budget import Budget
@@ -43,7 +43,7 @@ RECORD = {
 
 def shown(*events: dict, terminal: bool = False) -> str:
     text = io.StringIO()
-    with Follower(Console(file=text, width=120, force_terminal=terminal)) as follower:
+    with RunDisplay(Console(file=text, width=120, force_terminal=terminal)) as follower:
         for event in events:
             follower(event)
     return text.getvalue()
@@ -134,7 +134,7 @@ def test_an_elastic_run_tells_that_batch_and_learning_rate_stay():
 
 
 def test_workers_that_start_again_keep_the_one_bar():
-    follower = Follower(Console(file=io.StringIO(), force_terminal=True))
+    follower = RunDisplay(Console(file=io.StringIO(), force_terminal=True))
     with follower:
         for event in (BEGIN, START, START | {"step": 7}):
             follower(event)

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bcl_ray.display.search import SearchFollower, duration, seconds_left, spread
+from bcl_ray.display.search import SearchDisplay, duration, seconds_left, spread
 from bcl_ray.runs.events import from_line, to_line
 
 BEGIN = {
@@ -60,7 +60,7 @@ EVENTS = [
 
 def shown(events, **options):
     screen = io.StringIO()
-    with SearchFollower(Console(file=screen, width=120, **options)) as follow:
+    with SearchDisplay(Console(file=screen, width=120, **options)) as follow:
         for event in events:
             follow(event)
     return screen.getvalue()

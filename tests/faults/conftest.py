@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from bcl_ray.ops.local import Cluster
+from bcl_ray.ops.local import LocalCluster
 from bcl_ray.ops.local.ceph import Ceph
 from bcl_ray.runs.run_folder import open_run
 from bcl_ray.storage import files
@@ -116,7 +116,7 @@ class Job:
 class Drill:
     """Starts jobs on a cluster, finds their processes, and compares their ends."""
 
-    def __init__(self, cluster: Cluster, folder: Path, shared: Path) -> None:
+    def __init__(self, cluster: LocalCluster, folder: Path, shared: Path) -> None:
         self.cluster, self.folder = cluster, folder
         self.jobs: list[Job] = []
         self.attempt = 1  # of the test: a second one has runs of its own
@@ -272,7 +272,7 @@ class Drill:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory, worker_id):
     """A cluster of three nodes with S3 and MLflow; this process sees them as a laptop does."""
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    cluster = LocalCluster(tmp_path_factory.mktemp("cluster"))
     before = dict(os.environ)
     os.environ["REPORTER_UPDATE_INTERVAL_MS"] = "60000"  # of dashboards, which nobody looks at
     store = "ceph" if Ceph.installed() else "swift"  # Ceph takes less CPU

@@ -48,7 +48,7 @@ def test_a_signal_by_which_srun_ends_the_step_after_a_failure_is_no_request(stop
     (tmp_path / "failed").write_text("n2: Ray has ended here (status 1)")
     assert stop.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(part.LostError, match=r"because of n2: Ray has ended here"):
+    with pytest.raises(part.LostNodeError, match=r"because of n2: Ray has ended here"):
         stop.reason()
 
 

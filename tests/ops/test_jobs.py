@@ -12,7 +12,7 @@ import pytest
 
 from bcl_ray.machine.versions import client_versions
 from bcl_ray.ops.jobs import request
-from bcl_ray.ops.jobs.client import Cluster
+from bcl_ray.ops.jobs.client import JobClient
 from bcl_ray.ops.jobs.package import Package, package
 from bcl_ray.ops.jobs.request import named
 
@@ -53,7 +53,7 @@ class Head:
 
     def records(self) -> str:
         """All that the cluster tells of its jobs, their logs and packages' names included."""
-        cluster = Cluster(self.address)
+        cluster = JobClient(self.address)
         jobs = cluster.jobs()
         logs = [cluster.get_job_logs(job.submission_id) for job in jobs]
         return json.dumps([job.model_dump(mode="json") for job in jobs]) + "".join(logs)
@@ -90,11 +90,11 @@ def tracked(head, run: str):
     return found
 
 
-def sent(head, name: str, script: str) -> Cluster:
+def sent(head, name: str, script: str) -> JobClient:
     """Send a job of one script, as `submit` sends its own."""
     file = head.folder / f"{name}.py"
     file.write_text(script)
-    cluster = Cluster(head.address)
+    cluster = JobClient(head.address)
     made = request.replace(named("train", name, (), run="none"), name=name)
     request.submit(cluster, made, Package({"jobs/train.py": file}, ()))
     return cluster
@@ -139,7 +139,7 @@ def test_a_training_is_followed_to_its_end_as_if_it_ran_here(head, words):
     assert again == (0, out.partition("\n")[2], "")
     assert head.run("jobs", "logs", job, "--follow") == again
 
-    record = Cluster(head.address).job(job).metadata
+    record = JobClient(head.address).job(job).metadata
     _, shown, _ = head.run("shards", "show", f"{head.store}/jobs/digits", "--json")
     fingerprint = json.loads(shown)["fingerprint"]
     assert record["data.fingerprint"] == fingerprint
@@ -186,7 +186,7 @@ def test_a_client_with_another_bcl_ray_is_refused_in_the_job_with_both_named(hea
     mine = client_versions()
     monkeypatch.setattr(request, "client_versions", lambda: {**mine, "bcl_ray": "9.9.9"})
     made = request.replace(named("evaluate", "x", ("file:///gone",)), name="other-version")
-    request.submit(Cluster(head.address), made, package("evaluate", made.words))
+    request.submit(JobClient(head.address), made, package("evaluate", made.words))
     status, out, err = head.run("jobs", "logs", "other-version", "--follow")
     assert status == 2
     refusal = f"bcl_ray 9.9.9 submitted it, and the cluster has {mine['bcl_ray']}"
@@ -224,7 +224,7 @@ def test_rays_own_submit_runs_the_same_with_plain_text(head):
     ("prefix", "status"), [("", "FAILED"), (" BCL_RAY_ON_MISTAKE=stop", "STOPPED")]
 )
 def test_a_mistake_ends_a_rayjob_as_stopped_for_a_failed_one_is_repeated(head, prefix, status):
-    cluster, name = Cluster(head.address), f"mistaken-{status.lower()}"
+    cluster, name = JobClient(head.address), f"mistaken-{status.lower()}"
     entrypoint = f"env{prefix} python -m bcl_ray train digits_lt train.epoch=3"
     cluster.send(submission_id=name, entrypoint=entrypoint, metadata={"kind": "train"})
     deadline = time.monotonic() + 90
@@ -238,7 +238,7 @@ def test_a_mistake_ends_a_rayjob_as_stopped_for_a_failed_one_is_repeated(head, p
 
 
 def test_a_cluster_with_other_versions_is_refused_before_anything_is_sent(head, monkeypatch):
-    cluster = Cluster(head.address)
+    cluster = JobClient(head.address)
     assert cluster.versions() == {"Ray": client_versions()["Ray"], "Python": "3.11"}
     before = len(cluster.jobs())
     script = (

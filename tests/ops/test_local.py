@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from bcl_ray.ops.local import Cluster
+from bcl_ray.ops.local import LocalCluster
 from bcl_ray.ops.local.cluster import _names
 from tests.s3_servers import free_block
 
@@ -64,11 +64,11 @@ def test_a_third_of_the_nodes_are_for_data():
 )
 def test_options_out_of_range_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        Cluster(tmp_path).up(**options)
+        LocalCluster(tmp_path).up(**options)
 
 
 def test_a_folder_without_a_cluster_says_how_to_start_one(tmp_path):
-    cluster = Cluster(tmp_path)
+    cluster = LocalCluster(tmp_path)
     with pytest.raises(OSError, match=f"no cluster is in {tmp_path}: start one with `bcl-ray"):
         cluster.environment()
     assert cluster.status() == []
@@ -82,8 +82,8 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path):
         held.bind(("127.0.0.1", first + 1))
         held.listen()
         with pytest.raises(OSError, match=rf"ports in use: {first + 1} \(MLflow\), by .*\(pid"):
-            Cluster(tmp_path).up(port=first)
-    assert Cluster(tmp_path).status() == []
+            LocalCluster(tmp_path).up(port=first)
+    assert LocalCluster(tmp_path).status() == []
 
 
 @pytest.mark.ray
@@ -210,7 +210,7 @@ def alive(tree) -> list[psutil.Process]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_interrupted_up_leaves_nothing(tmp_path):
-    cluster = Cluster(tmp_path / "cluster")
+    cluster = LocalCluster(tmp_path / "cluster")
     tree = interrupted_up(cluster, signal.SIGINT)
     assert len(tree) > 5
     assert alive(tree) == []
@@ -220,7 +220,7 @@ def test_an_interrupted_up_leaves_nothing(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_up_is_cleared_by_the_next_and_down_leaves_no_process(tmp_path):
-    cluster, said = Cluster(tmp_path / "cluster"), []
+    cluster, said = LocalCluster(tmp_path / "cluster"), []
     left = interrupted_up(cluster, signal.SIGKILL)
     assert alive(left)
     cluster.up(workers=1, port=free_block(20), cpus=1, say=said.append)

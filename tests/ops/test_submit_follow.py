@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcl_ray.ops.jobs import client, follow
-from bcl_ray.ops.jobs.client import Cluster, address_of, token_of
+from bcl_ray.ops.jobs.client import JobClient, address_of, token_of
 from bcl_ray.ops.jobs.follow import Lines
 
 pytestmark = pytest.mark.ray  # Ray's client is used, though no Ray is started
@@ -153,7 +153,7 @@ def dashboard(monkeypatch):
 
 def followed(dashboard):
     lines, told = [], []
-    job = follow.follow(Cluster(dashboard.address), JOB, lines.append, told.append)
+    job = follow.follow(JobClient(dashboard.address), JOB, lines.append, told.append)
     return lines, told, job
 
 
@@ -196,7 +196,7 @@ def test_a_dashboard_that_is_away_for_a_while_is_waited_for(dashboard):
 
 def test_a_dashboard_that_stays_away_is_given_up(dashboard, monkeypatch):
     monkeypatch.setattr(follow, "PATIENCE", 0.5)
-    cluster = Cluster(dashboard.address)
+    cluster = JobClient(dashboard.address)
     dashboard.stop()
     with pytest.raises(OSError, match="Connect call failed"):
         follow.follow(cluster, JOB, print, print)
@@ -213,7 +213,7 @@ def test_a_job_whose_log_is_gone_with_its_node_ends(dashboard):
 def test_a_job_that_waits_says_for_what(dashboard, monkeypatch):
     monkeypatch.setattr(follow, "QUIET", 0.2)
     dashboard.plan, dashboard.status = [(0, "leave"), (len(LOG), "close")], "PENDING"
-    cluster, told = Cluster(dashboard.address), []
+    cluster, told = JobClient(dashboard.address), []
 
     def stop_waiting(text):
         told.append(text)
@@ -226,7 +226,7 @@ def test_a_job_that_waits_says_for_what(dashboard, monkeypatch):
 
 def test_a_token_that_is_refused_in_the_middle_ends_the_following(dashboard):
     dashboard.plan = [(10, "abort"), (0, 401)]
-    cluster = Cluster(dashboard.address)
+    cluster = JobClient(dashboard.address)
     dashboard.answer = 401
     with pytest.raises(PermissionError, match=r"wants a token \(401\)"):
         follow.follow(cluster, JOB, print, print)
@@ -237,13 +237,13 @@ def test_following_ends_when_nobody_reads_what_is_shown(dashboard):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        follow.follow(Cluster(dashboard.address), JOB, closed, print)
+        follow.follow(JobClient(dashboard.address), JOB, closed, print)
     assert dashboard.connections == 1
 
 
 def test_an_unknown_job_is_refused_with_the_nearest(dashboard):
     with pytest.raises(ValueError, match=f"knows no job 'long-1224': did you mean {JOB}"):
-        Cluster(dashboard.address).job("long-1224")
+        JobClient(dashboard.address).job("long-1224")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_an_unknown_job_is_refused_with_the_nearest(dashboard):
 def test_answers_of_a_dashboard_are_told_in_plain_words(dashboard, answer, kind, message):
     dashboard.answer = answer
     with pytest.raises(kind) as error:
-        Cluster(dashboard.address)
+        JobClient(dashboard.address)
     assert message in str(error.value)
     assert dashboard.address in str(error.value)
     assert "sesame" not in str(error.value)
@@ -270,14 +270,14 @@ def test_what_is_no_dashboard_is_told_in_plain_words(dashboard, monkeypatch):
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
         with pytest.raises(OSError, match="refuses connections: is the cluster up, and is it"):
-            Cluster(f"http://127.0.0.1:{port}")
+            JobClient(f"http://127.0.0.1:{port}")
         silent.listen()
         with pytest.raises(OSError, match="does not answer in time: is it the right host"):
-            Cluster(f"http://127.0.0.1:{port}")
+            JobClient(f"http://127.0.0.1:{port}")
     with pytest.raises(OSError, match="is not trusted, or speaks no TLS: name the authority's"):
-        Cluster(dashboard.address.replace("http", "https"))
+        JobClient(dashboard.address.replace("http", "https"))
     with pytest.raises(OSError, match="is a name that cannot be resolved"):
-        Cluster("http://nowhere.invalid:8265")
+        JobClient("http://nowhere.invalid:8265")
 
 
 def test_an_address_is_the_option_or_of_the_environment(monkeypatch):

@@ -44,7 +44,7 @@ def digits(tmp_path_factory):
     return target
 
 
-def asked(kind: str, *words: str, address: str = CLUSTER) -> request.Request:
+def asked(kind: str, *words: str, address: str = CLUSTER) -> request.JobRequest:
     return submit._request(submit.Kind(kind), words, address)
 
 

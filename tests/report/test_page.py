@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from bcl_ray.report.figures import png
 from bcl_ray.report.figures.style import canvas
-from bcl_ray.report.page import Section, Table, page
+from bcl_ray.report.page import PageSection, PageTable, page
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -41,7 +41,7 @@ def read(html: str) -> Reader:
 
 def test_a_page_holds_its_images_and_refers_to_nothing_outside():
     figure, _ = canvas(2, 1)
-    sections = [Section("one", figures=[(figure, 'a "figure"'), (png(figure), "bytes")])]
+    sections = [PageSection("one", figures=[(figure, 'a "figure"'), (png(figure), "bytes")])]
     html = page("report", sections)
     images = [about for tag, about in read(html).found if tag == "img"]
     assert [about["alt"] for about in images] == ['a "figure"', "bytes"]
@@ -55,16 +55,16 @@ def test_a_page_holds_its_images_and_refers_to_nothing_outside():
 
 def test_what_a_class_is_called_is_shown_and_not_run():
     evil = "<script>alert('1')</script>"
-    table = Table([evil, "n"], [[evil, 1]])
-    html = page(evil, [Section(evil, [evil], table=table)])
+    table = PageTable([evil, "n"], [[evil, 1]])
+    html = page(evil, [PageSection(evil, [evil], table=table)])
     reader = read(html)
     assert [tag for tag, _ in reader.found].count("script") == 1  # ours, which sorts
     assert "".join(reader.text).count(evil) == 6  # title, heading, heading, text, head, cell
 
 
 def test_numbers_are_right_aligned_rounded_and_sortable_by_their_value():
-    table = Table(["class", "images", "accuracy"], [["a", 12000, 66.666], ["b", 5, None]])
-    reader = read(page("t", [Section("", table=table)]))
+    table = PageTable(["class", "images", "accuracy"], [["a", 12000, 66.666], ["b", 5, None]])
+    reader = read(page("t", [PageSection("", table=table)]))
     cells = [about for tag, about in reader.found if tag == "td"]
     assert [about.get("class") for about in cells] == [None, "number", "number"] * 2
     assert cells[1]["data-value"] == "12000"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bcl_ray.cli import show_run
+from bcl_ray.display.run import RunDisplay, follower
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES, cifar10_lt
 from bcl_ray.runs import events
@@ -83,12 +83,12 @@ def test_a_teller_prints_lines_with_the_time_and_leaves_out_steps_that_follow_cl
     assert all(0 <= event["at"] < 60 for event in found)
 
 
-@pytest.mark.parametrize(("value", "kind"), [(None, show_run.Follower), ("json", Teller)])
+@pytest.mark.parametrize(("value", "kind"), [(None, RunDisplay), ("json", Teller)])
 def test_the_environment_chooses_between_a_display_and_lines(monkeypatch, value, kind):
     monkeypatch.delenv(events.SWITCH, raising=False)
     if value is not None:
         monkeypatch.setenv(events.SWITCH, value)
-    assert isinstance(show_run.follower(Console(file=io.StringIO())), kind)
+    assert isinstance(follower(Console(file=io.StringIO())), kind)
 
 
 def test_an_unknown_switch_is_refused(monkeypatch):
@@ -99,7 +99,7 @@ def test_an_unknown_switch_is_refused(monkeypatch):
 
 def test_an_event_of_the_past_is_shown_with_its_own_time():
     text = io.StringIO()
-    with show_run.Follower(Console(file=text, width=120)) as follower:
+    with RunDisplay(Console(file=text, width=120)) as follower:
         line = to_line(
             {
                 "kind": "start",

@@ -47,7 +47,9 @@ def noise(images, size, seed=0):
 
 def on_cpu(pixels):
     count = len(pixels)
-    return residency.Images(torch.from_numpy(pixels), np.arange(count) % 10, np.arange(count) * 7)
+    return residency.ResidentImages(
+        torch.from_numpy(pixels), np.arange(count) % 10, np.arange(count) * 7
+    )
 
 
 def plans_of(experiment, rows):
@@ -119,7 +121,7 @@ def test_batches_of_real_cifar_are_the_hosts_over_epochs(recipe, shared_data):
     files = table["image"].to_pylist()
     labels = table["label"].to_numpy().astype(np.int64)
     pixels = np.stack([decode(file) for file in files])
-    images = residency.Images(torch.from_numpy(pixels), labels, np.arange(600) * 3 + 1)
+    images = residency.ResidentImages(torch.from_numpy(pixels), labels, np.arange(600) * 3 + 1)
     experiment = with_overrides(recipe(), ["train.epochs=3", "optim.warmup_epochs=1"])
     steps = 0
     for epoch, batches in epochs_of(experiment, images):

@@ -8,7 +8,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ray_runtime.connection import Resources
 from bcl_ray.tuning.capacity import DRIVER_BYTES, data_cpus, slots
-from bcl_ray.tuning.freed_resources import Group, overdue
+from bcl_ray.tuning.freed_resources import HeldGroup, overdue
 
 GIB = 2**30
 
@@ -82,7 +82,7 @@ def test_a_gpu_is_shared_by_one_worker_runs_alone():
 
 
 def test_groups_of_ended_runs_are_overdue_after_a_while():
-    groups = [Group("a", "trial-000", 10.0), Group("b", "trial-001", 20.0)]
+    groups = [HeldGroup("a", "trial-000", 10.0), HeldGroup("b", "trial-001", 20.0)]
     begun = {"trial-000": 5.0, "trial-001": 15.0}
     assert overdue(groups, begun, {"trial-000": 100.0}, now=129.0) == []
     assert overdue(groups, begun, {"trial-000": 100.0}, now=131.0) == groups[:1]
@@ -90,7 +90,7 @@ def test_groups_of_ended_runs_are_overdue_after_a_while():
 
 def test_so_are_groups_from_before_their_run_began_once_more():
     """The driver of a trial died, and its run goes on in another process, if it gets a place."""
-    groups = [Group("a", "trial-000", 10.0), Group("b", "trial-000", 55.0)]
+    groups = [HeldGroup("a", "trial-000", 10.0), HeldGroup("b", "trial-000", 55.0)]
     assert overdue(groups[:1], {"trial-000": 50.0}, {}, now=79.0) == []
     assert overdue(groups[:1], {"trial-000": 50.0}, {}, now=81.0) == groups[:1]
     assert overdue(groups, {"trial-000": 50.0}, {}, now=81.0) == groups[:1]

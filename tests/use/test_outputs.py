@@ -12,12 +12,12 @@ import pytest
 
 from bcl_ray.storage.fence import Fence
 from bcl_ray.storage.lease import held
-from bcl_ray.use.predict.outputs import Options, Output, Request
+from bcl_ray.use.predict.outputs import Options, Output, PredictionRequest
 from bcl_ray.use.predict.tables import Classes, table_of
 
 CLASSES = Classes(["cat", "dog", "newt"], [500, 50, 5])
 OPTIONS = Options(top=2, batch_size=4, part_size=4)
-REQUEST = Request("r/best_1", "ab", "images", None, None, OPTIONS)
+REQUEST = PredictionRequest("r/best_1", "ab", "images", None, None, OPTIONS)
 COLUMNS = {
     "path": np.array(["a.jpg", "b.jpg", "ü,\n.jpg"]),
     "fault": np.array(["", "the image is empty", ""]),

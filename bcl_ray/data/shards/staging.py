@@ -31,7 +31,7 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 CHUNK_ROWS, CHUNK_BYTES = 64, 16 << 20  # images checked at a time; two such are held
 
 
-class Fault(NamedTuple):
+class ImageFault(NamedTuple):
     """A row that cannot be used, and why."""
 
     row: int
@@ -46,7 +46,7 @@ class Staged:
     def __init__(self, num_rows: int) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self.rows = 0
-        self.faults: list[Fault] = []
+        self.faults: list[ImageFault] = []
         self._ids = np.empty(num_rows, dtype=np.int64)
         self._labels = np.empty(num_rows, dtype=np.int32)
         self._ends = np.zeros(num_rows + 1, dtype=np.int64)
@@ -128,10 +128,10 @@ def stage(
                 row_id = row if split.ids is None else int(split.ids[row])
                 staged.append(row_id, label(row), content)
             else:
-                staged.faults.append(Fault(row, label(row), split.where(row), str(fault)))
+                staged.faults.append(ImageFault(row, label(row), split.where(row), str(fault)))
 
     staged.faults += [
-        Fault(row, label(row), split.where(row), fault) for row, fault in faults.items()
+        ImageFault(row, label(row), split.where(row), fault) for row, fault in faults.items()
     ]
     done = 0
     waiting: tuple[list[tuple[int, Content]], Iterable[str | None]] = ([], [])

@@ -13,7 +13,7 @@ import requests
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import client_versions
 from bcl_ray.ops.doctor.finding import SECONDS, Finding, look, merged
-from bcl_ray.ops.jobs.client import Cluster
+from bcl_ray.ops.jobs.client import JobClient
 
 MARK = "bcl-ray-finding "
 JOB_SECONDS = 110.0  # a driver and a process on each node, on machines that have work
@@ -41,10 +41,10 @@ def examine_cluster(
     for option, uri in (("--store", store), ("--mlflow", mlflow)):
         if uri and "@" in urlsplit(uri).netloc:  # it is not shown
             raise UserError(f"{option} holds a user name or a password: take it out")
-    reached: list[Cluster] = []
+    reached: list[JobClient] = []
 
     def dashboard() -> str:
-        reached.append(Cluster(address, ca_file))
+        reached.append(JobClient(address, ca_file))
         return address
 
     yield look("dashboard", "cluster", dashboard)
@@ -57,7 +57,7 @@ def examine_cluster(
     yield from _by_job(cluster, store, mlflow)
 
 
-def _token(cluster: Cluster) -> str:
+def _token(cluster: JobClient) -> str:
     bare = requests.get(
         f"{cluster.address}/api/version", timeout=SECONDS - 3, verify=cluster.ca_file or True
     )
@@ -69,7 +69,7 @@ def _token(cluster: Cluster) -> str:
     return f"asked for, and that of {cluster.token_place} is accepted"
 
 
-def _versions(cluster: Cluster) -> str:
+def _versions(cluster: JobClient) -> str:
     own, theirs = client_versions(), cluster.versions()
     pairs = [(name, own[name], number) for name, number in theirs.items() if name in own]
     other = [f"{name} {ours} here, {there} there" for name, ours, there in pairs if ours != there]
@@ -78,7 +78,7 @@ def _versions(cluster: Cluster) -> str:
     return ", ".join(f"{name} {number}" for name, number in theirs.items()) + ", as here"
 
 
-def _nodes(cluster: Cluster) -> str:
+def _nodes(cluster: JobClient) -> str:
     answer = cluster._do_request("GET", "/api/v0/nodes?limit=1000", timeout=SECONDS - 3)
     try:
         nodes = answer.json()["data"]["result"]["result"]
@@ -93,7 +93,7 @@ def _nodes(cluster: Cluster) -> str:
     return f"{len(alive)} nodes, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
 
 
-def _by_job(cluster: Cluster, store: str | None, mlflow: str | None) -> Iterator[Finding]:
+def _by_job(cluster: JobClient, store: str | None, mlflow: str | None) -> Iterator[Finding]:
     words = ["python", "-m", "bcl_ray", "doctor", "--on-nodes"]
     words += ["--store", store] if store else []
     words += ["--mlflow", mlflow] if mlflow else []
@@ -113,7 +113,7 @@ def _by_job(cluster: Cluster, store: str | None, mlflow: str | None) -> Iterator
     yield from merged(found)
 
 
-def _outcome(cluster: Cluster, name: str) -> tuple[str, str]:
+def _outcome(cluster: JobClient, name: str) -> tuple[str, str]:
     """How a job ended, and its log; it is stopped when its time is up."""
     deadline = time.monotonic() + JOB_SECONDS
     while not (status := cluster.get_job_status(name)).is_terminal():

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus
 
-from bcl_ray.ops.jobs.client import Cluster
+from bcl_ray.ops.jobs.client import JobClient
 
 QUIET = 30.0  # seconds without a line, after which the job's state is asked for
 PATIENCE = 900.0  # seconds for which a cluster may be out of reach
@@ -49,7 +49,7 @@ class Lines:
         return [rest] if rest else []
 
 
-def follow(cluster: Cluster, name: str, show: Show, tell: Show) -> JobDetails:
+def follow(cluster: JobClient, name: str, show: Show, tell: Show) -> JobDetails:
     """Show a job's log until the job has ended; returns what became of it.
 
     Args:
@@ -66,7 +66,7 @@ def follow(cluster: Cluster, name: str, show: Show, tell: Show) -> JobDetails:
     return asyncio.run(_follow(cluster, name, show, tell))
 
 
-async def _follow(cluster: Cluster, name: str, show: Show, tell: Show) -> JobDetails:
+async def _follow(cluster: JobClient, name: str, show: Show, tell: Show) -> JobDetails:
     lines, failures, since = Lines(), 0, 0.0
     while True:
         try:
@@ -99,7 +99,7 @@ async def _follow(cluster: Cluster, name: str, show: Show, tell: Show) -> JobDet
     return job
 
 
-async def _ended(cluster: Cluster, name: str) -> JobDetails | None:
+async def _ended(cluster: JobClient, name: str) -> JobDetails | None:
     """The job, where the cluster answers and says that it has ended.
 
     Raises:
@@ -122,7 +122,7 @@ async def _ended(cluster: Cluster, name: str) -> JobDetails | None:
     return job if job.status.is_terminal() else None
 
 
-async def _chunks(cluster: Cluster, name: str, tell: Show) -> AsyncGenerator[str, None]:
+async def _chunks(cluster: JobClient, name: str, tell: Show) -> AsyncGenerator[str, None]:
     """The log as one connection sends it.
 
     Raises:
@@ -152,7 +152,7 @@ async def _chunks(cluster: Cluster, name: str, tell: Show) -> AsyncGenerator[str
                 raise ConnectionError(f"closed with code {stream.close_code}")
 
 
-async def _say_why_quiet(cluster: Cluster, name: str, tell: Show) -> None:
+async def _say_why_quiet(cluster: JobClient, name: str, tell: Show) -> None:
     job = await asyncio.to_thread(cluster.job, name)
     if job.status == JobStatus.PENDING:
         tell(f"the job is waiting: {job.message or 'it has not been started yet'}")

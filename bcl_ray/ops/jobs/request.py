@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Request:
+class JobRequest:
     """One job to be.
 
     Args:
@@ -49,13 +49,13 @@ class Request:
     notes: tuple[str, ...] = ()
 
 
-def named(kind: str, label: str, words: tuple[str, ...], **metadata: str) -> Request:
+def named(kind: str, label: str, words: tuple[str, ...], **metadata: str) -> JobRequest:
     """A request named by a label and the time."""
     name = _plain(f"{label}-{time.strftime('%m%d-%H%M%S')}")
-    return Request(name, kind, words, {"kind": kind, **metadata, **versions()})
+    return JobRequest(name, kind, words, {"kind": kind, **metadata, **versions()})
 
 
-def resuming(uri: str, words: tuple[str, ...]) -> Request:
+def resuming(uri: str, words: tuple[str, ...]) -> JobRequest:
     """A request to continue the run in a folder.
 
     Raises:
@@ -74,7 +74,9 @@ def resuming(uri: str, words: tuple[str, ...]) -> Request:
     return replace(made, notes=tuple(notes))
 
 
-def training(recipe: str, experiment: Experiment, words: tuple[str, ...], address: str) -> Request:
+def training(
+    recipe: str, experiment: Experiment, words: tuple[str, ...], address: str
+) -> JobRequest:
     """A request to train.
 
     The run gets a name here, so that it can be found and continued whatever becomes of the job.
@@ -97,12 +99,12 @@ def training(recipe: str, experiment: Experiment, words: tuple[str, ...], addres
         **versions(),
     }
     own = run if run == default else f"{run.rpartition('/')[2]}-{time.strftime('%m%d-%H%M%S')}"
-    return Request(_plain(own), "train", (*words, *added), metadata, notes)
+    return JobRequest(_plain(own), "train", (*words, *added), metadata, notes)
 
 
 def searching(
     name: str, recipe: str | None, experiment: Experiment, words: tuple[str, ...], address: str
-) -> Request:
+) -> JobRequest:
     """A request to search, or to go on with a search.
 
     Args:
@@ -154,7 +156,7 @@ def check_uri(option: str, path: str) -> None:
         )
 
 
-def submit(cluster: Any, request: Request, package: Package) -> None:
+def submit(cluster: Any, request: JobRequest, package: Package) -> None:
     """Send a job; returns when the cluster has it.
 
     Args:

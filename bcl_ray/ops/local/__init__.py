@@ -1,5 +1,5 @@
 """A whole cluster on one machine, of real processes, for trying things out and for tests."""
 
-from bcl_ray.ops.local.cluster import Cluster
+from bcl_ray.ops.local.cluster import LocalCluster
 
-__all__ = ["Cluster"]
+__all__ = ["LocalCluster"]

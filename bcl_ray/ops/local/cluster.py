@@ -15,7 +15,7 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.local import description as records
 from bcl_ray.ops.local import ray_nodes, tracking_server
 from bcl_ray.ops.local.ceph import Ceph
-from bcl_ray.ops.local.description import Description
+from bcl_ray.ops.local.description import LocalDescription
 from bcl_ray.ops.local.ports import LOOPBACK, answers, check_free
 from bcl_ray.ops.local.postgres import Postgres
 from bcl_ray.ops.local.processes import Processes
@@ -27,8 +27,10 @@ SERVERS: dict[str, type[S3Server]] = {"swift": Swift, "ceph": Ceph}
 GROUPS = ("data", "train")
 FIRST_PORT = 9600
 START_SECONDS = 120  # for each part; a quiet machine needs 10
-KILL = "import sys, time; from bcl_ray.ops.local import Cluster; time.sleep(float(sys.argv[3])); "
-KILL += "cluster, name, created = Cluster(sys.argv[1]), sys.argv[2], float(sys.argv[4]); "
+KILL = (
+    "import sys, time; from bcl_ray.ops.local import LocalCluster; time.sleep(float(sys.argv[3])); "
+)
+KILL += "cluster, name, created = LocalCluster(sys.argv[1]), sys.argv[2], float(sys.argv[4]); "
 KILL += "cluster.processes.created(name) == created and cluster.kill_node(name)"  # not a new one
 
 
@@ -42,7 +44,7 @@ class Status:
     alive: bool
 
 
-class Cluster:
+class LocalCluster:
     """The cluster of a folder, whether this process started it or another did.
 
     Args:
@@ -87,7 +89,7 @@ class Cluster:
         with records.held(self.folder):
             self._clear_remains(say)
             nodes = _names(workers)
-            description = Description(store, database, port, cpus, store_mib, "", nodes, auth)
+            description = LocalDescription(store, database, port, cpus, store_mib, "", nodes, auth)
             self._check_ports(description)
             # A socket's path may have 107 characters, and Ray's own part of it has 62.
             ray_folder = tempfile.mkdtemp(prefix="bcl-ray-")
@@ -281,11 +283,11 @@ class Cluster:
         if description.auth:
             self._accounts(description).ensure_client(f"http://{LOOPBACK}:{port}")
 
-    def _mlflow_folder(self, description: Description) -> Path:
+    def _mlflow_folder(self, description: LocalDescription) -> Path:
         """A database says where its artifacts are, so each store has a database of its own."""
         return self.folder / f"mlflow-{description.store.partition(':')[0]}"
 
-    def _accounts(self, description: Description) -> tracking_server.Accounts:
+    def _accounts(self, description: LocalDescription) -> tracking_server.Accounts:
         return tracking_server.Accounts(self._mlflow_folder(description))
 
     def _start_all(self) -> None:
@@ -335,7 +337,7 @@ class Cluster:
         there = {name: value for name, value in self.environment().items() if name != "RAY_ADDRESS"}
         return {**ray_nodes.machine_environment(keep=() if own else ("AWS_",)), **there}
 
-    def _server(self, description: Description) -> S3Server | None:
+    def _server(self, description: LocalDescription) -> S3Server | None:
         server = SERVERS.get(description.store)
         return server(self.folder / description.store, description.ports.s3) if server else None
 
@@ -346,13 +348,13 @@ class Cluster:
             raise UserError(f"{description.store} is not a server of this cluster")
         return server
 
-    def _description(self) -> Description:
+    def _description(self) -> LocalDescription:
         found = records.read(self.folder)
         if found is None:
             raise OSError(f"no cluster is in {self.folder}: start one with `bcl-ray cluster up`")
         return found
 
-    def _write(self, description: Description) -> None:
+    def _write(self, description: LocalDescription) -> None:
         pids = {name: self.processes.pid(name) for name in self.processes.names()}
         ports = description.ports
         addresses = {
@@ -363,7 +365,7 @@ class Cluster:
         }
         records.write(self.folder, description, {"addresses": addresses, "pids": pids})
 
-    def _check_ports(self, description: Description) -> None:
+    def _check_ports(self, description: LocalDescription) -> None:
         ports, server = description.ports, self._server(description)
         wanted = {**ports.head(), "MLflow": ports.mlflow}
         if description.database == "postgres":

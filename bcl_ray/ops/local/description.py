@@ -16,7 +16,7 @@ DEFAULT_FOLDER = "~/.cache/bcl_ray/cluster"
 
 
 @dataclass(frozen=True)
-class Description:
+class LocalDescription:
     """A cluster: what it was asked to be, and where it is. No secrets.
 
     Args:
@@ -51,7 +51,7 @@ class Description:
         """The s3:// address under which data and runs may be kept."""
         return self.store if self.store.startswith("s3://") else "s3://bcl-ray"
 
-    def with_node(self, name: str, group: str) -> "Description":
+    def with_node(self, name: str, group: str) -> "LocalDescription":
         """The same with one node more."""
         return replace(self, nodes={**self.nodes, name: group})
 
@@ -61,7 +61,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("BCL_RAY_CLUSTER") or DEFAULT_FOLDER)
 
 
-def write(folder: Path, description: Description, found: Mapping[str, object]) -> None:
+def write(folder: Path, description: LocalDescription, found: Mapping[str, object]) -> None:
     """Write cluster.json.
 
     Args:
@@ -71,7 +71,7 @@ def write(folder: Path, description: Description, found: Mapping[str, object]) -
     write_private(folder / "cluster.json", text + "\n")
 
 
-def read(folder: Path) -> Description | None:
+def read(folder: Path) -> LocalDescription | None:
     """What cluster.json says; None where there is none.
 
     Raises:
@@ -82,7 +82,9 @@ def read(folder: Path) -> Description | None:
         return None
     try:
         record = json.loads(file.read_text())
-        return Description(**{name: record[name] for name in Description.__dataclass_fields__})
+        return LocalDescription(
+            **{name: record[name] for name in LocalDescription.__dataclass_fields__}
+        )
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} cannot be read: delete {folder}") from None
 

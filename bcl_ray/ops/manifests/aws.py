@@ -5,10 +5,10 @@ import shlex
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests import policies
-from bcl_ray.ops.manifests.description import Aws, Description
+from bcl_ray.ops.manifests.description import Aws, ClusterDescription
 from bcl_ray.ops.manifests.growth import most_nodes
 from bcl_ray.ops.manifests.pods import Plain, store_variables
-from bcl_ray.ops.manifests.sections import Group
+from bcl_ray.ops.manifests.sections import NodeGroup
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.tracking import mlflow_server
 
@@ -24,7 +24,7 @@ HOME = "/home/ray"  # of the image's user
 LIMITS = "ulimit -n 65536"
 
 
-def ray_up(description: Description) -> Plain:
+def ray_up(description: ClusterDescription) -> Plain:
     """The cluster as `ray up` takes it.
 
     Raises:
@@ -73,13 +73,13 @@ def ray_up(description: Description) -> Plain:
     }
 
 
-def _node_types(description: Description, aws: Aws) -> dict[str, Plain]:
+def _node_types(description: ClusterDescription, aws: Aws) -> dict[str, Plain]:
     data, gpu = description.data, description.gpu
     head = _type(description, aws, description.head, most=0)
     head["resources"]["CPU"] = 0  # drivers only
     head["node_config"]["IamInstanceProfile"] = {"Name": aws.head_instance_profile}
     types = {"head": head}
-    groups: list[tuple[str, Group, int, int, int, bool]] = [
+    groups: list[tuple[str, NodeGroup, int, int, int, bool]] = [
         ("data", data, 0, data.min_nodes, data.max_nodes, data.spot),
         ("steady", gpu, gpu.gpus, 0, gpu.steady_nodes, False),
         ("spot", gpu, gpu.gpus, 0, gpu.spot_nodes, True),
@@ -93,9 +93,9 @@ def _node_types(description: Description, aws: Aws) -> dict[str, Plain]:
 
 
 def _type(
-    description: Description,
+    description: ClusterDescription,
     aws: Aws,
-    group: Group,
+    group: NodeGroup,
     *,
     gpus: int = 0,
     least: int = 0,
@@ -143,7 +143,7 @@ def _type(
     return found
 
 
-def _login(description: Description, aws: Aws) -> list[str]:
+def _login(description: ClusterDescription, aws: Aws) -> list[str]:
     """Commands by which a node may pull the image."""
     images = (description.image.cpu, description.image.gpu)
     hosts = {found["host"]: found["region"] for image in images if (found := ECR.match(image))}
@@ -157,7 +157,7 @@ def _login(description: Description, aws: Aws) -> list[str]:
     ]
 
 
-def iam(description: Description) -> dict[str, str]:
+def iam(description: ClusterDescription) -> dict[str, str]:
     """Policies of the two instance profiles, as files."""
     worker = description.object_store.instance_profile
     instances = ["arn:aws:ec2:*:*:instance/*"]
@@ -179,7 +179,7 @@ def iam(description: Description) -> dict[str, str]:
     return policies.files(documents)
 
 
-def _run_options(description: Description) -> list[str]:
+def _run_options(description: ClusterDescription) -> list[str]:
     variables = {
         "RAY_AUTH_MODE": "token",
         "MLFLOW_TRACKING_URI": description.tracking.uri or "http://127.0.0.1:5000",
@@ -195,7 +195,7 @@ def _run_options(description: Description) -> list[str]:
     ]
 
 
-def _head_commands(description: Description) -> list[str]:
+def _head_commands(description: ClusterDescription) -> list[str]:
     """Ray's head and, where there is no other, an MLflow server for the drivers beside it.
 
     Only a driver writes to MLflow, and drivers run on the head: so it listens on loopback alone.

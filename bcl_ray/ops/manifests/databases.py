@@ -1,6 +1,6 @@
 """PostgreSQL behind MLflow, and Redis behind Ray's head."""
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.pods import (
     DATABASE_SECRET,
     POSTGRESQL_PORT,
@@ -21,7 +21,7 @@ POSTGRESQL, REDIS = "postgres:17.6", "redis:7.4.5"
 DATABASE_USER = 999  # of both images
 
 
-def postgresql(description: Description) -> list[Plain]:
+def postgresql(description: ClusterDescription) -> list[Plain]:
     """MLflow's database, on a disk that outlives its pod."""
     ready = {"exec": {"command": ["pg_isready", "-h", "127.0.0.1", "-U", "mlflow"]}}
     server = {
@@ -46,7 +46,7 @@ def postgresql(description: Description) -> list[Plain]:
     return _database(description, server, "/var/lib/postgresql/data", POSTGRESQL_PORT, scratch)
 
 
-def redis(description: Description) -> list[Plain]:
+def redis(description: ClusterDescription) -> list[Plain]:
     """What the head's control store writes to, so that another head can take over."""
     # The password comes by standard input: it is in no command line.
     start = (
@@ -68,7 +68,7 @@ def redis(description: Description) -> list[Plain]:
 
 
 def _database(
-    description: Description, server: Plain, data: str, port: int, scratch: dict[str, str]
+    description: ClusterDescription, server: Plain, data: str, port: int, scratch: dict[str, str]
 ) -> list[Plain]:
     """A StatefulSet of one, with a disk at `data` and empty folders at `scratch`."""
     role = server["name"]

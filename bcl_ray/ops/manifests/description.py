@@ -179,7 +179,7 @@ class Slurm(Section):
         return self
 
 
-class Description(Section):
+class ClusterDescription(Section):
     """One cluster, wherever it runs."""
 
     name: str = Field(
@@ -202,7 +202,7 @@ class Description(Section):
     slurm: Slurm | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Description":
+    def _consistent(self) -> "ClusterDescription":
         if tuple(int(part) for part in self.ray_version.split(".")) < (2, 52, 0):
             raise UserError(
                 f"ray_version ({self.ray_version}) must be at least 2.52.0: older ones have no "

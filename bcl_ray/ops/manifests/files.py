@@ -17,7 +17,7 @@ from bcl_ray.ops.manifests import (
     slurm,
     tracking,
 )
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.jobs import WITHOUT_WORKERS, Jobs, job_name, kinds
 from bcl_ray.ops.manifests.pods import Plain, shared_path
 
@@ -25,7 +25,7 @@ TARGETS = ("kuberay", "aws", "slurm")
 NOTE = "Rendered by `bcl-ray cluster render {}` from the cluster's description: change that."
 
 
-def render(target: str, description: Description) -> dict[str, str]:
+def render(target: str, description: ClusterDescription) -> dict[str, str]:
     """The files of a target, which have been checked.
 
     Args:
@@ -82,7 +82,7 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def _kuberay(description: Description) -> dict[str, str]:
+def _kuberay(description: ClusterDescription) -> dict[str, str]:
     objects = {f"base/{name}": found for name, found in _base(description).items()}
     overlays = {"gpu": description.model_copy(update={"queue": None}), "kind": _tiny(description)}
     if description.queue:
@@ -105,7 +105,7 @@ def _kuberay(description: Description) -> dict[str, str]:
     return texts
 
 
-def _base(description: Description) -> dict[str, list[Plain]]:
+def _base(description: ClusterDescription) -> dict[str, list[Plain]]:
     files = {
         "namespace.yaml": [services.namespace(description)],
         "serviceaccounts.yaml": services.service_accounts(description),
@@ -119,7 +119,7 @@ def _base(description: Description) -> dict[str, list[Plain]]:
     return files
 
 
-def _overlay(variant: Description, *, standing: bool) -> dict[str, list[Plain]]:
+def _overlay(variant: ClusterDescription, *, standing: bool) -> dict[str, list[Plain]]:
     """What depends on the nodes.
 
     Args:
@@ -144,12 +144,14 @@ def _overlay(variant: Description, *, standing: bool) -> dict[str, list[Plain]]:
     return files
 
 
-def _budgets(variant: Description, cluster: str, *, workers: bool = True) -> list[Plain]:
+def _budgets(variant: ClusterDescription, cluster: str, *, workers: bool = True) -> list[Plain]:
     kept = {"head": 1, **({"steady": variant.gpu.steady_nodes} if workers else {})}
     return [kuberay.disruption_budget(variant, cluster, role, pods) for role, pods in kept.items()]
 
 
-def _kustomization(folder: str, files: dict[str, list[Plain]], description: Description) -> Plain:
+def _kustomization(
+    folder: str, files: dict[str, list[Plain]], description: ClusterDescription
+) -> Plain:
     """A job is no part of it: it is submitted by itself, each time anew."""
     names = [name.removeprefix(f"{folder}/") for name in files if name.startswith(f"{folder}/")]
     found: Plain = {
@@ -164,7 +166,7 @@ def _kustomization(folder: str, files: dict[str, list[Plain]], description: Desc
     return found
 
 
-def _tiny(description: Description) -> Description:
+def _tiny(description: ClusterDescription) -> ClusterDescription:
     """The same on one machine without GPUs and without S3: a volume that its one node mounts."""
     head, data, gpu, job = description.head, description.data, description.gpu, description.job
     small = {"cpus": 1, "memory_gib": 3, "scratch_gib": 5}
@@ -194,7 +196,7 @@ def _tiny(description: Description) -> Description:
     return description.model_copy(update=updates)
 
 
-def _kind_patches(description: Description) -> list[Plain]:
+def _kind_patches(description: ClusterDescription) -> list[Plain]:
     """MLflow's artifacts go to the shared volume, and services to the one node, with half a CPU."""
     pod = tracking.mlflow(_tiny(description))[0]["spec"]["template"]["spec"]
     server, name = pod["containers"][0], "MLFLOW_ARTIFACTS_DESTINATION"

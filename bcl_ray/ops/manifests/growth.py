@@ -1,10 +1,10 @@
 """How far a rendered cluster may grow, where its drivers find it."""
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ray_runtime.node_groups import MARKET, VARIABLE, NodeGroup, to_text
 
 
-def most_nodes(description: Description, *, fixed: bool = False) -> dict[str, str]:
+def most_nodes(description: ClusterDescription, *, fixed: bool = False) -> dict[str, str]:
     """The environment variable of the head that has it; the head itself takes no work.
 
     Args:

@@ -14,7 +14,7 @@ from bcl_ray.experiment.recipes import RECIPES, nearest
 from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
-    from bcl_ray.ops.manifests.description import Description
+    from bcl_ray.ops.manifests.description import ClusterDescription
 
 RUN_NAME = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 LONGEST_NAME = 47  # of a RayJob
@@ -106,12 +106,12 @@ class Jobs(Section):
     )
 
 
-def _train(description: "Description", uri: str, gpus: int, words: list[str]) -> list[str]:
+def _train(description: "ClusterDescription", uri: str, gpus: int, words: list[str]) -> list[str]:
     own = (f"tracking.run={description.job.run}", description.job.scale)
     return [*_experiment(description, uri, gpus, *own), "--restartable", *words]
 
 
-def _experiment(description: "Description", uri: str, gpus: int, *own: str) -> list[str]:
+def _experiment(description: "ClusterDescription", uri: str, gpus: int, *own: str) -> list[str]:
     job = description.job
     return [
         job.recipe,
@@ -124,21 +124,21 @@ def _experiment(description: "Description", uri: str, gpus: int, *own: str) -> l
     ]
 
 
-def _shard(description: "Description", uri: str, _: int, words: list[str]) -> list[str]:
+def _shard(description: "ClusterDescription", uri: str, _: int, words: list[str]) -> list[str]:
     target = f"{uri}/shards/{description.job.experiment().name}"
     return [*words[:1], target, *words[1:]]
 
 
-def _search(description: "Description", uri: str, gpus: int, words: list[str]) -> list[str]:
+def _search(description: "ClusterDescription", uri: str, gpus: int, words: list[str]) -> list[str]:
     name = f"{description.job.run}-search"
     return [*_experiment(description, uri, gpus), "--name", name, "--restartable", *words]
 
 
-def _evaluate(description: "Description", uri: str, _: int, words: list[str]) -> list[str]:
+def _evaluate(description: "ClusterDescription", uri: str, _: int, words: list[str]) -> list[str]:
     return [f"{uri}/runs/{description.job.run}", *words]
 
 
-def _predict(description: "Description", uri: str, _: int, words: list[str]) -> list[str]:
+def _predict(description: "ClusterDescription", uri: str, _: int, words: list[str]) -> list[str]:
     run = description.job.run
     model, results = f"{uri}/runs/{run}", f"{uri}/predictions/{run}"
     return [model, *words[:1], results, *words[1:], "--resume"]
@@ -146,7 +146,7 @@ def _predict(description: "Description", uri: str, _: int, words: list[str]) -> 
 
 WITHOUT_WORKERS = ("shard",)  # one process, on the head
 # Repeated, each goes on with what it finds, or begins again without harm.
-COMMANDS: dict[str, Callable[["Description", str, int, list[str]], list[str]]] = {
+COMMANDS: dict[str, Callable[["ClusterDescription", str, int, list[str]], list[str]]] = {
     "shard": _shard,
     "train": _train,
     "search": _search,
@@ -155,14 +155,14 @@ COMMANDS: dict[str, Callable[["Description", str, int, list[str]], list[str]]] =
 }
 
 
-def kinds(description: "Description") -> list[str]:
+def kinds(description: "ClusterDescription") -> list[str]:
     """Commands that get a RayJob, in the order of their use."""
     wanted = description.jobs.model_dump(exclude_none=True)
     return [kind for kind in COMMANDS if kind == "train" or kind in wanted]
 
 
 def entrypoint(
-    description: "Description", kind: str = "train", *, uri: str, gpus: int
+    description: "ClusterDescription", kind: str = "train", *, uri: str, gpus: int
 ) -> list[str]:
     """The command of a job; one that is repeated goes on.
 
@@ -176,7 +176,7 @@ def entrypoint(
     return ["bcl-ray", kind, *COMMANDS[kind](description, uri, gpus, words)]
 
 
-def commands(description: "Description") -> dict[str, list[str]]:
+def commands(description: "ClusterDescription") -> dict[str, list[str]]:
     """Arguments of each command that gets a RayJob."""
     uri, gpus = description.object_store.uri, description.gpu.gpus
     return {
@@ -184,7 +184,7 @@ def commands(description: "Description") -> dict[str, list[str]]:
     }
 
 
-def job_name(description: "Description", kind: str = "train") -> str:
+def job_name(description: "ClusterDescription", kind: str = "train") -> str:
     """A RayJob's name: of its kind and its run, for an ended one is never started again.
 
     At most 47 letters, of DNS-1035; where a run's name has others or more, it ends in a hash of it.

@@ -2,7 +2,7 @@
 
 import shlex
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.growth import most_nodes
 from bcl_ray.ops.manifests.jobs import WITHOUT_WORKERS, entrypoint, job_name
 from bcl_ray.ops.manifests.pods import (
@@ -23,7 +23,7 @@ NO_SECOND_TIME = ("env", "BCL_RAY_ON_MISTAKE=stop")  # see submit/own_job.py
 QUEUE = "bcl-ray"  # the namespace's LocalQueue
 
 
-def ray_cluster(description: Description) -> Plain:
+def ray_cluster(description: ClusterDescription) -> Plain:
     """A standing cluster, which grows from its head alone as jobs come."""
     return {
         "apiVersion": "ray.io/v1",
@@ -33,7 +33,7 @@ def ray_cluster(description: Description) -> Plain:
     }
 
 
-def ray_job(description: Description, kind: str = "train") -> Plain:
+def ray_job(description: ClusterDescription, kind: str = "train") -> Plain:
     """One job on a cluster of its own; a cluster that fails is followed by another.
 
     With a queue the cluster's size is fixed, so that Kueue admits all of it or nothing, unless
@@ -74,7 +74,7 @@ def ray_job(description: Description, kind: str = "train") -> Plain:
     }
 
 
-def disruption_budget(description: Description, cluster: str, role: str, pods: int) -> Plain:
+def disruption_budget(description: ClusterDescription, cluster: str, role: str, pods: int) -> Plain:
     """Keeps the pods of a role through voluntary evictions.
 
     A RayCluster has no scale subresource, so that only a whole number of pods to keep is allowed.
@@ -90,7 +90,7 @@ def disruption_budget(description: Description, cluster: str, role: str, pods: i
     }
 
 
-def local_queue(description: Description) -> Plain:
+def local_queue(description: ClusterDescription) -> Plain:
     """The namespace's door to the administrators' ClusterQueue."""
     assert description.queue is not None
     return {
@@ -102,7 +102,7 @@ def local_queue(description: Description) -> Plain:
 
 
 def _cluster_spec(
-    description: Description, cluster: str, *, autoscaled: bool, workers: bool = True
+    description: ClusterDescription, cluster: str, *, autoscaled: bool, workers: bool = True
 ) -> Plain:
     spec: Plain = {
         "rayVersion": description.ray_version,
@@ -142,7 +142,7 @@ def _cluster_spec(
     return spec
 
 
-def _worker_groups(description: Description, cluster: str, *, fixed: bool) -> list[Plain]:
+def _worker_groups(description: ClusterDescription, cluster: str, *, fixed: bool) -> list[Plain]:
     data, gpu = description.data, description.gpu
     groups = [
         ("data", data, data.min_nodes, data.max_nodes, data.spot),

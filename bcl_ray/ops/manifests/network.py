@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.pods import (
     CLIENT,
     DASHBOARD_PORT,
@@ -20,7 +20,7 @@ METRICS_PORTS = (8080, 44217, 44227)  # KubeRay's of Ray; on the head autoscaler
 Policy = tuple[str, Plain, list[Plain], list[Plain]]  # name, pods, who comes in, where they go
 
 
-def network_policies(description: Description) -> list[Plain]:
+def network_policies(description: ClusterDescription) -> list[Plain]:
     """Nobody reaches anybody, but for what is listed here.
 
     A token guards Ray's ports as well; it is no encryption, which is a service mesh's or the
@@ -45,7 +45,7 @@ def network_policies(description: Description) -> list[Plain]:
     ]
 
 
-def _ray(description: Description) -> list[Policy]:
+def _ray(description: ClusterDescription) -> list[Policy]:
     ray = [_from_roles(*RAY_ROLES)]
     to_mlflow = {"to": [_from_roles("mlflow")], "ports": _ports(MLFLOW_PORT)}
     operator = _namespace(description.kubernetes.operator_namespace)
@@ -70,7 +70,7 @@ def _ray(description: Description) -> list[Policy]:
     ]
 
 
-def _monitoring(description: Description) -> list[Policy]:
+def _monitoring(description: ClusterDescription) -> list[Policy]:
     namespace = description.kubernetes.monitoring_namespace
     if namespace is None:
         return []
@@ -78,7 +78,7 @@ def _monitoring(description: Description) -> list[Policy]:
     return [("metrics", _roles(*RAY_ROLES), [readers], [])]
 
 
-def _tracking(description: Description) -> list[Policy]:
+def _tracking(description: ClusterDescription) -> list[Policy]:
     users = [_from_roles(*RAY_ROLES, CLIENT_ROLE), _client()]
     to_mlflow = {"to": [_from_roles("mlflow")], "ports": _ports(MLFLOW_PORT)}
     to_database = {"to": [_from_roles("postgresql")], "ports": _ports(POSTGRESQL_PORT)}
@@ -107,7 +107,7 @@ def _client() -> Plain:
     return {"podSelector": {"matchLabels": {CLIENT: "true"}}}
 
 
-def _outside(description: Description) -> list[Plain]:
+def _outside(description: ClusterDescription) -> list[Plain]:
     """To the object store and to what gives out its credentials, but not to a node's metadata."""
     ports = {443}
     for address in (description.object_store.endpoint, description.tracking.uri):
@@ -118,7 +118,7 @@ def _outside(description: Description) -> list[Plain]:
     return [{"to": [anywhere], "ports": _ports(*sorted(ports))}]
 
 
-def _dns(description: Description) -> list[Plain]:
+def _dns(description: ClusterDescription) -> list[Plain]:
     """To the cluster's DNS, and to each node's own cache of it where there is one."""
     dns = description.kubernetes.dns
     rules = [{"to": [_namespace(dns.namespace)], "ports": _dns_ports(*dns.ports)}]

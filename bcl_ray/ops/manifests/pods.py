@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 
 Plain = dict[str, Any]  # a Kubernetes object, or part of one
 
@@ -23,7 +23,9 @@ SHARED_CLAIM = "shared"
 MLFLOW_PORT, POSTGRESQL_PORT, REDIS_PORT, DASHBOARD_PORT = 5000, 5432, 6379, 8265
 
 
-def metadata(description: Description, name: str, role: str | None = None, **more: Any) -> Plain:
+def metadata(
+    description: ClusterDescription, name: str, role: str | None = None, **more: Any
+) -> Plain:
     """Metadata of an object in the cluster's namespace."""
     labels = {ROLE: role} if role else {}
     return {
@@ -47,7 +49,7 @@ def pod_security(user: int = USER) -> Plain:
 
 
 def pod(
-    description: Description,
+    description: ClusterDescription,
     containers: list[Plain],
     *,
     account: str | None = PLAIN_ACCOUNT,
@@ -101,7 +103,7 @@ def variables(values: dict[str, str]) -> list[Plain]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def store_variables(description: Description) -> dict[str, str]:
+def store_variables(description: ClusterDescription) -> dict[str, str]:
     """The object store, as boto3 and pyarrow find it; identity comes from elsewhere."""
     store = description.object_store
     if not store.uri.startswith("s3://"):
@@ -113,31 +115,33 @@ def store_variables(description: Description) -> dict[str, str]:
     }
 
 
-def store_secret(description: Description) -> Plain:
+def store_secret(description: ClusterDescription) -> Plain:
     """`envFrom` of a container, where the object store's keys are in a secret."""
     secret = description.object_store.secret
     return {"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}
 
 
-def tracking_secret(description: Description) -> list[Plain]:
+def tracking_secret(description: ClusterDescription) -> list[Plain]:
     """Environment variables by which MLflow's client says who it is."""
     secret = description.tracking.secret
     names = {"MLFLOW_TRACKING_USERNAME": "username", "MLFLOW_TRACKING_PASSWORD": "password"}
     return [secret_variable(name, secret, key) for name, key in names.items()] if secret else []
 
 
-def shared_path(description: Description) -> str | None:
+def shared_path(description: ClusterDescription) -> str | None:
     """Where pods mount the shared volume; none where files are in an object store."""
     uri = description.object_store.uri
     return uri.removeprefix("file://") if uri.startswith("file://") else None
 
 
-def tracking_uri(description: Description) -> str:
+def tracking_uri(description: ClusterDescription) -> str:
     """The MLflow server as pods reach it."""
     return description.tracking.uri or f"http://mlflow.{description.name}.svc.cluster.local:5000"
 
 
-def service(description: Description, role: str, port: int, *, headless: bool = False) -> Plain:
+def service(
+    description: ClusterDescription, role: str, port: int, *, headless: bool = False
+) -> Plain:
     """The name by which others find the pods of a role."""
     return {
         "apiVersion": "v1",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.pods import Plain
 
 Actions = tuple[str, ...]
@@ -28,7 +28,7 @@ WITH_SOURCES = ("head", "worker")
 
 
 def policies(
-    description: Description, roles: Folders, more: Sequence[Plain] = ()
+    description: ClusterDescription, roles: Folders, more: Sequence[Plain] = ()
 ) -> dict[str, Plain]:
     """Policy documents by role, each to be attached to the IAM role of that kind of machine.
 

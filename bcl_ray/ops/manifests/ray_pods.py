@@ -1,6 +1,6 @@
 """Ray's pods: head, workers, and the one that submits a job."""
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.pods import (
     CLUSTER,
     HEAD_ACCOUNT,
@@ -18,24 +18,29 @@ from bcl_ray.ops.manifests.pods import (
     tracking_uri,
     variables,
 )
-from bcl_ray.ops.manifests.sections import Group
+from bcl_ray.ops.manifests.sections import NodeGroup
 
 MARKET = "bcl-ray.io/market"  # a Ray node label: steady or spot; rank 0 wants steady
 SLACK = 30  # seconds from the last word of a pod's hook to its end
 SCRATCH = "ray-logs"  # KubeRay's own name, by which its autoscaler writes to the volume too
 
 
-def store_bytes(group: Group) -> str:
+def store_bytes(group: NodeGroup) -> str:
     """Of the object store: a little less than the shared memory that holds it."""
     return str(_shm_gib(group) * 2**30 * 9 // 10)
 
 
-def _shm_gib(group: Group) -> int:
+def _shm_gib(group: NodeGroup) -> int:
     return max(1, group.memory_gib // 3)
 
 
 def ray_pod(
-    description: Description, cluster: str, role: str, group: Group, *, spot: bool = False
+    description: ClusterDescription,
+    cluster: str,
+    role: str,
+    group: NodeGroup,
+    *,
+    spot: bool = False,
 ) -> Plain:
     """Template of a pod of Ray.
 
@@ -96,7 +101,7 @@ def ray_pod(
     }
 
 
-def _volumes(description: Description, group: Group) -> tuple[list[Plain], list[Plain]]:
+def _volumes(description: ClusterDescription, group: NodeGroup) -> tuple[list[Plain], list[Plain]]:
     """Volumes, and where they are mounted: shared memory, /tmp, and files that all share."""
     volumes: list[Plain] = [
         {
@@ -116,7 +121,7 @@ def _volumes(description: Description, group: Group) -> tuple[list[Plain], list[
     return volumes, mounts
 
 
-def _scratch(description: Description, group: Group) -> Plain:
+def _scratch(description: ClusterDescription, group: NodeGroup) -> Plain:
     size, storage_class = f"{group.scratch_gib}Gi", description.kubernetes.scratch_class
     if storage_class is None:
         return {"emptyDir": {"sizeLimit": size}}
@@ -128,7 +133,7 @@ def _scratch(description: Description, group: Group) -> Plain:
     return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
 
 
-def _environment(description: Description, role: str) -> dict[str, str]:
+def _environment(description: ClusterDescription, role: str) -> dict[str, str]:
     found = {"MLFLOW_TRACKING_URI": tracking_uri(description), **store_variables(description)}
     if role == "head":  # what a job's supervisor does when the job is stopped
         found["RAY_JOB_STOP_SIGNAL"] = "SIGINT"
@@ -136,7 +141,7 @@ def _environment(description: Description, role: str) -> dict[str, str]:
     return found
 
 
-def _tolerations(description: Description, *, gpus: int, spot: bool) -> Plain:
+def _tolerations(description: ClusterDescription, *, gpus: int, spot: bool) -> Plain:
     taint = description.kubernetes.spot_taint
     tolerations: list[Plain] = []
     if gpus:
@@ -146,7 +151,7 @@ def _tolerations(description: Description, *, gpus: int, spot: bool) -> Plain:
     return {"tolerations": tolerations} if tolerations else {}
 
 
-def submitter(description: Description, cluster: str) -> Plain:
+def submitter(description: ClusterDescription, cluster: str) -> Plain:
     """The pod that submits the job and shows its log; KubeRay gives it its command."""
     container = {
         "name": "ray-job-submitter",

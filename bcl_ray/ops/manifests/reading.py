@@ -8,10 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 
 
-def read(path: Path) -> Description:
+def read(path: Path) -> ClusterDescription:
     """A description from a YAML file.
 
     Raises:
@@ -29,7 +29,7 @@ def read(path: Path) -> Description:
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a YAML mapping, got {type(content).__name__}")
     try:
-        return Description.model_validate(content)
+        return ClusterDescription.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {_first(error)}") from None
 
@@ -49,13 +49,13 @@ def _first(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     shown = "" if "@" in str(first["input"]) else f"={first['input']}"  # it may hold a password
     if first["type"] == "value_error":  # ours; those that compare fields name them
-        compares = message.startswith(tuple(Description.model_fields))
+        compares = message.startswith(tuple(ClusterDescription.model_fields))
         return message if compares else f"{name}{shown} {message}"
     return f"{name}{shown}: {message[0].lower()}{message[1:]}"
 
 
 def _fields(path: list[str]) -> list[str]:
-    section: Any = Description
+    section: Any = ClusterDescription
     for part in path:
         annotation = section.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]

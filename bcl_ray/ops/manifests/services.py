@@ -1,6 +1,6 @@
 """What a namespace has before anything runs in it: accounts, and the shared volume."""
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.pods import (
     HEAD_ACCOUNT,
     MLFLOW_ACCOUNT,
@@ -12,7 +12,7 @@ from bcl_ray.ops.manifests.pods import (
 )
 
 
-def namespace(description: Description) -> Plain:
+def namespace(description: ClusterDescription) -> Plain:
     """The namespace; Kubernetes refuses pods in it that ask for privileges."""
     labels = {
         f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")
@@ -24,7 +24,7 @@ def namespace(description: Description) -> Plain:
     }
 
 
-def service_accounts(description: Description) -> list[Plain]:
+def service_accounts(description: ClusterDescription) -> list[Plain]:
     """One for each kind of pod; the first three may use the object store, each as its IAM role."""
     roles = description.object_store.roles
     arns = {
@@ -47,7 +47,7 @@ def service_accounts(description: Description) -> list[Plain]:
     ]
 
 
-def shared_claim(description: Description, *, mode: str = "ReadWriteMany") -> Plain:
+def shared_claim(description: ClusterDescription, *, mode: str = "ReadWriteMany") -> Plain:
     """The volume of `object_store.uri: file://...`."""
     return {
         "apiVersion": "v1",

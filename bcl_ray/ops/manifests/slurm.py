@@ -5,14 +5,14 @@ from importlib.resources import files
 from string import Template
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.manifests.description import Description, Slurm
+from bcl_ray.ops.manifests.description import ClusterDescription, Slurm
 from bcl_ray.ops.manifests.jobs import Job, entrypoint
 
 TEMPLATE = "slurm.sbatch.template"
 END_SECONDS = 60  # from the driver's end to the step's
 
 
-def script(description: Description, note: str) -> str:
+def script(description: ClusterDescription, note: str) -> str:
     """The script that trains the description's job, over as many allocations as it takes.
 
     Raises:

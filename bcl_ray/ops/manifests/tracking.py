@@ -1,6 +1,6 @@
 """MLflow's server on Kubernetes, and the accounts of those who ask it."""
 
-from bcl_ray.ops.manifests.description import Description
+from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.pods import (
     DATABASE_SECRET,
     MLFLOW_ACCOUNT,
@@ -27,7 +27,7 @@ CLIENT_ROLE = "mlflow-account"  # of the pod that makes the account of Ray's pod
 MEMORY = "1536Mi"  # two workers take 650 MiB: tests/cluster/test_mlflow_memory.py
 
 
-def allowed_hosts(description: Description) -> list[str]:
+def allowed_hosts(description: ClusterDescription) -> list[str]:
     """Host headers that MLflow answers: its service's names with and without port, and loopback.
 
     MLflow compares the whole header, port included, and knows no service's name by itself.
@@ -40,7 +40,7 @@ def allowed_hosts(description: Description) -> list[str]:
     ]
 
 
-def mlflow(description: Description) -> list[Plain]:
+def mlflow(description: ClusterDescription) -> list[Plain]:
     """The tracking server: any number may run, for its state is in PostgreSQL and in S3."""
     labels = {ROLE: "mlflow"}
     database = f"postgresql://mlflow@postgresql.{description.name}.svc.cluster.local/mlflow"
@@ -104,7 +104,7 @@ def mlflow(description: Description) -> list[Plain]:
     return [deployment, service(description, "mlflow", MLFLOW_PORT), *accounts]
 
 
-def _admin_variables(description: Description) -> list[Plain]:
+def _admin_variables(description: ClusterDescription) -> list[Plain]:
     """Of a server that asks who wants something: its administrator, who makes other accounts."""
     secret = description.tracking.admin_secret
     return [
@@ -115,7 +115,7 @@ def _admin_variables(description: Description) -> list[Plain]:
     ]
 
 
-def _accounts(description: Description, database: str) -> Plain:
+def _accounts(description: ClusterDescription, database: str) -> Plain:
     """MLflow's settings of accounts, which are in the database of runs."""
     return {
         "apiVersion": "v1",
@@ -125,7 +125,7 @@ def _accounts(description: Description, database: str) -> Plain:
     }
 
 
-def _client(description: Description) -> Plain:
+def _client(description: ClusterDescription) -> Plain:
     """A Job that makes the account of Ray's pods, or gives it the password of its secret.
 
     It waits for the server, and goes an hour after its end: one that is there cannot be changed.

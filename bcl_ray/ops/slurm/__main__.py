@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bcl_ray.ops.slurm.driver import LOOK, STOPPED, StopRequest, all_alive, drive, joined, result_of
 from bcl_ray.ops.slurm.network import answers, free_ports, own_address
-from bcl_ray.ops.slurm.part import Allocation, LostError, StartError
+from bcl_ray.ops.slurm.part import Allocation, LostNodeError, StartError
 from bcl_ray.ops.slurm.ray_node import RayNode
 
 FAILED = 1  # exit status of a node that failed, at which srun ends the others
@@ -25,7 +25,7 @@ def main() -> int:
             run_first(allocation)
         else:
             run_other(allocation)
-    except (StartError, LostError) as error:
+    except (StartError, LostNodeError) as error:
         text = f"{socket.gethostname()}: {error}"
         sys.stderr.write(f"bcl-ray: {text}\n")
         _write(allocation.folder / "failed", text)
@@ -37,7 +37,7 @@ def run_first(allocation: Allocation) -> None:
     """Ray's head and the driver, and what the batch script does next.
 
     Raises:
-        StartError, LostError: there is no result.
+        StartError, LostNodeError: there is no result.
     """
     stop = StopRequest(allocation.folder)
     own = own_address(allocation.interface, allocation.peer)
@@ -59,7 +59,9 @@ def run_first(allocation: Allocation) -> None:
             (allocation.folder / "joined").touch()
             status = drive(allocation.command, head, ray, stop)
             if status not in (0, STOPPED) and not all_alive(head, allocation.nodes):
-                raise LostError(f"the driver ended with {status}, and a node or its Ray is lost")
+                raise LostNodeError(
+                    f"the driver ended with {status}, and a node or its Ray is lost"
+                )
         _write(allocation.folder / "result", result_of(status, stop.reason()))
 
 
@@ -68,7 +70,7 @@ def run_other(allocation: Allocation) -> None:
 
     Raises:
         StartError: Ray did not start.
-        LostError: it ended before the head.
+        LostNodeError: it ended before the head.
     """
     # The driver's last checkpoint needs this node. (SIG_IGN would be Ray's, too.)
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bcl_ray.ops.slurm.part import Allocation, LostError, StartError
+from bcl_ray.ops.slurm.part import Allocation, LostNodeError, StartError
 from bcl_ray.ops.slurm.ray_node import RayNode
 
 USER_MISTAKE = 2
@@ -32,14 +32,14 @@ class StopRequest:
         """`end`, `requeue` or None.
 
         Raises:
-            LostError: srun ends the step, because another node failed.
+            LostNodeError: srun ends the step, because another node failed.
         """
         with contextlib.suppress(OSError):
             return (self._folder / "stop").read_text().strip() or None
         if not self._signalled:
             return None
         with contextlib.suppress(OSError):
-            raise LostError(f"ended, because of {(self._folder / 'failed').read_text()}")
+            raise LostNodeError(f"ended, because of {(self._folder / 'failed').read_text()}")
         return "requeue"  # Slurm takes the nodes away with notice: that goes to the step alone
 
 
@@ -74,7 +74,7 @@ def drive(command: tuple[str, ...], head: str, ray: RayNode, stop: StopRequest) 
                 driver.terminate()
             ray.check()
             time.sleep(LOOK)
-    except LostError:
+    except LostNodeError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             driver.wait(PATIENCE)  # it may say what it has lost
         raise

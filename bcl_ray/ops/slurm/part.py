@@ -8,7 +8,7 @@ class StartError(RuntimeError):
     """Ray did not start on this node, or not on all of them."""
 
 
-class LostError(RuntimeError):
+class LostNodeError(RuntimeError):
     """Ray has ended on this node or another, before the driver did."""
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 
 from bcl_ray.ops.slurm.network import interface_of
-from bcl_ray.ops.slurm.part import Allocation, LostError, StartError
+from bcl_ray.ops.slurm.part import Allocation, LostNodeError, StartError
 
 TRIES = 3  # to start Ray on a node, which gives its own parts 30 s to find each other
 MIB = 2**20
@@ -61,13 +61,13 @@ class RayNode:
 
         Raises:
             StartError: it does not come up.
-            LostError: it has ended after all nodes had joined.
+            LostNodeError: it has ended after all nodes had joined.
         """
         status = self._process.poll()
         if status is None:
             return
         if self._joined.exists():
-            raise LostError(f"Ray has ended here (status {status})")
+            raise LostNodeError(f"Ray has ended here (status {status})")
         if self._tries == TRIES:
             raise StartError(f"Ray did not start here (status {status}, {TRIES} times)")
         self._end()

@@ -47,7 +47,7 @@ class Rows:
     images: list[Image]
 
 
-class Images(Protocol):
+class InputImages(Protocol):
     """All images that are to be labelled, in their order."""
 
     @property
@@ -174,7 +174,11 @@ def list_folder(uri: str, listing: str, per_list: int, progress: Callable[[int],
 
 
 def read_batch(
-    images: Images, config: ViewsConfig, first: int, size: int, item: Mapping[str, NDArray[Any]]
+    images: InputImages,
+    config: ViewsConfig,
+    first: int,
+    size: int,
+    item: Mapping[str, NDArray[Any]],
 ) -> dict[str, NDArray[Any]]:
     """Read and decode one batch, as a task of Ray Data: keys, `views`, and `fault` (N,).
 

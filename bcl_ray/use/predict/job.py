@@ -32,9 +32,9 @@ from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import held
 from bcl_ray.training.stream import Unhurried
 from bcl_ray.use.models import OpenModel, open_model
-from bcl_ray.use.predict.inputs import Folder, Images, list_folder, read_batch, shards_of
+from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, read_batch, shards_of
 from bcl_ray.use.predict.labeller import Labeller
-from bcl_ray.use.predict.outputs import Options, Output, Request, Summary
+from bcl_ray.use.predict.outputs import Options, Output, PredictionRequest, Summary
 from bcl_ray.use.predict.tables import Classes, table_of
 
 Follow = Callable[[dict[str, Any]], None]
@@ -205,11 +205,11 @@ def _manifest(images: str, split: str | None) -> Manifest | None:
 
 def _request(
     model: OpenModel, images: str, manifest: Manifest | None, split: str | None, options: Options
-) -> Request:
+) -> PredictionRequest:
     split = split or model.experiment.data.eval_split
     if manifest is not None:
         shards_of(images, manifest, split)  # refuses a split that is not there
-    return Request(
+    return PredictionRequest(
         model=model.uri,
         sha256=model.sha256,
         images=images,
@@ -219,7 +219,7 @@ def _request(
     )
 
 
-def _opened(output: Output, manifest: Manifest | None, follow: Follow) -> Images:
+def _opened(output: Output, manifest: Manifest | None, follow: Follow) -> InputImages:
     """The images; those of a folder are listed, unless they were before."""
     images, per_list = output.request.images, output.request.options.part_size
     if manifest is not None:
@@ -236,7 +236,7 @@ def _opened(output: Output, manifest: Manifest | None, follow: Follow) -> Images
     return folder
 
 
-def _check_places(request: Request, target: str, resources: Resources) -> None:
+def _check_places(request: PredictionRequest, target: str, resources: Resources) -> None:
     """Refuse what not every node can read, and what this process cannot write."""
     places = {"MODEL": request.model, "INPUT": request.images, "OUTPUT": target}
     for what, uri in places.items():
@@ -247,7 +247,7 @@ def _check_places(request: Request, target: str, resources: Resources) -> None:
 
 
 def _begin_event(
-    model: OpenModel, output: Output, images: Images, done: int, actors: Pool
+    model: OpenModel, output: Output, images: InputImages, done: int, actors: Pool
 ) -> dict[str, Any]:
     return {
         "kind": "predicting",
@@ -264,7 +264,7 @@ def _begin_event(
 
 def _label(
     model: OpenModel,
-    images: Images,
+    images: InputImages,
     output: Output,
     done: int,
     *,
@@ -341,7 +341,7 @@ def _joined(blocks: list[Columns]) -> Columns:
 
 
 def _labelled(
-    model: OpenModel, images: Images, request: Request, done: int, actors: Pool
+    model: OpenModel, images: InputImages, request: PredictionRequest, done: int, actors: Pool
 ) -> Generator[Columns, None, None]:
     """One block per batch, in order, of all parts but the first `done`."""
     options = request.options

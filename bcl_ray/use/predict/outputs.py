@@ -68,7 +68,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Request:
+class PredictionRequest:
     """What was asked; a job goes on only with the same, so that its parts fit together.
 
     Args:
@@ -119,7 +119,7 @@ class Output:
         request: what is asked.
     """
 
-    def __init__(self, uri: str, request: Request) -> None:
+    def __init__(self, uri: str, request: PredictionRequest) -> None:
         self.uri, self.request = uri, request
         self._fence: Fence
         self.listing = files.join(uri, "listing")
