@@ -180,15 +180,22 @@ class Backbone(Choice):
     """What `model.backbone` stands for; how the code is called: `bcl_ray.method.backbones`."""
 
     build: Code
+    kaiming_linear: bool = False
+    """Whether linear layers of classifier and projections begin as the published code for CIFAR
+    has them, normal with variance 2 / fan-in; else as torch's, with a sixth of that."""
 
 
 _SMALL = "bcl_ray.method.backbones:small_resnet"
 _TORCHVISION = "bcl_ray.method.backbones:torchvision_network"
 BACKBONES = Table(
     "model.backbone",
-    Backbone("resnet8", "8 layers in three stages, for small images", _SMALL),
-    Backbone("resnet20", "20 layers in three stages, for small images", _SMALL),
-    Backbone("resnet32", "32 layers in three stages, for small images", _SMALL),
+    Backbone("resnet8", "8 layers in three stages, for small images", _SMALL, kaiming_linear=True),
+    Backbone(
+        "resnet20", "20 layers in three stages, for small images", _SMALL, kaiming_linear=True
+    ),
+    Backbone(
+        "resnet32", "32 layers in three stages, for small images", _SMALL, kaiming_linear=True
+    ),
     Backbone("resnet18", "torchvision's", _TORCHVISION),
     Backbone("resnet50", "torchvision's", _TORCHVISION),
     Backbone("resnext50_32x4d", "torchvision's", _TORCHVISION),

@@ -46,7 +46,8 @@ class TwoBranch(nn.Module):
         if num_classes < 2:
             raise UserError(f"num_classes ({num_classes}) must be at least 2")
         norm = SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm2d
-        self.backbone, width = code(BACKBONES[config.backbone].build)(config, norm)
+        kind = BACKBONES[config.backbone]
+        self.backbone, width = code(kind.build)(config, norm)
         self.classifier: CosineClassifier | LinearClassifier = (
             CosineClassifier(width, num_classes, config.scale)
             if config.classifier == "cosine"
@@ -56,6 +57,12 @@ class TwoBranch(nn.Module):
         self.feature_projection = _projection(width, config, feature_norm)
         # Its rows are the classes, the same on every worker: nothing to synchronise.
         self.prototype_projection = _projection(width, config, nn.BatchNorm1d)
+        if kind.kaiming_linear:
+            # Torch's own are smaller, and so move further at a step: losses of seeds then differ
+            # three times as much, and some fall behind (benchmarks/README.md, parity.py).
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.kaiming_normal_(module.weight)
         self.feature_dim = config.feature_dim
         self.separate_views = config.batch_norm == "classification_stats"
 

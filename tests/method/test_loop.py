@@ -118,15 +118,18 @@ COLOURED = {
     "classification": {"crop": "padded", "policy": "randaugment", "cutout": 2},
 }
 GOLDEN = [
-    [6.318041, 5.079729, 2.476624],
-    [12.473249, 11.093577, 2.759344],
-    [9.316345, 7.842565, 2.947560],
-    [3.180076, 2.127792, 2.104567],
+    [7.053898, 5.079727, 3.948342],
+    [13.714706, 11.231561, 4.966291],
+    [9.546689, 7.917217, 3.258944],
+    [3.762631, 2.406652, 2.711958],
 ]
 
 
 def test_golden_losses():
-    """Written down on 2026-11-24 (torch 2.14, CPU): a change here changes every run's numbers."""
+    """Written down on 2026-11-29 (torch 2.14, CPU): a change here changes every run's numbers.
+
+    Until then linear layers began as torch's own, which trained less reliably (parity.py).
+    """
     steps = train(make_learner(experiment(views=COLOURED, train={"seed": 3})), some_batches())
     found = [step.terms.tolist() for step in steps]
     assert found == [pytest.approx(terms, rel=1e-4) for terms in GOLDEN]
