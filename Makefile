@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 MACHINES := $(addprefix tests/,cluster/test_slurm.py faults/test_autoscaling.py faults/test_two_drivers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart cluster test test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check format clean
+.PHONY: help quickstart cluster test test-fast test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ cluster: .venv/.local ## a whole cluster on this machine: Ray, S3, MLflow
 
 test: .venv/.dev ## all tests but the drills
 	$(BIN)/pytest -n 2 --ignore tests/faults --ignore tests/cluster/test_slurm.py
+
+test-fast: .venv/.dev ## those that start neither Ray nor servers, and take no time
+	$(BIN)/pytest -n 2 -m "not (slow or ray or server)" --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
 	$(BIN)/pytest -n 2 $(PYTEST) tests/faults $(MACHINES:%=--ignore %)

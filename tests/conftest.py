@@ -24,6 +24,9 @@ SHARED |= {"test_slurm": "drivers"}  # it waits a lot: not at the end, where nob
 DRILLS = dict.fromkeys(("test_aftermath", "test_storage", "test_workers"), "training")
 DRILLS |= dict.fromkeys(("test_drivers", "test_elastic", "test_two_drivers"), "drivers")
 
+# Fixtures that start servers or a browser: `make test-fast` leaves out who uses them.
+SERVERS = {"s3_server", "local_cluster", "session_server", "address", "protected", "processes"}
+
 
 def group(nodeid: str) -> str:
     """Tests of one group run in one process, one after another."""
@@ -47,6 +50,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups that take long come first, lest one process waits for the other at the end."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
     long = {group(item.nodeid) for item in items if item.get_closest_marker("slow")}
     order = dict.fromkeys(long, 1) | {"training": 0}  # the longest of the drills
     items.sort(key=lambda item: order.get(group(item.nodeid), 2))

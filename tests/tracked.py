@@ -7,12 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.runs import run_folder
-from bcl_ray.tracking import tracker as tracking
-from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 
 PATIENCE = 120  # seconds: far more than anything here takes
 COUNTS = (20, 5, 3)
@@ -65,6 +62,8 @@ def begin(experiment, name="first"):
 
 
 def tracker_of(run, experiment):
+    from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
+
     return Tracker(subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run))
 
 
@@ -74,12 +73,17 @@ def start(tracker, experiment, parent=None):
 
 
 def sync(run, experiment, patience=PATIENCE):
-    tracking.sync(
+    from bcl_ray.tracking import tracker
+
+    subject, tracking_uri = tracker.subject, tracker.tracking_uri
+    tracker.sync(
         subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run), patience
     )
 
 
 def manifest():
+    from bcl_ray.data.shards import Manifest
+
     split = {"rows": 28, "class_counts": COUNTS, "row_group_rows": 28, "shards": ()}
     profile = {"name": "natural", "imbalance_factor": None, "max_per_class": None, "seed": 0}
     return Manifest.model_validate(
@@ -124,6 +128,8 @@ def final_checkpoint(folder, experiment, history=()):
 def found(experiment, run):
     """The MLflow runs that have a run's tag: there must be one."""
     from mlflow import MlflowClient
+
+    from bcl_ray.tracking.tracker import tracking_uri
 
     client = MlflowClient(tracking_uri(experiment))
     ids = [one.experiment_id for one in client.search_experiments()]

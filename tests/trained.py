@@ -2,22 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 
-from bcl_ray.data.shards import read_manifest, write_shards
-from bcl_ray.data.shards.read import read_row_group
-from bcl_ray.data.sources import open_source
-from bcl_ray.data.views.host import train_views
-from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.method.learner import Learner
-from bcl_ray.method.loop import train_epoch
-from bcl_ray.runs import checkpoint, run_folder
-from bcl_ray.storage import files
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EPOCHS, BATCH = 4, 32
 
@@ -34,6 +25,18 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Trained:
     """BCL on digits, a few epochs; its temperature is 1.25."""
+    # Here, lest every test's process imports torch.
+    import torch
+
+    from bcl_ray.data.shards import write_shards
+    from bcl_ray.data.sources import open_source
+    from bcl_ray.experiment.overrides import with_overrides
+    from bcl_ray.experiment.recipes import digits_lt
+    from bcl_ray.method.learner import Learner
+    from bcl_ray.method.loop import train_epoch
+    from bcl_ray.runs import checkpoint, run_folder
+    from bcl_ray.storage import files
+
     folder = tmp_path_factory.mktemp("trained")
     shards = str(folder / "digits")
     manifest = write_shards(
@@ -61,8 +64,13 @@ def trained(tmp_path_factory) -> Trained:
     return Trained(shards, f"{folder}/runs", best)
 
 
-def rows_of(shards: str, split: str) -> pa.Table:
+def rows_of(shards: str, split: str) -> "pa.Table":
     """All rows of a split, in order."""
+    import pyarrow as pa
+
+    from bcl_ray.data.shards import read_manifest
+    from bcl_ray.data.shards.read import read_row_group
+
     found = read_manifest(shards).splits[split]
     size = found.row_group_rows
     return pa.concat_tables(
@@ -72,7 +80,9 @@ def rows_of(shards: str, split: str) -> pa.Table:
     )
 
 
-def batches(rows: pa.Table, order: np.ndarray, experiment, epoch: int):
+def batches(rows: "pa.Table", order: np.ndarray, experiment, epoch: int):
+    from bcl_ray.data.views.host import train_views
+
     for start in range(0, len(order) - BATCH + 1, BATCH):
         some = rows.take(order[start : start + BATCH])
         ids = some["id"].to_numpy()
