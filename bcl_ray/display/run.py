@@ -72,9 +72,9 @@ def _workers(number: int) -> str:
     return f"{number} worker" if number == 1 else f"{number} workers"
 
 
-def follower(console: Console) -> "RunDisplay | events.Teller":
+def follower(console: Console) -> "RunDisplay | events.EventWriter":
     """What shows a run's events: to a person, or as lines where the environment asks for them."""
-    return events.Teller() if events.wanted() else RunDisplay(console)
+    return events.EventWriter() if events.wanted() else RunDisplay(console)
 
 
 class RunDisplay:

@@ -20,9 +20,9 @@ SHOWN = 10  # trials of the live table
 MINUTE, HOUR = 60, 3600
 
 
-def follower(console: Console) -> "SearchDisplay | events.Teller":
+def follower(console: Console) -> "SearchDisplay | events.EventWriter":
     """What shows a search's events: to a person, or as lines where the environment asks."""
-    return events.Teller() if events.wanted() else SearchDisplay(console)
+    return events.EventWriter() if events.wanted() else SearchDisplay(console)
 
 
 def duration(seconds: float) -> str:

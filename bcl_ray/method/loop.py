@@ -36,14 +36,14 @@ class Step:
         terms: TERMS of the global batch, (3,), still on the device.
         waited: seconds that the step waited for its batch.
         images: images of the global batch.
-        wishes: which of SIGNALS any worker gave, at the step before; the same on all workers.
+        signals: which of SIGNALS any worker gave, at the step before; the same on all workers.
     """
 
     step: int
     terms: Tensor
     waited: float
     images: int
-    wishes: frozenset[str]
+    signals: frozenset[str]
 
 
 def train_epoch(
@@ -95,10 +95,10 @@ def _steps(
             group["lr"] = lr
         sent = batch if isinstance(batch, Sent) else learner.sender.training([batch], epoch)
         told = _train_step(learner, sent, signals())
-        wishes = check_previous()
+        given = check_previous()
         check_previous = _late_check(learner.step, told)
         images = len(sent.host["labels"]) * world_size()
-        yield Step(learner.step, told[: len(TERMS)], waited, images, wishes)
+        yield Step(learner.step, told[: len(TERMS)], waited, images, given)
         asked = time.perf_counter()
     check_previous()
 

@@ -25,7 +25,7 @@ Bundles = Sequence[Mapping[str, float]]
 
 RENEW = 45.0  # seconds between two reminders of what is wanted
 FORGOTTEN = 180.0  # seconds after the last of them: a driver that was killed wants nothing
-ANSWER = 10.0  # seconds for Ray to take a wish
+ANSWER = 10.0  # seconds for Ray to take a request
 STATUS = 15.0  # seconds in which an autoscaler that has just been started says what it has
 LOOK = 1.0  # seconds between two looks at the cluster
 

@@ -9,7 +9,7 @@ Event = dict[str, Any]
 
 
 class Mailbox:
-    """Carries workers' events to the driver, and its wishes to them; in memory, on its node."""
+    """Carries events of workers to the driver, and its requests to them; in memory, on its node."""
 
     def __init__(self) -> None:
         import asyncio  # noqa: PLC0415  these belong to the actor's loop

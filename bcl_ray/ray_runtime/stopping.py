@@ -25,43 +25,43 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
 
 
-class Wish:
-    """Whether somebody wishes a run to stop; the first reason counts."""
+class StopRequest:
+    """Whether a run is asked to stop, and why; the first reason counts."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.signum: int = signal.SIGINT
 
     def stop(self, reason: str, signum: int = signal.SIGINT) -> None:
-        """Wish it, from any thread."""
+        """Ask for it, from any thread."""
         if self.reason is None:
             self.signum = signum
             self.reason = reason
 
 
 @contextlib.contextmanager
-def stop_signals(wish: Wish | None = None) -> Iterator[Wish]:
-    """The wish to stop, which signals become; the program goes on, unless one comes again.
+def stop_signals(stop_request: StopRequest | None = None) -> Iterator[StopRequest]:
+    """A request to stop, which SIGINT and SIGTERM make while the block lasts.
 
     Args:
-        wish: what else may stop the run.
+        stop_request: one that others make, too; None: a new one.
 
     Raises:
-        Stopped: it came again.
+        Stopped: a second signal came; the first lets the program go on.
     """
-    wish = Wish() if wish is None else wish
+    stop_request = StopRequest() if stop_request is None else stop_request
 
     def receive(signum: int, _: object) -> None:
-        if wish.reason is not None:
+        if stop_request.reason is not None:
             raise Stopped("stopped at once", signum)
-        wish.stop(signal.Signals(signum).name, signum)
+        stop_request.stop(signal.Signals(signum).name, signum)
 
     if threading.current_thread() is not threading.main_thread():  # Python allows no other
-        yield wish
+        yield stop_request
         return
     before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
-        yield wish
+        yield stop_request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -69,7 +69,7 @@ def stop_signals(wish: Wish | None = None) -> Iterator[Wish]:
 
 def stoppable(
     function: Callable[[], Any],
-    wish: Wish,
+    stop_request: StopRequest,
     ask: Callable[[], bool],
     *,
     end: Callable[[], None],
@@ -81,14 +81,14 @@ def stoppable(
 
     Args:
         function: what may take long.
-        wish: to stop it.
-        ask: called once when it is wished; asks the function to end, and says whether that is
+        stop_request: when to stop it.
+        ask: called once when a stop is requested; asks the function to end, says whether that is
             worth waiting for.
         end: called where the function is not waited for any longer; makes it end at once.
         lost: what forbids to go on, once there is something; it is raised.
 
     Raises:
-        Stopped: it was wished, and the function did not end within PATIENCE.
+        Stopped: a stop was requested, and the function did not end within PATIENCE.
     """
     outcome: dict[str, Any] = {}
 
@@ -106,10 +106,10 @@ def stoppable(
             thread.join(0.2)
             if (error := lost()) is not None:
                 raise error
-            if wish.reason is not None and deadline is None:
+            if stop_request.reason is not None and deadline is None:
                 deadline = time.monotonic() + (PATIENCE if ask() else 0)
             if deadline is not None and time.monotonic() > deadline:
-                raise Stopped("stopped, without a last checkpoint", wish.signum)
+                raise Stopped("stopped, without a last checkpoint", stop_request.signum)
     except BaseException:  # of a second signal, too
         end()
         thread.join(ENDING)

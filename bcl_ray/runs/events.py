@@ -60,14 +60,14 @@ def wanted() -> bool:
     return value == "json"
 
 
-class Teller:
+class EventWriter:
     """Prints a run's events as lines, each with the seconds since the command, as `at`."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._told = -TICK  # seconds of the last step
 
-    def __enter__(self) -> "Teller":
+    def __enter__(self) -> "EventWriter":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -77,7 +77,9 @@ def whole(uri: str, guard: Guard) -> tuple[Any, str]:
         with plain_errors(uri):
             return s3.filesystem(place, guard=guard), place.path
     filesystem, path = resolve(uri)
-    return (_Whole(guard) if isinstance(filesystem, fs.LocalFileSystem) else filesystem), path
+    return (
+        _AtomicFileSystem(guard) if isinstance(filesystem, fs.LocalFileSystem) else filesystem
+    ), path
 
 
 def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
@@ -318,7 +320,7 @@ def _s3_write(uri: str) -> Iterator[Any]:
         raise
 
 
-class _Whole(fs.LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
+class _AtomicFileSystem(fs.LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
     """A local disk whose files appear whole, and that waits for room."""
 
     def __init__(self, guard: Guard) -> None:
@@ -340,7 +342,7 @@ class _Whole(fs.LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
         super().delete_file(path)
 
     def __reduce__(self) -> Any:
-        return _Whole, (self._guard,)
+        return _AtomicFileSystem, (self._guard,)
 
 
 class _LocalSink(io.RawIOBase):

@@ -32,7 +32,7 @@ from bcl_ray.ray_runtime.elastic import Trainer, lost_of
 from bcl_ray.ray_runtime.mailbox import Event, grow, open_mailbox, tell
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.ray_runtime.node_metrics import Nodes
-from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals, stoppable
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals, stoppable
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import budget, check_store, preflight
 from bcl_ray.runs.run_folder import Run
@@ -64,7 +64,7 @@ def fit(
     resume: str | None = None,
     restartable: bool = False,
     parent: str | None = None,
-    wish: Wish | None = None,
+    stop_request: StopRequest | None = None,
     callbacks: Sequence[Any] = (),
 ) -> Event:
     """Train, evaluate and track a run; returns its name and its history.
@@ -78,7 +78,7 @@ def fit(
         restartable: continue the run of that name, if there is one, and wait for another driver of
             it that may be dead; else begin it.
         parent: uid of the run that MLflow shows this one below: a search.
-        wish: what may stop the run, beside signals.
+        stop_request: what may stop the run, beside signals.
         callbacks: Ray Train's, of its controller.
 
     Raises:
@@ -86,8 +86,8 @@ def fit(
         HeldError: another driver has the run.
         LostError: another driver has taken over, while this one was frozen or cut off.
         TrainingError: the run began and failed, or the nodes that it needs did not come.
-        Stopped: SIGINT or SIGTERM came (in the main thread), or a wish; a checkpoint was written,
-            unless workers did not do so in time, or the signal came again.
+        Stopped: SIGINT or SIGTERM came (in the main thread), or a stop was requested; a checkpoint
+            was written, unless workers did not do so in time, or the signal came again.
     """
 
     def note(text: str) -> None:
@@ -112,13 +112,13 @@ def fit(
         what = f"run '{run_folder.name_of(uri)}'"
         with (
             held(uri, what, note, wait=restartable) as lease,
-            stop_signals(wish) as wished,
+            stop_signals(stop_request) as requested,
             Demand(uri) as demand,
         ):
             ask = functools.partial(_ask, demand, experiment, needs, cluster)
             ask(data=cluster.grows)
             if cluster.grows:
-                _await_nodes(experiment, needs, follow=follow, wish=wished)
+                _await_nodes(experiment, needs, follow=follow, stop_request=requested)
                 _check_access(experiment, needs)
                 # What is asked for is reserved, so that streams may use the rest alone.
                 follow = _at_first_step(follow, functools.partial(ask, data=False))
@@ -133,7 +133,7 @@ def fit(
                 parent=parent,
                 at=tracked_at,
                 begin={"budget": wanted},
-                wish=wished,
+                stop_request=requested,
                 lease=lease,
                 demand=demand,
                 needs=needs,
@@ -152,7 +152,7 @@ def _tracked(
     parent: str | None,
     at: str,
     begin: Event,
-    wish: Wish,
+    stop_request: StopRequest,
     lease: Lease,
     demand: Demand,
     needs: Mapping[str, float],
@@ -182,9 +182,9 @@ def _tracked(
         try:
             # Trials run beside each other, and would all look at the same nodes.
             follower = RunMonitor(mailbox, tracker, follow, all_nodes=parent is None)
-            outcome, state = _run(run, trainer, wish, follower, lease)
+            outcome, state = _run(run, trainer, stop_request, follower, lease)
         except Stopped:
-            tracker.tags({"stopped": wish.reason or ""})
+            tracker.tags({"stopped": stop_request.reason or ""})
             raise
         demand.ask([])  # what follows takes no nodes
         lease.check()  # what is drawn goes into the run's folder, too
@@ -219,23 +219,23 @@ def _ask(
 
 
 def _await_nodes(
-    experiment: Experiment, needs: Mapping[str, float], *, follow: Follow, wish: Wish
+    experiment: Experiment, needs: Mapping[str, float], *, follow: Follow, stop_request: StopRequest
 ) -> None:
     """Wait for the nodes of the fewest workers and of data tasks.
 
     Raises:
         MissingNodesError: they did not come within scale.wait_timeout.
-        Stopped: it was wished meanwhile.
+        Stopped: a stop was requested meanwhile.
     """
     patience = experiment.scale.wait_timeout
     there = wait_until_there(
         lambda: elastic.lacking(experiment, needs),
         patience,
         lambda text: follow({"kind": "note", "text": text}),
-        lambda: wish.reason,
+        lambda: stop_request.reason,
     )
-    if wish.reason is not None:
-        raise Stopped("stopped while it waited for nodes: nothing was begun", wish.signum)
+    if stop_request.reason is not None:
+        raise Stopped("stopped while it waited for nodes: nothing was begun", stop_request.signum)
     if not there:
         raise MissingNodesError(
             f"the nodes did not come within scale.wait_timeout ({patience:g} s): the run needs "
@@ -293,14 +293,18 @@ def _begin_event(run: Run, experiment: Experiment, manifest: Manifest, tracker: 
 
 
 def _run(
-    run: Run, trainer: Trainer, wish: Wish, follower: "RunMonitor", lease: Lease
+    run: Run, trainer: Trainer, stop_request: StopRequest, follower: "RunMonitor", lease: Lease
 ) -> tuple[Event, checkpoint.State]:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
     resume = f"bcl-ray train --resume {run_folder.reference(run)}"
     try:
         result = stoppable(
-            trainer.fit, wish, follower.ask_to_stop, end=trainer.end, lost=lambda: lease.lost
+            trainer.fit,
+            stop_request,
+            follower.ask_to_stop,
+            end=trainer.end,
+            lost=lambda: lease.lost,
         )
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
@@ -318,7 +322,7 @@ def _run(
         raise TrainingError(returned["error"])
     if "stopped" in returned:
         text = f"stopped at step {returned['stopped']:,}; go on with: {resume}"
-        raise Stopped(text, wish.signum)
+        raise Stopped(text, stop_request.signum)
     lease.check()
     return _finished(run, result, follower)
 

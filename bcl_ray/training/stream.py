@@ -132,7 +132,7 @@ def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iter
     )
     context = dataset.context
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes.append(Unhurried)
+    context.custom_execution_callback_classes.append(PausingCallback)
     context.target_max_block_size = None  # a block that Ray splits would no longer be one task's
     options = context.execution_options
     options.preserve_order = True
@@ -146,7 +146,7 @@ def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iter
     return iter(dataset.iter_batches(batch_size=None, batch_format="numpy"))
 
 
-class Unhurried(ExecutionCallback):  # type: ignore[misc]  # Ray has no types
+class PausingCallback(ExecutionCallback):  # type: ignore[misc]  # Ray has no types
     """Lets Ray Data's control loop rest between its steps.
 
     The loop runs in a thread of the training process. While finished tasks wait for the

@@ -197,19 +197,19 @@ class _Worker:
             waited += step.waited
             images += step.images
             self._progress(epoch, step)
-            wishes, in_epoch = step.wishes, step.step % self.steps != 0
-            if in_epoch and (wishes or (every and step.step % every == 0)):
+            signals, in_epoch = step.signals, step.step % self.steps != 0
+            if in_epoch and (signals or (every and step.step % every == 0)):
                 self.learner.check()
                 self._report({"step": step.step})
-            if in_epoch and wishes:
-                self._leave(wishes)
+            if in_epoch and signals:
+                self._leave(signals)
         record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
-        wishes, epochs = self._requests(), self.experiment.train.epochs
+        signals, epochs = self._requests(), self.experiment.train.epochs
         if (epoch + 1) % self.experiment.train.eval_every == 0 or epoch + 1 == epochs:
             # An evaluation may take longer than a notice, or a person, would wait.
             self._report({"step": self.learner.step})
-            if wishes:
-                self._leave(wishes)
+            if signals:
+                self._leave(signals)
             record |= self._evaluation_record(epoch)
         accuracies = [r["accuracy/all"] for r in self.history if "accuracy/all" in r]
         best = record.get("accuracy/all", -1.0) > max(accuracies, default=-1.0)
@@ -217,8 +217,8 @@ class _Worker:
         self.learner.sums.zero_()
         self._report({"step": self.learner.step, **record}, best=best)
         self.tell("epoch", epochs=epochs, records=[record])
-        if epoch + 1 < epochs and (wishes := self._requests()):
-            self._leave(wishes)
+        if epoch + 1 < epochs and (signals := self._requests()):
+            self._leave(signals)
 
     def _requests(self) -> frozenset[str]:
         """Which of SIGNALS any worker gives now; the same on all of them, which wait for it.
@@ -289,7 +289,7 @@ class _Worker:
             metrics, checkpoint=found, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
         )
 
-    def _leave(self, wishes: frozenset[str]) -> None:
+    def _leave(self, signals: frozenset[str]) -> None:
         """End this worker's training; the state has been saved.
 
         Raises:
@@ -298,7 +298,7 @@ class _Worker:
         """
         # Returns when Ray Train has noted the checkpoint, which a failure could overtake.
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-        if "stop" in wishes:
+        if "stop" in signals:
             raise StoppedError
         why = "a node is being taken away" if self.watch.noticed else "there are more nodes"
         raise RestartError(f"{why}: everything up to step {self.learner.step:,} is saved")

@@ -17,7 +17,7 @@ from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.ray_runtime import node_groups
 from bcl_ray.ray_runtime.autoscaler import start_ray_data_actors
 from bcl_ray.ray_runtime.connection import Resources, check_places, connected
-from bcl_ray.ray_runtime.stopping import Stopped, Wish, stop_signals
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import budget
 from bcl_ray.storage import files, paths
@@ -27,7 +27,7 @@ from bcl_ray.tracking.tracker import Tracker, tracking_uri
 from bcl_ray.tuning import ledger as ledgers
 from bcl_ray.tuning.capacity import data_cpus, slots
 from bcl_ray.tuning.checks import check
-from bcl_ray.tuning.freed_resources import Keeper
+from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.samplers import Searcher, make_searcher
 from bcl_ray.tuning.settings import Extent, Settings
@@ -102,16 +102,16 @@ def search(
             stack.enter_context(_logs(folder, lease))
             follow(_begin_event(ledger, count, tracked_at))
             data = _data_options(ledger, manifest)  # a signal may end this at once
-            wish = stack.enter_context(stop_signals())
+            stop_request = stack.enter_context(stop_signals())
             tracker = stack.enter_context(Tracker(_subject(ledger), tracked_at, folder, lease))
             _describe(tracker, ledger, manifest)
-            news = _News(tracker, follow)
-            trials = _Search(ledger, data, resources, count, news, wish, lease).trials()
+            reporter = _Reporter(tracker, follow)
+            trials = _Search(ledger, data, resources, count, reporter, stop_request, lease).trials()
             lease.check()
             winner = conclude(
-                ledger, trials, manifest, tracker=tracker, folder=folder, note=news.note
+                ledger, trials, manifest, tracker=tracker, folder=folder, note=reporter.note
             )
-            tidy(ledger, trials, winner["trial"], note=news.note)
+            tidy(ledger, trials, winner["trial"], note=reporter.note)
             winner["tracked"] = tracker.finish("FINISHED", TRACKING_PATIENCE)
             winner["problem"] = tracker.problem
     follow({"kind": "winner", **winner})
@@ -133,22 +133,28 @@ class _Search:
     data: Sequence[str]  # options of where trials' data lie
     resources: Resources
     slots: int
-    news: "_News"
-    wish: Wish
+    reporter: "_Reporter"
+    stop_request: StopRequest
     lease: Lease
 
     def trials(self) -> list[Trial]:
         """All trials, ended."""
         ledger, known = self.ledger, self.ledger.trials()
         for trial in known:
-            self.news.old(trial)
+            self.reporter.old(trial)
         own = [trial for trial in known if trial.seed is None]
         repeated = [trial for trial in known if trial.seed is not None]
         options = self._options()
         try:
-            with Keeper(ledger.uid, self.news.note) as keeper:
+            with ResourceWatcher(ledger.uid, self.reporter.note) as watcher:
                 tuning = Tuning(
-                    ledger, self.slots, options, self.news, keeper, self.wish, self.lease
+                    ledger,
+                    self.slots,
+                    options,
+                    self.reporter,
+                    watcher,
+                    self.stop_request,
+                    self.lease,
                 )
                 total = ledger.extent.trials
                 trials = tuning.run(own, total=total, chooser=self._chooser(own))
@@ -159,7 +165,7 @@ class _Search:
                     k, n = ledger.extent.confirm
                     seed = ledger.experiment.train.seed
                     trials = repeats([*trials, *repeated], k, n, seed)
-                    self.news.confirm(sum(trial.seed is not None for trial in trials))
+                    self.reporter.confirm(sum(trial.seed is not None for trial in trials))
                     trials = tuning.run(trials)
                     _check_ended(ledger, trials)
                     return trials
@@ -300,7 +306,7 @@ def _begin_event(ledger: Ledger, count: int, tracked_at: str) -> dict[str, Any]:
     }
 
 
-class _News:
+class _Reporter:
     """Passes on what happens, to the person and to MLflow."""
 
     def __init__(self, tracker: Tracker, follow: Follow) -> None:

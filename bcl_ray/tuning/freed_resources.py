@@ -92,7 +92,7 @@ def overdue(
 
 
 @dataclass
-class Keeper:
+class ResourceWatcher:
     """Watches in a thread that ended trials hold nothing, and takes it from those that do.
 
     Args:
@@ -106,8 +106,8 @@ class Keeper:
     taken: list[HeldGroup] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> "Keeper":
-        self._thread = threading.Thread(target=self._watch, name="keeper", daemon=True)
+    def __enter__(self) -> "ResourceWatcher":
+        self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._thread.start()
         return self
 

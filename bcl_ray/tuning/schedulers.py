@@ -33,7 +33,7 @@ class _Former:
     config: dict[str, int]
 
 
-class _Spares:
+class _KeepsTrialZero:
     """A scheduler that lets trial 0 end, and knows what was before."""
 
     known: Known
@@ -63,11 +63,11 @@ class _Spares:
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
 
-class _Asha(_Spares, AsyncHyperBandScheduler):  # type: ignore[misc]
+class _Asha(_KeepsTrialZero, AsyncHyperBandScheduler):  # type: ignore[misc]
     """Asynchronous successive halving; with brackets, asynchronous HyperBand."""
 
 
-class _Median(_Spares, MedianStoppingRule):  # type: ignore[misc]
+class _Median(_KeepsTrialZero, MedianStoppingRule):  # type: ignore[misc]
     """Stop what is below the median of the others' means."""
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from bcl_ray.ray_runtime.stopping import Stopped, Wish, stoppable
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stoppable
 from bcl_ray.storage.lease import Lease
-from bcl_ray.tuning.freed_resources import Keeper
+from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.samplers import Searcher
 from bcl_ray.tuning.schedulers import make_scheduler
@@ -41,8 +41,8 @@ class Tuning:
         slots: trials at once.
         options: of every trial: where its data and its run lie, and its share of the cluster.
         follow: takes events.
-        keeper: watches what trials hold.
-        wish: to end all of them.
+        watcher: watches what trials hold.
+        stop_request: to end all of them.
         lease: of the search.
     """
 
@@ -50,8 +50,8 @@ class Tuning:
     slots: int
     options: Sequence[str]
     follow: Follow
-    keeper: Keeper
-    wish: Wish
+    watcher: ResourceWatcher
+    stop_request: StopRequest
     lease: Lease
 
     def run(
@@ -65,7 +65,7 @@ class Tuning:
             chooser: of new ones; without it there are none, and none is stopped early.
 
         Raises:
-            Stopped: it was wished.
+            Stopped: it was stop_request.
         """
         conductor = Conductor(
             self.ledger,
@@ -74,7 +74,7 @@ class Tuning:
             chooser=chooser,
             options=self.options,
             follow=self.follow,
-            keeper=self.keeper,
+            watcher=self.watcher,
         )
         scheduler = make_scheduler(
             self.ledger.settings.scheduler if chooser else "none",
@@ -84,7 +84,7 @@ class Tuning:
         )
         self._run(conductor, scheduler)
         if conductor.interrupted:
-            raise Stopped("search stopped", self.wish.signum)
+            raise Stopped("search stopped", self.stop_request.signum)
         return list(conductor.trials.values())
 
     def _run(self, conductor: Conductor, scheduler: Any) -> None:
@@ -106,7 +106,7 @@ class Tuning:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
-                stop=Interruption(conductor, self.wish),
+                stop=Interruption(conductor, self.stop_request),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
@@ -116,7 +116,7 @@ class Tuning:
             # Trials end with this process's Ray, where they have not when they were asked to.
             stoppable(
                 tuner.fit,
-                self.wish,
+                self.stop_request,
                 lambda: True,
                 end=conductor.interrupt,
                 lost=lambda: self.lease.lost,

@@ -9,8 +9,8 @@ from ray.tune import Stopper
 from ray.tune.search import Searcher
 
 from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.ray_runtime.stopping import Wish
-from bcl_ray.tuning.freed_resources import Keeper
+from bcl_ray.ray_runtime.stopping import StopRequest
+from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.samplers import Searcher as Chooser
 from bcl_ray.tuning.space import overrides
@@ -38,7 +38,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         chooser: of new points; None: there are no new trials.
         options: of every trial: where its data and its run lie, and its share of the cluster.
         follow: called with events: `trial` whenever there is news of one.
-        keeper: is told when trials end.
+        watcher: is told when trials end.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         chooser: Chooser | None,
         options: Sequence[str],
         follow: Follow,
-        keeper: Keeper,
+        watcher: ResourceWatcher,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.trials = {trial.name: trial for trial in trials}
         self._waiting = [trial for trial in self.trials.values() if trial.status == "running"]
         self._ledger, self._total, self._chooser = ledger, total, chooser
-        self._options, self._follow, self._keeper = options, follow, keeper
+        self._options, self._follow, self._keeper = options, follow, watcher
         self.interrupted = False  # trials end, and are to go on later
         self._held: set[str] = set()  # trials that are to be tried again by another process
         self._names: dict[str, str] = {}  # by Tune's id
@@ -161,10 +161,10 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
 
 
 class Interruption(_Here, Stopper):  # type: ignore[misc]
-    """Ends all trials when it is wished; they can go on later."""
+    """Ends all trials when a stop is requested; they can go on later."""
 
-    def __init__(self, conductor: Conductor, wish: Wish) -> None:
-        self._conductor, self._wish = conductor, wish
+    def __init__(self, conductor: Conductor, stop_request: StopRequest) -> None:
+        self._conductor, self._stop_request = conductor, stop_request
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether one trial is to end: never by itself."""
@@ -173,5 +173,7 @@ class Interruption(_Here, Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Whether all are."""
-        self._conductor.interrupted = self._conductor.interrupted or self._wish.reason is not None
+        self._conductor.interrupted = (
+            self._conductor.interrupted or self._stop_request.reason is not None
+        )
         return self._conductor.interrupted

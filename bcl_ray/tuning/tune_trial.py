@@ -15,7 +15,7 @@ from ray import tune
 
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.ray_runtime.connection import one_line
-from bcl_ray.ray_runtime.stopping import Stopped, Wish
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
 from bcl_ray.training.driver import MissingNodesError, TrainingError, fit
 from bcl_ray.tuning.freed_resources import Placed, begins
 from bcl_ray.tuning.score import parse_score
@@ -58,12 +58,12 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def cleanup(self) -> None:
         """Ask the workers to save their state and to end, and wait until they have."""
-        self._wish.stop(f"by the search, after {self._reported} epochs")
+        self._stop_request.stop(f"by the search, after {self._reported} epochs")
         self._thread.join()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._wish = Wish()
+        self._stop_request = StopRequest()
         self._reported = int(config["reported"])
         self._score = parse_score(config["metric"])
         self._experiment = from_yaml(config["experiment"])
@@ -82,7 +82,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
                 follow=self._follow,
                 restartable=True,
                 parent=config["parent"],
-                wish=self._wish,
+                stop_request=self._stop_request,
                 callbacks=[Placed(config["parent"], config["trial"])],
             )
             result = self._result(outcome["history"][-1])

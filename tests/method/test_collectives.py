@@ -191,7 +191,7 @@ def signalled_by_one_worker(here: slice) -> list[tuple[int, list[str]]]:
         return frozenset({"restart"} if here.stop == B and learner.step >= 1 else ())
 
     steps = train_epoch(learner, batches(here), epoch=0, signals=signals)
-    return [(step.step, sorted(step.wishes)) for step in steps]
+    return [(step.step, sorted(step.signals)) for step in steps]
 
 
 def begun_apart(worker: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bcl_ray.ops.slurm import driver, network, part, ray_node
         (1, "requeue", "requeue"),  # the checkpoint failed: the one before is there
         (0, "requeue", "0"),  # complete, after all
         (2, "requeue", "2"),  # a mistake stays one
-        (143, "end", "0"),  # as the user wished
+        (143, "end", "0"),  # as the user asked
         (1, "end", "1"),
         (143, None, "143"),  # somebody else's signal
     ],

@@ -11,7 +11,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES, cifar10_lt
 from bcl_ray.runs import events
 from bcl_ray.runs.budget import Budget
-from bcl_ray.runs.events import MARK, Teller, from_line, to_line
+from bcl_ray.runs.events import MARK, EventWriter, from_line, to_line
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
 BUDGETS = st.builds(Budget, **{field.name: st.integers(0, 10**12) for field in fields(Budget)})
@@ -74,7 +74,7 @@ def test_a_line_that_is_no_event_after_all_is_text(tail):
 
 
 def test_a_teller_prints_lines_with_the_time_and_leaves_out_steps_that_follow_closely(capsys):
-    with Teller() as teller:
+    with EventWriter() as teller:
         for step in range(100):
             teller({**STEP, "step": step})
         teller({"kind": "note", "text": "two\nlines"})
@@ -83,7 +83,7 @@ def test_a_teller_prints_lines_with_the_time_and_leaves_out_steps_that_follow_cl
     assert all(0 <= event["at"] < 60 for event in found)
 
 
-@pytest.mark.parametrize(("value", "kind"), [(None, RunDisplay), ("json", Teller)])
+@pytest.mark.parametrize(("value", "kind"), [(None, RunDisplay), ("json", EventWriter)])
 def test_the_environment_chooses_between_a_display_and_lines(monkeypatch, value, kind):
     monkeypatch.delenv(events.SWITCH, raising=False)
     if value is not None:

@@ -7,7 +7,7 @@ import pytest
 
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.ray_runtime.stopping import Wish
+from bcl_ray.ray_runtime.stopping import StopRequest
 from bcl_ray.tuning.ledger import begin
 from bcl_ray.tuning.samplers import make_searcher
 from bcl_ray.tuning.settings import Extent, Settings
@@ -17,7 +17,7 @@ from bcl_ray.tuning.tune_searcher import Conductor, Interruption
 FINISHED = "FINISHED"
 
 
-class Keeper:
+class ResourceWatcher:
     def __init__(self):
         self.told = []
 
@@ -28,7 +28,7 @@ class Keeper:
 @pytest.fixture
 def place(tmp_path):
     """Makes a conductor over a folder, as a process that begins or goes on does."""
-    made = SimpleNamespace(events=[], keeper=Keeper())
+    made = SimpleNamespace(events=[], watcher=ResourceWatcher())
     uri = str(tmp_path / "runs" / "one")
     made.ledger = begin(uri, Settings(), Extent(), digits_lt(), "f" * 64)
 
@@ -40,7 +40,7 @@ def place(tmp_path):
             chooser=make_searcher("random", made.ledger.space, 0) if space else None,
             options=[f"tracking.runs={uri}", "scale.workers=1", "data.eval_split=validation"],
             follow=made.events.append,
-            keeper=made.keeper,
+            watcher=made.watcher,
         )
 
     made.conductor = conductor
@@ -83,7 +83,7 @@ def test_everything_is_written_down_at_once(place):
         {5: 40.0, 40: 60.0},
         {"accuracy/all": 60.0},
     )
-    assert place.keeper.told == ["trial-000 ends"]
+    assert place.watcher.told == ["trial-000 ends"]
     assert [event["status"] for event in place.events] == [
         "running",
         "running",
@@ -181,11 +181,11 @@ def test_more_trials_may_be_wanted_later(place):
 
 
 def test_an_interruption_leaves_trials_to_go_on(place):
-    conductor, wish = place.conductor(), Wish()
-    stopper = Interruption(conductor, wish)
+    conductor, stop_request = place.conductor(), StopRequest()
+    stopper = Interruption(conductor, stop_request)
     conductor.suggest("a")
     assert not stopper.stop_all()
-    wish.stop("SIGINT")
+    stop_request.stop("SIGINT")
     assert stopper.stop_all()
     conductor.on_trial_complete("a", {"done": True})
     assert place.ledger.trials()[0].status == "running"

@@ -30,7 +30,7 @@ from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one
 from bcl_ray.ray_runtime.elastic import usable_nodes
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import held
-from bcl_ray.training.stream import Unhurried
+from bcl_ray.training.stream import PausingCallback
 from bcl_ray.use.models import OpenModel, open_model
 from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, read_batch, shards_of
 from bcl_ray.use.predict.labeller import Labeller
@@ -363,7 +363,7 @@ def _labelled(
     )
     context = dataset.context
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes.append(Unhurried)
+    context.custom_execution_callback_classes.append(PausingCallback)
     context.target_max_block_size = None  # a block that Ray splits would no longer be one batch
     context.execution_options.preserve_order = True
     # While it is busy, Ray Data itself asks for one node more of each kind that there is.
