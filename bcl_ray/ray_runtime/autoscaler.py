@@ -129,7 +129,7 @@ class Demand:
 def wait_until_there(
     lacking: Callable[[], str],
     seconds: float,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     stopping: Callable[[], Any] = lambda: False,
 ) -> bool:
     """Wait for nodes; a person is told what for.
@@ -137,7 +137,7 @@ def wait_until_there(
     Args:
         lacking: looks at the cluster, and says what it lacks; nothing: it has all.
         seconds: to wait, at most.
-        tell: takes what a person should know.
+        notify: called with messages for the user.
         stopping: whether to wait no longer.
 
     Returns:
@@ -148,7 +148,7 @@ def wait_until_there(
         if stopping() or time.monotonic() > deadline:
             return False
         if not told:
-            tell(f"waiting up to {seconds:g} s for nodes: {text}")
+            notify(f"waiting up to {seconds:g} s for nodes: {text}")
             told = True
         time.sleep(LOOK)
     return True

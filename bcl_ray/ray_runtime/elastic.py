@@ -31,7 +31,7 @@ from bcl_ray.ray_runtime.internals import (
 from bcl_ray.ray_runtime.internals import state as cluster_state
 from bcl_ray.storage.fence import LostError
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 Nodes = Iterable[Mapping[str, float]]
 
 SETTLE = 10.0  # seconds in which what ended workers held comes free again
@@ -125,15 +125,19 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
     Args:
         config: Ray Train's.
         experiment: whose scale is followed.
-        tell: takes what a person should know.
+        notify: called with messages for the user.
         restart: asks workers to save their state and to give up.
     """
 
     def __init__(
-        self, config: ScalingConfig, experiment: Experiment, tell: Tell, restart: Callable[[], None]
+        self,
+        config: ScalingConfig,
+        experiment: Experiment,
+        notify: Notify,
+        restart: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._experiment, self._tell, self._restart = experiment, tell, restart
+        self._experiment, self._notify, self._restart = experiment, notify, restart
         self._waiting_since: float | None = None
         self._nodes: set[str] = set()  # that the last decision was made for
 
@@ -159,7 +163,7 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
             return self._get_resize_decision(workers)
         if begins and not chosen_workers(self._experiment, nodes.values(), self._needs):
             lacking = missing(self._experiment, nodes.values(), self._needs)
-            self._tell(f"waiting up to {patience:g} s for {lacking}")
+            self._notify(f"waiting up to {patience:g} s for {lacking}")
         return NoopDecision()  # after which `Controller` waits a moment
 
     def _workers(self, nodes: Mapping[str, Mapping[str, float]], settled: bool) -> int:
@@ -198,9 +202,9 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
 class Failures(DefaultFailurePolicy):  # type: ignore[misc]
     """scale.max_failures failures, and any number of nodes that are taken away with notice."""
 
-    def __init__(self, config: Any, tell: Tell) -> None:
+    def __init__(self, config: Any, notify: Notify) -> None:
         super().__init__(config)
-        self._tell = tell
+        self._notify = notify
         self._told = ""
 
     def make_decision(self, training_failed_error: Exception) -> Any:
@@ -209,26 +213,26 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
         if lost_of(error):  # another driver has the run, and starts workers itself
             return FailureDecision.RAISE
         if asked := restart_of(error):
-            self._tell(f"{asked}; starting again on the nodes that there are")
+            self._notify(f"{asked}; starting again on the nodes that there are")
             return FailureDecision.RETRY
         decision = super().make_decision(training_failed_error=error)
         if decision == FailureDecision.RETRY and isinstance(error, WorkerGroupError):
             left = self.failure_config.max_failures - self._worker_group_failures
-            self._tell(
+            self._notify(
                 f"{_first_failure(error)}: starting again from the last checkpoint "
                 f"({left} more failures allowed)"
             )
         elif decision == FailureDecision.RETRY and isinstance(error, PreemptionError):
-            self._tell("a node was taken away: starting again from the last checkpoint")
+            self._notify("a node was taken away: starting again from the last checkpoint")
         elif decision == FailureDecision.RETRY:
-            self._tell_once(f"workers did not start ({_last_line(error)}): trying again")
+            self._notify_once(f"workers did not start ({_last_line(error)}): trying again")
         return decision
 
-    def _tell_once(self, text: str) -> None:
-        """Tell what may repeat itself every few seconds."""
+    def _notify_once(self, text: str) -> None:
+        """Notify what may repeat itself every few seconds."""
         if text != self._told:
             self._told = text
-            self._tell(text)
+            self._notify(text)
 
 
 def restart_of(error: Exception) -> RestartError | None:
@@ -270,7 +274,7 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
 
     Args:
         experiment: whose scale they follow.
-        tell, restart: see `Scaling`; called in the controller.
+        notify, restart: see `Scaling`; called in the controller.
         options: TorchTrainer's.
     """
 
@@ -278,12 +282,12 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         self,
         *args: Any,
         experiment: Experiment,
-        tell: Tell,
+        notify: Notify,
         restart: Callable[[], None],
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self._experiment, self._tell, self._restart = experiment, tell, restart
+        self._experiment, self._notify, self._restart = experiment, notify, restart
         self._controlled = Controlled()
 
     def end(self) -> None:
@@ -299,7 +303,7 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         options["scaling_policy"] = Scaling(
-            self.scaling_config, self._experiment, self._tell, self._restart
+            self.scaling_config, self._experiment, self._notify, self._restart
         )
-        options["failure_policy"] = Failures(self.run_config.failure_config, self._tell)
+        options["failure_policy"] = Failures(self.run_config.failure_config, self._notify)
         return self._controlled.run(**options)

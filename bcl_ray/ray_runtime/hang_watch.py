@@ -87,15 +87,15 @@ class Watch:
                 self._give_up(idle)
             if idle > STALL and told_of != since:
                 told_of = since
-                self._tell(f"worker {rank()}: no progress for {idle:.0f} s, still waiting")
+                self._notify(f"worker {rank()}: no progress for {idle:.0f} s, still waiting")
 
-    def _tell(self, text: str) -> Any:
+    def _notify(self, text: str) -> Any:
         return self._mailbox.put.remote({"kind": "note", "text": text})
 
     def _give_up(self, idle: float) -> None:
         what = f"worker {rank()} made no progress for {idle:.0f} s (scale.hang_timeout)"
         try:
-            told = self._tell(f"{what}: it ends itself")
+            told = self._notify(f"{what}: it ends itself")
             sys.stderr.write(f"{what}; its threads:\n")
             faulthandler.dump_traceback(all_threads=True)
             sys.stderr.flush()

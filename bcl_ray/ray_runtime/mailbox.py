@@ -53,8 +53,8 @@ def open_mailbox() -> Any:
     return actor.remote()
 
 
-def tell(mailbox: Any, text: str) -> None:
-    """Tell the person something, from anywhere."""
+def notify(mailbox: Any, text: str) -> None:
+    """Notify the person something, from anywhere."""
     mailbox.put.remote({"kind": "note", "text": text})
 
 

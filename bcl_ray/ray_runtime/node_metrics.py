@@ -37,7 +37,7 @@ class Sampler:
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="system", daemon=True).start()
 
-    def tell(self, mailbox: Any, node: str, epoch: int) -> None:
+    def send(self, mailbox: Any, node: str, epoch: int) -> None:
         """Leave what was seen since the last time in a mailbox."""
         event = {"kind": "system", "node": node, "epoch": epoch, "values": self.take()}
         ray.get(mailbox.put.remote(event))
@@ -93,15 +93,15 @@ class Nodes:
         self._told: list[Any] = []
         self._names = self._look()
 
-    def tell(self, epoch: int) -> None:
-        """Let all of them tell of an epoch, which is over; a node that is gone tells nothing."""
+    def send(self, epoch: int) -> None:
+        """Send the averages of all nodes over an epoch that has ended; one that is gone sends none."""
         self._names = self._look()
         self._told = [
-            actor.tell.remote(self._mailbox, self._names[node], epoch)
+            actor.send.remote(self._mailbox, self._names[node], epoch)
             for node, actor in self._others.items()
             if node in self._names
         ]
-        self._sampler.tell(self._mailbox, self._names[self._here], epoch)
+        self._sampler.send(self._mailbox, self._names[self._here], epoch)
 
     def wait(self) -> None:
         """Until what they were last asked is told, or it takes too long; and look no more."""

@@ -41,19 +41,19 @@ MARGIN = 5.0  # seconds before its end from which a holder does not rely on a le
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @contextlib.contextmanager
 def held(
-    folder: str, what: str, tell: Tell, *, wait: bool, remove: bool = False
+    folder: str, what: str, notify: Notify, *, wait: bool, remove: bool = False
 ) -> Iterator["Lease"]:
     """Have a folder for this driver alone.
 
     Args:
         folder: path or URI; need not exist.
         what: it holds, for a person: "run 'first'".
-        tell: takes what a person should know.
+        notify: called with messages for the user.
         wait: for another driver, until it has ended or has given no sign of life for SECONDS;
             for one that is alive PATIENCE at most. Else only a sign of life is waited for, of a
             driver on another machine: SECONDS at most, after which it is dead.
@@ -62,7 +62,7 @@ def held(
     Raises:
         HeldError: another driver has it, and is not waited for any longer.
     """
-    lease = _Claim(files.join(folder, LEASE), what, tell).taken(wait=wait)
+    lease = _Claim(files.join(folder, LEASE), what, notify).taken(wait=wait)
     try:
         yield lease
     finally:
@@ -173,8 +173,8 @@ class Lease:
 class _Claim:
     """Of this process, to a lease that another one may have."""
 
-    def __init__(self, uri: str, what: str, tell: Tell) -> None:
-        self._uri, self._what, self._tell = uri, what, tell
+    def __init__(self, uri: str, what: str, notify: Notify) -> None:
+        self._uri, self._what, self._notify = uri, what, notify
         self._file = file_at(uri)
         self._begun = self._changed = clock()  # when the file was first seen, and seen as it is
         self._seen: Version | None = None
@@ -198,7 +198,7 @@ class _Claim:
                     return lease
             elif record.is_dead or clock() - self._changed > record.seconds:
                 if (lease := self._written(record, found)) is not None:
-                    self._tell(f"{self._what} was left by {record.who}: taking it over")
+                    self._notify(f"{self._what} was left by {record.who}: taking it over")
                     time.sleep(SETTLE)
                     return lease
             else:
@@ -220,7 +220,7 @@ class _Claim:
             self._told = True
             ended = f"until it has ended, {PATIENCE:g} s at most, or has given" if wait else "for"
             no = "no sign" if wait else "a sign"
-            self._tell(
+            self._notify(
                 f"{self._what} is {used}; waiting {ended} {no} of life for {record.seconds:g} s"
             )
         time.sleep(LOOK)
@@ -233,7 +233,7 @@ class _Claim:
         except ChangedError:
             return None
         if not files.persistently(lambda: file.compares(version), uri):
-            self._tell(
+            self._notify(
                 f"the store of {self._what} does not compare before it writes: a second driver is "
                 "kept off only as far as what is written there can be read at once"
             )

@@ -29,7 +29,7 @@ from bcl_ray.ray_runtime.connection import (
     uses_gpus,
 )
 from bcl_ray.ray_runtime.elastic import Trainer, lost_of
-from bcl_ray.ray_runtime.mailbox import Event, grow, open_mailbox, tell
+from bcl_ray.ray_runtime.mailbox import Event, grow, notify, open_mailbox
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.ray_runtime.node_metrics import Nodes
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals, stoppable
@@ -344,7 +344,7 @@ def _trainer(
     return Trainer(
         train_worker,
         experiment=experiment,
-        tell=functools.partial(tell, mailbox),
+        notify=functools.partial(notify, mailbox),
         restart=functools.partial(grow, mailbox),
         train_loop_config={
             "experiment": experiment.to_yaml(),
@@ -390,7 +390,7 @@ def _rank_zero_stays(max_workers: int, cluster: Resources) -> list[dict[str, str
 
 
 class RunMonitor(threading.Thread):
-    """Passes on what workers tell, until it is stopped; epochs are tracked on the way.
+    """Passes on what workers send, until it is stopped; epochs are tracked on the way.
 
     Neither a terminal that is gone nor a full disk may stop training: the first failure is
     kept in `failure`.
@@ -457,7 +457,7 @@ class RunMonitor(threading.Thread):
             self.tracker.metrics(values, event["epoch"])
         if event["kind"] == "epoch":
             try:
-                self.nodes.tell(int(event["records"][-1]["epoch"]))
+                self.nodes.send(int(event["records"][-1]["epoch"]))
             except (RayError, OSError):  # no more than an ornament
                 logger.exception("system metrics failed")
 

@@ -134,7 +134,7 @@ class _Worker:
             self.watch.rest()
         self.feed, why = opened
         if why:
-            self.tell("note", text=f"images are streamed, not kept on the GPU: {why}")
+            self.send("note", text=f"images are streamed, not kept on the GPU: {why}")
 
     def restore(self) -> None:
         """Continue from the last checkpoint that can be read, if there is one."""
@@ -146,7 +146,7 @@ class _Worker:
             self.history = list(state.history)
         precision = chosen(self.experiment.train.precision, self.device)
         about = {"precision": precision, "residency": self.feed.kind, "records": self.history}
-        self.tell("start", step=self.learner.step, workers=world_size(), **about)
+        self.send("start", step=self.learner.step, workers=world_size(), **about)
 
     def finish_epoch(self) -> None:
         """Evaluate and report an epoch whose training had been saved, and no more."""
@@ -182,7 +182,7 @@ class _Worker:
             if name.startswith(LAST) and name not in kept:
                 files.delete_folder(files.join(self.run, name))
 
-    def tell(self, kind: str, **content: Any) -> None:
+    def send(self, kind: str, **content: Any) -> None:
         """Send the driver an event; from one worker, without waiting."""
         if rank() == 0:
             self.mailbox.put.remote({"kind": kind, **content})
@@ -216,7 +216,7 @@ class _Worker:
         self.history.append(record)
         self.learner.sums.zero_()
         self._report({"step": self.learner.step, **record}, best=best)
-        self.tell("epoch", epochs=epochs, records=[record])
+        self.send("epoch", epochs=epochs, records=[record])
         if epoch + 1 < epochs and (signals := self._requests()):
             self._leave(signals)
 
@@ -234,7 +234,7 @@ class _Worker:
         if time.monotonic() - self.told > TICK:
             self.told = time.monotonic()
             within = step.step - epoch * self.steps
-            self.tell("step", epoch=epoch, step=within, steps=self.steps)
+            self.send("step", epoch=epoch, step=within, steps=self.steps)
 
     def _training_record(self, begun: float, waited: float, images: int) -> dict[str, float]:
         """Metrics of the epoch's training, the same on every worker."""

@@ -97,11 +97,11 @@ class ResourceWatcher:
 
     Args:
         search: its uid.
-        tell: takes what a person should know.
+        notify: called with messages for the user.
     """
 
     search: str
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
     ended: dict[str, float] = field(default_factory=dict)
     taken: list[HeldGroup] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -126,7 +126,7 @@ class ResourceWatcher:
             try:
                 self.look()
             except ray.exceptions.RayError as error:
-                self.tell(f"what ended trials hold cannot be seen: {error}")
+                self.notify(f"what ended trials hold cannot be seen: {error}")
 
     def look(self) -> list[HeldGroup]:
         """Groups that are still held; those that are overdue are given back."""
@@ -135,7 +135,7 @@ class ResourceWatcher:
         for group in overdue(held, begun, dict(self.ended), time.time()):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
             self.taken.append(group)
-            self.tell(
+            self.notify(
                 f"{group.run} still held resources {PATIENCE:.0f} s after its end: they were "
                 "taken from it"
             )

@@ -51,7 +51,7 @@ def started(tmp_path):
         trainer = Trainer(
             beats,
             experiment=experiment,
-            tell=functools.partial(write_down, str(tmp_path / "told")),
+            notify=functools.partial(write_down, str(tmp_path / "told")),
             restart=print,
             train_loop_config={"file": str(file)},
             scaling_config=ray.train.ScalingConfig(

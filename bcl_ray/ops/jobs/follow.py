@@ -49,29 +49,29 @@ class Lines:
         return [rest] if rest else []
 
 
-def follow(cluster: JobClient, name: str, show: Show, tell: Show) -> JobDetails:
+def follow(cluster: JobClient, name: str, show: Show, notify: Show) -> JobDetails:
     """Show a job's log until the job has ended; returns what became of it.
 
     Args:
         cluster: which has the job.
         name: of the job.
         show: called with each line of the log, once.
-        tell: called with what a person should know of the connection, and of a job that waits.
+        notify: called with messages of the connection, and of a job that waits.
 
     Raises:
         ValueError: there is no such job.
         OSError: the cluster was out of reach for PATIENCE seconds, or the job's driver died with
             its node.
     """
-    return asyncio.run(_follow(cluster, name, show, tell))
+    return asyncio.run(_follow(cluster, name, show, notify))
 
 
-async def _follow(cluster: JobClient, name: str, show: Show, tell: Show) -> JobDetails:
+async def _follow(cluster: JobClient, name: str, show: Show, notify: Show) -> JobDetails:
     lines, failures, since = Lines(), 0, 0.0
     while True:
         try:
             lines.reconnected()
-            async with aclosing(_chunks(cluster, name, tell)) as chunks:
+            async with aclosing(_chunks(cluster, name, notify)) as chunks:
                 async for chunk in chunks:
                     failures = 0
                     for line in lines.feed(chunk):
@@ -85,13 +85,13 @@ async def _follow(cluster: JobClient, name: str, show: Show, tell: Show) -> JobD
                 raise
             since = since if failures else time.monotonic()
             if failures and (ended := await _ended(cluster, name)):
-                tell("the end of its log cannot be read: its node is gone")
+                notify("the end of its log cannot be read: its node is gone")
                 job = ended
                 break
             if time.monotonic() - since > PATIENCE:
                 raise
             if failures == 1:
-                tell(f"connection to {cluster.address} lost, trying again; the job goes on")
+                notify(f"connection to {cluster.address} lost, trying again; the job goes on")
             await asyncio.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
             failures += 1
     for line in lines.end():
@@ -122,7 +122,7 @@ async def _ended(cluster: JobClient, name: str) -> JobDetails | None:
     return job if job.status.is_terminal() else None
 
 
-async def _chunks(cluster: JobClient, name: str, tell: Show) -> AsyncGenerator[str, None]:
+async def _chunks(cluster: JobClient, name: str, notify: Show) -> AsyncGenerator[str, None]:
     """The log as one connection sends it.
 
     Raises:
@@ -142,7 +142,7 @@ async def _chunks(cluster: JobClient, name: str, tell: Show) -> AsyncGenerator[s
             try:
                 message = await stream.receive(timeout=QUIET)
             except TimeoutError:
-                await _say_why_quiet(cluster, name, tell)
+                await _say_why_quiet(cluster, name, notify)
                 continue
             if message.type == aiohttp.WSMsgType.TEXT:
                 yield message.data
@@ -152,10 +152,10 @@ async def _chunks(cluster: JobClient, name: str, tell: Show) -> AsyncGenerator[s
                 raise ConnectionError(f"closed with code {stream.close_code}")
 
 
-async def _say_why_quiet(cluster: JobClient, name: str, tell: Show) -> None:
+async def _say_why_quiet(cluster: JobClient, name: str, notify: Show) -> None:
     job = await asyncio.to_thread(cluster.job, name)
     if job.status == JobStatus.PENDING:
-        tell(f"the job is waiting: {job.message or 'it has not been started yet'}")
+        notify(f"the job is waiting: {job.message or 'it has not been started yet'}")
 
 
 def _alive(info: Any) -> socket.socket:
