@@ -94,7 +94,7 @@ class Nodes:
         self._names = self._look()
 
     def send(self, epoch: int) -> None:
-        """Send the averages of all nodes over an epoch that has ended; one that is gone sends none."""
+        """Send averages of all nodes over an epoch that has ended; one that is gone sends none."""
         self._names = self._look()
         self._told = [
             actor.send.remote(self._mailbox, self._names[node], epoch)
