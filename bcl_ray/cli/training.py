@@ -11,6 +11,7 @@ import bcl_ray
 from bcl_ray.cli.ending import exit_status
 from bcl_ray.display.terminal import console, quiet
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.versions import command
 
 if TYPE_CHECKING:
     from bcl_ray.experiment.options import Experiment
@@ -119,7 +120,7 @@ def train(
     screen.print(accuracy_table([(trained.run, method(trained.experiment), trained.metrics)]))
     if trained.report:
         screen.print(f"report: {shown(trained.report)}", highlight=False, soft_wrap=True)
-    screen.print(f"next: bcl-ray evaluate {trained.reference}", highlight=False)
+    screen.print(f"next: {command()} evaluate {trained.reference}", highlight=False)
 
 
 @app.command()

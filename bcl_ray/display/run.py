@@ -83,7 +83,7 @@ class RunDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._began = time.monotonic()
-        self._epochs = 0
+        self._epochs = self._steps = 0
         self._elastic_batch: int | None = None  # the global batch, where workers may change
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -124,7 +124,7 @@ class RunDisplay:
 
     def _begin(self, event: Event) -> None:
         experiment, budget = event["experiment"], event["budget"]
-        self._epochs = experiment.train.epochs
+        self._epochs, self._steps = experiment.train.epochs, budget.steps
         batch = experiment.optim.global_batch_size
         self._elastic_batch = None if isinstance(experiment.scale.workers, int) else batch
         self._say(f"run      {event['run']}  in {event['folder']}")
@@ -140,6 +140,8 @@ class RunDisplay:
     def _start(self, event: Event) -> None:
         seconds = event.get("at", time.monotonic() - self._began)
         place = f" at step {event['step']:,}" if event["step"] else ""
+        if event["step"] and event["step"] >= self._steps:
+            place += ", the last: nothing is left to train"
         workers = _workers(event["workers"])
         images = ", all images on the device" if event.get("residency") == "device" else ""
         self._say(

@@ -463,10 +463,27 @@ class Experiment(Section):
         """The complete experiment as YAML that `from_yaml` resolves to the same one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+    def computed(self) -> dict[str, Any]:
+        """Options that change what is computed, by their full names: section.field."""
+        found: dict[str, Any] = {}
+
+        def add(name: str, value: Any) -> None:
+            if not isinstance(value, dict):
+                found[name] = value
+                return
+            for key, inner in value.items():
+                add(f"{name}.{key}" if name else key, inner)
+
+        add("", self._content())
+        return found
+
     def digest(self) -> str:
         """Twelve hex digits of what is computed: not of scale, of tracking, or where data lies."""
+        content = json.dumps(self._content(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def _content(self) -> dict[str, Any]:
         where = {"path", "residency"}
-        content = self.model_dump(
+        return self.model_dump(
             mode="json", exclude={"scale": True, "tracking": True, "plugins": True, "data": where}
         )
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -6,6 +6,7 @@ nearest known one.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def _validated(content: dict[str, Any], origin: str) -> Experiment:
 def _one_line(error: ValidationError, origin: str) -> str:
     """Pydantic's first complaint, in the words of the command line."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    # Of a union's parts pydantic names the type as well, such as constrained-int.
+    path = [str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part))]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         section: Any = Experiment

@@ -108,3 +108,8 @@ def git_commit(root: Path) -> str | None:
     except (OSError, KeyError, ValueError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def command() -> str:
+    """How a person goes on who reads what this process prints: a job's reader has no driver."""
+    return "bcl-ray submit" if os.environ.get(CLIENT) else "bcl-ray"

@@ -90,6 +90,11 @@ def _connect(address: str | None) -> None:
     # Ray by itself counts CPUs that this process, or its control group, is not bound to.
     own = {"address": "local", "include_dashboard": False, "num_cpus": int(container.cpus())}
     options = {} if address else own
+    if address and address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS ({address}) is a dashboard's, which takes jobs: put `submit` before the "
+            "command (bcl-ray submit train ...), or unset RAY_ADDRESS to run on this machine"
+        )
     if not address:  # nobody takes this machine away with notice, or adds another one
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.pop(node_groups.VARIABLE, None)
@@ -99,13 +104,15 @@ def _connect(address: str | None) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ValueError as error:  # no address of a head, such as that of its dashboard
         raise UserError(
-            f"RAY_ADDRESS ({address}) is not where a driver connects to: {one_line(error)}; an "
-            "http:// address is for `bcl-ray submit`: unset RAY_ADDRESS to run on this machine"
+            f"RAY_ADDRESS ({address}) is not where a driver connects to: {one_line(error)}; unset "
+            "it to run on this machine"
         ) from error
     except Exception as error:  # Ray raises bare ones, too: "The current node timed out ..."
         where = f"the cluster of RAY_ADDRESS ({address})" if address else "a Ray of our own"
         remedy = "is it up?" if address else "is the machine overloaded, or its disk full?"
-        kind: type[OSError] = PassingError
+        kind: type[Exception] = PassingError
+        if "AF_UNIX path length" in str(error):
+            remedy, kind = "set RAY_TMPDIR, or TMPDIR, to a shorter path", UserError
         if getattr(root_cause(error), "errno", None) in (errno.EROFS, errno.EACCES):
             remedy = "set HOME to a folder that can be written to"  # where Ray keeps its token
             kind = OSError

@@ -29,6 +29,7 @@ from bcl_ray.ray_runtime.internals import (
     time_monotonic,
 )
 from bcl_ray.ray_runtime.internals import state as cluster_state
+from bcl_ray.runs.checkpoint import UnusableCheckpointError
 from bcl_ray.storage.fence import LostError
 
 Notify = Callable[[str], None]
@@ -210,7 +211,8 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: Exception) -> Any:
         """Whether to start the workers again; says so."""
         error = training_failed_error
-        if lost_of(error):  # another driver has the run, and starts workers itself
+        # It would come again; or another driver has the run, and starts workers itself.
+        if unusable_of(error) or lost_of(error):
             return FailureDecision.RAISE
         if asked := restart_of(error):
             self._notify(f"{asked}; starting again on the nodes that there are")
@@ -246,6 +248,12 @@ def lost_of(error: Exception) -> LostError | None:
     failures = [*getattr(error, "worker_failures", {}).values(), error]
     causes = [_own(getattr(failure, "controller_failure", failure)) for failure in failures]
     return next((cause for cause in causes if isinstance(cause, LostError)), None)
+
+
+def unusable_of(error: Exception) -> UnusableCheckpointError | None:
+    """What workers raised when none of the run's checkpoints can be read."""
+    failures = map(_own, getattr(error, "worker_failures", {}).values())
+    return next((one for one in failures if isinstance(one, UnusableCheckpointError)), None)
 
 
 def _own(failure: BaseException) -> BaseException:

@@ -13,6 +13,7 @@
 import json
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,16 +144,24 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
             "tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
+        differing = ", ".join(_differing(open_run(run.uri)[1], experiment))
         raise UserError(
-            f"run '{run.name}' was begun with another configuration (digest {run.digest}, now "
-            f"{experiment.digest()}): only data.path, data.residency, scale.* and tracking.* may "
-            "change on --resume"
+            f"run '{run.name}' was begun with another configuration ({differing}): only data.path, "
+            "data.residency, scale.* and tracking.* may change on --resume"
         )
     if fingerprint != run.fingerprint:
         raise UserError(
             f"data.path {experiment.data.path} holds other data (fingerprint "
             f"{fingerprint[:12]}) than run '{run.name}' was begun with ({run.fingerprint[:12]})"
         )
+
+
+def _differing(before: Experiment, now: Experiment) -> Iterator[str]:
+    """Options that another value was given than a run began with, and both values."""
+    old, new = before.computed(), now.computed()
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield f"{name} was {old.get(name)}, now {new.get(name)}"
 
 
 def keep_only_best(run: Run, why: str, history: list[dict[str, float]]) -> None:

@@ -69,6 +69,14 @@ def held(
         lease.release(remove=remove)
 
 
+def wait_until_free(folder: str, what: str, notify: Notify, *, wait: bool) -> None:
+    """Look at a lease before anything expensive starts; it is `held` that takes it.
+
+    Arguments and errors as of `held`.
+    """
+    _Claim(files.join(folder, LEASE), what, notify).free(wait=wait)
+
+
 def clock() -> float:
     """Seconds on a clock that goes on while this process or the machine stands still."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -188,21 +196,31 @@ class _Claim:
             HeldError: it is another's.
         """
         while True:
+            record, version = self.free(wait=wait)
+            if (lease := self._written(record, version)) is None:
+                continue  # another driver was faster
+            if record is not None and not record.released:
+                self._notify(f"{self._what} was left by {record.who}: taking it over")
+                time.sleep(SETTLE)
+            return lease
+
+    def free(self, *, wait: bool) -> tuple[Record | None, Version | None]:
+        """What stands in the file when nobody has the lease any longer.
+
+        Raises:
+            HeldError: it is another's.
+        """
+        while True:
             found = files.persistently(self._file.read, self._uri)
             if found != self._seen:
                 self._seen, self._changed = found, clock()
                 self._changes += 1
             record = parsed(found, self._uri)
-            if record is None or record.released:
-                if (lease := self._written(record, found)) is not None:
-                    return lease
-            elif record.is_dead or clock() - self._changed > record.seconds:
-                if (lease := self._written(record, found)) is not None:
-                    self._notify(f"{self._what} was left by {record.who}: taking it over")
-                    time.sleep(SETTLE)
-                    return lease
-            else:
-                self._wait(record, wait=wait)
+            if record is None or record.released or record.is_dead:
+                return record, found
+            if clock() - self._changed > record.seconds:
+                return record, found
+            self._wait(record, wait=wait)
 
     def _wait(self, record: Record, *, wait: bool) -> None:
         used = f"in use by {record.who}"

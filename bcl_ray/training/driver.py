@@ -5,8 +5,8 @@ import functools
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import ControllerError
 from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import FailedError
+from bcl_ray.machine.versions import command
 from bcl_ray.ray_runtime import access, elastic
 from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import (
@@ -28,16 +29,17 @@ from bcl_ray.ray_runtime.connection import (
     resources,
     uses_gpus,
 )
-from bcl_ray.ray_runtime.elastic import Trainer, lost_of
+from bcl_ray.ray_runtime.elastic import Trainer, lost_of, unusable_of
 from bcl_ray.ray_runtime.mailbox import Event, grow, notify, open_mailbox
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.ray_runtime.node_metrics import Nodes
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals, stoppable
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import budget, check_store, preflight
+from bcl_ray.runs.driver_log import logs_to
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import Lease, held
+from bcl_ray.storage.lease import Lease, held, wait_until_free
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 from bcl_ray.training.residency import check_residency
 from bcl_ray.training.worker import train_worker
@@ -105,11 +107,12 @@ def fit(
         run_folder.check_free(uri, experiment)
     elif resume is not None or run_folder.begun(uri):
         run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
+    what = f"run '{run_folder.name_of(uri)}'"
+    wait_until_free(uri, what, note, wait=restartable)  # Ray takes seconds to start, and room
     with connected() as cluster:
         _check(experiment, manifest, cluster)
         needs = _needs(experiment, cluster)
         _check_access(experiment, needs)
-        what = f"run '{run_folder.name_of(uri)}'"
         with (
             held(uri, what, note, wait=restartable) as lease,
             stop_signals(stop_request) as requested,
@@ -162,7 +165,7 @@ def _tracked(
     """The run from its first record to its last."""
     folder = run_folder.local_folder(run)
     with (
-        _logs(folder, lease),
+        logs_to(folder, lambda: lease.lost is None),
         Tracker(subject(run, experiment), at, folder, lease) as tracker,
     ):
         tracker.start(parent)
@@ -266,21 +269,6 @@ def _check_access(experiment: Experiment, needs: Mapping[str, float]) -> None:
     access.check_everywhere(places, worker=needs)
 
 
-@contextlib.contextmanager
-def _logs(folder: Path, lease: Lease) -> Iterator[None]:
-    """Send what libraries log in this process to the run's folder, while it is this driver's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "driver.log", delay=True)
-    handler.addFilter(lambda _: lease.lost is None)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-
-
 def _begin_event(run: Run, experiment: Experiment, manifest: Manifest, tracker: Tracker) -> Event:
     return {
         "kind": "begin",
@@ -297,7 +285,7 @@ def _run(
 ) -> tuple[Event, checkpoint.State]:
     """Run the workers to the end, and hand over what they report as it comes."""
     follower.start()
-    resume = f"bcl-ray train --resume {run_folder.reference(run)}"
+    resume = f"{command()} train --resume {run_folder.reference(run)}"
     try:
         result = stoppable(
             trainer.fit,
@@ -312,6 +300,8 @@ def _run(
             lease.lose(lost)
             raise lost from None
         cause = _cause(failure, run, follower.tracker)
+        if unusable_of(failure):
+            raise TrainingError(f"{cause}\nbegin another run") from None
         raise TrainingError(f"{cause}\ncontinue with: {resume}") from None
     except Stopped as stop:
         raise Stopped(f"{stop}; go on with: {resume}", stop.signum) from None
@@ -474,8 +464,11 @@ class RunMonitor(threading.Thread):
 def _cause(failure: Exception, run: Run, tracker: Tracker) -> str:
     """The failure in one line; all of it goes to a file, and to MLflow, which outlasts the head."""
     file = run_folder.local_folder(run) / "error.txt"
-    file.write_text(str(failure))
-    tracker.artifact(file)
+    try:
+        file.write_text(str(failure))
+        tracker.artifact(file)
+    except OSError as error:  # a full disk, which is told of already where it ends training
+        logger.warning("%s was not written: %s", file, error)
     if isinstance(failure, ControllerError):
         return one_line(failure.controller_failure)
     causes = list(getattr(failure, "worker_failures", {}).values()) or [failure]
@@ -491,7 +484,7 @@ def _finished(run: Run, result: Any, follower: RunMonitor) -> tuple[Event, check
     if follower.failure is not None:
         raise TrainingError(
             f"training is complete, but following it failed: {one_line(follower.failure)}"
-            f"\nsee its results with: bcl-ray evaluate {run_folder.reference(run)}"
+            f"\nsee its results with: {command()} evaluate {run_folder.reference(run)}"
         )
     found = {"run": run.name, "reference": run_folder.reference(run), "history": state.history}
     return found, state

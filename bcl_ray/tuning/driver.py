@@ -1,8 +1,7 @@
 """A search from its driver: check, cut validation data, run trials, confirm, name a winner."""
 
 import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from bcl_ray.data.shards.holdout import hold_out, own_validation
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import FailedError, UserError
+from bcl_ray.machine.versions import command
 from bcl_ray.ray_runtime import node_groups
 from bcl_ray.ray_runtime.autoscaler import start_ray_data_actors
 from bcl_ray.ray_runtime.connection import Resources, check_places, connected
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import budget
+from bcl_ray.runs.driver_log import logs_to
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import Lease, held
+from bcl_ray.storage.lease import Lease, held, wait_until_free
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker, tracking_uri
 from bcl_ray.tuning import ledger as ledgers
@@ -86,6 +87,7 @@ def search(
         ledgers.check_resumable(ledger, settings, experiment, manifest.fingerprint)
     else:
         ledgers.check_free(uri, settings, experiment)
+    wait_until_free(uri, f"search '{name}'", note, wait=resume)
     with connected() as resources:
         count = _slots(extent, experiment, manifest, resources)
         start_ray_data_actors()
@@ -99,7 +101,7 @@ def search(
                 ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
             ledger = replace(ledger, fence=lease.fence)
             folder = local_folder(ledger)
-            stack.enter_context(_logs(folder, lease))
+            stack.enter_context(logs_to(folder, lambda: lease.lost is None))
             follow(_begin_event(ledger, count, tracked_at))
             data = _data_options(ledger, manifest)  # a signal may end this at once
             stop_request = stack.enter_context(stop_signals())
@@ -171,7 +173,7 @@ class _Search:
                     return trials
                 return [*trials, *repeated]
         except Stopped as stop:
-            text = f"{stop}; go on with: bcl-ray search --resume {_reference(ledger)}"
+            text = f"{stop}; go on with: {command()} search --resume {_reference(ledger)}"
             raise Stopped(text, stop.signum) from None
 
     def _chooser(self, known: Sequence[Trial]) -> Searcher:
@@ -334,21 +336,3 @@ class _Reporter:
     def note(self, text: str) -> None:
         """What a person should know."""
         self._follow({"kind": "note", "text": text})
-
-
-@contextlib.contextmanager
-def _logs(folder: Path, lease: Lease) -> Iterator[None]:
-    """Send what libraries log in this process to the search's folder, while it is this driver's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "driver.log", delay=True)
-    handler.addFilter(lambda _: lease.lost is None)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(), logging.getLogger("ray")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()

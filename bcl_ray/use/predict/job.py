@@ -29,7 +29,7 @@ from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import held
+from bcl_ray.storage.lease import held, wait_until_free
 from bcl_ray.training.stream import PausingCallback
 from bcl_ray.use.models import OpenModel, open_model
 from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, read_batch, shards_of
@@ -155,9 +155,10 @@ def predict(
     manifest = _manifest(images, split)
     output = Output(target, _request(model, images, manifest, split, options))
     output.check(resume=resume)
+    note = functools.partial(_note, follow)
+    wait_until_free(target, paths.shown(target), note, wait=resume)
     with connected() as resources:
         _check_places(output.request, target, resources)
-        note = functools.partial(_note, follow)
         with held(target, paths.shown(target), note, wait=resume, remove=True) as lease:
             output.begin(lease.fence)
             opened = _opened(output, manifest, follow)
@@ -199,6 +200,8 @@ def _manifest(images: str, split: str | None) -> Manifest | None:
         raise UserError(f"--split is for shards, and {images} holds no {MANIFEST}")
     if next(files.walk(images), None) is None:
         files.check_usable(images, "list")
+        if paths.is_local(images) and not files.exists(images):
+            raise UserError(f"INPUT {paths.shown(images)} does not exist: name a folder of images")
         raise UserError(f"{images} holds no files: name a folder of images, or of shards")
     return None
 
