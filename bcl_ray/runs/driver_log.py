@@ -35,4 +35,5 @@ def logs_to(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what is left in the buffer is lost as well
+            handler.close()

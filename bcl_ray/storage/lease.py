@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from bcl_ray.storage import files, s3
@@ -44,37 +45,11 @@ logger = logging.getLogger(__name__)
 Notify = Callable[[str], None]
 
 
-@contextlib.contextmanager
 def held(
     folder: str, what: str, notify: Notify, *, wait: bool, remove: bool = False
-) -> Iterator["Lease"]:
-    """Have a folder for this driver alone.
-
-    Args:
-        folder: path or URI; need not exist.
-        what: it holds, for a person: "run 'first'".
-        notify: called with messages for the user.
-        wait: for another driver, until it has ended or has given no sign of life for SECONDS;
-            for one that is alive PATIENCE at most. Else only a sign of life is waited for, of a
-            driver on another machine: SECONDS at most, after which it is dead.
-        remove: the lease's file at the end: nobody is to change the folder afterwards.
-
-    Raises:
-        HeldError: another driver has it, and is not waited for any longer.
-    """
-    lease = _Claim(files.join(folder, LEASE), what, notify).taken(wait=wait)
-    try:
-        yield lease
-    finally:
-        lease.release(remove=remove)
-
-
-def wait_until_free(folder: str, what: str, notify: Notify, *, wait: bool) -> None:
-    """Look at a lease before anything expensive starts; it is `held` that takes it.
-
-    Arguments and errors as of `held`.
-    """
-    _Claim(files.join(folder, LEASE), what, notify).free(wait=wait)
+) -> AbstractContextManager["Lease"]:
+    """Have a folder for this driver alone: `Claim.held`, for whoever looks no earlier."""
+    return Claim(folder, what, notify).held(wait=wait, remove=remove)
 
 
 def clock() -> float:
@@ -178,23 +153,45 @@ class Lease:
         self._version, self._record = found, record
 
 
-class _Claim:
-    """Of this process, to a lease that another one may have."""
+class Claim:
+    """Of this process, to a folder that another driver may have.
 
-    def __init__(self, uri: str, what: str, notify: Notify) -> None:
-        self._uri, self._what, self._notify = uri, what, notify
-        self._file = file_at(uri)
+    Args:
+        folder: path or URI; need not exist.
+        what: it holds, for a person: "run 'first'".
+        notify: called with messages for the user.
+    """
+
+    def __init__(self, folder: str, what: str, notify: Notify) -> None:
+        self._uri = files.join(folder, LEASE)
+        self._what, self._notify = what, notify
+        self._file = file_at(self._uri)
         self._begun = self._changed = clock()  # when the file was first seen, and seen as it is
         self._seen: Version | None = None
         self._changes = 0  # that were seen, the first look included
         self._told = False
 
-    def taken(self, *, wait: bool) -> Lease:
-        """The lease, when it is ours.
+    @contextlib.contextmanager
+    def held(self, *, wait: bool, remove: bool = False) -> Iterator["Lease"]:
+        """Have the folder for this driver alone.
+
+        Args:
+            wait: for another driver, until it has ended or has given no sign of life for SECONDS;
+                for one that is alive PATIENCE at most. Else only a sign of life is waited for, of
+                a driver on another machine: SECONDS at most, after which it is dead.
+            remove: the lease's file at the end: nobody is to change the folder afterwards.
 
         Raises:
-            HeldError: it is another's.
+            HeldError: another driver has it, and is not waited for any longer.
         """
+        lease = self._taken(wait=wait)
+        try:
+            yield lease
+        finally:
+            lease.release(remove=remove)
+
+    def _taken(self, *, wait: bool) -> Lease:
+        """The lease, when it is ours."""
         while True:
             record, version = self.free(wait=wait)
             if (lease := self._written(record, version)) is None:
@@ -205,10 +202,13 @@ class _Claim:
             return lease
 
     def free(self, *, wait: bool) -> tuple[Record | None, Version | None]:
-        """What stands in the file when nobody has the lease any longer.
+        """Look, before anything expensive starts, and wait as `held` does, which takes it.
+
+        Returns:
+            What stands in the file when nobody has the folder any longer.
 
         Raises:
-            HeldError: it is another's.
+            HeldError: as `held`.
         """
         while True:
             found = files.persistently(self._file.read, self._uri)

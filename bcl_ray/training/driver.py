@@ -39,7 +39,7 @@ from bcl_ray.runs.budget import budget, check_store, preflight
 from bcl_ray.runs.driver_log import logs_to
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import Lease, held, wait_until_free
+from bcl_ray.storage.lease import Claim, Lease
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 from bcl_ray.training.residency import check_residency
 from bcl_ray.training.worker import train_worker
@@ -107,14 +107,14 @@ def fit(
         run_folder.check_free(uri, experiment)
     elif resume is not None or run_folder.begun(uri):
         run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
-    what = f"run '{run_folder.name_of(uri)}'"
-    wait_until_free(uri, what, note, wait=restartable)  # Ray takes seconds to start, and room
+    claim = Claim(uri, f"run '{run_folder.name_of(uri)}'", note)
+    claim.free(wait=restartable)  # Ray takes seconds to start, and room
     with connected() as cluster:
         _check(experiment, manifest, cluster)
         needs = _needs(experiment, cluster)
         _check_access(experiment, needs)
         with (
-            held(uri, what, note, wait=restartable) as lease,
+            claim.held(wait=restartable) as lease,
             stop_signals(stop_request) as requested,
             Demand(uri) as demand,
         ):

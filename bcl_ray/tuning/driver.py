@@ -22,7 +22,7 @@ from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import budget
 from bcl_ray.runs.driver_log import logs_to
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import Lease, held, wait_until_free
+from bcl_ray.storage.lease import Claim, Lease
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker, tracking_uri
 from bcl_ray.tuning import ledger as ledgers
@@ -87,12 +87,13 @@ def search(
         ledgers.check_resumable(ledger, settings, experiment, manifest.fingerprint)
     else:
         ledgers.check_free(uri, settings, experiment)
-    wait_until_free(uri, f"search '{name}'", note, wait=resume)
+    claim = Claim(uri, f"search '{name}'", note)
+    claim.free(wait=resume)
     with connected() as resources:
         count = _slots(extent, experiment, manifest, resources)
         start_ray_data_actors()
         with (
-            held(uri, f"search '{name}'", note, wait=resume) as lease,
+            claim.held(wait=resume) as lease,
             contextlib.ExitStack() as stack,
         ):
             if resume:

@@ -75,6 +75,7 @@ def test_overrides_are_judged_together():
         ("optim.lr=fast", "optim.lr=fast: input should be a valid number, unable to parse string"),
         ("optim.lr=.inf", "optim.lr=inf: input should be a finite number"),
         ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
+        ("scale.workers=0", "scale.workers=0: input should be greater than or equal to 1"),
         (
             "model.backbone=resnet99",
             "model.backbone 'resnet99' must be one of resnet8, resnet20, resnet32, resnet18, "

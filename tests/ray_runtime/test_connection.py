@@ -4,6 +4,7 @@ import pytest
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime.connection import (
     Resources,
     check_places,
@@ -102,4 +103,12 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, address, message):
     monkeypatch.setattr("bcl_ray.ray_runtime.connection.ray.init", init)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(OSError, match=message), connected():
+        pass
+
+
+def test_the_address_of_a_dashboard_is_refused_before_ray_starts(monkeypatch):
+    monkeypatch.setattr("bcl_ray.ray_runtime.connection.ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9600")
+    message = r"RAY_ADDRESS \(http://127.0.0.1:9600\) is a dashboard's, .*bcl-ray submit train"
+    with pytest.raises(UserError, match=message), connected():
         pass

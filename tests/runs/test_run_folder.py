@@ -113,8 +113,10 @@ def test_a_resume_may_change_scale_tracking_and_where_the_data_lies(root):
     run_folder.check_resumable(run, moved, FINGERPRINT)
     moved = changed("data.residency=device")
     run_folder.check_resumable(run, moved, FINGERPRINT)
-    with pytest.raises(ValueError, match=r"only data.path, data.residency, scale\.\* and "):
-        run_folder.check_resumable(run, changed("train.epochs=41"), FINGERPRINT)
+    with pytest.raises(ValueError, match=r"only data.path, data.residency, scale\.\* and ") as one:
+        run_folder.check_resumable(run, changed("train.epochs=41", "loss.kind=ce"), FINGERPRINT)
+    differing = "(loss.kind was bcl, now ce, train.epochs was 40, now 41)"
+    assert f"run 'first' was begun with another configuration {differing}: " in str(one.value)
 
 
 def test_a_resume_with_other_data_is_refused(root):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bcl_ray.storage import fence, files, lease
 from bcl_ray.storage.fence import LEASE, HeldError, LostError
-from bcl_ray.storage.lease import held
+from bcl_ray.storage.lease import Claim, held
 from bcl_ray.storage.swap import ChangedError, Version, file_at
 
 SHORT = {"EVERY": 0.3, "SETTLE": 0.1, "LOOK": 0.1, "READ_BACK": 1.0, "MARGIN": 0.5}
@@ -248,6 +248,16 @@ def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver
     assert first.asked("check") == "ours True"
 
 
+def test_a_look_refuses_as_the_lease_would_and_leaves_nothing(on_disk, driver, tmp_path):
+    Claim(str(tmp_path / "free"), "run 'y'", quiet).free(wait=False)
+    assert not (tmp_path / "free").exists()
+    first = driver(on_disk)
+    assert first.hears() == "number 1"
+    with pytest.raises(HeldError, match="is in use by process"):
+        Claim(on_disk, "run 'x'", quiet).free(wait=False)
+    assert first.asked("check") == "ours True"
+
+
 def elsewhere(folder, **changes):
     """The lease of a driver on another machine."""
     file = file_at(files.join(folder, LEASE))
@@ -260,8 +270,13 @@ def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_
 ):
     elsewhere(on_disk, seconds=SECONDS)
     told = []
-    with held(on_disk, "run 'x'", told.append, wait=False) as mine:
+    claim, begun = Claim(on_disk, "run 'x'", told.append), time.monotonic()
+    claim.free(wait=False)
+    looked = time.monotonic()
+    with claim.held(wait=False) as mine:
         assert mine.fence.number == 2
+    assert looked - begun >= SECONDS
+    assert time.monotonic() - looked < SECONDS, "what was seen before counts"
     assert "waiting for a sign of life for 3 s" in told[0]
     assert "was left by process" in told[1]
 
@@ -398,9 +413,9 @@ def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
             if kind == "time":
                 now[0] += what
             elif kind == "claim" and what not in leases:
-                claim = claims.setdefault(what, lease._Claim("uri", "run 'x'", quiet))
+                claim = claims.setdefault(what, Claim("uri", "run 'x'", quiet))
                 with suppress(HeldError):
-                    leases[what] = claim.taken(wait=False)
+                    leases[what] = claim._taken(wait=False)
                     numbers.append(leases[what].fence.number)
                     del claims[what]
             elif kind == "renew" and what in leases:

@@ -29,7 +29,7 @@ from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import held, wait_until_free
+from bcl_ray.storage.lease import Claim
 from bcl_ray.training.stream import PausingCallback
 from bcl_ray.use.models import OpenModel, open_model
 from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, read_batch, shards_of
@@ -156,10 +156,11 @@ def predict(
     output = Output(target, _request(model, images, manifest, split, options))
     output.check(resume=resume)
     note = functools.partial(_note, follow)
-    wait_until_free(target, paths.shown(target), note, wait=resume)
+    claim = Claim(target, paths.shown(target), note)
+    claim.free(wait=resume)
     with connected() as resources:
         _check_places(output.request, target, resources)
-        with held(target, paths.shown(target), note, wait=resume, remove=True) as lease:
+        with claim.held(wait=resume, remove=True) as lease:
             output.begin(lease.fence)
             opened = _opened(output, manifest, follow)
             done, parts = output.parts(), -(-opened.total // options.part_size)

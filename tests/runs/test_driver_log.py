@@ -1,0 +1,25 @@
+import logging
+
+from bcl_ray.runs.driver_log import FILE, logs_to
+
+
+def test_what_libraries_log_goes_to_the_file_while_it_is_this_drivers(tmp_path):
+    mine = [True]
+    with logs_to(tmp_path / "run", lambda: mine[0]):
+        logging.getLogger("ray").error("a node died")
+        logging.getLogger("anything").warning("slow")
+        mine[0] = False
+        logging.getLogger("anything").warning("written by nobody")
+    logging.getLogger("anything").warning("after the end")
+    text = (tmp_path / "run" / FILE).read_text()
+    assert "ERROR ray: a node died" in text
+    assert "WARNING anything: slow" in text
+    assert len(text.splitlines()) == 2
+
+
+def test_a_full_disk_prints_nothing(tmp_path, capsys, monkeypatch):
+    (tmp_path / FILE).symlink_to("/dev/full")
+    with logs_to(tmp_path, lambda: True):
+        for _ in range(3):
+            logging.getLogger("anything").warning("no room for this")
+    assert capsys.readouterr().err == ""
