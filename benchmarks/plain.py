@@ -299,10 +299,13 @@ def decoded(
 def torchvision_crops(experiment: Experiment) -> list[Any]:
     """Crop and flip of each view."""
     config = experiment.views
-    flip = transforms.RandomHorizontalFlip()
     padded = transforms.RandomCrop(config.image_size, padding=config.classification.padding)
     resized = transforms.RandomResizedCrop(config.image_size, scale=config.contrastive.scale)
-    return [transforms.Compose([crop, flip]) for crop in (padded, *[resized] * (VIEWS - 1))]
+    kinds = [(padded, config.classification), *[(resized, config.contrastive)] * (VIEWS - 1)]
+    return [
+        transforms.Compose([crop, transforms.RandomHorizontalFlip(kind.flip)])
+        for crop, kind in kinds
+    ]
 
 
 def torchvision_colours(experiment: Experiment) -> list[Any]:
