@@ -41,11 +41,11 @@ _ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_st
 _NO_KERNEL = _ALLOCATES | {"detach", "lift_fresh", "_local_scalar_dense", "set_", "resize_"}
 
 
-class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Launches(TorchDispatchMode):
     """Counts the launches of the part that runs."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.counts: Counter[str] = Counter()
         self._part = REST
 

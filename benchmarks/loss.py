@@ -78,7 +78,7 @@ def make_inputs(num_classes: int, num_images: int, width: int) -> tuple[Tensor, 
 def step(loss: Loss, features: Tensor, prototypes: Tensor, labels: Tensor) -> float:
     features.grad = prototypes.grad = None
     value = loss(features, prototypes, labels)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     return value.item()
 
 

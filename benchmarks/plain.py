@@ -172,7 +172,7 @@ class PlainLoop:
                 views, labels = self.views(rows, epoch), torch.from_numpy(self.labels[rows])
                 loss = self.loss(model(views), labels)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 terms.append(loss.item())
                 step += 1

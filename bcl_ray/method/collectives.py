@@ -134,7 +134,7 @@ class GradientSum:
             for number, bucket in enumerate(self._buckets):
                 for parameter in bucket:
                     hook = self._arrived(number)
-                    parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                    parameter.register_post_accumulate_grad_hook(hook)
 
     def _arrived(self, number: int) -> Any:
         def hook(_: Tensor) -> None:

@@ -112,7 +112,7 @@ def _train_step(learner: Learner, sent: Sent, signals: frozenset[str]) -> Tensor
         outputs: Outputs = learner.model(views)
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
     learner.optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     # Filled on the device: a list would be copied there, and the host would wait for it.
     given = [terms.new_full((1,), float(name in signals)) for name in SIGNALS]
     told = torch.cat([terms, *given])

@@ -83,14 +83,14 @@ def problems_here(places: Places, seconds: float = SECONDS) -> list[str]:
 def _ask_all(places: Places, worker: Mapping[str, float], seconds: float) -> dict[str, list[str]]:
     """The problems of the driver and of each node, by their names."""
     begun = time.monotonic()
-    remote = ray.remote(num_cpus=0, max_retries=0)(problems_here)
-    waiting = {}
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(problems_here)
+    waiting: dict[Any, str] = {}
     for name, node in _named(ray.nodes()).items():
         needed = _needed(places, node["Resources"], worker)
         if needed:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = remote.options(scheduling_strategy=strategy)
-            waiting[task.remote(needed, seconds - MARGIN)] = name
+            asked = remote.options(scheduling_strategy=strategy).remote(needed, seconds - MARGIN)
+            waiting[asked] = name
     found = {"the driver": problems_here(places, seconds - MARGIN)}
     while waiting:
         spent = time.monotonic() - begun

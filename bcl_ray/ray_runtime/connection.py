@@ -77,7 +77,7 @@ def connected() -> Iterator[Resources]:
         _connect(os.environ.get("RAY_ADDRESS"))
     for name in ("ray.data", "ray.train"):  # they set themselves up to print
         logging.getLogger(name).setLevel(logging.ERROR)
-    ray_worker.print_to_stdstream = _log_ray_message
+    ray_worker.print_to_stdstream = _log_ray_message  # type: ignore[assignment]
     try:
         yield resources()
     finally:
@@ -89,7 +89,7 @@ def _connect(address: str | None) -> None:
     # Without an address Ray would join a cluster that somebody started on this machine.
     # Ray by itself counts CPUs that this process, or its control group, is not bound to.
     own = {"address": "local", "include_dashboard": False, "num_cpus": int(container.cpus())}
-    options = {} if address else own
+    options: dict[str, Any] = {} if address else own
     if address and address.startswith(("http://", "https://")):
         raise UserError(
             f"RAY_ADDRESS ({address}) is a dashboard's, which takes jobs: put `submit` before the "

@@ -19,7 +19,7 @@ PAUSE = 1.0  # seconds between two looks at a cluster that has no room yet; Ray'
 ABORTING = 10.0  # seconds that it has to end its workers itself
 
 
-class Controller(TrainController):  # type: ignore[misc]  # Ray has no types
+class Controller(TrainController):
     """Ray's, which waits where its scaling policy has decided for nothing as yet."""
 
     async def _step(self) -> Any:
@@ -47,7 +47,8 @@ class Controlled:
             RayError: it was ended, or died.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        kind = ray.remote(
+        remote: Any = ray.remote  # its types do not know this strategy
+        kind = remote(
             num_cpus=0,
             scheduling_strategy=here,
             # Ray Train's own controller blocks its loop, and so is not told that it does.

@@ -13,8 +13,9 @@ from typing import Any
 import ray
 import ray.train.torch
 from ray.exceptions import RayActorError
-from ray.train import ScalingConfig
-from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+from ray.train.v2.api.config import ScalingConfig
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.ray_runtime.connection import one_line, root_cause
@@ -120,7 +121,7 @@ def free_resources(nodes: Collection[str]) -> list[dict[str, float]]:
     return [free[node] for node in nodes if node in free]
 
 
-class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
+class Scaling(ElasticScalingPolicy):
     """As many workers as there is room for, of those that divide the global batch.
 
     Args:
@@ -200,7 +201,7 @@ class Scaling(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
         return dict(self.scaling_config._resources_per_worker_not_none)
 
 
-class Failures(DefaultFailurePolicy):  # type: ignore[misc]
+class Failures(DefaultFailurePolicy):
     """scale.max_failures failures, and any number of nodes that are taken away with notice."""
 
     def __init__(self, config: Any, notify: Notify) -> None:
@@ -208,7 +209,7 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
         self._notify = notify
         self._told = ""
 
-    def make_decision(self, training_failed_error: Exception) -> Any:
+    def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
         """Whether to start the workers again; says so."""
         error = training_failed_error
         # It would come again; or another driver has the run, and starts workers itself.
@@ -277,7 +278,7 @@ def _first_failure(error: WorkerGroupError) -> str:
     return f"worker {worker} failed ({one_line(own)})"
 
 
-class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+class Trainer(TorchTrainer):
     """Ray's TorchTrainer with the policies of this module.
 
     Args:
@@ -305,13 +306,18 @@ class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[Any]:
         """Ray Train's, but for those that would start processes with nothing to do."""
         idle: tuple[type, ...] = (DatasetsCallback,)  # data come by streams of our own
-        if any(getattr(callback, "KEEPS_PLACES", False) for callback in self.run_config.callbacks):
+        if any(
+            getattr(callback, "KEEPS_PLACES", False) for callback in self.run_config.callbacks or ()
+        ):
             idle += (PlacementGroupCleanerCallback,)
         return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         options["scaling_policy"] = Scaling(
-            self.scaling_config, self._experiment, self._notify, self._restart
+            self.scaling_config,  # type: ignore[arg-type]  # Ray's stub has version 1's
+            self._experiment,
+            self._notify,
+            self._restart,
         )
         options["failure_policy"] = Failures(self.run_config.failure_config, self._notify)
         return self._controlled.run(**options)

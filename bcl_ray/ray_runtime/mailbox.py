@@ -49,7 +49,9 @@ class Mailbox:
 def open_mailbox() -> Any:
     """A mailbox on this process's node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)(Mailbox)
+    # Ray's types know neither this strategy nor a concurrency.
+    remote: Any = ray.remote
+    actor = remote(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)(Mailbox)
     return actor.remote()
 
 

@@ -114,7 +114,8 @@ class Nodes:
         names = {node["NodeID"]: name_of(node) for node in ray.nodes() if node["Alive"]}
         for node in names.keys() - self._others.keys() - {self._here} if self._all else ():
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            actor = ray.remote(num_cpus=0, scheduling_strategy=there)(Sampler)
+            remote: Any = ray.remote  # its types do not know this strategy
+            actor = remote(num_cpus=0, scheduling_strategy=there)(Sampler)
             self._others[node] = actor.remote()
         return names
 

@@ -320,7 +320,7 @@ def _s3_write(uri: str) -> Iterator[Any]:
         raise
 
 
-class _AtomicFileSystem(fs.LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
+class _AtomicFileSystem(fs.LocalFileSystem):
     """A local disk whose files appear whole, and that waits for room."""
 
     def __init__(self, guard: Guard) -> None:

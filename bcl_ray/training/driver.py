@@ -13,6 +13,7 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayError
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError
 
 from bcl_ray.data.shards import Manifest, read_manifest
@@ -346,19 +347,19 @@ def _trainer(
         },
         # Longer than a worker takes to notice a hang, which says where it hangs.
         torch_config=ray.train.torch.TorchConfig(timeout_s=int(2 * scale.hang_timeout) + 1),
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=ScalingConfig(
             num_workers=(scale.min_workers, scale.max_workers),
             use_gpu="GPU" in needs,
             resources_per_worker=dict(needs),
             label_selector=_rank_zero_stays(scale.max_workers, cluster),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=RunConfig(
             name=name,
             storage_path=parent or "/",
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
+            failure_config=FailureConfig(max_failures=scale.max_failures),
             # The last, and the one before, should the last be damaged.
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),
         ),

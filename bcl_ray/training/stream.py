@@ -146,7 +146,7 @@ def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iter
     return iter(dataset.iter_batches(batch_size=None, batch_format="numpy"))
 
 
-class PausingCallback(ExecutionCallback):  # type: ignore[misc]  # Ray has no types
+class PausingCallback(ExecutionCallback):
     """Lets Ray Data's control loop rest between its steps.
 
     The loop runs in a thread of the training process. While finished tasks wait for the

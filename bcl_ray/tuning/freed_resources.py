@@ -25,7 +25,7 @@ PATIENCE = 30.0  # seconds after a trial's end in which its resources come free
 LOOK = 2.0  # seconds between two looks
 
 
-class Placed(WorkerGroupCallback):  # type: ignore[misc]  # Ray has no types
+class Placed(WorkerGroupCallback):
     """Notes a run's placement groups with Ray; called in the run's controller.
 
     Args:

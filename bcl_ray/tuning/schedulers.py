@@ -19,7 +19,8 @@ from bcl_ray.tuning.trials import Trial
 
 REDUCTION = 3  # of trials at every rung, a third goes on (Li et al., MLSys 2020, use 4)
 BRACKETS = 3
-COMPARED = {"time_attr": "epochs", "metric": "score", "mode": "max"}
+NEVER = 1 << 62  # epochs
+COMPARED: dict[str, Any] = {"time_attr": "epochs", "metric": "score", "mode": "max"}
 FIRST = 27  # part of the epochs before the first rung, three times REDUCTION
 
 Known = Callable[[int], Trial | None]  # what is known of a trial, by its number
@@ -63,11 +64,11 @@ class _KeepsTrialZero:
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
 
-class _Asha(_KeepsTrialZero, AsyncHyperBandScheduler):  # type: ignore[misc]
+class _Asha(_KeepsTrialZero, AsyncHyperBandScheduler):
     """Asynchronous successive halving; with brackets, asynchronous HyperBand."""
 
 
-class _Median(_KeepsTrialZero, MedianStoppingRule):  # type: ignore[misc]
+class _Median(_KeepsTrialZero, MedianStoppingRule):
     """Stop what is below the median of the others' means."""
 
 
@@ -98,7 +99,7 @@ def hyperband(train: TrainConfig) -> TrialScheduler:
 def median(train: TrainConfig) -> TrialScheduler:
     """Stop what is below the median of the others' means."""
     # Never to pause a trial, which would have to be started again.
-    return _Median(grace_period=first_rung(train), min_time_slice=math.inf, **COMPARED)
+    return _Median(grace_period=first_rung(train), min_time_slice=NEVER, **COMPARED)
 
 
 def none(_train: TrainConfig) -> TrialScheduler:

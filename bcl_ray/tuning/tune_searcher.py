@@ -28,7 +28,7 @@ class _Here:
         return {}
 
 
-class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
+class Conductor(_Here, Searcher):
     """Hands Tune the trials that were begun before, then new ones, and writes down what they say.
 
     Args:
@@ -73,7 +73,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         some = any(trial.scores for trial in self.trials.values())
         return not some and len(failed) + len(self._held) >= min(HOPELESS, self._total)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next trial, as Tune's config."""
         if self.hopeless or self.interrupted:
             return str(Searcher.FINISHED)
@@ -160,7 +160,7 @@ class Conductor(_Here, Searcher):  # type: ignore[misc]  # Ray has no types
         """Nothing for Tune to keep."""
 
 
-class Interruption(_Here, Stopper):  # type: ignore[misc]
+class Interruption(_Here, Stopper):
     """Ends all trials when a stop is requested; they can go on later."""
 
     def __init__(self, conductor: Conductor, stop_request: StopRequest) -> None:

@@ -25,7 +25,7 @@ TICK = 2.0  # seconds
 logger = logging.getLogger(__name__)
 
 
-class TrialRun(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+class TrialRun(tune.Trainable):
     """A trial's driver; its process takes the next trial when one has ended.
 
     Tune's config has: `trial`, the run's name; `experiment`, YAML; `metric`; `parent`, uid of the

@@ -76,7 +76,7 @@ def step(compute: loss.Loss, features: Tensor, prototypes: Tensor, labels: Tenso
     """Forward and backward; the value stays on the device."""
     features.grad = prototypes.grad = None
     value = compute(features, prototypes, labels)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     return value.detach()
 
 

@@ -49,7 +49,7 @@ def _card() -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "driver": driver,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

@@ -141,7 +141,7 @@ class Pinned:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)
         self._buffers = itertools.cycle([_Buffer() for _ in range(_BUFFERS)])
 
     def __call__(self, pieces: Pieces, made: Made = dict) -> tuple[dict[str, Tensor], Any]:
@@ -157,7 +157,7 @@ class Pinned:
             whole = torch.empty(size, dtype=torch.uint8, device=self._device)
             whole.copy_(buffer.tensor[:size], non_blocking=True)
             tensors = made(cut(whole, places))
-            buffer.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            buffer.copied = torch.cuda.Event(blocking=True)
             buffer.copied.record(self._stream)
         return tensors, buffer.copied
 

@@ -174,7 +174,7 @@ def _look() -> dict[str, Any]:
     names: list[str] = []
     try:
         if torch.version.cuda is not None:
-            torch.cuda.init()  # type: ignore[no-untyped-call]  # says what is wrong, where is_available() says no
+            torch.cuda.init()
             for number in range(torch.cuda.device_count()):
                 there = torch.arange(4, device=f"cuda:{number}")
                 if (there + 1).tolist() != [1, 2, 3, 4]:

@@ -67,7 +67,7 @@ def token_of() -> tuple[str | None, str]:
         return None, f"none in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or {file}"
 
 
-class JobClient(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+class JobClient(JobSubmissionClient):
     """Ray's client, with time limits and errors that say what to do.
 
     Args:

@@ -1,6 +1,7 @@
 """The driver on the first node of an allocation: its start, requests to stop it, its end."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -121,7 +122,7 @@ def _count(head: str, nodes: int) -> None:
     import ray  # noqa: PLC0415  a second, which other nodes need not take
 
     try:
-        ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:  # the head may be starting again
         os._exit(1)
     while sum(node["Alive"] for node in ray.nodes()) < nodes:

@@ -178,7 +178,7 @@ def _filesystem(
     return made
 
 
-class _Rebuilt(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
+class _Rebuilt(fs.S3FileSystem):
     """Built afresh where it is unpickled, from the environment there.
 
     pyarrow's own would bring this machine's endpoint, and forget how often to try again.
