@@ -46,8 +46,8 @@ def free_block(count: int) -> int:
 @pytest.fixture(scope="session", params=["swift", "ceph"])
 def s3_server(request, tmp_path_factory) -> Iterator:
     """OpenStack Swift, then Ceph where it is installed."""
-    from bcl_ray.ops.local.ceph import Ceph
     from bcl_ray.ops.local.swift import Swift
+    from tests.ceph import Ceph
 
     if request.param == "ceph" and not Ceph.installed():
         pytest.skip("Ceph is not installed: apt-get install radosgw ceph-mon ceph-osd")

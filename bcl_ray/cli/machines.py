@@ -98,7 +98,7 @@ def cluster_up(
     workers: Annotated[int, typer.Option(help="Nodes beside the head; a third for data.")] = 3,
     folder: Folder = None,
     store: Annotated[
-        str, typer.Option(help="S3: swift, ceph, or s3://BUCKET/PREFIX of one that is there.")
+        str, typer.Option(help="S3: swift, or s3://BUCKET/PREFIX of one that is there.")
     ] = "swift",
     database: Annotated[str, typer.Option(help="Behind MLflow: sqlite or postgres.")] = "sqlite",
     auth: Annotated[

@@ -19,7 +19,6 @@ from filelock import FileLock
 from mlflow import MlflowClient
 
 from bcl_ray.ops.local import LocalCluster
-from bcl_ray.ops.local.ceph import Ceph
 from bcl_ray.runs.run_folder import open_run
 from bcl_ray.storage import files
 from bcl_ray.use.models import load_state
@@ -275,9 +274,8 @@ def cluster(tmp_path_factory, worker_id):
     cluster = LocalCluster(tmp_path_factory.mktemp("cluster"))
     before = dict(os.environ)
     os.environ["REPORTER_UPDATE_INTERVAL_MS"] = "60000"  # of dashboards, which nobody looks at
-    store = "ceph" if Ceph.installed() else "swift"  # Ceph takes less CPU
     port = 9700 + 20 * int(worker_id.removeprefix("gw") if worker_id != "master" else 0)
-    cluster.up(workers=3, port=port, store_mib=128, store=store)
+    cluster.up(workers=3, port=port, store_mib=128)
     os.environ.update(cluster.environment())
     try:
         shard = ["shard", "digits", f"{STORE}/digits", "--profile", "exponential"]

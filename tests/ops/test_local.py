@@ -57,7 +57,7 @@ def test_a_third_of_the_nodes_are_for_data():
     [
         ({"workers": 0}, r"--workers \(0\) must be at least 1"),
         ({"cpus": 0}, r"--cpus \(0\) must be at least 1"),
-        ({"store": "gs://x"}, r"--store \(gs://x\) must be swift, ceph or s3://BUCKET/PREFIX"),
+        ({"store": "gs://x"}, r"--store \(gs://x\) must be swift or s3://BUCKET/PREFIX"),
         ({"database": "mysql"}, r"--database \(mysql\) must be sqlite or postgres"),
     ],
     ids=["workers", "cpus", "store", "database"],

@@ -14,7 +14,6 @@ from pathlib import Path
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.local import description as records
 from bcl_ray.ops.local import ray_nodes, tracking_server
-from bcl_ray.ops.local.ceph import Ceph
 from bcl_ray.ops.local.description import LocalDescription
 from bcl_ray.ops.local.ports import LOOPBACK, answers, check_free
 from bcl_ray.ops.local.postgres import Postgres
@@ -23,7 +22,7 @@ from bcl_ray.ops.local.secret import kept
 from bcl_ray.ops.local.store import S3Server
 from bcl_ray.ops.local.swift import Swift
 
-SERVERS: dict[str, type[S3Server]] = {"swift": Swift, "ceph": Ceph}
+SERVERS: dict[str, type[S3Server]] = {"swift": Swift}
 GROUPS = ("data", "train")
 FIRST_PORT = 9600
 START_SECONDS = 120  # for each part; a quiet machine needs 10
@@ -72,7 +71,7 @@ class LocalCluster:
 
         Args:
             workers: nodes beside the head, at least 1; about a third of them for data.
-            store: swift, ceph, or s3://BUCKET/PREFIX of a store that is there.
+            store: swift, or s3://BUCKET/PREFIX of a store that is there.
             database: behind MLflow: sqlite or postgres.
             auth: MLflow asks for a name and a password, which the environment then has.
             port: first of the 20 that it may use.
@@ -419,7 +418,7 @@ def _check_options(workers: int, store: str, database: str, cpus: int) -> None:
     if cpus < 1:
         raise UserError(f"--cpus ({cpus}) must be at least 1")
     if store not in SERVERS and not store.startswith("s3://"):
-        raise UserError(f"--store ({store}) must be swift, ceph or s3://BUCKET/PREFIX")
+        raise UserError(f"--store ({store}) must be swift or s3://BUCKET/PREFIX")
     if database not in ("sqlite", "postgres"):
         raise UserError(f"--database ({database}) must be sqlite or postgres")
 

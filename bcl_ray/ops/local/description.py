@@ -20,7 +20,7 @@ class LocalDescription:
     """A cluster: what it was asked to be, and where it is. No secrets.
 
     Args:
-        store: swift, ceph, or the s3:// address of somebody else's store.
+        store: swift, or the s3:// address of somebody else's store.
         database: sqlite or postgres.
         first_port: of a row of 20.
         cpus: CPUs that each node says it has.

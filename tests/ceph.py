@@ -125,7 +125,7 @@ class Ceph(S3Server):
             self._make_user()
         self.processes.wait("rgw", answers(self.port), seconds=60)
 
-    def stop(self) -> None:  # noqa: D102
+    def stop(self) -> None:
         for name in reversed(self.processes.names()):  # a store without its monitor ends slowly
             self.processes.end(name)
 
@@ -173,7 +173,7 @@ class Ceph(S3Server):
         self, command: str, *arguments: str, text: str | None = None, configured: bool = True
     ) -> str:
         settings = ("-c", str(self.folder / "ceph.conf")) if configured else ()
-        done = subprocess.run(  # noqa: S603 (the commands are ours)
+        done = subprocess.run(
             [program(command, INSTALL), *settings, *arguments],
             input=text,
             capture_output=True,
