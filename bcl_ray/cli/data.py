@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import bcl_ray
+from bcl_ray.cli.chosen import one_of
 from bcl_ray.display.terminal import console, progress_bars
 from bcl_ray.experiment.choices import SOURCES
 from bcl_ray.machine.errors import UserError
@@ -36,7 +37,12 @@ Target = Annotated[str, typer.Argument(help="Folder or URI of the shards.")]
 @app.command()
 def shard(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help=f"Kind of source. {SOURCES.described()}.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help=f"Kind of source. {SOURCES.described()}.",
+            callback=one_of(SOURCES),
+        ),
     ],
     target: Annotated[str, typer.Argument(help="Folder or URI for the shards.")],
     origin: Annotated[
@@ -74,7 +80,9 @@ def shard(
     ] = None,
     plugin: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="Module that adds a source; several may be given."),
+        typer.Option(
+            metavar="MODULE", help="Module that adds a source; several may be given.", is_eager=True
+        ),
     ] = None,
 ) -> None:
     """Turn a source of images into shards and their manifest."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import bcl_ray
+from bcl_ray.cli.chosen import one_of
 from bcl_ray.cli.ending import exit_status
 from bcl_ray.cli.training import Overrides
 from bcl_ray.machine.errors import UserError
@@ -50,7 +51,9 @@ def search(
     searcher: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help=f"Who chooses values. {SEARCHERS.described()}; random by default."
+            metavar="NAME",
+            help=f"Who chooses values. {SEARCHERS.described()}; random by default.",
+            callback=one_of(SEARCHERS),
         ),
     ] = None,
     scheduler: Annotated[
@@ -58,6 +61,7 @@ def search(
         typer.Option(
             metavar="NAME",
             help=f"Which trials are stopped early. {SCHEDULERS.described()}; asha by default.",
+            callback=one_of(SCHEDULERS),
         ),
     ] = None,
     metric: Annotated[

@@ -140,7 +140,7 @@ class RunDisplay:
     def _start(self, event: Event) -> None:
         seconds = event.get("at", time.monotonic() - self._began)
         place = f" at step {event['step']:,}" if event["step"] else ""
-        if event["step"] and event["step"] >= self._steps:
+        if self._steps and event["step"] >= self._steps:
             place += ", the last: nothing is left to train"
         workers = _workers(event["workers"])
         images = ", all images on the device" if event.get("residency") == "device" else ""

@@ -19,7 +19,6 @@ from bcl_ray.tuning.trials import Trial
 
 REDUCTION = 3  # of trials at every rung, a third goes on (Li et al., MLSys 2020, use 4)
 BRACKETS = 3
-NEVER = 1 << 62  # epochs
 COMPARED: dict[str, Any] = {"time_attr": "epochs", "metric": "score", "mode": "max"}
 FIRST = 27  # part of the epochs before the first rung, three times REDUCTION
 
@@ -99,7 +98,11 @@ def hyperband(train: TrainConfig) -> TrialScheduler:
 def median(train: TrainConfig) -> TrialScheduler:
     """Stop what is below the median of the others' means."""
     # Never to pause a trial, which would have to be started again.
-    return _Median(grace_period=first_rung(train), min_time_slice=NEVER, **COMPARED)
+    return _Median(
+        grace_period=first_rung(train),
+        min_time_slice=math.inf,  # type: ignore[arg-type]
+        **COMPARED,
+    )
 
 
 def none(_train: TrainConfig) -> TrialScheduler:

@@ -169,7 +169,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     assert list(tmp_path.iterdir()) == []  # nor was anything begun
 
 
-@pytest.mark.parametrize("command", ["nonsense", "shard digits", "plan --nonsense", "evaluate"])
+@pytest.mark.parametrize("command", ["nonsense", "shard nonsense x", "plan --nonsense", "evaluate"])
 def test_a_mistyped_command_has_status_2_and_no_traceback(bcl_ray, command):
     status, _, err = bcl_ray(*command.split())
     assert status == 2

@@ -322,7 +322,7 @@ def test_each_command_has_a_job_that_the_command_line_takes(description):
     [
         ({"predict": ""}, "jobs.predict: bcl-ray predict: Missing argument 'OUTPUT'"),
         ({"search": "--trails 3"}, "jobs.search: bcl-ray search: No such option: --trails"),
-        ({"shard": "imagenet"}, "jobs.shard: bcl-ray shard: Invalid value for 'source"),
+        ({"shard": "imagenet"}, "jobs.shard: bcl-ray shard: Invalid value for 'SOURCE"),
         ({"shard": "list --from 'x"}, "cannot be split into words (no closing quotation)"),
     ],
 )

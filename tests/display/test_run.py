@@ -112,8 +112,10 @@ def test_an_evaluated_epoch_tells_the_accuracy_of_the_groups_there_are():
 
 
 def test_a_resumed_run_tells_its_step():
-    line = shown(BEGIN, START | {"step": 12_000}).splitlines()[-1]
-    assert line == "2 workers started at step 12,000, 0 s after the command, in float32"
+    line = shown(BEGIN, START | {"step": 4800}).splitlines()[-1]
+    assert line == "2 workers started at step 4,800, 0 s after the command, in float32"
+    line = shown(BEGIN, START | {"step": 9600}).splitlines()[-1]
+    assert line.startswith("2 workers started at step 9,600, the last: nothing is left to train, ")
 
 
 def test_a_run_whose_images_live_on_the_device_says_so():

@@ -32,7 +32,7 @@ def test_a_job_ends_as_its_driver_unless_it_was_asked_to_stop(status, reason, re
 @pytest.fixture
 def stop(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    yield driver.StopRequest(tmp_path)
+    yield driver.JobStop(tmp_path)
     signal.signal(signal.SIGTERM, before)
 
 

@@ -127,7 +127,7 @@ def test_a_training_is_followed_to_its_end_as_if_it_ran_here(head, words):
     ):
         assert sum(line.startswith(begin) for line in lines) == 1, begin
     assert "accuracy in per cent" in out
-    assert lines[-1] == f"next: bcl-ray evaluate {head.runs}/{job}"
+    assert lines[-1] == f"next: bcl-ray submit evaluate {head.runs}/{job}"
     assert "bcl_ray event" not in out
     assert "Running entrypoint" not in out
     found = tracked(head, job)

@@ -8,7 +8,7 @@ from bcl_ray.ops.manifests import policies
 from bcl_ray.ops.manifests.description import Aws, ClusterDescription
 from bcl_ray.ops.manifests.growth import most_nodes
 from bcl_ray.ops.manifests.pods import Plain, store_variables
-from bcl_ray.ops.manifests.sections import NodeGroup
+from bcl_ray.ops.manifests.sections import GroupSection
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.tracking import mlflow_server
 
@@ -79,7 +79,7 @@ def _node_types(description: ClusterDescription, aws: Aws) -> dict[str, Plain]:
     head["resources"]["CPU"] = 0  # drivers only
     head["node_config"]["IamInstanceProfile"] = {"Name": aws.head_instance_profile}
     types = {"head": head}
-    groups: list[tuple[str, NodeGroup, int, int, int, bool]] = [
+    groups: list[tuple[str, GroupSection, int, int, int, bool]] = [
         ("data", data, 0, data.min_nodes, data.max_nodes, data.spot),
         ("steady", gpu, gpu.gpus, 0, gpu.steady_nodes, False),
         ("spot", gpu, gpu.gpus, 0, gpu.spot_nodes, True),
@@ -95,7 +95,7 @@ def _node_types(description: ClusterDescription, aws: Aws) -> dict[str, Plain]:
 def _type(
     description: ClusterDescription,
     aws: Aws,
-    group: NodeGroup,
+    group: GroupSection,
     *,
     gpus: int = 0,
     least: int = 0,

@@ -18,19 +18,19 @@ from bcl_ray.ops.manifests.pods import (
     tracking_uri,
     variables,
 )
-from bcl_ray.ops.manifests.sections import NodeGroup
+from bcl_ray.ops.manifests.sections import GroupSection
 
 MARKET = "bcl-ray.io/market"  # a Ray node label: steady or spot; rank 0 wants steady
 SLACK = 30  # seconds from the last word of a pod's hook to its end
 SCRATCH = "ray-logs"  # KubeRay's own name, by which its autoscaler writes to the volume too
 
 
-def store_bytes(group: NodeGroup) -> str:
+def store_bytes(group: GroupSection) -> str:
     """Of the object store: a little less than the shared memory that holds it."""
     return str(_shm_gib(group) * 2**30 * 9 // 10)
 
 
-def _shm_gib(group: NodeGroup) -> int:
+def _shm_gib(group: GroupSection) -> int:
     return max(1, group.memory_gib // 3)
 
 
@@ -38,7 +38,7 @@ def ray_pod(
     description: ClusterDescription,
     cluster: str,
     role: str,
-    group: NodeGroup,
+    group: GroupSection,
     *,
     spot: bool = False,
 ) -> Plain:
@@ -101,7 +101,9 @@ def ray_pod(
     }
 
 
-def _volumes(description: ClusterDescription, group: NodeGroup) -> tuple[list[Plain], list[Plain]]:
+def _volumes(
+    description: ClusterDescription, group: GroupSection
+) -> tuple[list[Plain], list[Plain]]:
     """Volumes, and where they are mounted: shared memory, /tmp, and files that all share."""
     volumes: list[Plain] = [
         {
@@ -121,7 +123,7 @@ def _volumes(description: ClusterDescription, group: NodeGroup) -> tuple[list[Pl
     return volumes, mounts
 
 
-def _scratch(description: ClusterDescription, group: NodeGroup) -> Plain:
+def _scratch(description: ClusterDescription, group: GroupSection) -> Plain:
     size, storage_class = f"{group.scratch_gib}Gi", description.kubernetes.scratch_class
     if storage_class is None:
         return {"emptyDir": {"sizeLimit": size}}

@@ -43,7 +43,7 @@ class Image(Section):
     pull_secret: Name | None = Field(None, description="Kubernetes secret of a private registry.")
 
 
-class NodeGroup(Section):
+class GroupSection(Section):
     """Nodes of one size. On Kubernetes the size is a pod's: leave room for the node's own pods."""
 
     cpus: int = Field(ge=1, description="CPUs of a node that Ray may use.")
@@ -57,7 +57,7 @@ class NodeGroup(Section):
     )
 
 
-class Head(NodeGroup):
+class Head(GroupSection):
     """The head: control and drivers, no Ray tasks."""
 
     redis: bool = Field(
@@ -65,7 +65,7 @@ class Head(NodeGroup):
     )
 
 
-class DataGroup(NodeGroup):
+class DataGroup(GroupSection):
     """CPU nodes that read, decode and crop."""
 
     min_nodes: int = Field(0, ge=0, description="Nodes that are always there.")
@@ -82,7 +82,7 @@ class DataGroup(NodeGroup):
         return self
 
 
-class GpuGroup(NodeGroup):
+class GpuGroup(GroupSection):
     """Training nodes: a few that stay, for rank 0, and spot nodes for the other ranks."""
 
     gpus: int = Field(ge=0, description="GPUs of a node; 0: workers train on its CPUs.")

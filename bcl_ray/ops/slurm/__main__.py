@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from bcl_ray.ops.slurm.driver import LOOK, STOPPED, StopRequest, all_alive, drive, joined, result_of
+from bcl_ray.ops.slurm.driver import LOOK, STOPPED, JobStop, all_alive, drive, joined, result_of
 from bcl_ray.ops.slurm.network import answers, free_ports, own_address
 from bcl_ray.ops.slurm.part import Allocation, LostNodeError, StartError
 from bcl_ray.ops.slurm.ray_node import RayNode
@@ -39,7 +39,7 @@ def run_first(allocation: Allocation) -> None:
     Raises:
         StartError, LostNodeError: there is no result.
     """
-    stop = StopRequest(allocation.folder)
+    stop = JobStop(allocation.folder)
     own = own_address(allocation.interface, allocation.peer)
     port, client_port = free_ports(own)
     head = f"{own}:{port}"

@@ -19,7 +19,7 @@ LOOK = 1.0  # seconds between two looks at processes and files
 PATIENCE = 30.0  # seconds for what should not take any: an answer of Ray's, a driver's last words
 
 
-class StopRequest:
+class JobStop:
     """Why the driver should stop, if it should; the user's word outranks Slurm's."""
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class StopRequest:
         return "requeue"  # Slurm takes the nodes away with notice: that goes to the step alone
 
 
-def joined(allocation: Allocation, head: str, ray: RayNode, stop: StopRequest) -> bool:
+def joined(allocation: Allocation, head: str, ray: RayNode, stop: JobStop) -> bool:
     """Wait until Ray is there on all nodes; False where a request to stop comes first."""
     deadline = time.monotonic() + allocation.wait_seconds
     while time.monotonic() < deadline:  # a census fails where the head is starting again
@@ -62,7 +62,7 @@ def joined(allocation: Allocation, head: str, ray: RayNode, stop: StopRequest) -
     )
 
 
-def drive(command: tuple[str, ...], head: str, ray: RayNode, stop: StopRequest) -> int:
+def drive(command: tuple[str, ...], head: str, ray: RayNode, stop: JobStop) -> int:
     """Run the driver to its end; returns its status, 128 + N after signal N."""
     driver = subprocess.Popen(  # noqa: S603
         command, env={**os.environ, "RAY_ADDRESS": head}, start_new_session=True
