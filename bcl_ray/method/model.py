@@ -58,8 +58,7 @@ class TwoBranch(nn.Module):
         # Its rows are the classes, the same on every worker: nothing to synchronise.
         self.prototype_projection = _projection(width, config, nn.BatchNorm1d)
         if kind.kaiming_linear:
-            # Torch's own are smaller, and so move further at a step: losses of seeds then differ
-            # three times as much, and some fall behind (benchmarks/README.md, parity.py).
+            # The recipe's, though no difference to torch's own was measured (benchmarks/README.md).
             for module in self.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.kaiming_normal_(module.weight)

@@ -128,7 +128,7 @@ GOLDEN = [
 def test_golden_losses():
     """Written down on 2026-11-29 (torch 2.14, CPU): a change here changes every run's numbers.
 
-    Until then linear layers began as torch's own, which trained less reliably (parity.py).
+    Until then linear layers began as torch's own, not as in the published code for CIFAR.
     """
     steps = train(make_learner(experiment(views=COLOURED, train={"seed": 3})), some_batches())
     found = [step.terms.tolist() for step in steps]
