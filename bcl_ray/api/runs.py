@@ -48,7 +48,8 @@ def train(
     Args:
         experiment: what to train; None with `resume`.
         resume: name, folder or URI of a run to continue.
-        overrides: changes of that run's experiment; scale and tracking, and where its data lie.
+        overrides: changes of the experiment; with `resume` only of scale, of tracking, and of
+            where the data lie.
         restartable: continue the run `tracking.run`, if there is one, else begin it.
 
     Raises:
@@ -57,10 +58,14 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM came, and a last checkpoint was written: `resume`
             goes on from it.
     """
+    if resume is not None and experiment is not None:
+        raise UserError("experiment and resume exclude each other: a run keeps its experiment")
     if resume is not None:
         resume, experiment = _resumed(resume, overrides)
     elif experiment is None:
         raise UserError("train needs an experiment, or resume=RUN")
+    else:
+        experiment = with_overrides(experiment, overrides)
     if restartable and experiment.tracking.run is None:
         raise UserError("--restartable needs tracking.run=NAME, by which the run is found again")
     plan(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import

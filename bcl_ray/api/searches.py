@@ -47,7 +47,7 @@ def search(
         resume: name or folder of a search to go on with; its options are its own, where none is
             given here.
         restartable: go on with the search `name`, if there is one, else begin it.
-        overrides: with `resume`: tracking.runs, scale and tracking of that search.
+        overrides: changes of the experiment; with `resume` only of scale and tracking.
         options: fields of Settings and Extent: space (YAML), searcher, scheduler, metric,
             validation, seed, trials, workers, gpus_per_worker, max_concurrent, confirm.
 
@@ -99,6 +99,9 @@ def wanted(experiment: Experiment | None, given: Mapping[str, Any]) -> SearchReq
     options = dict(given)
     name, resume = options.pop("name", None), options.pop("resume", None)
     restartable, overrides = options.pop("restartable", False), options.pop("overrides", ())
+    known = [*Settings.__dataclass_fields__, *Extent.__dataclass_fields__]
+    if unknown := sorted(options.keys() - set(known)):
+        raise UserError(f"a search has no option '{unknown[0]}': there are {', '.join(known)}")
     if restartable:
         if experiment is None or name is None:
             raise UserError(

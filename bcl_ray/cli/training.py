@@ -106,7 +106,7 @@ def train(
     if resume is not None:
         changes = [*([recipe] if recipe else []), *changes]
     elif recipe is not None:
-        experiment = bcl_ray.recipe(recipe, *changes)
+        experiment = bcl_ray.recipe(recipe)
     else:
         raise UserError("train needs a recipe's name or a YAML file, or --resume RUN")
     with exit_status():

@@ -49,5 +49,15 @@ def test_shards_are_written_and_planned_for(tmp_path):
     assert budget.eval_images == 360
     with pytest.raises(ValueError, match="must be divisible"):
         bcl_ray.plan(bcl_ray.recipe("digits_lt", f"data.path={tmp_path}/digits", "scale.workers=3"))
+
+
+def test_what_would_be_left_aside_is_refused():
+    experiment = bcl_ray.recipe("digits_lt")
     with pytest.raises(ValueError, match="train needs an experiment, or resume=RUN"):
         bcl_ray.train()
+    with pytest.raises(ValueError, match="experiment and resume exclude each other"):
+        bcl_ray.train(experiment, resume="first")
+    with pytest.raises(ValueError, match="must be divisible by"):
+        bcl_ray.train(experiment, overrides=["scale.workers=3"])
+    with pytest.raises(ValueError, match="a search has no option 'trails': there are space, "):
+        bcl_ray.search(experiment, trails=3)
