@@ -47,9 +47,12 @@ def classes(results: Results) -> Figure | None:
 
 def epochs(results: Results) -> Figure | None:
     """Accuracy over epochs."""
-    if sum("accuracy/all" in record for record in results.history) < 2:
-        return None
-    return figures.accuracy_over_epochs(results.history)
+    return figures.accuracy_over_epochs(results.history) if _is_curve(results) else None
+
+
+def _is_curve(results: Results) -> bool:
+    """Whether there are two evaluations at least to draw a line through."""
+    return sum("accuracy/all" in record for record in results.history) > 1
 
 
 def confusion(results: Results) -> Figure | None:
@@ -101,7 +104,7 @@ def geometry(space: Space, results: Results) -> Figure | None:
     """Geometry over epochs."""
     prefix = {"feature": "geometry/features", "embedding": "geometry"}[space]
     measured = any(f"{prefix}/nc1" in record for record in results.history)
-    if epochs(results) is None or not measured:
+    if not measured or not _is_curve(results):
         return None
     found = results.found
     sampled = len(results.class_names if found is None else found.classes)
