@@ -27,7 +27,9 @@ def logs_to(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
     handler = _LogFile(folder / FILE, delay=True)
     handler.addFilter(lambda _: keep())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(), logging.getLogger("ray")]  # Ray's does not propagate
+    # Once Ray is imported, what it logs does not reach the root.
+    named = (logging.getLogger(), logging.getLogger("ray"))
+    loggers = [logger for logger in named if logger.parent is None or not logger.propagate]
     for logger in loggers:
         logger.addHandler(handler)
     try:

@@ -160,3 +160,19 @@ def test_an_entry_point_calls_the_command_of_its_name():
 def test_an_unknown_kind_has_no_entry_point():
     with pytest.raises(ValueError, match=r"comes without jobs/bake\.py: install it again"):
         entry_point("bake")
+
+
+def test_plugins_of_the_current_folder_are_sent_and_installed_ones_are_not(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    (tmp_path / "own" / "deep").mkdir(parents=True)
+    (tmp_path / "own" / "deep" / "loss.py").write_text("y = 2\n")
+    (tmp_path / "recipe.yaml").write_text("plugins: [own.deep.loss, numpy]\n")
+    made = package("train", ["recipe.yaml", "plugins=[mine]"])
+    sent = written(made, tmp_path / "out")
+    assert sent["mine.py"] == "x = 1\n"
+    assert sent["own/deep/loss.py"] == "y = 2\n"
+    assert not any("numpy" in name for name in sent)
+    assert "mine.py" in package("shard", ["two", "s3://x/y", "--plugin", "mine"]).files
+    (tmp_path / "mine.py").write_text("password = 'hunter22'\n")
+    with pytest.raises(ValueError, match=r"mine.py holds what looks like a credential"):
+        package("train", ["digits_lt", "plugins=[mine]"])

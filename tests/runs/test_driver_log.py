@@ -1,9 +1,15 @@
 import logging
 
+import pytest
+
 from bcl_ray.runs.driver_log import FILE, logs_to
 
 
-def test_what_libraries_log_goes_to_the_file_while_it_is_this_drivers(tmp_path):
+@pytest.mark.parametrize("propagates", [True, False])  # before and after Ray is imported
+def test_what_libraries_log_goes_to_the_file_while_it_is_this_drivers(
+    tmp_path, monkeypatch, propagates
+):
+    monkeypatch.setattr(logging.getLogger("ray"), "propagate", propagates)
     mine = [True]
     with logs_to(tmp_path / "run", lambda: mine[0]):
         logging.getLogger("ray").error("a node died")
