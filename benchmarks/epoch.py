@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views import train_views
 from bcl_ray.display.terminal import quiet
@@ -31,7 +32,6 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
-from bcl_ray.runs.budget import epoch_plan
 from bcl_ray.training.driver import fit
 from bcl_ray.training.tasks import Batch
 from benchmarks import print_table

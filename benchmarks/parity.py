@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from scipy import stats  # type: ignore[import-untyped]
 
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar100_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
-from bcl_ray.runs.budget import epoch_plan
 from bcl_ray.training.residency import Resident
 from benchmarks import print_table
 from benchmarks.gpu.training import GROUPS, accuracies

@@ -18,8 +18,9 @@ from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
+from bcl_ray.data.layout import evaluation_reads, split_layout
 from bcl_ray.data.longtail import log_prior, shot_groups
-from bcl_ray.data.plan import evaluation_reads
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views import resident
 from bcl_ray.data.views.device import transformed
@@ -29,7 +30,6 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.method import losses
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.optim import learning_rate, make_optimizer
-from bcl_ray.runs.budget import epoch_plan, layout
 from bcl_ray.storage import files
 from bcl_ray.training.residency import whole_images
 from benchmarks.loss import published
@@ -287,7 +287,7 @@ def decoded(
     shards = [shard.file for shard in manifest.splits[getattr(experiment.data, option)].shards]
     pixels, labels, ids = [], [], []
     with one_thread():
-        for read in evaluation_reads(layout(experiment, manifest, option)):
+        for read in evaluation_reads(split_layout(experiment, manifest, option)):
             uri = files.join(experiment.data.path, shards[read.shard])
             table = read_row_group(uri, read.row_group).take(read.rows)
             ids.append(table["id"].to_numpy())

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 
-from bcl_ray.data.plan import EpochPlan, Layout
+from bcl_ray.data.layout import Layout
+from bcl_ray.data.plan import EpochPlan
 from benchmarks import print_table
 
 SIZES = (1_000_000, 100_000_000, 1_000_000_000)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
-from bcl_ray.data.plan import Read
+from bcl_ray.data.layout import Read
 from bcl_ray.training.tasks import Batch, Task, TaskSource, split_block, tasks_of
 
 _source: TaskSource

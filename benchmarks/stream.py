@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
-from bcl_ray.runs.budget import epoch_plan
 from bcl_ray.training import stream
 from bcl_ray.training.tasks import Batch, joined, source_of
 from benchmarks import print_table

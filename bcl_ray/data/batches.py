@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bcl_ray.data.plan import EpochPlan, Read
+from bcl_ray.data.layout import Read
+from bcl_ray.data.plan import EpochPlan
 from bcl_ray.experiment.options import Experiment
 
 Item = TypeVar("Item")

@@ -4,9 +4,9 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from bcl_ray.data.plan import EpochPlan, Layout
+from bcl_ray.data.layout import split_layout
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
@@ -49,35 +49,6 @@ class Budget:
     resident_bytes: int = 0
 
 
-def layout(
-    experiment: Experiment, manifest: Manifest, option: Literal["train_split", "eval_split"]
-) -> Layout:
-    """What the plan needs of the split that an option names.
-
-    Raises:
-        ValueError: the manifest has no such split.
-    """
-    split = getattr(experiment.data, option)
-    if split not in manifest.splits:
-        raise UserError(
-            f"data.{option} is '{split}', which the data set does not have: it has "
-            f"{', '.join(manifest.splits)}"
-        )
-    found = manifest.splits[split]
-    return Layout(tuple(shard.rows for shard in found.shards), found.row_group_rows)
-
-
-def epoch_plan(experiment: Experiment, manifest: Manifest, epoch: int) -> EpochPlan:
-    """The plan of one epoch of an experiment."""
-    return EpochPlan(
-        layout(experiment, manifest, "train_split"),
-        seed=experiment.train.seed,
-        epoch=epoch,
-        global_batch_size=experiment.optim.global_batch_size,
-        max_workers=experiment.data.max_workers,
-    )
-
-
 def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Budget:
     """Work out what a run needs.
 
@@ -107,7 +78,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
         steps=plan.steps * experiment.train.epochs,
         images_per_epoch=plan.steps * batch,
         left_out=split.rows - plan.steps * batch,
-        eval_images=layout(experiment, manifest, "eval_split").rows,
+        eval_images=split_layout(experiment, manifest, "eval_split").rows,
         bytes_per_epoch=sum(shard.bytes for shard in split.shards),
         batch_bytes=image_bytes * batch // workers,
         lanes=plan.lanes,
@@ -121,7 +92,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
 def resident_bytes(experiment: Experiment, manifest: Manifest, workers: int) -> int:
     """Images that a worker's device holds where they live there: its part of those evaluated."""
     trained, evaluated = (
-        layout(experiment, manifest, option).rows for option in ("train_split", "eval_split")
+        split_layout(experiment, manifest, option).rows for option in ("train_split", "eval_split")
     )
     return 3 * experiment.views.image_size**2 * (trained + -(-evaluated // workers))
 

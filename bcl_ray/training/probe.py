@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bcl_ray.data.plan import evaluation_reads
+from bcl_ray.data.layout import evaluation_reads, split_layout
 from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views.transfer import Sent
 from bcl_ray.experiment.options import Experiment
@@ -24,7 +24,6 @@ from bcl_ray.method.evaluation import Batch, Evaluation, evaluate, geometry_metr
 from bcl_ray.method.geometry import Sample, class_means, is_sampled, sample_shares
 from bcl_ray.method.metrics import calibrated_bins
 from bcl_ray.method.model import TwoBranch
-from bcl_ray.runs.budget import layout
 from bcl_ray.runs.findings import Findings
 from bcl_ray.storage import files
 from bcl_ray.training.tasks import source_of
@@ -131,7 +130,7 @@ class Probe:
         shares = sample_shares(counts, self.class_counts, images)
         source = source_of(self.experiment, self.manifest, training=True)
         source = replace(source, training=False)
-        rows = layout(self.experiment, self.manifest, "train_split")
+        rows = split_layout(self.experiment, self.manifest, "train_split")
 
         def load(read: Any) -> Batch | None:
             uri = files.join(source.path, source.files[read.shard])

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bcl_ray.data.batches import Block, Plans, planned_batches
-from bcl_ray.data.plan import Read, evaluation_reads
+from bcl_ray.data.layout import Read, evaluation_reads, split_layout
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views import host
 from bcl_ray.data.views.resident import is_exact
 from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
-from bcl_ray.runs.budget import epoch_plan, layout
 from bcl_ray.storage import files
 
 THREADS = 4  # that read and decode
@@ -148,12 +148,12 @@ class Resident:
     ) -> None:
         self._experiment, self._part = experiment, {"rank": rank, "world_size": world_size}
         self._plans = functools.partial(epoch_plan, experiment, manifest)
-        reads = list(evaluation_reads(layout(experiment, manifest, "train_split")))
+        reads = list(evaluation_reads(split_layout(experiment, manifest, "train_split")))
         parts = _read(experiment, manifest, experiment.data.train_split, reads, whole_images)
         self._images = on_device(over(parts), _rows(reads), device, experiment)
         if _resized(experiment):
             check_crops(self._images)
-        rows = layout(experiment, manifest, "eval_split")
+        rows = split_layout(experiment, manifest, "eval_split")
         reads = list(evaluation_reads(rows, rank, world_size))
         parts = _read(experiment, manifest, experiment.data.eval_split, reads, _evaluated)
         evaluated = on_device(over(parts), _rows(reads), device, experiment)
@@ -250,7 +250,7 @@ def check_residency(experiment: Experiment, manifest: Manifest) -> None:
     """
     if experiment.data.residency != "device":
         return
-    reads = evaluation_reads(layout(experiment, manifest, "train_split"))
+    reads = evaluation_reads(split_layout(experiment, manifest, "train_split"))
     first = next(iter(reads))
     split = experiment.data.train_split
     one = first._replace(rows=first.rows[:1])

@@ -23,11 +23,11 @@ import ray.data
 from ray.data import ExecutionResources
 
 from bcl_ray.data.batches import ahead, planned_batches
-from bcl_ray.data.plan import Read, evaluation_reads
+from bcl_ray.data.layout import Read, evaluation_reads, split_layout
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.ray_runtime.internals import ExecutionCallback
-from bcl_ray.runs.budget import epoch_plan, layout
 from bcl_ray.training.tasks import Batch, Task, TaskSource, joined, source_of, split_block, tasks_of
 
 Item = TypeVar("Item")
@@ -82,7 +82,7 @@ def evaluation_batches(
 
     Arguments as of `training_batches`.
     """
-    rows = layout(experiment, manifest, "eval_split")
+    rows = split_layout(experiment, manifest, "eval_split")
     reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
     source = source_of(experiment, manifest, training=False)
     batches = _delivered(_stream(source, reads, world_size), deliver)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bcl_ray.data.plan import Read
+from bcl_ray.data.layout import Read
 from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views import host
 from bcl_ray.experiment.options import Experiment

@@ -18,6 +18,7 @@ import torch
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import Sent
 from bcl_ray.experiment.options import Experiment
@@ -30,7 +31,6 @@ from bcl_ray.method.precision import chosen
 from bcl_ray.ray_runtime.elastic import RestartError
 from bcl_ray.ray_runtime.hang_watch import Watch
 from bcl_ray.runs import checkpoint, findings
-from bcl_ray.runs.budget import epoch_plan
 from bcl_ray.runs.run_folder import BEST, LAST
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence

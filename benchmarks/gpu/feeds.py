@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from bcl_ray.data.batches import Block, planned_batches
-from bcl_ray.data.plan import Read, evaluation_reads
+from bcl_ray.data.layout import Read, evaluation_reads, split_layout
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.runs.budget import epoch_plan, layout
 from bcl_ray.training.residency import Resident
 from bcl_ray.training.tasks import source_of
 from benchmarks.pool import pooled_blocks
@@ -40,7 +40,7 @@ class Pooled:
     def evaluation(self) -> Iterable[Sent]:
         """The evaluation split."""
         sender = Sender(self._device, self._experiment.views)
-        reads = evaluation_reads(layout(self._experiment, self._manifest, "eval_split"))
+        reads = evaluation_reads(split_layout(self._experiment, self._manifest, "eval_split"))
         for block in self._blocks(((0, read) for read in reads), training=False):
             yield sender.evaluation([block])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
@@ -20,7 +21,6 @@ from bcl_ray.method.evaluation import evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.method.precision import chosen
-from bcl_ray.runs.budget import epoch_plan
 from bcl_ray.training.residency import UnsupportedError
 from benchmarks.gpu.feeds import FEEDS
 from benchmarks.gpu.images import prepared

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bcl_ray.data.plan import EpochPlan, Layout, evaluation_reads, num_lanes
+from bcl_ray.data.layout import Layout, evaluation_reads
+from bcl_ray.data.plan import EpochPlan, num_lanes
 
 MAX_WORKERS = 16
 

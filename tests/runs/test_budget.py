@@ -2,10 +2,12 @@ import re
 
 import pytest
 
+from bcl_ray.data.layout import split_layout
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, ProfileInfo, ShardInfo, Split, read_manifest
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
-from bcl_ray.runs.budget import Budget, budget, check_store, epoch_plan, layout, this_machine
+from bcl_ray.runs.budget import Budget, budget, check_store, this_machine
 
 
 def split_of(*shard_rows: int, row_group_rows: int = 193) -> Split:
@@ -165,7 +167,7 @@ def test_the_remedies_for_a_full_store_work():
 def test_the_plan_is_that_of_the_options_and_the_manifest():
     plan = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
     assert (plan.steps, plan.lanes) == (48, 16)
-    assert plan.layout == layout(cifar10_lt(), CIFAR, "train_split")
+    assert plan.layout == split_layout(cifar10_lt(), CIFAR, "train_split")
     again = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
     other = epoch_plan(cifar10_lt(), CIFAR, epoch=5)
     assert plan.rows(7).tolist() == again.rows(7).tolist() != other.rows(7).tolist()

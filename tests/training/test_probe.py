@@ -5,7 +5,7 @@ import pytest
 import torch
 
 pytest.importorskip("ray")
-from bcl_ray.data.plan import Layout, evaluation_reads
+from bcl_ray.data.layout import Layout, evaluation_reads
 from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.overrides import with_overrides
@@ -36,7 +36,7 @@ def test_images(digits) -> list[dict[str, np.ndarray]]:
     """The whole evaluation split, as Ray Data would bring it."""
     experiment, manifest = digits
     split = manifest.splits["test"]
-    layout = Layout(tuple(shard.rows for shard in split.shards), split.row_group_rows)
+    layout = Layout.of(split)
     source = source_of(experiment, manifest, training=False)
     return [source.load(0, [read]) for read in evaluation_reads(layout)]
 

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcl_ray.data.decode import decode
-from bcl_ray.data.plan import EpochPlan, Layout
+from bcl_ray.data.layout import Layout
+from bcl_ray.data.plan import EpochPlan, epoch_plan
 from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.data.views import eval_views, resident, train_views
@@ -26,7 +27,7 @@ from bcl_ray.experiment.recipes import cifar10_lt, cifar100_lt, digits_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.ray_runtime.elastic import chosen_workers
-from bcl_ray.runs.budget import budget, epoch_plan
+from bcl_ray.runs.budget import budget
 from bcl_ray.training import residency
 from tests.trained import rows_of
 

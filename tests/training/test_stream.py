@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.data.views import host
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.runs import budget
 from bcl_ray.training import stream, tasks
 
 ray = pytest.importorskip("ray")
@@ -71,7 +71,7 @@ def test_batches_are_the_plans_rows_with_their_keyed_views(
     experiment, manifest, train_rows, world_size
 ):
     got = list(streamed(experiment, manifest, world_size=world_size))
-    plans = [budget.epoch_plan(experiment, manifest, epoch) for epoch in range(2)]
+    plans = [epoch_plan(experiment, manifest, epoch) for epoch in range(2)]
     assert [epoch for epoch, _ in got] == [0] * plans[0].steps + [1] * plans[1].steps
     for (epoch, batch), step in zip(got, 2 * [*range(plans[0].steps)], strict=True):
         rows = train_rows.take(plans[epoch].rows(step))
@@ -93,7 +93,7 @@ def test_a_stream_in_many_small_segments_is_the_same_stream(experiment, manifest
 
 
 def test_a_stream_that_starts_in_mid_epoch_is_the_tail_of_the_whole_one(experiment, manifest):
-    steps = budget.epoch_plan(experiment, manifest, 0).steps
+    steps = epoch_plan(experiment, manifest, 0).steps
     whole = list(streamed(experiment, manifest))
     tail = list(streamed(experiment, manifest, world_size=2, first_step=steps + 3))
     assert [epoch for epoch, _ in tail] == [1] * (steps - 3)
@@ -103,7 +103,7 @@ def test_a_stream_that_starts_in_mid_epoch_is_the_tail_of_the_whole_one(experime
 
 
 def test_a_run_that_is_complete_has_no_batches_left(experiment, manifest):
-    steps = budget.epoch_plan(experiment, manifest, 0).steps
+    steps = epoch_plan(experiment, manifest, 0).steps
     assert not list(streamed(experiment, manifest, first_step=2 * steps))
 
 
@@ -142,6 +142,6 @@ def test_data_tasks_do_not_import_torch(experiment, manifest):
 
 def _modules_after_a_task(experiment, manifest):
     source = tasks.source_of(experiment, manifest, training=True)
-    reads = list(budget.epoch_plan(experiment, manifest, 0).reads())[:2]
+    reads = list(epoch_plan(experiment, manifest, 0).reads())[:2]
     assert source.load(0, reads)["views"].shape[1:] == (3, 8, 8, 3)
     return sorted({name.partition(".")[0] for name in sys.modules})

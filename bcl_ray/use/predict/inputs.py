@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bcl_ray.data.decode import Pixels, decode
-from bcl_ray.data.plan import Layout
+from bcl_ray.data.layout import Layout
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, read_row_group
 from bcl_ray.data.shards.staging import FORMATS, checking, image_sides
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
@@ -143,7 +143,7 @@ def shards_of(uri: str, manifest: Manifest, split: str) -> Shards:
     if split not in manifest.splits:
         raise UserError(f"--split '{split}' is not in {uri}: there is {', '.join(manifest.splits)}")
     found = manifest.splits[split]
-    layout = Layout(tuple(shard.rows for shard in found.shards), found.row_group_rows)
+    layout = Layout.of(found)
     return Shards(uri, tuple(shard.file for shard in found.shards), layout, manifest.class_names)
 
 
