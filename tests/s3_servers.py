@@ -23,10 +23,10 @@ class Bucket:
 
     @property
     def client(self):
-        return s3.client(s3.place_of(self.uri))
+        return s3.client(s3.parse_uri(self.uri))
 
     def keys(self) -> list[str]:
-        name = s3.place_of(self.uri).bucket
+        name = s3.parse_uri(self.uri).bucket
         return [
             item["Key"] for item in self.client.list_objects_v2(Bucket=name).get("Contents", ())
         ]

@@ -40,7 +40,7 @@ def _built_from() -> str | None:
     return (file.read_text().strip() or None) if file.exists() else None
 
 
-def place() -> dict[str, str]:
+def cluster_tags() -> dict[str, str]:
     """Tags of a run: `cluster`, and `job` where a scheduler started this process."""
     environment = os.environ
     name = environment.get("RAY_CLUSTER_NAME") or environment.get("SLURM_CLUSTER_NAME")

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bcl_ray.machine.versions import place
+from bcl_ray.machine.versions import cluster_tags
 from bcl_ray.storage import files
 from bcl_ray.storage.retry import PassingError
 from bcl_ray.storage.swap import Version, file_at
@@ -153,7 +153,7 @@ def own_record(before: Record | None) -> Record:
         released=False,
         host=socket.gethostname(),
         pid=os.getpid(),
-        job=place().get("job", ""),
+        job=cluster_tags().get("job", ""),
         since=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         machine=_machine() if started else "",
         started=started,

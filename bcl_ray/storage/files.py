@@ -3,7 +3,7 @@
 Every function tries again, for minutes, while an object store throttles or does not answer and
 while a local disk is full, and says so with a warning (logger bcl_ray.storage). Then, and for
 faults that do not pass, it raises FileNotFoundError, PermissionError or another OSError whose
-text names the URI and what to do. Settings and credentials of S3: see `bcl_ray.storage.s3.place`.
+text names the URI and what to do. Settings and credentials of S3: see `storage.s3.location`.
 """
 
 import contextlib
@@ -46,9 +46,9 @@ def resolve(uri: str) -> tuple[Any, str]:
         ValueError: a scheme that pyarrow does not know, or a malformed URI.
     """
     if s3.is_s3(uri):
-        place = s3.place_of(uri)
+        location = s3.parse_uri(uri)
         with plain_errors(uri):
-            return s3.filesystem(place), place.path
+            return s3.filesystem(location), location.path
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     with plain_errors(uri):
@@ -73,9 +73,9 @@ def whole(uri: str, guard: Guard) -> tuple[Any, str]:
             is hashable, and goes with the filesystem where that is pickled.
     """
     if s3.is_s3(uri):
-        place = s3.place_of(uri)
+        location = s3.parse_uri(uri)
         with plain_errors(uri):
-            return s3.filesystem(place, guard=guard), place.path
+            return s3.filesystem(location, guard=guard), location.path
     filesystem, path = resolve(uri)
     return (
         _AtomicFileSystem(guard) if isinstance(filesystem, fs.LocalFileSystem) else filesystem
@@ -99,14 +99,16 @@ def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
 
     def attempt() -> Result:
         # Blips pass within the filesystem's own attempts; the rest is for our eyes.
-        place = s3.place_of(uri) if s3.is_s3(uri) else None
+        location = s3.parse_uri(uri) if s3.is_s3(uri) else None
         filesystem, path = (
-            (s3.filesystem(place, attempts=s3.QUICK), place.path) if place else resolve(uri)
+            (s3.filesystem(location, attempts=s3.QUICK), location.path)
+            if location
+            else resolve(uri)
         )
         try:
             return function(filesystem, path)
         except Exception as error:
-            clearer = s3.precise(error, place) if place else error
+            clearer = s3.precise(error, location) if location else error
             if clearer is error:
                 raise
             raise clearer from None
@@ -207,7 +209,7 @@ def walk(uri: str) -> Iterator[str]:
         with plain_errors(uri):
             return _persist(attempt, uri)
 
-    for key in s3.keys(s3.place_of(uri), persist):
+    for key in s3.keys(s3.parse_uri(uri), persist):
         if not any(part.startswith(".") for part in key.split("/")):
             yield key
 
@@ -222,7 +224,7 @@ def read_bytes(uri: str) -> bytes:
     if s3.is_s3(uri):
         # Not by pyarrow, which asks for an object's size, then for the bytes of perhaps another.
         with plain_errors(uri):
-            return _persist(lambda: s3.read(s3.place_of(uri)), uri)
+            return _persist(lambda: s3.read(s3.parse_uri(uri)), uri)
 
     def read(filesystem: Any, path: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
@@ -249,7 +251,7 @@ def create_bytes(uri: str, data: bytes) -> None:
     """
     if s3.is_s3(uri):
         with plain_errors(uri):
-            s3.create(s3.place_of(uri), data, lambda attempt: _persist(attempt, uri))
+            s3.create(s3.parse_uri(uri), data, lambda attempt: _persist(attempt, uri))
     elif isinstance(resolve(uri)[0], fs.LocalFileSystem):
         with _local_write(uri, exclusive=True) as sink:
             sink.write(data)
@@ -310,7 +312,7 @@ def _s3_write(uri: str) -> Iterator[Any]:
         with plain_errors(uri):
             return _persist(attempt, uri)
 
-    upload = s3.Upload(s3.place_of(uri), plainly)
+    upload = s3.Upload(s3.parse_uri(uri), plainly)
     try:
         yield upload
         upload.complete()
@@ -456,7 +458,7 @@ def plain_errors(uri: str) -> Iterator[None]:
         raise FileNotFoundError(f"{uri} does not exist: check its spelling") from None
     except Exception as error:
         if s3.is_s3(uri) and s3.fault_of(error) is not None:
-            raise s3.explain(error, uri, s3.place_of(uri)) from error
+            raise s3.explain(error, uri, s3.parse_uri(uri)) from error
         if not isinstance(error, OSError):
             raise
         raise _plain(error, uri) from error

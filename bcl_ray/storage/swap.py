@@ -56,16 +56,16 @@ class _Object:
     """In S3."""
 
     def __init__(self, uri: str) -> None:
-        self._uri, self._place = uri, s3.place_of(uri)
+        self._uri, self._location = uri, s3.parse_uri(uri)
 
     def read(self) -> Version | None:
-        return s3.read_version(self._place)
+        return s3.read_version(self._location)
 
     def replace(self, data: bytes, old: Version | None) -> Version:
-        return s3.replace_version(self._place, data, old)
+        return s3.replace_version(self._location, data, old)
 
     def compares(self, own: Version) -> bool:
-        return s3.compares(self._place, own)
+        return s3.compares(self._location, own)
 
     def remove(self, own: Version) -> None:
         if self.read() == own:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.versions import place, versions
+from bcl_ray.machine.versions import cluster_tags, versions
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files
 from bcl_ray.storage.lease import Lease
@@ -151,7 +151,7 @@ class Tracker:
         self._delivery.record({"kind": "status", "status": "RUNNING"})
         if parent is not None:
             self._delivery.record({"kind": "parent", "uid": parent})
-        self.tags({**versions(), **place()})
+        self.tags({**versions(), **cluster_tags()})
 
     def describe(self, experiment: Experiment, manifest: Manifest) -> None:
         """Record what is trained, and on which data."""

@@ -9,9 +9,9 @@ from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import HeldError, LostError, UnrenewedError
 from bcl_ray.storage.s3.faults import explain
-from bcl_ray.storage.s3.place import Place
+from bcl_ray.storage.s3.location import Location
 
-BUCKET = Place("bucket", "x", None, None)
+BUCKET = Location("bucket", "x", None, None)
 
 
 def of_s3(text):

@@ -43,7 +43,7 @@ REFUSED = [
 @pytest.fixture
 def become(bucket, description, monkeypatch):
     """A function that makes this process one of the roles, as the server knows them."""
-    name = s3.place_of(bucket.uri).bucket
+    name = s3.parse_uri(bucket.uri).bucket
     store = description.object_store.model_copy(
         update={"uri": f"{bucket.uri}/bcl-ray", "sources": (f"{bucket.uri}/bcl-ray/images",)}
     )
@@ -82,7 +82,7 @@ def test_each_role_may_do_what_it_does_and_no_more(become):
         problems = s3.check_access(f"{root}/{folder}", {"write"})
         assert "must not write" in " ".join(problems), (role, folder)
         # Not by our storage, which asks again for half a minute: a denial may be a server's haste.
-        place = s3.place_of(f"{root}/{folder}/there")
+        place = s3.parse_uri(f"{root}/{folder}/there")
         with pytest.raises(ClientError, match="AccessDenied"):
             s3.client(place).delete_object(Bucket=place.bucket, Key=place.key)
 

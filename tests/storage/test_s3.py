@@ -150,7 +150,7 @@ def test_a_failed_block_leaves_neither_object_nor_parts(bucket, small_parts):
 
 
 def test_uploads_of_dead_processes_are_listed_and_aborted(bucket):
-    name = s3.place_of(bucket.uri).bucket
+    name = s3.parse_uri(bucket.uri).bucket
     begun = bucket.client.create_multipart_upload(Bucket=name, Key="runs/left")
     (found,) = uploads_of(bucket)
     assert (found.uri, found.upload_id) == (f"{bucket.uri}/runs/left", begun["UploadId"])
@@ -170,7 +170,7 @@ def test_a_command_lists_and_aborts_them(bucket):
         return done.output.splitlines()
 
     assert command() == ["no upload is unfinished"]
-    name = s3.place_of(bucket.uri).bucket
+    name = s3.parse_uri(bucket.uri).bucket
     for key in ("runs/a", "runs/b"):
         bucket.client.create_multipart_upload(Bucket=name, Key=key)
     time.sleep(2)  # Swift rounds their time up

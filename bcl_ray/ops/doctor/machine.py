@@ -109,7 +109,7 @@ def object_store(uri: str) -> str:
     problems = s3.check_access(uri, actions, SECONDS - 1)
     if problems:
         raise OSError("; ".join(problems))
-    return f"{uri} on {s3.place_of(uri).server}: {', '.join(actions)}"
+    return f"{uri} on {s3.parse_uri(uri).server}: {', '.join(actions)}"
 
 
 def tracking_server(uri: str) -> str:

@@ -16,7 +16,15 @@ from bcl_ray.storage.s3.faults import (
     precise,
 )
 from bcl_ray.storage.s3.listing import keys
-from bcl_ray.storage.s3.place import QUICK, Place, client, filesystem, forget, is_s3, place_of
+from bcl_ray.storage.s3.location import (
+    QUICK,
+    Location,
+    client,
+    filesystem,
+    forget,
+    is_s3,
+    parse_uri,
+)
 from bcl_ray.storage.s3.swap import ChangedError, Version, compares, read_version, replace_version
 from bcl_ray.storage.s3.uploads import (
     StaleUpload,
@@ -33,8 +41,8 @@ __all__ = [
     "QUICK",
     "ChangedError",
     "Fault",
+    "Location",
     "Passing",
-    "Place",
     "StaleUpload",
     "Upload",
     "Version",
@@ -51,8 +59,8 @@ __all__ = [
     "forget",
     "is_s3",
     "keys",
+    "parse_uri",
     "patience",
-    "place_of",
     "precise",
     "read",
     "read_version",

@@ -1,4 +1,4 @@
-"""Whether a place of S3 may be used as a training will use it, said before it starts."""
+"""Whether a location in S3 may be used as a training will use it, said before it starts."""
 
 import contextlib
 import queue
@@ -12,7 +12,7 @@ from typing import Any
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage.retry import PassingError
 from bcl_ray.storage.s3.faults import explain, fault_of
-from bcl_ray.storage.s3.place import Place, client, filesystem, place_of
+from bcl_ray.storage.s3.location import Location, client, filesystem, parse_uri
 
 SECONDS = 15.0  # for everything, whatever the endpoint does
 CONNECT, SILENCE = 3.0, 5.0  # seconds, for each request of a check
@@ -50,14 +50,14 @@ def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -
     unknown = sorted(set(actions) - set(ACTIONS))
     if unknown:
         raise UserError(f"action '{unknown[0]}' must be one of {', '.join(ACTIONS)}")
-    place = place_of(uri)
+    location = parse_uri(uri)
     answer: queue.Queue[list[str]] = queue.Queue()
 
     def check() -> None:
         try:
-            answer.put(_problems(uri, place, actions))
+            answer.put(_problems(uri, location, actions))
         except Exception as error:
-            answer.put([_problem(explain(error, uri, place))])
+            answer.put([_problem(explain(error, uri, location))])
 
     threading.Thread(target=check, name="check-s3", daemon=True).start()
     try:
@@ -65,7 +65,7 @@ def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -
     except queue.Empty:
         return [
             Passing(
-                f"{uri}: {place.server} has not answered within {seconds:g} s: check "
+                f"{uri}: {location.server} has not answered within {seconds:g} s: check "
                 "AWS_ENDPOINT_URL, the network and its firewalls"
             )
         ]
@@ -74,9 +74,9 @@ def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -
 class _Attempts:
     """Requests, what was refused of them, and the server's time."""
 
-    def __init__(self, uri: str, place: Place) -> None:
-        self._uri, self._place = uri, place
-        self.s3 = client(place, attempts=1, connect_seconds=CONNECT, silence_seconds=SILENCE)
+    def __init__(self, uri: str, location: Location) -> None:
+        self._uri, self._location = uri, location
+        self.s3 = client(location, attempts=1, connect_seconds=CONNECT, silence_seconds=SILENCE)
         self.refused: list[str] = []
         self._skew = 0.0
 
@@ -87,7 +87,7 @@ class _Attempts:
         except Exception as error:
             if fault_of(error) is None and not isinstance(error, OSError):
                 raise
-            self.refused.append(_problem(explain(error, self._uri, self._place)))
+            self.refused.append(_problem(explain(error, self._uri, self._location)))
             self._look_at_clock(getattr(error, "response", None))
             return None
         self._look_at_clock(answer)
@@ -110,29 +110,29 @@ class _Attempts:
             self._skew = (datetime.now(UTC) - then).total_seconds()
 
 
-def _problems(uri: str, place: Place, actions: Collection[str]) -> list[str]:
-    attempt, folder = _Attempts(uri, place), {"Bucket": place.bucket, "Prefix": place.key}
+def _problems(uri: str, location: Location, actions: Collection[str]) -> list[str]:
+    attempt, folder = _Attempts(uri, location), {"Bucket": location.bucket, "Prefix": location.key}
     listed = None
     if "list" in actions:
         listed = attempt(lambda: attempt.s3.list_objects_v2(**folder, MaxKeys=20))
     if attempt.refused:  # the rest would most often fail alike
         return attempt.problems()
     if "write" in actions:
-        _check_writing(attempt, place, actions)
+        _check_writing(attempt, location, actions)
     elif "read" in actions:
-        _check_reading(attempt, place, listed)
+        _check_reading(attempt, location, listed)
     return attempt.problems()
 
 
-def _check_writing(attempt: _Attempts, place: Place, actions: Collection[str]) -> None:
-    key = "/".join(filter(None, [place.key, f".bcl-ray-probe-{secrets.token_hex(8)}"]))
-    probe = {"Bucket": place.bucket, "Key": key}
+def _check_writing(attempt: _Attempts, location: Location, actions: Collection[str]) -> None:
+    key = "/".join(filter(None, [location.key, f".bcl-ray-probe-{secrets.token_hex(8)}"]))
+    probe = {"Bucket": location.bucket, "Key": key}
     if attempt(lambda: attempt.s3.put_object(**probe, Body=PROBE)) is None:
         return
     if "read" in actions:
         attempt(lambda: attempt.s3.get_object(**probe))
     # Ray writes with pyarrow, whose checksums some stores do not take.
-    attempt(lambda: _write_with_pyarrow(place, key))
+    attempt(lambda: _write_with_pyarrow(location, key))
     if "delete" in actions:
         attempt(lambda: attempt.s3.delete_object(**probe))
     else:
@@ -140,19 +140,19 @@ def _check_writing(attempt: _Attempts, place: Place, actions: Collection[str]) -
             attempt.s3.delete_object(**probe)
 
 
-def _write_with_pyarrow(place: Place, key: str) -> None:
-    arrow = filesystem(place, attempts=0, connect_seconds=CONNECT, silence_seconds=SILENCE)
-    with arrow.open_output_stream(f"{place.bucket}/{key}") as sink:
+def _write_with_pyarrow(location: Location, key: str) -> None:
+    arrow = filesystem(location, attempts=0, connect_seconds=CONNECT, silence_seconds=SILENCE)
+    with arrow.open_output_stream(f"{location.bucket}/{key}") as sink:
         sink.write(PROBE)
 
 
-def _check_reading(attempt: _Attempts, place: Place, listed: Any) -> None:
+def _check_reading(attempt: _Attempts, location: Location, listed: Any) -> None:
     """Read a byte of the object, or of any in the folder; nothing can be read of an empty one."""
-    bucket = {"Bucket": place.bucket}
+    bucket = {"Bucket": location.bucket}
     if listed is not None:
         keys = [item["Key"] for item in listed.get("Contents", ()) if item["Size"]]
-    elif place.key:
-        keys = [place.key]
+    elif location.key:
+        keys = [location.key]
     else:
         attempt(lambda: attempt.s3.head_bucket(**bucket))
         return

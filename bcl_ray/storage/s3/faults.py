@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bcl_ray.storage.retry import PATIENCE, PassingError
-from bcl_ray.storage.s3.place import Place, client
+from bcl_ray.storage.s3.location import Location, client
 
 DENIED_PATIENCE = 30.0  # seconds; throttling is sometimes disguised as 403
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
@@ -140,13 +140,13 @@ def brief(error: BaseException) -> str:
     return f"HTTP status {fault.status}" if fault.status else _shortened(fault.text)
 
 
-def precise(error: BaseException, place: Place) -> BaseException:
+def precise(error: BaseException, location: Location) -> BaseException:
     """An error itself, or what a listing is told where the answer had no text (to a HEAD)."""
     fault = fault_of(error)
     if fault is None or "No response body" not in fault.text or fault.status >= 500:
         return error
     try:
-        client(place).list_objects_v2(Bucket=place.bucket, MaxKeys=1)
+        client(location).list_objects_v2(Bucket=location.bucket, MaxKeys=1)
     except Exception as clearer:
         found = fault_of(clearer)
         same = found is None or found.code in _DENIED or found.code in _TRANSIENT
@@ -154,14 +154,14 @@ def precise(error: BaseException, place: Place) -> BaseException:
     return error
 
 
-def explain(error: BaseException, uri: str, place: Place) -> OSError:
+def explain(error: BaseException, uri: str, location: Location) -> OSError:
     """The same error in plain words: what is wrong with which URI, and what to do."""
     fault = fault_of(error)
     if fault is None:
         return OSError(f"{uri}: {' '.join(str(error).split())}")
     known = fault.code and fault.code not in _TRANSIENT
     said = f"{brief(error)}, {fault.action}" if known and fault.action else _shortened(fault.text)
-    text = f"{uri}: {_words(fault, place)} ({said})"
+    text = f"{uri}: {_words(fault, location)} ({said})"
     if fault.code in ("nosuchkey", "nosuchbucket"):
         return FileNotFoundError(text)
     if fault.code in _RETRIEVAL:
@@ -172,22 +172,22 @@ def explain(error: BaseException, uri: str, place: Place) -> OSError:
 
 
 @contextmanager
-def explained(uri: str, place: Place) -> Iterator[None]:
+def explained(uri: str, location: Location) -> Iterator[None]:
     """Raise S3's errors in plain words."""
     try:
         yield
     except Exception as error:
         if fault_of(error) is None:
             raise
-        raise explain(error, uri, place) from error
+        raise explain(error, uri, location) from error
 
 
-def _words(fault: Fault, place: Place) -> str:  # noqa: PLR0911 (a table with conditions)
+def _words(fault: Fault, location: Location) -> str:  # noqa: PLR0911 (a table with conditions)
     what, permission = _ACTIONS.get(fault.action, ("use", "the action"))
     if fault.code == "nosuchbucket":
         return (
-            f"there is no bucket '{place.bucket}' at {place.server}: create it, or check its name "
-            "and AWS_ENDPOINT_URL"
+            f"there is no bucket '{location.bucket}' at {location.server}: create it, or check its "
+            "name and AWS_ENDPOINT_URL"
         )
     if fault.code in ("nosuchkey", "resourcenotfound"):
         return "does not exist: check its spelling"
@@ -196,7 +196,7 @@ def _words(fault: Fault, place: Place) -> str:  # noqa: PLR0911 (a table with co
     if fault.code in _CLOCK:
         return "this machine's clock is wrong, and S3 refuses what it signs: set it (NTP)"
     if fault.code in _CREDENTIALS:
-        return _credentials(fault, place)
+        return _credentials(fault, location)
     if fault.code in _DENIED:
         return (
             f"access denied, these credentials must not {what} there: allow {permission} in their "
@@ -204,23 +204,24 @@ def _words(fault: Fault, place: Place) -> str:  # noqa: PLR0911 (a table with co
         )
     if (fault.status in (411, 501) and what == "write") or "aws-chunked" in fault.text:
         return (
-            f"{place.server} does not take the checksums that clients add to uploads: set "
+            f"{location.server} does not take the checksums that clients add to uploads: set "
             f"{CHECKSUMS}=when_required on every machine, before the start"
         )
     if fault.code in _REGION or fault.status == 301:
-        return f"the bucket is in another region than {place.region}: set AWS_REGION to its own"
-    return _unreachable(fault, place)
+        return f"the bucket is in another region than {location.region}: set AWS_REGION to its own"
+    return _unreachable(fault, location)
 
 
-def _credentials(fault: Fault, place: Place) -> str:
+def _credentials(fault: Fault, location: Location) -> str:
     if fault.code == "invalidaccesskeyid":
         return (
-            f"{place.server} does not know the access key: check AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            f"{location.server} does not know the access key: check AWS_ACCESS_KEY_ID "
+            "or AWS_PROFILE"
         )
     if fault.code == "signaturedoesnotmatch":
         return (
             "the secret key is wrong: check AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and that "
-            f"{place.server} is the server that they are for"
+            f"{location.server} is the server that they are for"
         )
     if fault.code == "invalidtoken":
         return "the credentials' session token is wrong: check AWS_SESSION_TOKEN, or renew it"
@@ -230,23 +231,23 @@ def _credentials(fault: Fault, place: Place) -> str:
     )
 
 
-def _unreachable(fault: Fault, place: Place) -> str:
+def _unreachable(fault: Fault, location: Location) -> str:
     if "resolve" in fault.text.lower():
-        return f"{place.server} has no address: check AWS_ENDPOINT_URL and this machine's DNS"
+        return f"{location.server} has no address: check AWS_ENDPOINT_URL and this machine's DNS"
     if _CURL_FINAL.search(fault.text) or fault.code in ("sslerror", "responseparsererror"):
         return (
-            f"{place.server} does not answer as an S3 server: check AWS_ENDPOINT_URL, its scheme "
-            "(http or https) and port, and AWS_CA_BUNDLE"
+            f"{location.server} does not answer as an S3 server: check AWS_ENDPOINT_URL, its "
+            "scheme (http or https) and port, and AWS_CA_BUNDLE"
         )
     if fault.code == "networkconnection" or fault.code.endswith(
         ("connectionerror", "timeouterror")
     ):
-        return f"{place.server} does not answer: check AWS_ENDPOINT_URL, and that it is up"
+        return f"{location.server} does not answer: check AWS_ENDPOINT_URL, and that it is up"
     if fault.code in _TRANSIENT or fault.status >= 500:
-        return f"{place.server} is too busy or broken, and was so each time: try again later"
+        return f"{location.server} is too busy or broken, and was so each time: try again later"
     if not fault.status:
         return "a setting is wrong: check the AWS_ variables of the environment, and the profile"
-    return f"{place.server} refused it: check that AWS_ENDPOINT_URL is an S3 server's"
+    return f"{location.server} refused it: check that AWS_ENDPOINT_URL is an S3 server's"
 
 
 def _shortened(text: str) -> str:

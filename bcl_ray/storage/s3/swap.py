@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bcl_ray.storage.s3.faults import fault_of
-from bcl_ray.storage.s3.place import Place, client
+from bcl_ray.storage.s3.location import Location, client
 
 UNKNOWN_TAG = '"00000000000000000000000000000000"'
 
@@ -26,10 +26,10 @@ class Version:
     tag: str = ""
 
 
-def read_version(place: Place) -> Version | None:
+def read_version(location: Location) -> Version | None:
     """The object as it is now; None where there is none."""
     try:
-        found = _client(place).get_object(Bucket=place.bucket, Key=place.key)
+        found = _client(location).get_object(Bucket=location.bucket, Key=location.key)
         return Version(bytes(found["Body"].read()), str(found["ETag"]))
     except Exception as error:
         fault = fault_of(error)
@@ -38,7 +38,7 @@ def read_version(place: Place) -> Version | None:
         raise
 
 
-def replace_version(place: Place, data: bytes, old: Version | None) -> Version:
+def replace_version(location: Location, data: bytes, old: Version | None) -> Version:
     """Write the object, once, if it is still `old`; safe to repeat with the same, unique data.
 
     Raises:
@@ -46,28 +46,28 @@ def replace_version(place: Place, data: bytes, old: Version | None) -> Version:
     """
     condition = {"IfNoneMatch": "*"} if old is None else {"IfMatch": old.tag}
     try:
-        return _put(place, data, **condition)
+        return _put(location, data, **condition)
     except Exception as error:
         fault = fault_of(error)
         if fault is None or (fault.status not in (409, 412, 501) and fault.code != "nosuchkey"):
             raise
         unsupported = fault.status == 501
-    found = read_version(place)
+    found = read_version(location)
     if found is not None and found.data == data:  # an attempt whose answer was lost has written it
         return found
     if found != old:
         raise ChangedError
     if unsupported:
-        return _put(place, data)
+        return _put(location, data)
     if old is None:  # it was there a moment ago, or another writer is at it
         raise ChangedError
-    return _unquoted(place, data, old)
+    return _unquoted(location, data, old)
 
 
-def compares(place: Place, own: Version) -> bool:
+def compares(location: Location, own: Version) -> bool:
     """Whether the server compares: `own`, which is there, must not replace what is not there."""
     try:
-        _put(place, own.data, IfMatch=UNKNOWN_TAG)
+        _put(location, own.data, IfMatch=UNKNOWN_TAG)
     except Exception as error:
         fault = fault_of(error)
         if fault is None or fault.status not in (412, 501):
@@ -76,10 +76,10 @@ def compares(place: Place, own: Version) -> bool:
     return False
 
 
-def _unquoted(place: Place, data: bytes, old: Version) -> Version:
+def _unquoted(location: Location, data: bytes, old: Version) -> Version:
     """Ceph 16 compares with the tag as it is sent, and has it without quotes."""
     try:
-        return _put(place, data, IfMatch=old.tag.strip('"'))
+        return _put(location, data, IfMatch=old.tag.strip('"'))
     except Exception as error:
         fault = fault_of(error)
         if fault is not None and fault.status in (409, 412):
@@ -87,10 +87,12 @@ def _unquoted(place: Place, data: bytes, old: Version) -> Version:
         raise
 
 
-def _put(place: Place, data: bytes, **condition: str) -> Version:
-    done = _client(place).put_object(Bucket=place.bucket, Key=place.key, Body=data, **condition)
+def _put(location: Location, data: bytes, **condition: str) -> Version:
+    done = _client(location).put_object(
+        Bucket=location.bucket, Key=location.key, Body=data, **condition
+    )
     return Version(data, str(done["ETag"]))
 
 
-def _client(place: Place) -> Any:
-    return client(place, silence_seconds=10)  # what is late does not help: leases run out
+def _client(location: Location) -> Any:
+    return client(location, silence_seconds=10)  # what is late does not help: leases run out

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from bcl_ray.storage.s3.faults import explained, fault_of
-from bcl_ray.storage.s3.place import Place, client, place_of
+from bcl_ray.storage.s3.location import Location, client, parse_uri
 
 PART_BYTES = 16 << 20  # 10,000 parts at most: objects up to 156 GiB
 
@@ -19,13 +19,13 @@ class Upload(io.RawIOBase):
     pyarrow's own sink completes the object when a block fails: readers would see a part.
 
     Args:
-        place: of the object.
+        location: of the object.
         persist: calls a function until it succeeds.
     """
 
-    def __init__(self, place: Place, persist: Persist) -> None:
-        self._place, self._persist = place, persist
-        self._key = {"Bucket": place.bucket, "Key": place.key}
+    def __init__(self, location: Location, persist: Persist) -> None:
+        self._location, self._persist = location, persist
+        self._key = {"Bucket": location.bucket, "Key": location.key}
         self._waiting = bytearray()
         self._parts: list[dict[str, Any]] = []
         self._id: str | None = None
@@ -72,7 +72,7 @@ class Upload(io.RawIOBase):
     def abort(self) -> None:
         """Give back the space of the parts; where that fails, `stale_uploads` lists them."""
         if self._id is not None:
-            s3 = client(self._place, attempts=3)
+            s3 = client(self._location, attempts=3)
             s3.abort_multipart_upload(**self._key, UploadId=self._id)
 
     def _send(self, data: bytes) -> None:
@@ -95,17 +95,17 @@ class Upload(io.RawIOBase):
         return bool(self._s3().head_object(**self._key)["ContentLength"] == self._size)
 
     def _s3(self) -> Any:
-        return client(self._place)
+        return client(self._location)
 
 
-def read(place: Place) -> bytes:
+def read(location: Location) -> bytes:
     """A whole object, in one request, so that all of it is of one version.
 
     Raises:
         FileNotFoundError: there is none.
     """
     try:
-        found = client(place).get_object(Bucket=place.bucket, Key=place.key)
+        found = client(location).get_object(Bucket=location.bucket, Key=location.key)
         return bytes(found["Body"].read())
     except Exception as error:
         fault = fault_of(error)
@@ -114,13 +114,13 @@ def read(place: Place) -> bytes:
         raise
 
 
-def create(place: Place, data: bytes, persist: Persist) -> None:
+def create(location: Location, data: bytes, persist: Persist) -> None:
     """Write an object unless there is one.
 
     Raises:
         FileExistsError: there is one.
     """
-    key: dict[str, Any] = {"Bucket": place.bucket, "Key": place.key}
+    key: dict[str, Any] = {"Bucket": location.bucket, "Key": location.key}
     tried = 0
 
     def write() -> None:
@@ -128,25 +128,27 @@ def create(place: Place, data: bytes, persist: Persist) -> None:
         tried += 1
         try:
             # One attempt each, so that we know of all of them.
-            client(place).put_object(**key, Body=data, IfNoneMatch="*")
+            client(location).put_object(**key, Body=data, IfNoneMatch="*")
         except Exception as error:
             fault = fault_of(error)
             if fault is not None and fault.status == 501:  # it knows no conditions
-                client(place).put_object(**key, Body=data)
+                client(location).put_object(**key, Body=data)
             elif fault is None or fault.status != 412:
                 raise
             # An earlier attempt, whose answer was lost, may have written it.
-            elif tried == 1 or client(place).get_object(**key)["Body"].read() != data:
+            elif tried == 1 or client(location).get_object(**key)["Body"].read() != data:
                 raise FileExistsError from None
 
     # Some stores overlook the condition, so that it is looked up first in any case.
-    persist(lambda: _refuse_if_there(place))
+    persist(lambda: _refuse_if_there(location))
     persist(write)
 
 
-def _refuse_if_there(place: Place) -> None:
-    listed = client(place).list_objects_v2(Bucket=place.bucket, Prefix=place.key, MaxKeys=1)
-    if any(item["Key"] == place.key for item in listed.get("Contents", ())):
+def _refuse_if_there(location: Location) -> None:
+    listed = client(location).list_objects_v2(
+        Bucket=location.bucket, Prefix=location.key, MaxKeys=1
+    )
+    if any(item["Key"] == location.key for item in listed.get("Contents", ())):
         raise FileExistsError
 
 
@@ -163,15 +165,17 @@ def stale_uploads(uri: str, older_than: timedelta = timedelta(days=1)) -> list[S
 
     A shard or checkpoint takes minutes, so that a day's uploads are those of dead processes.
     """
-    place, before = place_of(uri), datetime.now(UTC) - older_than
-    with explained(uri, place):
-        pages = client(place, attempts=3).get_paginator("list_multipart_uploads")
+    location, before = parse_uri(uri), datetime.now(UTC) - older_than
+    with explained(uri, location):
+        pages = client(location, attempts=3).get_paginator("list_multipart_uploads")
         found = [
-            StaleUpload(f"s3://{place.bucket}/{item['Key']}", item["Initiated"], item["UploadId"])
-            for page in pages.paginate(Bucket=place.bucket, Prefix=place.key)
+            StaleUpload(
+                f"s3://{location.bucket}/{item['Key']}", item["Initiated"], item["UploadId"]
+            )
+            for page in pages.paginate(Bucket=location.bucket, Prefix=location.key)
             for item in page.get("Uploads", ())
             # `runs` begins runs-prod/... too, which is not below it.
-            if f"{item['Key']}/".startswith(f"{place.key}/" if place.key else "")
+            if f"{item['Key']}/".startswith(f"{location.key}/" if location.key else "")
             and item["Initiated"] <= before
         ]
     return sorted(found, key=lambda upload: upload.begun)
@@ -179,12 +183,17 @@ def stale_uploads(uri: str, older_than: timedelta = timedelta(days=1)) -> list[S
 
 def abort_uploads(uri: str, uploads: list[StaleUpload]) -> None:
     """Abort uploads that `stale_uploads(uri)` has listed; one that has ended since is no error."""
-    place = place_of(uri)
+    location = parse_uri(uri)
     for upload in uploads:
-        key = {"Bucket": place.bucket, "Key": upload.uri.removeprefix(f"s3://{place.bucket}/")}
-        with explained(upload.uri, place):
+        key = {
+            "Bucket": location.bucket,
+            "Key": upload.uri.removeprefix(f"s3://{location.bucket}/"),
+        }
+        with explained(upload.uri, location):
             try:
-                client(place, attempts=3).abort_multipart_upload(**key, UploadId=upload.upload_id)
+                client(location, attempts=3).abort_multipart_upload(
+                    **key, UploadId=upload.upload_id
+                )
             except Exception as error:
                 fault = fault_of(error)
                 if fault is None or fault.code != "nosuchupload":

@@ -35,7 +35,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A bucket and a key in it, and the server that has them.
 
     Args:
@@ -68,7 +68,7 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
-def place_of(uri: str) -> Place:
+def parse_uri(uri: str) -> Location:
     """A URI's bucket, key and server; options after '?' win over the environment.
 
     Raises:
@@ -98,37 +98,37 @@ def place_of(uri: str) -> Place:
         or os.environ.get("AWS_DEFAULT_REGION")
         or ("us-east-1" if endpoint else None)
     )
-    return Place(bucket, unquote(key).strip("/"), endpoint, region, tuple(options.items()))
+    return Location(bucket, unquote(key).strip("/"), endpoint, region, tuple(options.items()))
 
 
 def filesystem(
-    place: Place,
+    location: Location,
     attempts: int = PATIENT,
     connect_seconds: float = CONNECT_SECONDS,
     silence_seconds: float = SILENCE_SECONDS,
     guard: Guard | None = None,
 ) -> Any:
-    """The pyarrow filesystem of a place, kept while the process and its environment last.
+    """The pyarrow filesystem of a location, kept while the process and its environment last.
 
     Args:
-        place: on the server that is meant.
+        location: on the server that is meant.
         attempts, connect_seconds, silence_seconds: of each request.
         guard: called before each attempt to change something, and raises to forbid it; with the
             default number of attempts.
     """
-    timeouts, server = (connect_seconds, silence_seconds), _server_only(place)
-    return _filesystem(_environment(), place.bucket, server, attempts, timeouts, guard)
+    timeouts, server = (connect_seconds, silence_seconds), _server_only(location)
+    return _filesystem(_environment(), location.bucket, server, attempts, timeouts, guard)
 
 
 def client(
-    place: Place,
+    location: Location,
     attempts: int = 1,
     connect_seconds: float = CONNECT_SECONDS,
     silence_seconds: float = SILENCE_SECONDS,
 ) -> Any:
-    """The boto3 client of a place, kept likewise; its callers try again themselves."""
+    """The boto3 client of a location, kept likewise; its callers try again themselves."""
     timeouts = (connect_seconds, silence_seconds)
-    return _client(_environment(), _server_only(place), attempts, timeouts)
+    return _client(_environment(), _server_only(location), attempts, timeouts)
 
 
 def forget() -> None:
@@ -137,8 +137,8 @@ def forget() -> None:
     _client.cache_clear()
 
 
-def _server_only(place: Place) -> Place:
-    return Place("", "", place.endpoint, place.region, place.options)
+def _server_only(location: Location) -> Location:
+    return Location("", "", location.endpoint, location.region, location.options)
 
 
 def _environment() -> str:
@@ -151,22 +151,22 @@ def _environment() -> str:
 def _filesystem(
     _: str,
     bucket: str,
-    place: Place,
+    location: Location,
     attempts: int,
     timeouts: tuple[float, float],
     guard: Guard | None,
 ) -> Any:
-    url = urlsplit(place.endpoint or "")
+    url = urlsplit(location.endpoint or "")
     allowed = {
         name: value.lower() in ("true", "1")
-        for name, value in place.options
+        for name, value in location.options
         if name.startswith("allow_")
     }
     kind = _Patient if attempts == PATIENT else _Rebuilt
     made = kind(
         endpoint_override=url.netloc + url.path.rstrip("/") or None,
         scheme=url.scheme or None,
-        region=place.region or _region_of(bucket),
+        region=location.region or _region_of(bucket),
         tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") or None,
         connect_timeout=timeouts[0],
         request_timeout=timeouts[1],
@@ -174,7 +174,7 @@ def _filesystem(
         allow_delayed_open=True,  # a small object takes one request instead of three
         **allowed,
     )
-    made.parts = (bucket, place.options, attempts, *timeouts, guard)
+    made.parts = (bucket, location.options, attempts, *timeouts, guard)
     return made
 
 
@@ -214,11 +214,11 @@ class _Patient(_Rebuilt):
         sink = io.BytesIO()
         yield sink
         bucket, key = path.split("/", 1)
-        place = _placed(self.parts[0], self.parts[1])
+        location = _server_location(self.parts[0], self.parts[1])
 
         def send() -> None:
             self._guard()
-            client(place).put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+            client(location).put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
 
         _persistently(send, path)
 
@@ -227,11 +227,11 @@ class _Patient(_Rebuilt):
             guard()
 
     def _persist(self, name: str, what: Any, *, guard: Guard = lambda: None, **options: Any) -> Any:
-        place = _placed(self.parts[0], self.parts[1])
+        location = _server_location(self.parts[0], self.parts[1])
 
         def attempt() -> Any:
             guard()
-            return getattr(filesystem(place, attempts=QUICK), name)(what, **options)
+            return getattr(filesystem(location, attempts=QUICK), name)(what, **options)
 
         return _persistently(attempt, what)
 
@@ -244,11 +244,11 @@ def _persistently(function: Callable[[], Any], what: Any) -> Any:
 
 
 def _rebuild(bucket: str, options: tuple[tuple[str, str], ...], *settings: Any) -> Any:
-    return filesystem(_placed(bucket, options), *settings)
+    return filesystem(_server_location(bucket, options), *settings)
 
 
-def _placed(bucket: str, options: tuple[tuple[str, str], ...]) -> Place:
-    return place_of(f"s3://{bucket}" + ("?" + urlencode(options) if options else ""))
+def _server_location(bucket: str, options: tuple[tuple[str, str], ...]) -> Location:
+    return parse_uri(f"s3://{bucket}" + ("?" + urlencode(options) if options else ""))
 
 
 def _region_of(bucket: str) -> str | None:
@@ -260,11 +260,11 @@ def _region_of(bucket: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _client(_: str, place: Place, attempts: int, timeouts: tuple[float, float]) -> Any:
+def _client(_: str, location: Location, attempts: int, timeouts: tuple[float, float]) -> Any:
     from boto3.session import Session  # noqa: PLC0415 (half a second, and only S3 needs it)
     from botocore.config import Config  # noqa: PLC0415
 
-    style = "path" if place.endpoint else "auto"
+    style = "path" if location.endpoint else "auto"
     config = Config(
         s3={"addressing_style": style},
         connect_timeout=timeouts[0],
@@ -272,5 +272,5 @@ def _client(_: str, place: Place, attempts: int, timeouts: tuple[float, float]) 
         retries={"mode": "standard", "total_max_attempts": attempts},
     )
     return Session().client(
-        "s3", endpoint_url=place.endpoint, region_name=place.region, config=config
+        "s3", endpoint_url=location.endpoint, region_name=location.region, config=config
     )
