@@ -65,12 +65,12 @@ def _run(*command: str) -> None:
 
 def _told(error: Exception) -> tuple[str, int]:
     """What is said of an error, and the exit status."""
-    from bcl_ray.storage.files import cache
-    from bcl_ray.storage.retry import PassingError
+    from bcl_ray.storage.files import user_cache
+    from bcl_ray.storage.retry import TransientError
 
     if isinstance(error, ModuleNotFoundError):
         return f"{error}: pip install 'bcl-ray[train]' has all that a run needs", 2
-    if isinstance(error, PassingError | ConnectionError | TimeoutError | FailedError):
+    if isinstance(error, TransientError | ConnectionError | TimeoutError | FailedError):
         return str(error), 1
     if isinstance(error, UserError | OSError | SubprocessError):
         return str(error), 2
@@ -78,7 +78,7 @@ def _told(error: Exception) -> tuple[str, int]:
     lines = traceback.format_exception(error)
     last = lines[-1].strip().replace("\n", " ")
     try:
-        folder = cache() / "bcl_ray"
+        folder = user_cache() / "bcl_ray"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"error-{time.strftime('%m%d-%H%M%S')}-{os.getpid()}.txt"
         file.write_text("".join(lines))

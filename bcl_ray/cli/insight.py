@@ -31,5 +31,8 @@ def report(
     state = last_state(run)
     folder = out or run_folder.local_folder(run)
     files = summary.write(results.of_run(run, state), folder)
-    where, pictures = paths.shown(str(folder.absolute())), len(list(folder.glob("figures/*.png")))
+    where, pictures = (
+        paths.for_display(str(folder.absolute())),
+        len(list(folder.glob("figures/*.png"))),
+    )
     typer.echo(f"{where}/{summary.REPORT}, {pictures} figures, {len(files)} files in all")

@@ -114,12 +114,12 @@ def train(
             experiment, resume=resume, overrides=changes, restartable=restartable
         )
     from bcl_ray.display.run import accuracy_table, method
-    from bcl_ray.storage.paths import shown
+    from bcl_ray.storage.paths import for_display
 
     screen = console()
     screen.print(accuracy_table([(trained.run, method(trained.experiment), trained.metrics)]))
     if trained.report:
-        screen.print(f"report: {shown(trained.report)}", highlight=False, soft_wrap=True)
+        screen.print(f"report: {for_display(trained.report)}", highlight=False, soft_wrap=True)
     screen.print(f"next: {command()} evaluate {trained.reference}", highlight=False)
 
 

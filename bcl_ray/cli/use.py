@@ -106,7 +106,7 @@ def export(
 ) -> None:
     """Write a model as a file that others load; it is compared with the model first."""
     quiet()
-    from bcl_ray.storage.paths import shown
+    from bcl_ray.storage.paths import for_display
     from bcl_ray.use.export import export as write
     from bcl_ray.use.models import open_model
 
@@ -114,7 +114,7 @@ def export(
     opened = open_model(model, runs, last=last)
     written = write(opened, file)
     typer.echo(
-        f"{file}: {written.bytes / 2**20:.1f} MiB of {shown(opened.uri)}\n"
+        f"{file}: {written.bytes / 2**20:.1f} MiB of {for_display(opened.uri)}\n"
         f"read back: logits of {written.images} images differ by at most "
         f"{written.difference:.1e}, and {written.allowed:.1e} is allowed"
     )

@@ -13,7 +13,7 @@ from bcl_ray.experiment.metric_names import GROUPS, RESULTS
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
-from bcl_ray.storage.paths import shown
+from bcl_ray.storage.paths import for_display
 
 if TYPE_CHECKING:
     from bcl_ray.use.predict.outputs import Summary
@@ -74,7 +74,7 @@ def _workers(number: int) -> str:
 
 def follower(console: Console) -> "RunDisplay | events.EventWriter":
     """What shows a run's events: to a person, or as lines where the environment asks for them."""
-    return events.EventWriter() if events.wanted() else RunDisplay(console)
+    return events.EventWriter() if events.requested() else RunDisplay(console)
 
 
 class RunDisplay:
@@ -130,7 +130,7 @@ class RunDisplay:
         self._say(f"run      {event['run']}  in {event['folder']}")
         self._say(f"method   {method(experiment)}, {experiment.model.backbone}")
         self._say(
-            f"data     {shown(experiment.data.path)}: {event['classes']} classes, "
+            f"data     {for_display(experiment.data.path)}: {event['classes']} classes, "
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
             f"of {batch}, {budget.eval_images:,} to evaluate"
         )

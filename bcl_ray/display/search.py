@@ -22,7 +22,7 @@ MINUTE, HOUR = 60, 3600
 
 def follower(console: Console) -> "SearchDisplay | events.EventWriter":
     """What shows a search's events: to a person, or as lines where the environment asks."""
-    return events.EventWriter() if events.wanted() else SearchDisplay(console)
+    return events.EventWriter() if events.requested() else SearchDisplay(console)
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.storage import s3
-from bcl_ray.storage.retry import PassingError
+from bcl_ray.storage.retry import TransientError
 
 Places = Mapping[str, tuple[str, Collection[str]]]  # of an option: its URI, and the actions
 
@@ -48,7 +48,7 @@ def check_everywhere(
 
     Raises:
         ValueError: all problems, each with its option and where it was met.
-        PassingError: likewise, where all of them may pass.
+        TransientError: likewise, where all of them may pass.
     """
     asked = {name: place for name, place in places.items() if s3.is_s3(place[0])}
     if not asked:
@@ -60,8 +60,8 @@ def check_everywhere(
     if where:
         lines = [f"\n  {problem}\n    on {_few(names)}" for problem, names in where.items()]
         more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-        passing = all(isinstance(problem, s3.Passing) for problem in where)
-        raise (PassingError if passing else UserError)(
+        passing = all(isinstance(problem, s3.TransientProblem) for problem in where)
+        raise (TransientError if passing else UserError)(
             "object storage cannot be used as this run needs it:" + "".join(lines[:SHOWN]) + more
         )
 
@@ -101,7 +101,7 @@ def _ask_all(places: Places, worker: Mapping[str, float], seconds: float) -> dic
             found[waiting.pop(task)] = _answer(task)
     if not any(found.values()):
         late = f"no answer within {START_SECONDS:g} s: look whether the node is overloaded"
-        found |= {name: [s3.Passing(late)] for name in waiting.values()}
+        found |= {name: [s3.TransientProblem(late)] for name in waiting.values()}
     for task in waiting:
         ray.cancel(task, force=True)
     return found
@@ -113,7 +113,11 @@ def _answer(task: Any) -> list[str]:
     except (NodeDiedError, TaskUnschedulableError):
         return []  # it has left the cluster in the meantime
     except RayError as error:
-        return [s3.Passing(f"the check did not run ({one_line(error)}): look at the node's logs")]
+        return [
+            s3.TransientProblem(
+                f"the check did not run ({one_line(error)}): look at the node's logs"
+            )
+        ]
 
 
 def _needed(

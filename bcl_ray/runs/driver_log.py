@@ -16,7 +16,7 @@ class _LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def logs_to(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
+def log_to_file(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
     """Send what is logged in this process to a folder's driver.log.
 
     Args:

@@ -48,7 +48,7 @@ def from_line(line: str) -> tuple[str, Event | None]:
     return text, event
 
 
-def wanted() -> bool:
+def requested() -> bool:
     """Whether this process was asked to tell its events in lines.
 
     Raises:

@@ -57,7 +57,7 @@ def name_of(uri: str) -> str:
     return paths.split(uri)[1]
 
 
-def begun(uri: str) -> bool:
+def holds_run(uri: str) -> bool:
     """Whether a folder holds a run."""
     return files.exists(files.join(uri, RUN_FILE))
 
@@ -91,11 +91,11 @@ def check_free(uri: str, experiment: Experiment) -> None:
     Raises:
         ValueError: with how to go on.
     """
-    if begun(uri):
+    if holds_run(uri):
         run = open_run(uri)[0]
         same = run.digest == experiment.digest()
         raise UserError(
-            f"tracking.run '{run.name}' exists in {paths.shown(paths.split(uri)[0])} with "
+            f"tracking.run '{run.name}' exists in {paths.for_display(paths.split(uri)[0])} with "
             f"{'this' if same else 'another'} configuration: "
             + (f"go on with --resume {reference(run)}, or " if same else "")
             + "give the new run another name (tracking.run=NAME)"
@@ -113,7 +113,7 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
         run = Run(**{**content, "uri": uri})
     except FileNotFoundError:
         raise UserError(
-            f"{paths.shown(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` "
+            f"{paths.for_display(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` "
             "began, or set tracking.runs to where it is"
         ) from None
     except (TypeError, ValueError):
@@ -137,10 +137,10 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
     Raises:
         ValueError: naming what differs; or a run of which the best checkpoint alone was kept.
     """
-    if why := only_best(run):
+    if why := why_only_best(run):
         raise UserError(
             f"run '{run.name}' {why}, and its last checkpoint was removed: train it again from its "
-            f"options, bcl-ray train {paths.shown(files.join(run.uri, EXPERIMENT_FILE))} "
+            f"options, bcl-ray train {paths.for_display(files.join(run.uri, EXPERIMENT_FILE))} "
             "tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
@@ -186,13 +186,13 @@ def keep_only_best(run: Run, why: str, history: list[dict[str, float]]) -> None:
             files.delete_folder(files.join(run.uri, name))
 
 
-def only_best(run: Run) -> str | None:
+def why_only_best(run: Run) -> str | None:
     """Why a run has its best checkpoint alone; None where it has its last, or none yet."""
     content = _only_best(run)
     return str(content["why"]) if content else None
 
 
-def kept_history(run: Run) -> list[dict[str, float]] | None:
+def saved_history(run: Run) -> list[dict[str, float]] | None:
     """A record per epoch of such a run; None of others, whose last checkpoint has it."""
     content = _only_best(run)
     return list(content["history"]) if content else None
@@ -205,7 +205,7 @@ def _only_best(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def located(experiment: Experiment) -> Experiment:
+def with_absolute_paths(experiment: Experiment) -> Experiment:
     """The experiment with absolute paths, which mean the same in every process and later on."""
     places = {
         section: getattr(experiment, section).model_copy(update={name: paths.absolute(path)})
@@ -221,7 +221,7 @@ def located(experiment: Experiment) -> Experiment:
 
 def reference(run: Run) -> str:
     """How a command names a run: by name in the default place, elsewhere by its folder."""
-    folder = paths.shown(paths.absolute(run.uri))
+    folder = paths.for_display(paths.absolute(run.uri))
     return run.name if folder == f"runs/{run.name}" else folder
 
 
@@ -229,4 +229,4 @@ def local_folder(run: Run) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
     if paths.is_local(run.uri):
         return Path(files.resolve(run.uri)[1])
-    return files.cache() / "bcl_ray" / run.uid
+    return files.user_cache() / "bcl_ray" / run.uid

@@ -13,22 +13,22 @@ from pathlib import Path
 
 from bcl_ray.machine.versions import cluster_tags
 from bcl_ray.storage import files
-from bcl_ray.storage.retry import PassingError
+from bcl_ray.storage.retry import TransientError
 from bcl_ray.storage.swap import Version, file_at
 
 LEASE = "driver.lease"
 SECONDS = 30.0  # that a lease lasts after it was last renewed
 
 
-class HeldError(PassingError):
+class LeaseHeldError(TransientError):
     """Another driver has the folder; says who, and how long to wait."""
 
 
-class LostError(OSError):
+class LeaseLostError(OSError):
     """This driver had the folder, and another has it now; it must not change it any more."""
 
 
-class UnrenewedError(LostError, PassingError):
+class LeaseNotRenewedError(LeaseLostError, TransientError):
     """The lease's store did not answer for so long that this driver ends."""
 
 
@@ -105,10 +105,10 @@ class Fence:
         """Make sure that nobody else has the folder.
 
         Raises:
-            LostError: somebody has.
+            LeaseLostError: somebody has.
             OSError: it cannot be read.
         """
-        found = parsed(files.persistently(file_at(self.uri).read, self.uri), self.uri)
+        found = parsed(files.with_retries(file_at(self.uri).read, self.uri), self.uri)
         if found is None or found.token != self.token:
             raise lost(self, found)
 
@@ -133,10 +133,10 @@ def parsed(found: Version | None, uri: str) -> Record | None:
         ) from None
 
 
-def lost(fence: Fence, now: Record | None) -> LostError:
+def lost(fence: Fence, now: Record | None) -> LeaseLostError:
     """What ends a driver that finds another's record, or none."""
     by = f"{now.who}, has it now as number {now.number}" if now else "and its lease was deleted"
-    return LostError(
+    return LeaseLostError(
         f"this driver, number {fence.number}, gave no sign of life for a while, and {by}: it ends, "
         f"and changes nothing more in {fence.uri.replace('/' + LEASE, '')}"
     )

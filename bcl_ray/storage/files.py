@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import s3
-from bcl_ray.storage.retry import PATIENCE, PassingError, local_patience, persist
+from bcl_ray.storage.retry import PATIENCE, TransientError, local_patience, persist
 
 Result = TypeVar("Result")
 Guard = Callable[[], None]
@@ -47,11 +47,11 @@ def resolve(uri: str) -> tuple[Any, str]:
     """
     if s3.is_s3(uri):
         location = s3.parse_uri(uri)
-        with plain_errors(uri):
+        with explain_errors(uri):
             return s3.filesystem(location), location.path
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-    with plain_errors(uri):
+    with explain_errors(uri):
         try:
             filesystem, path = fs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -62,7 +62,7 @@ def resolve(uri: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def whole(uri: str, guard: Guard) -> tuple[Any, str]:
+def atomic_filesystem(uri: str, guard: Guard) -> tuple[Any, str]:
     """As `resolve`, for a library that writes by itself: a file is there whole, or the old one is.
 
     Ray Train writes the list of its checkpoints over the one before; half of it would end the run.
@@ -74,7 +74,7 @@ def whole(uri: str, guard: Guard) -> tuple[Any, str]:
     """
     if s3.is_s3(uri):
         location = s3.parse_uri(uri)
-        with plain_errors(uri):
+        with explain_errors(uri):
             return s3.filesystem(location, guard=guard), location.path
     filesystem, path = resolve(uri)
     return (
@@ -82,7 +82,7 @@ def whole(uri: str, guard: Guard) -> tuple[Any, str]:
     ), path
 
 
-def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
+def with_filesystem(function: Callable[[Any, str], Result], uri: str) -> Result:
     """Call function(filesystem, path) for a URI, and again while faults last that pass.
 
     For callers that read with pyarrow themselves; all of the reading belongs in the function:
@@ -91,7 +91,7 @@ def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
             with filesystem.open_input_file(path) as file:
                 return pq.ParquetFile(file).read_row_group(0)
 
-        table = storage.retried(read, uri)
+        table = storage.with_filesystem(read, uri)
 
     Raises:
         FileNotFoundError, PermissionError, OSError: in plain words.
@@ -113,17 +113,17 @@ def retried(function: Callable[[Any, str], Result], uri: str) -> Result:
                 raise
             raise clearer from None
 
-    with plain_errors(uri):
+    with explain_errors(uri):
         return _persist(attempt, uri)
 
 
-def persistently(attempt: Callable[[], Result], uri: str) -> Result:
+def with_retries(attempt: Callable[[], Result], uri: str) -> Result:
     """Call a function that is safe to repeat, and again while faults last that pass.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: in plain words.
     """
-    with plain_errors(uri):
+    with explain_errors(uri):
         return _persist(attempt, uri)
 
 
@@ -136,12 +136,12 @@ def check_usable(uri: str, *actions: str) -> None:
 
     Raises:
         ValueError: what to do about it.
-        PassingError: likewise, where it may pass.
+        TransientError: likewise, where it may pass.
     """
     problems = s3.check_access(uri, actions) if s3.is_s3(uri) else []
     if problems:
-        passing = all(isinstance(problem, s3.Passing) for problem in problems)
-        raise (PassingError if passing else UserError)("; ".join(problems))
+        passing = all(isinstance(problem, s3.TransientProblem) for problem in problems)
+        raise (TransientError if passing else UserError)("; ".join(problems))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -150,7 +150,7 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([base.rstrip("/") or base, *parts]) + question + options
 
 
-def cache() -> Path:
+def user_cache() -> Path:
     """This user's folder for what outlasts a process: XDG_CACHE_HOME, or ~/.cache.
 
     Raises:
@@ -179,7 +179,7 @@ def check_file(uri: str) -> None:
     """
     kind = _info(uri).type
     if kind == fs.FileType.NotFound:
-        with plain_errors(uri):
+        with explain_errors(uri):
             raise FileNotFoundError
     if kind == fs.FileType.Directory:
         raise IsADirectoryError(f"{uri} is a folder, not a file: name a file in it")
@@ -206,7 +206,7 @@ def walk(uri: str) -> Iterator[str]:
         return
 
     def persist(attempt: Callable[[], Result]) -> Result:
-        with plain_errors(uri):
+        with explain_errors(uri):
             return _persist(attempt, uri)
 
     for key in s3.keys(s3.parse_uri(uri), persist):
@@ -223,14 +223,14 @@ def read_bytes(uri: str) -> bytes:
     """A whole file: one version of it, also while it is being replaced."""
     if s3.is_s3(uri):
         # Not by pyarrow, which asks for an object's size, then for the bytes of perhaps another.
-        with plain_errors(uri):
+        with explain_errors(uri):
             return _persist(lambda: s3.read(s3.parse_uri(uri)), uri)
 
     def read(filesystem: Any, path: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
 
-    return retried(read, uri)
+    return with_filesystem(read, uri)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -250,7 +250,7 @@ def create_bytes(uri: str, data: bytes) -> None:
         FileExistsError: there is one.
     """
     if s3.is_s3(uri):
-        with plain_errors(uri):
+        with explain_errors(uri):
             s3.create(s3.parse_uri(uri), data, lambda attempt: _persist(attempt, uri))
     elif isinstance(resolve(uri)[0], fs.LocalFileSystem):
         with _local_write(uri, exclusive=True) as sink:
@@ -274,7 +274,7 @@ def delete(uri: str) -> None:
             if tried == 1:  # else an attempt whose answer was lost has removed it
                 raise
 
-    retried(remove, uri)
+    with_filesystem(remove, uri)
 
 
 def delete_folder(uri: str) -> None:
@@ -284,7 +284,7 @@ def delete_folder(uri: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(path)
 
-    retried(remove, uri)
+    with_filesystem(remove, uri)
 
 
 @contextmanager
@@ -302,14 +302,14 @@ def open_write(uri: str) -> Iterator[Any]:
         with _local_write(uri) as sink:
             yield sink
         return
-    with plain_errors(uri), filesystem.open_output_stream(path) as sink:
+    with explain_errors(uri), filesystem.open_output_stream(path) as sink:
         yield sink
 
 
 @contextmanager
 def _s3_write(uri: str) -> Iterator[Any]:
     def plainly(attempt: Callable[[], Any]) -> Any:
-        with plain_errors(uri):
+        with explain_errors(uri):
             return _persist(attempt, uri)
 
     upload = s3.Upload(s3.parse_uri(uri), plainly)
@@ -362,7 +362,7 @@ class _LocalSink(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         rest = view
-        with plain_errors(self._uri):
+        with explain_errors(self._uri):
             while rest:
                 rest = rest[_persist(functools.partial(self._file.write, rest), self._uri) :]
         return len(view)
@@ -374,7 +374,7 @@ def _local_write(uri: str, *, exclusive: bool = False) -> Iterator[Any]:
     partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
 
     def plainly(attempt: Callable[[], Result]) -> Result:
-        with plain_errors(uri):
+        with explain_errors(uri):
             return _persist(attempt, uri)
 
     def publish() -> None:
@@ -412,7 +412,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _info(uri: str) -> Any:
-    return retried(lambda filesystem, path: filesystem.get_file_info(path), uri)
+    return with_filesystem(lambda filesystem, path: filesystem.get_file_info(path), uri)
 
 
 def _list(uri: str) -> list[Any]:
@@ -420,7 +420,7 @@ def _list(uri: str) -> list[Any]:
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(found, key=lambda info: str(info.path))
 
-    return retried(read, uri)
+    return with_filesystem(read, uri)
 
 
 def _walk(uri: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -448,11 +448,11 @@ def _persist(attempt: Callable[[], Result], uri: str) -> Result:
 
 
 @contextmanager
-def plain_errors(uri: str) -> Iterator[None]:
+def explain_errors(uri: str) -> Iterator[None]:
     """Turn a filesystem's error into one line that names the URI and what to do."""
     try:
         yield
-    except PassingError:  # it has been made plain
+    except TransientError:  # it has been made plain
         raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri} does not exist: check its spelling") from None
@@ -474,11 +474,11 @@ def _plain(error: OSError, uri: str) -> OSError:
             f"bucket's policy ({text})"
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = PassingError(f"{uri}: the disk is full: make room on it ({text})")
+        full = TransientError(f"{uri}: the disk is full: make room on it ({text})")
         full.errno = error.errno
         return full
     passing = isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING
-    return (PassingError if passing else OSError)(f"{uri}: {text}")
+    return (TransientError if passing else OSError)(f"{uri}: {text}")
 
 
 def _one_line(error: BaseException) -> str:

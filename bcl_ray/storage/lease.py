@@ -20,10 +20,10 @@ from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import (
     LEASE,
     Fence,
-    HeldError,
-    LostError,
+    LeaseHeldError,
+    LeaseLostError,
+    LeaseNotRenewedError,
     Record,
-    UnrenewedError,
     lost,
     own_record,
     parsed,
@@ -45,11 +45,11 @@ logger = logging.getLogger(__name__)
 Notify = Callable[[str], None]
 
 
-def held(
+def acquire_lease(
     folder: str, what: str, notify: Notify, *, wait: bool, remove: bool = False
 ) -> AbstractContextManager["Lease"]:
-    """Have a folder for this driver alone: `Claim.held`, for whoever looks no earlier."""
-    return Claim(folder, what, notify).held(wait=wait, remove=remove)
+    """Have a folder for this driver alone: `LeaseRequest.held`, for whoever looks no earlier."""
+    return LeaseRequest(folder, what, notify).acquire(wait=wait, remove=remove)
 
 
 def clock() -> float:
@@ -70,7 +70,7 @@ class Lease:
         self, file: File, uri: str, record: Record, version: Version, *, begun: float
     ) -> None:
         self.fence = Fence(uri, record.number, record.token)
-        self.lost: LostError | None = None
+        self.lost: LeaseLostError | None = None
         self._file, self._record, self._version = file, record, version
         self._renewed = begun
         self._end = threading.Event()
@@ -88,17 +88,17 @@ class Lease:
             raise self.lost
         self.fence.check()
 
-    def look(self) -> LostError | None:
+    def poll(self) -> LeaseLostError | None:
         """Whether it is lost, asked now; None too where the folder does not answer."""
         try:
             self.check()
-        except LostError as error:
-            self.lose(error)
+        except LeaseLostError as error:
+            self.mark_lost(error)
         except OSError as error:
             logger.warning("%s", error)
         return self.lost
 
-    def lose(self, error: LostError) -> None:
+    def mark_lost(self, error: LeaseLostError) -> None:
         """Take notice of what another process of this driver has found."""
         self.lost = self.lost or error
 
@@ -134,7 +134,7 @@ class Lease:
         """After an attempt that failed: it may have come to pass all the same."""
         uri = self.fence.uri
         try:
-            with files.plain_errors(uri):
+            with files.explain_errors(uri):
                 if not isinstance(error, ChangedError):
                     raise error
                 found = self._file.read()
@@ -145,15 +145,15 @@ class Lease:
                 s3.forget()  # the credentials may have been renewed since
             if clock() - self._renewed > OUTAGE:
                 text = f"{uri} could not be renewed for {OUTAGE:g} s: {again}"
-                self.lose(UnrenewedError(text))
+                self.mark_lost(LeaseNotRenewedError(text))
             return
         if found is None or record is None or record.token != self.fence.token:
-            self.lose(lost(self.fence, record))
+            self.mark_lost(lost(self.fence, record))
             return
         self._version, self._record = found, record
 
 
-class Claim:
+class LeaseRequest:
     """Of this process, to a folder that another driver may have.
 
     Args:
@@ -172,7 +172,7 @@ class Claim:
         self._told = False
 
     @contextlib.contextmanager
-    def held(self, *, wait: bool, remove: bool = False) -> Iterator["Lease"]:
+    def acquire(self, *, wait: bool, remove: bool = False) -> Iterator["Lease"]:
         """Have the folder for this driver alone.
 
         Args:
@@ -182,7 +182,7 @@ class Claim:
             remove: the lease's file at the end: nobody is to change the folder afterwards.
 
         Raises:
-            HeldError: another driver has it, and is not waited for any longer.
+            LeaseHeldError: another driver has it, and is not waited for any longer.
         """
         lease = self._taken(wait=wait)
         try:
@@ -193,7 +193,7 @@ class Claim:
     def _taken(self, *, wait: bool) -> Lease:
         """The lease, when it is ours."""
         while True:
-            record, version = self.free(wait=wait)
+            record, version = self.check_free(wait=wait)
             if (lease := self._written(record, version)) is None:
                 continue  # another driver was faster
             if record is not None and not record.released:
@@ -201,17 +201,17 @@ class Claim:
                 time.sleep(SETTLE)
             return lease
 
-    def free(self, *, wait: bool) -> tuple[Record | None, Version | None]:
+    def check_free(self, *, wait: bool) -> tuple[Record | None, Version | None]:
         """Look, before anything expensive starts, and wait as `held` does, which takes it.
 
         Returns:
             What stands in the file when nobody has the folder any longer.
 
         Raises:
-            HeldError: as `held`.
+            LeaseHeldError: as `held`.
         """
         while True:
-            found = files.persistently(self._file.read, self._uri)
+            found = files.with_retries(self._file.read, self._uri)
             if found != self._seen:
                 self._seen, self._changed = found, clock()
                 self._changes += 1
@@ -225,13 +225,13 @@ class Claim:
     def _wait(self, record: Record, *, wait: bool) -> None:
         used = f"in use by {record.who}"
         if not wait and (record.is_here or self._changes > 1):
-            raise HeldError(
+            raise LeaseHeldError(
                 f"{self._what} is {used}; wait for it, or stop it. If it is dead, its lease runs "
                 f"out {record.seconds:g} s after its last sign of life: try again then"
             )
         now = clock()
         if now - self._begun > PATIENCE and now - self._changed < 2 * EVERY:
-            raise HeldError(
+            raise LeaseHeldError(
                 f"{self._what} is still {used}, which is alive: stop it, or leave the work to it"
             )
         if not self._told:
@@ -247,16 +247,16 @@ class Claim:
         """The lease, if no other driver was faster."""
         begun, record, file, uri = clock(), own_record(before), self._file, self._uri
         try:
-            version = files.persistently(lambda: file.replace(record.encoded(), old), uri)
+            version = files.with_retries(lambda: file.replace(record.encoded(), old), uri)
         except ChangedError:
             return None
-        if not files.persistently(lambda: file.compares(version), uri):
+        if not files.with_retries(lambda: file.compares(version), uri):
             self._notify(
                 f"the store of {self._what} does not compare before it writes: a second driver is "
                 "kept off only as far as what is written there can be read at once"
             )
             time.sleep(READ_BACK)
-            found = parsed(files.persistently(file.read, uri), uri)
+            found = parsed(files.with_retries(file.read, uri), uri)
             if found is None or found.token != record.token:
                 return None
         return Lease(file, uri, record, version, begun=begun)

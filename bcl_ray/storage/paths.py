@@ -8,7 +8,7 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
-def shown(uri: str) -> str:
+def for_display(uri: str) -> str:
     """A path as seen from the working directory, where it lies below it."""
     here = str(Path.cwd())
     return uri.removeprefix(here + "/") if uri != here else "."

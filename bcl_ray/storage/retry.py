@@ -16,7 +16,7 @@ QUIET = 1.0  # seconds that a fault may last before a word is said
 log = logging.getLogger("bcl_ray.storage")
 
 
-class PassingError(OSError):
+class TransientError(OSError):
     """What may be over at a later start: a store that does not answer, a full disk."""
 
 

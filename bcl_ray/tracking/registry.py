@@ -175,7 +175,7 @@ def _tags(
     if metric not in record:
         known = ", ".join(name for name in record if name.startswith("accuracy/"))
         raise UserError(
-            f"--metric {metric} was not measured for {paths.shown(folder)}: "
+            f"--metric {metric} was not measured for {paths.for_display(folder)}: "
             + (f"it has {known}" if known else "nothing was evaluated there yet")
         )
     return {

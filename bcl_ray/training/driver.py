@@ -37,10 +37,10 @@ from bcl_ray.ray_runtime.node_metrics import Nodes
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals, stoppable
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import budget, check_store, preflight
-from bcl_ray.runs.driver_log import logs_to
+from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import Claim, Lease
+from bcl_ray.storage.lease import Lease, LeaseRequest
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 from bcl_ray.training.residency import check_residency
 from bcl_ray.training.worker import train_worker
@@ -86,8 +86,8 @@ def fit(
 
     Raises:
         ValueError: the run cannot work, or the name is taken; before anything is written.
-        HeldError: another driver has the run.
-        LostError: another driver has taken over, while this one was frozen or cut off.
+        LeaseHeldError: another driver has the run.
+        LeaseLostError: another driver has taken over, while this one was frozen or cut off.
         TrainingError: the run began and failed, or the nodes that it needs did not come.
         Stopped: SIGINT or SIGTERM came (in the main thread), or a stop was requested; a checkpoint
             was written, unless workers did not do so in time, or the signal came again.
@@ -96,7 +96,7 @@ def fit(
     def note(text: str) -> None:
         follow({"kind": "note", "text": text})
 
-    experiment = run_folder.located(experiment)
+    experiment = run_folder.with_absolute_paths(experiment)
     manifest = read_manifest(experiment.data.path)
     wanted, _ = preflight(experiment, manifest, connected=ray.is_initialized())
     check_residency(experiment, manifest)
@@ -106,16 +106,16 @@ def fit(
     )
     if resume is None and not restartable:
         run_folder.check_free(uri, experiment)
-    elif resume is not None or run_folder.begun(uri):
+    elif resume is not None or run_folder.holds_run(uri):
         run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
-    claim = Claim(uri, f"run '{run_folder.name_of(uri)}'", note)
-    claim.free(wait=restartable)  # Ray takes seconds to start, and room
+    lease_request = LeaseRequest(uri, f"run '{run_folder.name_of(uri)}'", note)
+    lease_request.check_free(wait=restartable)  # Ray takes seconds to start, and room
     with connected() as cluster:
         _check(experiment, manifest, cluster)
         needs = _needs(experiment, cluster)
         _check_access(experiment, needs)
         with (
-            claim.held(wait=restartable) as lease,
+            lease_request.acquire(wait=restartable) as lease,
             stop_signals(stop_request) as requested,
             Demand(uri) as demand,
         ):
@@ -126,7 +126,7 @@ def fit(
                 _check_access(experiment, needs)
                 # What is asked for is reserved, so that streams may use the rest alone.
                 follow = _at_first_step(follow, functools.partial(ask, data=False))
-            if resume is not None or (restartable and run_folder.begun(uri)):
+            if resume is not None or (restartable and run_folder.holds_run(uri)):
                 run = run_folder.open_run(uri)[0]
             else:
                 run = run_folder.create(uri, experiment, manifest.fingerprint)
@@ -166,7 +166,7 @@ def _tracked(
     """The run from its first record to its last."""
     folder = run_folder.local_folder(run)
     with (
-        logs_to(folder, lambda: lease.lost is None),
+        log_to_file(folder, lambda: lease.lost is None),
         Tracker(subject(run, experiment), at, folder, lease) as tracker,
     ):
         tracker.start(parent)
@@ -274,7 +274,7 @@ def _begin_event(run: Run, experiment: Experiment, manifest: Manifest, tracker: 
     return {
         "kind": "begin",
         "run": run.name,
-        "folder": paths.shown(run.uri),
+        "folder": paths.for_display(run.uri),
         "tracking_uri": tracker.uri,
         "experiment": experiment,
         "classes": len(manifest.class_names),
@@ -297,8 +297,8 @@ def _run(
         )
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
-        if (lost := lost_of(failure) or lease.look()) is not None:
-            lease.lose(lost)
+        if (lost := lost_of(failure) or lease.poll()) is not None:
+            lease.mark_lost(lost)
             raise lost from None
         cause = _cause(failure, run, follower.tracker)
         if unusable_of(failure):
@@ -330,7 +330,7 @@ def _trainer(
     callbacks: Sequence[Any],
 ) -> Trainer:
     scale = experiment.scale
-    filesystem, path = files.whole(run.uri, lease.fence)
+    filesystem, path = files.atomic_filesystem(run.uri, lease.fence)
     parent, _, name = path.rstrip("/").rpartition("/")
     return Trainer(
         train_worker,

@@ -269,7 +269,7 @@ class _Worker:
         It becomes the last one only when Ray Train has noted it; Ray Train keeps two.
 
         Raises:
-            LostError: another driver has the run.
+            LeaseLostError: another driver has the run.
         """
         found = None
         if rank() == 0:
@@ -283,7 +283,7 @@ class _Worker:
             for name in files.list_folders(self.run) if best else []:
                 if name.startswith(BEST) and name != BEST + step:
                     files.delete_folder(files.join(self.run, name))
-            filesystem, path = files.whole(folder, self.fence)
+            filesystem, path = files.atomic_filesystem(folder, self.fence)
             found = ray.train.Checkpoint(path, filesystem)
         ray.train.report(
             metrics, checkpoint=found, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD

@@ -20,9 +20,9 @@ from bcl_ray.ray_runtime.connection import Resources, check_places, connected
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import budget
-from bcl_ray.runs.driver_log import logs_to
+from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import Claim, Lease
+from bcl_ray.storage.lease import Lease, LeaseRequest
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker, tracking_uri
 from bcl_ray.tuning import ledger as ledgers
@@ -68,8 +68,8 @@ def search(
     Raises:
         ValueError: the search cannot work, its name is taken, or it was begun with another
             configuration; before anything is written.
-        HeldError: another driver has the search.
-        LostError: another driver has taken over, while this one was frozen or cut off.
+        LeaseHeldError: another driver has the search.
+        LeaseLostError: another driver has taken over, while this one was frozen or cut off.
         SearchError: no trial came to its end.
         Stopped: SIGINT or SIGTERM came; running trials have written checkpoints.
     """
@@ -77,7 +77,7 @@ def search(
     def note(text: str) -> None:
         follow({"kind": "note", "text": text})
 
-    experiment = run_folder.located(experiment)
+    experiment = run_folder.with_absolute_paths(experiment)
     manifest = read_manifest(experiment.data.path)
     uri = run_folder.run_uri(name, experiment.tracking.runs)
     check(name, experiment, settings, extent, manifest, connected=ray.is_initialized())
@@ -87,13 +87,13 @@ def search(
         ledgers.check_resumable(ledger, settings, experiment, manifest.fingerprint)
     else:
         ledgers.check_free(uri, settings, experiment)
-    claim = Claim(uri, f"search '{name}'", note)
-    claim.free(wait=resume)
+    lease_request = LeaseRequest(uri, f"search '{name}'", note)
+    lease_request.check_free(wait=resume)
     with connected() as resources:
         count = _slots(extent, experiment, manifest, resources)
         start_ray_data_actors()
         with (
-            claim.held(wait=resume) as lease,
+            lease_request.acquire(wait=resume) as lease,
             contextlib.ExitStack() as stack,
         ):
             if resume:
@@ -102,7 +102,7 @@ def search(
                 ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
             ledger = replace(ledger, fence=lease.fence)
             folder = local_folder(ledger)
-            stack.enter_context(logs_to(folder, lambda: lease.lost is None))
+            stack.enter_context(log_to_file(folder, lambda: lease.lost is None))
             follow(_begin_event(ledger, count, tracked_at))
             data = _data_options(ledger, manifest)  # a signal may end this at once
             stop_request = stack.enter_context(stop_signals())
@@ -211,7 +211,7 @@ class _Search:
 
 def _reference(ledger: Ledger) -> str:
     """How a command names a search, with where it lies unless that is the usual place."""
-    root = paths.shown(paths.parent(ledger.uri))
+    root = paths.for_display(paths.parent(ledger.uri))
     return ledger.name if root == "runs" else f"{ledger.name} tracking.runs={root}"
 
 
@@ -294,9 +294,9 @@ def _begin_event(ledger: Ledger, count: int, tracked_at: str) -> dict[str, Any]:
     return {
         "kind": "search",
         "search": ledger.name,
-        "folder": paths.shown(ledger.uri),
+        "folder": paths.for_display(ledger.uri),
         "recipe": experiment.name,
-        "data": paths.shown(experiment.data.path),
+        "data": paths.for_display(experiment.data.path),
         "trials": extent.trials,
         "slots": count,
         "workers": extent.of_trial(experiment).scale.shown_workers,

@@ -84,7 +84,7 @@ class Ledger:
         """Write a trial down.
 
         Raises:
-            LostError: another driver has the search.
+            LeaseLostError: another driver has the search.
         """
         if self.fence is not None:
             self.fence.check()
@@ -132,7 +132,9 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
         ValueError: with how to go on.
     """
     if files.exists(files.join(uri, run_folder.RUN_FILE)):
-        raise UserError(f"--name: {paths.shown(uri)} holds a run: give the search another name")
+        raise UserError(
+            f"--name: {paths.for_display(uri)} holds a run: give the search another name"
+        )
     if not files.exists(files.join(uri, SEARCH_FILE)):
         return
     ledger = open_search(uri)
@@ -140,7 +142,7 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
     if now != ledger.digest:
         raise UserError(_other(ledger, now))
     raise UserError(
-        f"search '{ledger.name}' exists in {paths.shown(paths.parent(uri))} with this "
+        f"search '{ledger.name}' exists in {paths.for_display(paths.parent(uri))} with this "
         f"configuration: go on with --resume {ledger.name}, or give the new one another --name"
     )
 
@@ -155,7 +157,7 @@ def open_search(uri: str) -> Ledger:
         content = json.loads(files.read_bytes(files.join(uri, SEARCH_FILE)))
     except FileNotFoundError:
         raise UserError(
-            f"{paths.shown(uri)} holds no search (no {SEARCH_FILE}): name one that "
+            f"{paths.for_display(uri)} holds no search (no {SEARCH_FILE}): name one that "
             "`bcl-ray search` began, or set tracking.runs to where it is"
         ) from None
     file = files.join(uri, run_folder.EXPERIMENT_FILE)

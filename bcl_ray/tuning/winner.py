@@ -69,7 +69,7 @@ def conclude(
         "point": winner.point,
         "confirmed": confirmed,
         "test": test,
-        "recipe": paths.shown(recipe),
+        "recipe": paths.for_display(recipe),
     }
     tracker.text(RECIPE_FILE, _recipe(ledger, winner).to_yaml())
     tracker.tags({"winner": winner.name})

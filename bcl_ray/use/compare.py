@@ -131,7 +131,9 @@ def _read(name: str, root: str) -> list[Compared]:
     if files.exists(files.join(uri, run_folder.RUN_FILE)):
         return [_of_folder(uri)]
     if "/" in name:
-        raise UserError(f"{paths.shown(uri)} holds no run: name one that `bcl-ray train` began")
+        raise UserError(
+            f"{paths.for_display(uri)} holds no run: name one that `bcl-ray train` began"
+        )
     return _of_mlflow(name, root)
 
 
@@ -142,7 +144,7 @@ def _of_folder(uri: str) -> Compared:
     records = recorded(run_folder.local_folder(run))
     if records is None:
         records = last_state(run).history
-    return Compared(paths.shown(run.uri), run.name, _computed(options), _evaluated(records))
+    return Compared(paths.for_display(run.uri), run.name, _computed(options), _evaluated(records))
 
 
 def _evaluated(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -168,8 +170,8 @@ def _of_mlflow(name: str, root: str) -> list[Compared]:
     found = found or client.search_runs(ids, f"attributes.run_id = '{name}'")
     if not found:
         raise UserError(
-            f"'{name}' is no run: there is none in {paths.shown(paths.absolute(root))}, and none "
-            f"in MLflow at {uri}"
+            f"'{name}' is no run: there is none in {paths.for_display(paths.absolute(root))}, and "
+            f"none in MLflow at {uri}"
         )
     if len(found) > 1:
         known = ", ".join(run.info.run_id for run in found)

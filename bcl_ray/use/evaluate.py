@@ -18,7 +18,7 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.method.evaluation import Batch
 from bcl_ray.ray_runtime.connection import connected, one_line, root_cause
 from bcl_ray.runs import findings
-from bcl_ray.storage.retry import PassingError
+from bcl_ray.storage.retry import TransientError
 from bcl_ray.training.probe import Probe
 from bcl_ray.training.stream import evaluation_batches
 from bcl_ray.use.models import OpenModel, open_model
@@ -51,7 +51,7 @@ def evaluate_models(
         ValueError: no such model, one named twice, a run without a checkpoint, or other classes;
             before the first evaluation. Or an image that does not decode.
         OSError: `out` cannot be written.
-        PassingError: Ray did not carry it out, as where a node was lost.
+        TransientError: Ray did not carry it out, as where a node was lost.
     """
     with connected():
         opened = _told_apart([open_model(name, root, last=not best) for name in names], names)
@@ -64,7 +64,7 @@ def evaluate_models(
             ]
         except RayError as error:
             is_mistake = isinstance(root_cause(error), ValueError)  # an image that does not decode
-            raise (UserError if is_mistake else PassingError)(one_line(error)) from error
+            raise (UserError if is_mistake else TransientError)(one_line(error)) from error
 
 
 def label_map(

@@ -94,8 +94,8 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str
     if files.exists(files.join(uri, checkpoint.FILE)):
         return uri
     raise UserError(
-        f"'{name}' is no model: {paths.shown(uri)} holds neither a run nor a checkpoint; name a "
-        "run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
+        f"'{name}' is no model: {paths.for_display(uri)} holds neither a run nor a checkpoint; name "
+        "a run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
     )
 
 
@@ -116,7 +116,7 @@ def last_state(run: Run) -> checkpoint.State:
     Raises:
         ValueError: the run has none yet.
     """
-    history = run_folder.kept_history(run)
+    history = run_folder.saved_history(run)
     if history is None:
         return load_state(run)
     return replace(load_state(run, best=True), history=history)
@@ -140,7 +140,7 @@ def last_checkpoint(run: Run) -> str:
     Raises:
         ValueError: there is none yet, or no more.
     """
-    if why := run_folder.only_best(run):
+    if why := run_folder.why_only_best(run):
         raise UserError(
             f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
             "best (evaluate and compare --best; predict, export and register without --last)"

@@ -7,7 +7,7 @@ import pytest
 from bcl_ray import cli
 from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.storage import files, s3
-from bcl_ray.storage.fence import HeldError, LostError, UnrenewedError
+from bcl_ray.storage.fence import LeaseHeldError, LeaseLostError, LeaseNotRenewedError
 from bcl_ray.storage.s3.faults import explain
 from bcl_ray.storage.s3.location import Location
 
@@ -19,7 +19,7 @@ def of_s3(text):
 
 
 def of_access(text):
-    problem = s3.Passing(text) if text == "no answer" else text
+    problem = s3.TransientProblem(text) if text == "no answer" else text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(s3, "check_access", lambda *_: [problem])
         with pytest.raises((ValueError, OSError)) as raised:
@@ -28,7 +28,7 @@ def of_access(text):
 
 
 def of_disk(number):
-    with pytest.raises(OSError, match="no") as raised, files.plain_errors("/disk/x"):
+    with pytest.raises(OSError, match="no") as raised, files.explain_errors("/disk/x"):
         raise OSError(number, "no")
     return raised.value
 
@@ -40,19 +40,19 @@ def of_disk(number):
         (1, FailedError("workers failed; continue with: bcl-ray train --resume a")),
         (2, FileNotFoundError("shards do not exist")),
         (2, ModuleNotFoundError("no ray")),
-        (2, LostError("this run belongs to another driver now")),
+        (2, LeaseLostError("this run belongs to another driver now")),
         (2, of_disk(errno.EROFS)),
         (2, of_access("denied")),
         (2, of_s3("When reading: AWS Error ACCESS_DENIED during GetObject operation: no")),
         (2, of_s3("When reading: AWS Error NO_SUCH_BUCKET during GetObject operation: no")),
-        (1, HeldError("in use by job 7")),
+        (1, LeaseHeldError("in use by job 7")),
         (1, ConnectionRefusedError("no cluster")),
         (1, TimeoutError("no answer")),
         (1, of_disk(errno.ENOSPC)),
         (1, of_disk(errno.ESTALE)),
         (1, of_disk(errno.ETIMEDOUT)),
         (1, of_access("no answer")),
-        (1, UnrenewedError("could not be renewed for 300 s")),
+        (1, LeaseNotRenewedError("could not be renewed for 300 s")),
         (1, of_s3("When reading: AWS Error SLOW_DOWN during GetObject operation: no")),
         (1, of_s3("When reading: AWS Error NETWORK_CONNECTION during GetObject operation: curl")),
     ],

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from bcl_ray.runs.run_folder import only_best, open_run
+from bcl_ray.runs.run_folder import open_run, why_only_best
 from bcl_ray.use.models import load_state
 from tests.e2e.conftest import Command, assert_same_run
 
@@ -48,7 +48,7 @@ class Search(Command):
     def state(self, trial):
         """The last one, or the best of a trial that lost."""
         run = open_run(str(self.folder / trial))[0]
-        return load_state(run, best=only_best(run) is not None)
+        return load_state(run, best=why_only_best(run) is not None)
 
     def checkpoints(self):
         """How many of each trial's last ones there are, and of its best."""

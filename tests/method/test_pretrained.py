@@ -198,6 +198,8 @@ def test_a_run_is_refused_before_it_begins_when_its_file_is_not_there(tmp_path):
 
 def test_a_relative_path_means_the_same_in_every_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    located = run_folder.located(with_overrides(digits_lt(), ["model.weights=start.pt"]))
+    located = run_folder.with_absolute_paths(
+        with_overrides(digits_lt(), ["model.weights=start.pt"])
+    )
     assert located.model.weights == f"{tmp_path}/start.pt"
-    assert run_folder.located(digits_lt()).model.weights is None
+    assert run_folder.with_absolute_paths(digits_lt()).model.weights is None

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from bcl_ray.storage import s3
-from bcl_ray.storage.retry import PassingError
+from bcl_ray.storage.retry import TransientError
 
 on_swift = pytest.mark.parametrize("s3_server", ["swift"], indirect=True)
 WORKER = {"CPU": 1, "GPU": 1}
@@ -55,7 +55,7 @@ def test_every_node_is_asked_for_what_it_will_do(cluster, proxy, bucket, places,
     proxy.plan("swallow", times=1000)
     began = time.monotonic()
     with pytest.raises(
-        PassingError, match=r"data\.path: .* does not answer: .*\n    on node data-1$"
+        TransientError, match=r"data\.path: .* does not answer: .*\n    on node data-1$"
     ):
         check_everywhere(places, worker=WORKER)
     assert time.monotonic() - began < 15

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from bcl_ray.runs.driver_log import FILE, logs_to
+from bcl_ray.runs.driver_log import FILE, log_to_file
 
 
 @pytest.mark.parametrize("propagates", [True, False])  # before and after Ray is imported
@@ -11,7 +11,7 @@ def test_what_libraries_log_goes_to_the_file_while_it_is_this_drivers(
 ):
     monkeypatch.setattr(logging.getLogger("ray"), "propagate", propagates)
     mine = [True]
-    with logs_to(tmp_path / "run", lambda: mine[0]):
+    with log_to_file(tmp_path / "run", lambda: mine[0]):
         logging.getLogger("ray").error("a node died")
         logging.getLogger("anything").warning("slow")
         mine[0] = False
@@ -25,7 +25,7 @@ def test_what_libraries_log_goes_to_the_file_while_it_is_this_drivers(
 
 def test_a_full_disk_prints_nothing(tmp_path, capsys, monkeypatch):
     (tmp_path / FILE).symlink_to("/dev/full")
-    with logs_to(tmp_path, lambda: True):
+    with log_to_file(tmp_path, lambda: True):
         for _ in range(3):
             logging.getLogger("anything").warning("no room for this")
     assert capsys.readouterr().err == ""

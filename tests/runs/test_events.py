@@ -94,7 +94,7 @@ def test_the_environment_chooses_between_a_display_and_lines(monkeypatch, value,
 def test_an_unknown_switch_is_refused(monkeypatch):
     monkeypatch.setenv(events.SWITCH, "yaml")
     with pytest.raises(ValueError, match="BCL_RAY_EVENTS is 'yaml': it must be json, or not set"):
-        events.wanted()
+        events.requested()
 
 
 def test_an_event_of_the_past_is_shown_with_its_own_time():

@@ -190,7 +190,7 @@ def test_a_runs_parent_keeps_the_options_of_its_uri():
 
 def test_a_located_experiment_means_the_same_in_every_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    located = run_folder.located(changed("tracking.runs=s3://bucket/runs"))
+    located = run_folder.with_absolute_paths(changed("tracking.runs=s3://bucket/runs"))
     assert located.data.path == f"{tmp_path}/data/digits_lt"
     assert located.tracking.runs == "s3://bucket/runs"
     assert located.digest() == digits_lt().digest()
@@ -210,7 +210,7 @@ def test_of_a_run_that_lost_the_best_checkpoint_stays_and_what_the_last_one_knew
     made(run, "checkpoint_00000002_b")  # as if it had been killed on the way
     run_folder.keep_only_best(run, "lost", [])
     assert files.list_folders(run.uri) == ["best_00000001"]
-    assert run_folder.kept_history(run) == history
+    assert run_folder.saved_history(run) == history
     with pytest.raises(
         ValueError, match=r"^run 'lost' lost, and its last checkpoint was removed: t"
     ):
@@ -222,5 +222,5 @@ def test_of_a_run_without_a_best_checkpoint_nothing_is_removed(root):
     made(run, "checkpoint_00000001_a")
     run_folder.keep_only_best(run, "lost", [])
     assert files.list_folders(run.uri) == ["checkpoint_00000001_a"]
-    assert run_folder.only_best(run) is None
+    assert run_folder.why_only_best(run) is None
     run_folder.check_resumable(run, digits_lt(), FINGERPRINT)

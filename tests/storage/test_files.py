@@ -119,7 +119,7 @@ def test_unknown_schemes_are_refused():
     ],
 )
 def test_errors_are_told_in_plain_words(error, kind, message):
-    with pytest.raises(kind, match=message), files.plain_errors("s3://b"):
+    with pytest.raises(kind, match=message), files.explain_errors("s3://b"):
         raise error
 
 
@@ -215,7 +215,7 @@ def permit():
 
 def test_what_a_library_writes_on_a_local_disk_is_whole_or_the_old_file(tmp_path):
     """A kill in the middle of Ray Train's list of checkpoints leaves the list before."""
-    filesystem, path = files.whole(str(tmp_path / "list.json"), permit)
+    filesystem, path = files.atomic_filesystem(str(tmp_path / "list.json"), permit)
     filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301  (for the controller)
     with filesystem.open_output_stream(path) as stream:
         stream.write(b"old")

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcl_ray.storage import fence, files, lease
-from bcl_ray.storage.fence import LEASE, HeldError, LostError
-from bcl_ray.storage.lease import Claim, held
+from bcl_ray.storage.fence import LEASE, LeaseHeldError, LeaseLostError
+from bcl_ray.storage.lease import LeaseRequest, acquire_lease
 from bcl_ray.storage.swap import ChangedError, Version, file_at
 
 SHORT = {"EVERY": 0.3, "SETTLE": 0.1, "LOOK": 0.1, "READ_BACK": 1.0, "MARGIN": 0.5}
@@ -39,9 +39,9 @@ with contextlib.ExitStack() as stack:
     for turn, folder in enumerate(sys.argv[1:]):
         time.sleep(max(0, {begin} + turn - time.time()))
         try:
-            mine = stack.enter_context(lease.held(folder, "run 'x'", told, wait={wait}))
+            mine = stack.enter_context(lease.acquire_lease(folder, "run 'x'", told, wait={wait}))
             say("number", mine.fence.number)
-        except fence.HeldError as error:
+        except fence.LeaseHeldError as error:
             say("held", error)
     for command in sys.stdin:
         if command == "end\\n":
@@ -49,7 +49,7 @@ with contextlib.ExitStack() as stack:
         try:
             mine.check()
             say("ours", mine.valid)
-        except fence.LostError as error:
+        except fence.LeaseLostError as error:
             say("lost", error)
 """
 
@@ -128,7 +128,7 @@ class Everywhere:
 
     def test_one_driver_after_the_other_has_it_at_once_with_a_number_that_grows(self, folder):
         for number in (1, 2, 3):
-            with held(folder, "run 'x'", quiet, wait=False) as mine:
+            with acquire_lease(folder, "run 'x'", quiet, wait=False) as mine:
                 assert mine.fence.number == number
                 mine.check()
                 assert mine.valid
@@ -153,7 +153,7 @@ class Everywhere:
         assert frozen.hears() == "number 1"
         frozen.signal(signal.SIGSTOP)
         begun = time.monotonic()
-        with held(folder, "run 'x'", quiet, wait=True) as mine:
+        with acquire_lease(folder, "run 'x'", quiet, wait=True) as mine:
             assert time.monotonic() - begun > SECONDS - SHORT["EVERY"]
             assert mine.fence.number == 2
             frozen.signal(signal.SIGCONT)
@@ -168,28 +168,28 @@ class Everywhere:
             assert record_in(folder).number == 2, "who lost it does not give it back"
 
     def test_who_lost_a_folder_cannot_write_or_delete_in_it_by_ray_trains_filesystem(self, folder):
-        with held(folder, "run 'x'", quiet, wait=False) as mine:
+        with acquire_lease(folder, "run 'x'", quiet, wait=False) as mine:
             for name in ("list.json", "checkpoint/state.pt"):
                 files.write_bytes(files.join(folder, name), b"old")
-            filesystem, path = files.whole(folder, mine.fence)
+            filesystem, path = files.atomic_filesystem(folder, mine.fence)
             record = dataclasses.replace(record_in(folder), token="another", number=2)  # noqa: S106
             file = file_at(files.join(folder, LEASE))
             while True:  # beside the thread that renews it
                 with suppress(ChangedError):
                     file.replace(record.encoded(), file.read())
                     break
-            with pytest.raises(LostError, match="number 2"):  # noqa: SIM117  (pyarrow's own block)
+            with pytest.raises(LeaseLostError, match="number 2"):  # noqa: SIM117  (pyarrow's own block)
                 with filesystem.open_output_stream(f"{path}/list.json") as stream:
                     stream.write(b"new")
             for change in (filesystem.delete_dir, filesystem.delete_file):
-                with pytest.raises(LostError):
+                with pytest.raises(LeaseLostError):
                     change(f"{path}/checkpoint")
             assert files.read_bytes(files.join(folder, "list.json")) == b"old"
             assert files.read_bytes(files.join(folder, "checkpoint", "state.pt")) == b"old"
 
     def test_a_store_that_does_not_compare_is_told_of_once(self, folder, compares):
         said = []
-        with held(folder, "run 'x'", said.append, wait=False):
+        with acquire_lease(folder, "run 'x'", said.append, wait=False):
             pass
         text = "the store of run 'x' does not compare before it writes: a second driver is"
         assert [one.startswith(text) for one in said] == ([] if compares else [True])
@@ -238,23 +238,23 @@ def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver
     pid = first.process.pid
     with (
         pytest.raises(
-            HeldError,
+            LeaseHeldError,
             match=rf"run 'x' is in use by process {pid} of .*, since \d{{4}}-\d\d-\d\d .* UTC; "
             r"wait for it, or stop it. If it is dead, its lease runs out 3 s after its last",
         ),
-        held(on_disk, "run 'x'", quiet, wait=False),
+        acquire_lease(on_disk, "run 'x'", quiet, wait=False),
     ):
         pass
     assert first.asked("check") == "ours True"
 
 
 def test_a_look_refuses_as_the_lease_would_and_leaves_nothing(on_disk, driver, tmp_path):
-    Claim(str(tmp_path / "free"), "run 'y'", quiet).free(wait=False)
+    LeaseRequest(str(tmp_path / "free"), "run 'y'", quiet).check_free(wait=False)
     assert not (tmp_path / "free").exists()
     first = driver(on_disk)
     assert first.hears() == "number 1"
-    with pytest.raises(HeldError, match="is in use by process"):
-        Claim(on_disk, "run 'x'", quiet).free(wait=False)
+    with pytest.raises(LeaseHeldError, match="is in use by process"):
+        LeaseRequest(on_disk, "run 'x'", quiet).check_free(wait=False)
     assert first.asked("check") == "ours True"
 
 
@@ -270,10 +270,10 @@ def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_
 ):
     elsewhere(on_disk, seconds=SECONDS)
     told = []
-    claim, begun = Claim(on_disk, "run 'x'", told.append), time.monotonic()
-    claim.free(wait=False)
+    claim, begun = LeaseRequest(on_disk, "run 'x'", told.append), time.monotonic()
+    claim.check_free(wait=False)
     looked = time.monotonic()
-    with claim.held(wait=False) as mine:
+    with claim.acquire(wait=False) as mine:
         assert mine.fence.number == 2
     assert looked - begun >= SECONDS
     assert time.monotonic() - looked < SECONDS, "what was seen before counts"
@@ -286,7 +286,10 @@ def test_a_driver_that_lives_on_another_machine_is_not(on_disk, short):
     beat = threading.Timer(1.5, elsewhere, [on_disk], {"seconds": SECONDS, "beats": 1})
     beat.start()
     begun = time.monotonic()
-    with pytest.raises(HeldError, match="is in use by"), held(on_disk, "x", quiet, wait=False):
+    with (
+        pytest.raises(LeaseHeldError, match="is in use by"),
+        acquire_lease(on_disk, "x", quiet, wait=False),
+    ):
         pass
     assert time.monotonic() - begun < SECONDS
     beat.join()
@@ -310,7 +313,10 @@ def test_a_driver_that_lives_on_is_not_waited_for_for_ever(on_disk, driver, monk
     first = driver(on_disk)
     assert first.hears() == "number 1"
     alive = r"run 'x' is still in use by process .*, which is alive: stop it, or leave the work"
-    with pytest.raises(HeldError, match=alive), held(on_disk, "run 'x'", quiet, wait=True):
+    with (
+        pytest.raises(LeaseHeldError, match=alive),
+        acquire_lease(on_disk, "run 'x'", quiet, wait=True),
+    ):
         pass
 
 
@@ -327,7 +333,7 @@ def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
 def test_an_outage_longer_than_a_lease_does_not_end_a_driver_that_nobody_replaced(
     bucket, proxy, short
 ):
-    with held(f"{bucket.uri}/run", "run 'x'", quiet, wait=False) as mine:
+    with acquire_lease(f"{bucket.uri}/run", "run 'x'", quiet, wait=False) as mine:
         with proxy.outage():
             time.sleep(1.5 * SECONDS)
             assert not mine.valid
@@ -338,7 +344,7 @@ def test_an_outage_longer_than_a_lease_does_not_end_a_driver_that_nobody_replace
 
 
 def test_a_renewal_whose_answer_was_lost_is_known_as_our_own(bucket, proxy, short):
-    with held(f"{bucket.uri}/run", "run 'x'", quiet, wait=False) as mine:
+    with acquire_lease(f"{bucket.uri}/run", "run 'x'", quiet, wait=False) as mine:
         proxy.plan("lost_answer", times=3, method="PUT")
         time.sleep(SECONDS)
         assert proxy.met["lost_answer"] == 3
@@ -367,7 +373,7 @@ def test_a_file_that_is_no_lease_is_refused(tmp_path):
     (tmp_path / LEASE).write_text(json.dumps({"number": 1}))
     with (
         pytest.raises(OSError, match="is not as bcl_ray wrote it: delete it, when no driver of"),
-        held(str(tmp_path), "run 'x'", quiet, wait=False),
+        acquire_lease(str(tmp_path), "run 'x'", quiet, wait=False),
     ):
         pass
 
@@ -413,8 +419,8 @@ def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
             if kind == "time":
                 now[0] += what
             elif kind == "claim" and what not in leases:
-                claim = claims.setdefault(what, Claim("uri", "run 'x'", quiet))
-                with suppress(HeldError):
+                claim = claims.setdefault(what, LeaseRequest("uri", "run 'x'", quiet))
+                with suppress(LeaseHeldError):
                     leases[what] = claim._taken(wait=False)
                     numbers.append(leases[what].fence.number)
                     del claims[what]

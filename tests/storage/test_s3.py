@@ -16,7 +16,7 @@ import pytest
 
 from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
 from bcl_ray.storage import files, s3
-from bcl_ray.storage.fence import HeldError
+from bcl_ray.storage.fence import LeaseHeldError
 from bcl_ray.storage.s3 import access as check
 from bcl_ray.storage.s3 import faults, listing, uploads
 from tests.data.test_shards import balanced
@@ -205,7 +205,7 @@ def test_of_two_writers_of_shards_the_second_is_refused(bucket):
 
     def other(stage, *_):
         if stage == "writing train" and not refused:
-            with pytest.raises(HeldError, match=f"^{there} is in use by process") as raised:
+            with pytest.raises(LeaseHeldError, match=f"^{there} is in use by process") as raised:
                 write_shards(balanced(8), there, seed=1)
             refused.append(raised)
 

@@ -7,8 +7,8 @@ import pytest
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.storage.fence import LostError
-from bcl_ray.storage.lease import held
+from bcl_ray.storage.fence import LeaseLostError
+from bcl_ray.storage.lease import acquire_lease
 from bcl_ray.tuning.ledger import begin, check_free, check_resumable, open_search, resume
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import Trial, best, ranked, repeats, seeds_of, standing
@@ -147,10 +147,10 @@ def test_repeats_decide_where_there_are_some():
 
 
 def test_a_driver_that_was_replaced_writes_no_trial_down(ledger):
-    with held(ledger.uri, "search 'one'", print, wait=False) as lease:
+    with acquire_lease(ledger.uri, "search 'one'", print, wait=False) as lease:
         ours = replace(ledger, fence=lease.fence)
         ours.save(trial(0, 50.0))
-    with held(ledger.uri, "search 'one'", print, wait=False):
-        with pytest.raises(LostError, match=r"number 1, .* has it now as number 2"):
+    with acquire_lease(ledger.uri, "search 'one'", print, wait=False):
+        with pytest.raises(LeaseLostError, match=r"number 1, .* has it now as number 2"):
             ours.save(trial(0, 60.0))
         assert ledger.trials() == [trial(0, 50.0)]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bcl_ray.storage.fence import Fence
-from bcl_ray.storage.lease import held
+from bcl_ray.storage.lease import acquire_lease
 from bcl_ray.use.predict.outputs import Options, Output, PredictionRequest
 from bcl_ray.use.predict.tables import Classes, table_of
 
@@ -35,7 +35,7 @@ def output(tmp_path, **changes) -> Output:
     options = dataclasses.replace(OPTIONS, **changes)
     made = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, options=options))
     made.check(resume=True)
-    with held(made.uri, "out", print, wait=False) as lease:
+    with acquire_lease(made.uri, "out", print, wait=False) as lease:
         made.begin(lease.fence)
     return made
 

@@ -22,7 +22,7 @@ def footer(uri: str) -> pq.FileMetaData:
         with filesystem.open_input_file(path) as file:
             return pq.ParquetFile(file).metadata
 
-    return files.retried(read, uri)
+    return files.with_filesystem(read, uri)
 
 
 def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -> Any:
@@ -35,7 +35,7 @@ def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -
                 row_group, columns=columns, use_threads=False
             )
 
-    return files.retried(read, uri)
+    return files.with_filesystem(read, uri)
 
 
 def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, bytes]:

@@ -59,12 +59,12 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
 def _verify_shard(uri: str, shard: ShardInfo, split: Split, counts: NDArray[np.int64]) -> list[str]:
     """Differences of one shard; adds its labels to the split's counts."""
     file = files.join(uri, shard.file)
-    size, sha256 = files.retried(_digest, file)
+    size, sha256 = files.with_filesystem(_digest, file)
     if size != shard.bytes:
         return [f"{shard.file}: {size} bytes instead of {shard.bytes}"]
     if sha256 != shard.sha256:
         return [f"{shard.file}: SHA-256 differs, so its content was changed"]
-    labels, groups = files.retried(_labels_and_groups, file)
+    labels, groups = files.with_filesystem(_labels_and_groups, file)
     if len(labels) != shard.rows:
         return [f"{shard.file}: {len(labels)} rows instead of {shard.rows}"]
     if any(rows != split.row_group_rows for rows in groups[:-1]):

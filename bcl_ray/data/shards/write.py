@@ -34,7 +34,7 @@ from bcl_ray.data.shards.staging import Staged, known_faults, stage
 from bcl_ray.data.sources import Rows, Source
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, s3
-from bcl_ray.storage.lease import Lease, held
+from bcl_ray.storage.lease import Lease, acquire_lease
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def write_shards(
         progress: called with a stage, the rows done and the rows in all.
 
     Raises:
-        HeldError: another process writes there.
-        LostError: another has taken over, while this one was frozen or cut off.
+        LeaseHeldError: another process writes there.
+        LeaseLostError: another has taken over, while this one was frozen or cut off.
         ValueError: an option out of range, a target in use, bad images (the first ten and their
             number), ids that repeat, or a class without training images.
         OSError: the source, the target or the temporary folder cannot be read or written.
@@ -104,7 +104,9 @@ def write_shards(
             for name in source.splits
         }
         _check_staged(staged, source.class_names, on_bad_image)
-        lease = stack.enter_context(held(target, target, logger.warning, wait=False, remove=True))
+        lease = stack.enter_context(
+            acquire_lease(target, target, logger.warning, wait=False, remove=True)
+        )
         _check_target(target)  # another may have written meanwhile
         _start(target)
         splits = {

@@ -40,7 +40,7 @@ def digits() -> Source:
 
 def cifar(name: str, path: str | None) -> Source:
     """CIFAR from torchvision's files, from its download (no path), or from Parquet files."""
-    root = Path(path).expanduser() if path else files.cache()
+    root = Path(path).expanduser() if path else files.user_cache()
     own = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     if path is not None and not own.is_dir():
         num_classes = int(name.removeprefix("cifar"))

@@ -26,7 +26,7 @@ def folder(path: str) -> Source:
     Every file counts, but for those with a name or folder that starts with a dot.
     """
     filesystem, root = files.resolve(path)
-    with files.plain_errors(path):
+    with files.explain_errors(path):
         infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     prefix = len(root.rstrip("/")) + 1
     by_split: dict[str, list[list[str]]] = {"train": [], "val": [], "test": []}
@@ -103,7 +103,7 @@ def _file_split(
         path = f"{base.rstrip('/')}/{paths[row]}"
         try:
             with (
-                files.plain_errors(files.join(root, paths[row])),
+                files.explain_errors(files.join(root, paths[row])),
                 filesystem.open_input_stream(path) as stream,
             ):
                 return bytes(stream.read())

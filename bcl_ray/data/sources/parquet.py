@@ -103,7 +103,7 @@ def _parquet_split(
 
 def _parquet_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:
     """Images of a file's rows, rising; row groups without any are not read."""
-    with files.plain_errors(uri), _parquet_file(uri) as file:
+    with files.explain_errors(uri), _parquet_file(uri) as file:
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
@@ -128,7 +128,7 @@ def _within(rows: Rows, start: int, end: int) -> Rows:
 
 def _parquet_file(uri: str) -> Any:
     filesystem, path = files.resolve(uri)
-    with files.plain_errors(uri):
+    with files.explain_errors(uri):
         handle = filesystem.open_input_file(path)
     try:  # by pages (Arrow's have up to 1,024 rows): a foreign row group may exceed memory
         return pq.ParquetFile(handle, buffer_size=8 << 20, pre_buffer=False)

@@ -4,7 +4,7 @@ pyarrow moves the data that it reads; boto3 does what pyarrow cannot, and is imp
 is first needed.
 """
 
-from bcl_ray.storage.s3.access import ACTIONS, Passing, check_access
+from bcl_ray.storage.s3.access import ACTIONS, TransientProblem, check_access
 from bcl_ray.storage.s3.faults import (
     CHECKSUMS,
     Fault,
@@ -42,8 +42,8 @@ __all__ = [
     "ChangedError",
     "Fault",
     "Location",
-    "Passing",
     "StaleUpload",
+    "TransientProblem",
     "Upload",
     "Version",
     "abort_uploads",

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage.retry import PassingError
+from bcl_ray.storage.retry import TransientError
 from bcl_ray.storage.s3.faults import explain, fault_of
 from bcl_ray.storage.s3.location import Location, client, filesystem, parse_uri
 
@@ -21,20 +21,20 @@ ACTIONS = ("list", "read", "write", "delete")
 PROBE = b"bcl_ray looks whether it may write here; may be deleted"
 
 
-class Passing(str):
+class TransientProblem(str):
     """A problem that may be over later."""
 
     __slots__ = ()
 
 
 def _problem(error: OSError) -> str:
-    return Passing(error) if isinstance(error, PassingError) else str(error)
+    return TransientProblem(error) if isinstance(error, TransientError) else str(error)
 
 
 def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -> list[str]:
     """What stands in the way of using a URI, each with what to do; empty: nothing.
 
-    Problems that may be over later are `Passing`.
+    Problems that may be over later are `TransientProblem`.
 
     Writing is tried with an object of a random name in the folder, which is removed again.
 
@@ -64,7 +64,7 @@ def check_access(uri: str, actions: Collection[str], seconds: float = SECONDS) -
         return answer.get(timeout=seconds)
     except queue.Empty:
         return [
-            Passing(
+            TransientProblem(
                 f"{uri}: {location.server} has not answered within {seconds:g} s: check "
                 "AWS_ENDPOINT_URL, the network and its firewalls"
             )

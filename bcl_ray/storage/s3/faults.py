@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bcl_ray.storage.retry import PATIENCE, PassingError
+from bcl_ray.storage.retry import PATIENCE, TransientError
 from bcl_ray.storage.s3.location import Location, client
 
 DENIED_PATIENCE = 30.0  # seconds; throttling is sometimes disguised as 403
@@ -165,10 +165,10 @@ def explain(error: BaseException, uri: str, location: Location) -> OSError:
     if fault.code in ("nosuchkey", "nosuchbucket"):
         return FileNotFoundError(text)
     if fault.code in _RETRIEVAL:
-        return PassingError(text)
+        return TransientError(text)
     if fault.code in _DENIED | _CLOCK | _EXPIRED | _CREDENTIALS:
         return PermissionError(text)
-    return PassingError(text) if patience(error) else OSError(text)
+    return TransientError(text) if patience(error) else OSError(text)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import Claim
+from bcl_ray.storage.lease import LeaseRequest
 from bcl_ray.training.stream import PausingCallback
 from bcl_ray.use.models import OpenModel, open_model
 from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, read_batch, shards_of
@@ -143,8 +143,8 @@ def predict(
     Raises:
         ValueError: something that cannot work, or other predictions in `target`; before anything
             is written.
-        HeldError: another process writes there.
-        LostError: another process has taken over, while this one was frozen or cut off.
+        LeaseHeldError: another process writes there.
+        LeaseLostError: another process has taken over, while this one was frozen or cut off.
         PredictionError: it began and failed, or the nodes that it needs did not come.
     """
     options.check()
@@ -156,11 +156,11 @@ def predict(
     output = Output(target, _request(model, images, manifest, split, options))
     output.check(resume=resume)
     note = functools.partial(_note, follow)
-    claim = Claim(target, paths.shown(target), note)
-    claim.free(wait=resume)
+    lease_request = LeaseRequest(target, paths.for_display(target), note)
+    lease_request.check_free(wait=resume)
     with connected() as resources:
         _check_places(output.request, target, resources)
-        with claim.held(wait=resume, remove=True) as lease:
+        with lease_request.acquire(wait=resume, remove=True) as lease:
             output.begin(lease.fence)
             opened = _opened(output, manifest, follow)
             done, parts = output.parts(), -(-opened.total // options.part_size)
@@ -202,7 +202,9 @@ def _manifest(images: str, split: str | None) -> Manifest | None:
     if next(files.walk(images), None) is None:
         files.check_usable(images, "list")
         if paths.is_local(images) and not files.exists(images):
-            raise UserError(f"INPUT {paths.shown(images)} does not exist: name a folder of images")
+            raise UserError(
+                f"INPUT {paths.for_display(images)} does not exist: name a folder of images"
+            )
         raise UserError(f"{images} holds no files: name a folder of images, or of shards")
     return None
 
@@ -256,9 +258,9 @@ def _begin_event(
     return {
         "kind": "predicting",
         "model": model.name,
-        "checkpoint": paths.shown(model.uri),
-        "images": paths.shown(output.request.images),
-        "output": paths.shown(output.uri),
+        "checkpoint": paths.for_display(model.uri),
+        "images": paths.for_display(output.request.images),
+        "output": paths.for_display(output.uri),
         "total": images.total,
         "done": min(done * output.request.options.part_size, images.total),
         "temperature": model.temperature,

@@ -232,7 +232,7 @@ class Output:
             with filesystem.open_input_file(path) as file:
                 return json.loads(pq.read_schema(file).metadata[COUNTS])
 
-        return dict(files.retried(read, self._file(number)))
+        return dict(files.with_filesystem(read, self._file(number)))
 
     def _file(self, number: int) -> str:
         return files.join(self._parquet, _part(number, "parquet"))
