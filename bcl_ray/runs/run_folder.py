@@ -158,7 +158,7 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
 
 def _differing(before: Experiment, now: Experiment) -> Iterator[str]:
     """Options that another value was given than a run began with, and both values."""
-    old, new = before.computed(), now.computed()
+    old, new = before.computed_options(), now.computed_options()
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{name} was {old.get(name)}, now {new.get(name)}"

@@ -1,0 +1,114 @@
+"""The experiment: all sections together, and the checks between them."""
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from bcl_ray.experiment.choices import load_plugins
+from bcl_ray.experiment.options.images import DataConfig, ViewsConfig
+from bcl_ray.experiment.options.method import LossConfig, ModelConfig, OptimConfig
+from bcl_ray.experiment.options.running import ScaleConfig, TrackingConfig, TrainConfig
+from bcl_ray.experiment.options.section import Section
+from bcl_ray.machine.errors import UserError
+
+
+class Experiment(Section):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The recipe's name.")
+    data: DataConfig
+    views: ViewsConfig
+    model: ModelConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    scale: ScaleConfig = ScaleConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="Modules that add losses, backbones or sources. They are imported wherever the "
+        "experiment is read: on the driver, by workers and in trials.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_plugins(cls, content: Any) -> Any:
+        """Import plugins before the sections are validated: these use the names they add."""
+        if isinstance(content, dict):
+            load_plugins(content.get("plugins") or ())
+        return content
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Import plugins in another process too, such as a data task, which validates nothing."""
+        super().__setstate__(state)
+        load_plugins(self.plugins)
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> "Experiment":
+        batch, scale = self.optim.global_batch_size, self.scale
+        for workers in (scale.min_workers, scale.max_workers):
+            if batch % workers:
+                raise UserError(
+                    f"optim.global_batch_size ({batch}) must be divisible by scale.workers "
+                    f"({workers}): workers with unequal batches would hang in all-reduce"
+                )
+        if scale.max_workers > self.data.max_workers:
+            raise UserError(
+                f"scale.workers ({scale.max_workers}) must be at most data.max_workers "
+                f"({self.data.max_workers}): raise data.max_workers to plan for more"
+            )
+        return self
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """All allowed numbers of workers, rising: divisors of the global batch size."""
+        counts = range(self.scale.min_workers, self.scale.max_workers + 1)
+        return tuple(n for n in counts if self.optim.global_batch_size % n == 0)
+
+    @property
+    def least_data_cpus(self) -> float:
+        """CPUs that data tasks need at least, over all workers; 0 if nothing is streamed."""
+        if self.data.residency == "device":
+            return 0.0
+        return max(self.scale.data_cpus or 0.0, self.scale.cpus_per_data_task)
+
+    @property
+    def num_contrastive(self) -> int:
+        """V, the contrastive views that are made per image: 0 without a contrastive loss."""
+        return self.views.num_contrastive if self.loss.is_contrastive else 0
+
+    def to_yaml(self) -> str:
+        """The complete experiment as YAML, from which `from_yaml` makes an equal experiment."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def computed_options(self) -> dict[str, Any]:
+        """The options that affect the result, by their full names (`section.field`).
+
+        Not among them: `scale`, `tracking`, `plugins`, and where the data are.
+        """
+        options: dict[str, Any] = {}
+
+        def add(name: str, value: Any) -> None:
+            if not isinstance(value, dict):
+                options[name] = value
+                return
+            for key, inner in value.items():
+                add(f"{name}.{key}" if name else key, inner)
+
+        add("", self._computed_content())
+        return options
+
+    def digest(self) -> str:
+        """Twelve hex digits that identify the options of `computed_options`."""
+        content = json.dumps(self._computed_content(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def _computed_content(self) -> dict[str, Any]:
+        location = {"path", "residency"}
+        return self.model_dump(
+            mode="json",
+            exclude={"scale": True, "tracking": True, "plugins": True, "data": location},
+        )

@@ -1,0 +1,31 @@
+"""What all sections of an experiment share: the base class, and types of fields."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from bcl_ray.machine.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _without_password(uri: str) -> str:
+    user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and ":" in user:
+        raise UserError(
+            "a URI must not hold a password, because it is shown and stored with the run: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for an MLflow server, or the "
+            "object store's own variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_password)]
+
+
+class Section(BaseModel):
+    """A frozen group of options that refuses unknown ones."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
