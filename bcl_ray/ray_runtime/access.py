@@ -1,7 +1,7 @@
-"""Object storage as the driver and every node see it, before a training starts.
+"""Checks, before a training starts, that the driver and every node can use the object storage.
 
-Nodes differ in their network, clock, credentials and environment. A node that cannot reach the
-data would otherwise show when the first task lands on it, and fail again and again.
+Nodes differ in their network, clock, credentials and environment. Without a check, a node that
+cannot reach the data would show only when its first task fails, and would fail again and again.
 """
 
 import time
@@ -19,132 +19,137 @@ from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.storage import s3
 from bcl_ray.storage.retry import TransientError
 
-Places = Mapping[str, tuple[str, Collection[str]]]  # of an option: its URI, and the actions
+Locations = Mapping[str, tuple[str, Collection[str]]]  # by option: its URI, and the actions
 
-SECONDS = 15.0  # for a place that swallows packets, on all nodes at the same time
-MARGIN = 4.0  # of these, for what is not waiting for the store
+SECONDS = 15.0  # for all nodes together, even if a store does not answer at all
+MARGIN = 4.0  # seconds of these that a check itself leaves for everything else
 START_SECONDS = 60.0  # in which a loaded node must have started a task's process
-SHOWN = 20  # problems
+MAX_PROBLEMS = 20  # in an error message
+MAX_NODES = 8  # named for each problem
 
 
 def check_everywhere(
-    places: Places, worker: Mapping[str, float] | None = None, seconds: float = SECONDS
+    locations: Locations, worker: Mapping[str, float] | None = None, seconds: float = SECONDS
 ) -> None:
-    """Make sure that this process and every node of the cluster may use S3 as they will.
+    """Make sure that this process and every node of the cluster can use S3 as they will need to.
 
         check_everywhere({
             "data.path": (data, {"list", "read"}),
             "tracking.runs": (runs, {"list", "read", "write", "delete"}),
         }, worker={"CPU": 1, "GPU": 1})
 
-    Needs a connection to Ray. Nodes without CPUs take no work and are not asked; those on which
-    no worker fits run data tasks alone, and are asked only for places that are listed and read.
+    Needs a connection to Ray. Nodes without CPUs run nothing and are not checked. Nodes on which
+    no worker fits run only data tasks, and are checked only for what those list and read.
 
     Args:
-        places: of each option its URI and actions of `s3.check_access`; local paths and other
-            stores' URIs are passed over.
-        worker: resources that a worker takes; None: workers may come to be on every node.
-        seconds: in which problems of the store are reported.
+        locations: For each option, its URI and actions as `s3.check_access` takes them. Local
+            paths and URIs of other stores are skipped.
+        worker: Resources of one worker; None: workers may run on every node.
+        seconds: Time in which problems of the store are reported.
 
     Raises:
-        ValueError: all problems, each with its option and where it was met.
-        TransientError: likewise, where all of them may pass.
+        ValueError: All problems, each with its option and the nodes that have it.
+        TransientError: The same, if all problems may be temporary.
     """
-    asked = {name: place for name, place in places.items() if s3.is_s3(place[0])}
-    if not asked:
+    on_s3 = {
+        option: (uri, actions) for option, (uri, actions) in locations.items() if s3.is_s3(uri)
+    }
+    if not on_s3:
         return
-    where: dict[str, list[str]] = {}
-    for name, problems in _ask_all(asked, worker or {}, seconds).items():
+    nodes_with: dict[str, list[str]] = {}
+    for name, problems in _check_nodes(on_s3, worker or {}, seconds).items():
         for problem in problems:
-            where.setdefault(problem, []).append(name)
-    if where:
-        lines = [f"\n  {problem}\n    on {_few(names)}" for problem, names in where.items()]
-        more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-        passing = all(isinstance(problem, s3.TransientProblem) for problem in where)
-        raise (TransientError if passing else UserError)(
-            "object storage cannot be used as this run needs it:" + "".join(lines[:SHOWN]) + more
+            nodes_with.setdefault(problem, []).append(name)
+    if nodes_with:
+        lines = [f"\n  {problem}\n    on {_joined(names)}" for problem, names in nodes_with.items()]
+        more = f"\n  and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
+        is_transient = all(isinstance(problem, s3.TransientProblem) for problem in nodes_with)
+        raise (TransientError if is_transient else UserError)(
+            "object storage cannot be used as this run needs it:"
+            + "".join(lines[:MAX_PROBLEMS])
+            + more
         )
 
 
-def problems_here(places: Places, seconds: float = SECONDS) -> list[str]:
-    """What this machine meets, each with its option; all places at the same time."""
-    with ThreadPoolExecutor(max(1, len(places))) as pool:
+def check_here(locations: Locations, seconds: float = SECONDS) -> list[str]:
+    """Problems of this machine, each with its option; all locations are checked at once."""
+    with ThreadPoolExecutor(max(1, len(locations))) as pool:
         checks = {
-            name: pool.submit(s3.check_access, uri, actions, seconds)
-            for name, (uri, actions) in places.items()
+            option: pool.submit(s3.check_access, uri, actions, seconds)
+            for option, (uri, actions) in locations.items()
         }
         return [
-            type(text)(f"{name}: {text}")
-            for name, check in checks.items()
-            for text in check.result()
+            type(problem)(f"{option}: {problem}")
+            for option, check in checks.items()
+            for problem in check.result()
         ]
 
 
-def _ask_all(places: Places, worker: Mapping[str, float], seconds: float) -> dict[str, list[str]]:
-    """The problems of the driver and of each node, by their names."""
+def _check_nodes(
+    locations: Locations, worker: Mapping[str, float], seconds: float
+) -> dict[str, list[str]]:
+    """Problems of the driver and of each node, by their names."""
     begun = time.monotonic()
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(problems_here)
-    waiting: dict[Any, str] = {}
-    for name, node in _named(ray.nodes()).items():
-        needed = _needed(places, node["Resources"], worker)
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(check_here)
+    pending: dict[Any, str] = {}
+    for name, node in _by_name(ray.nodes()).items():
+        needed = _needed(locations, node["Resources"], worker)
         if needed:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked = remote.options(scheduling_strategy=strategy).remote(needed, seconds - MARGIN)
-            waiting[asked] = name
-    found = {"the driver": problems_here(places, seconds - MARGIN)}
-    while waiting:
-        spent = time.monotonic() - begun
-        if spent > START_SECONDS or (spent > seconds and any(found.values())):
+            task = remote.options(scheduling_strategy=strategy).remote(needed, seconds - MARGIN)
+            pending[task] = name
+    problems = {"the driver": check_here(locations, seconds - MARGIN)}
+    while pending:
+        elapsed = time.monotonic() - begun
+        if elapsed > START_SECONDS or (elapsed > seconds and any(problems.values())):
             break
-        done, _ = ray.wait(list(waiting), timeout=0.5)
+        done, _ = ray.wait(list(pending), timeout=0.5)
         for task in done:
-            found[waiting.pop(task)] = _answer(task)
-    if not any(found.values()):
-        late = f"no answer within {START_SECONDS:g} s: look whether the node is overloaded"
-        found |= {name: [s3.TransientProblem(late)] for name in waiting.values()}
-    for task in waiting:
+            problems[pending.pop(task)] = _result(task)
+    if not any(problems.values()):
+        late = f"no answer within {START_SECONDS:g} s: check whether the node is overloaded"
+        problems |= {name: [s3.TransientProblem(late)] for name in pending.values()}
+    for task in pending:
         ray.cancel(task, force=True)
-    return found
+    return problems
 
 
-def _answer(task: Any) -> list[str]:
+def _result(task: Any) -> list[str]:
     try:
         return list(ray.get(task))
     except (NodeDiedError, TaskUnschedulableError):
-        return []  # it has left the cluster in the meantime
+        return []  # the node has left the cluster
     except RayError as error:
-        return [
-            s3.TransientProblem(
-                f"the check did not run ({one_line(error)}): look at the node's logs"
-            )
-        ]
+        text = f"the check did not run ({one_line(error)}): see the node's logs"
+        return [s3.TransientProblem(text)]
 
 
 def _needed(
-    places: Places, resources: Mapping[str, float], worker: Mapping[str, float]
+    locations: Locations, resources: Mapping[str, float], worker: Mapping[str, float]
 ) -> dict[str, tuple[str, Collection[str]]]:
-    """What a node will use of the places."""
+    """The locations that a node with these resources will use."""
     if not resources.get("CPU"):
         return {}
     hosts_workers = all(resources.get(name, 0) >= amount for name, amount in worker.items())
     return {
-        name: (uri, actions)
-        for name, (uri, actions) in places.items()
-        # Data tasks list and read; an object that is only read has weights, for workers.
+        option: (uri, actions)
+        for option, (uri, actions) in locations.items()
+        # Data tasks list and read. A single object that is only read holds weights, for workers.
         if hosts_workers or ("list" in actions and "write" not in actions)
     }
 
 
-def _named(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Living nodes by name; by part of their ids too where several have the same name."""
+def _by_name(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Living nodes by name, with a part of the id if several have the same name."""
     alive = [node for node in nodes if node["Alive"]]
     names = [node.get("NodeName") or node["NodeManagerAddress"] for node in alive]
-    times = Counter(names)
+    counts = Counter(names)
     return {
-        f"node {name}" + (f" ({node['NodeID'][:8]})" if times[name] > 1 else ""): node
+        f"node {name}" + (f" ({node['NodeID'][:8]})" if counts[name] > 1 else ""): node
         for name, node in zip(names, alive, strict=True)
     }
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _joined(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NODES} more" if len(names) > MAX_NODES else ""
+    return ", ".join(names[:MAX_NODES]) + more

@@ -1,4 +1,4 @@
-"""An autoscaler: whether a cluster has one, and asking it for nodes."""
+"""The cluster's autoscaler: whether there is one, and how a program requests nodes from it."""
 
 import contextlib
 import json
@@ -21,42 +21,42 @@ from bcl_ray.ray_runtime.internals import (
     usage_collection_disabled,
 )
 
-Bundles = Sequence[Mapping[str, float]]
-
-RENEW = 45.0  # seconds between two reminders of what is wanted
-FORGOTTEN = 180.0  # seconds after the last of them: a driver that was killed wants nothing
-ANSWER = 10.0  # seconds for Ray to take a request
-STATUS = 15.0  # seconds in which an autoscaler that has just been started says what it has
-LOOK = 1.0  # seconds between two looks at the cluster
+RENEWAL_INTERVAL = 45.0  # seconds
+EXPIRY = 180.0  # seconds after its last renewal in which a request lapses
+REQUEST_TIMEOUT = 10.0  # seconds for Ray to take a request
+STATUS_TIMEOUT = 15.0  # seconds for an autoscaler that has just started to publish its status
+POLL_INTERVAL = 1.0  # seconds
 
 
-def runs(*, expected: bool = False) -> bool:
-    """Whether the cluster that this process is connected to adds nodes when work asks for them.
+def is_running(*, expected: bool = False) -> bool:
+    """Whether the connected cluster adds nodes when programs need them.
 
     Args:
-        expected: somebody said so: one that has said nothing yet is given STATUS seconds.
+        expected: Whether the cluster's description says so. An autoscaler without a status then
+            gets STATUS_TIMEOUT seconds to publish one.
     """
-    # Version 2 runs where KubeRay or `ray up` asks for it (with KubeRay as a mere observer too,
-    # which cannot be told from outside); every other head runs version 1, without an autoscaler
-    # as an observer, which names a type for each node: node_<its id>.
+    # Version 2 runs only where KubeRay or `ray up` asks for it. (KubeRay may run it as a mere
+    # observer, which cannot be seen from here.) On every other head version 1 runs. Where it is
+    # a mere observer, it names a node type for each node: node_<id of the node>.
     if is_autoscaler_v2(fetch_from_server=True):
         return True
-    deadline = time.monotonic() + (STATUS if expected else 0)
+    deadline = time.monotonic() + (STATUS_TIMEOUT if expected else 0)
     while (status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS)) is None:
         if time.monotonic() > deadline:
             return False
-        time.sleep(LOOK)
+        time.sleep(POLL_INTERVAL)
     report = json.loads(status).get("autoscaler_report") or {}
-    types = (report.get("node_type_mapping") or {}).values()
-    return any(not kind.startswith("node_") for kind in types)
+    node_types = (report.get("node_type_mapping") or {}).values()
+    return any(not node_type.startswith("node_") for node_type in node_types)
 
 
 def start_ray_data_actors() -> None:
-    """Start the actors of which Ray Data has one in a cluster, on this process's node: the head.
+    """Start the actors that Ray Data shares within a cluster on this process's node, the head.
 
-    They outlive programs, on the node of whoever needs them first. Were that a worker, its node
-    would never be idle again. And were it a trial, they would end with its placement group, and
-    somebody else's node would be next: a search calls this before its trials.
+    Ray Data starts them on the node of the first program that needs them, and they stay there.
+    On a worker's node they would keep that node from ever being idle. Started by a trial, they
+    would end with its placement group, and start again on another node: a search calls this
+    before its trials.
     """
     get_or_create_autoscaling_coordinator()
     get_or_create_stats_actor()
@@ -65,90 +65,96 @@ def start_ray_data_actors() -> None:
 
 
 class Demand:
-    """What a program wants a cluster to have, from `ask` to the end of the `with` block.
+    """Resources that a program requests from the cluster, until the `with` block ends.
 
         with Demand("predict-7f3a") as demand:
-            demand.ask([{"CPU": 1, "GPU": 1}] * 4)
+            demand.request([{"CPU": 1, "GPU": 1}] * 4)
 
-    An autoscaler adds the nodes that this takes, and keeps them, idle or not; a cluster without
-    one takes note. Several programs' demands add up, and Ray Data leaves alone what they want.
+    An autoscaler adds the nodes that this takes, and keeps them even while they are idle. In a
+    cluster without an autoscaler the request only reserves resources: Ray Data does not use
+    what is requested. Requests of several programs add up. A request lapses EXPIRY seconds after
+    its program was killed.
 
     Args:
-        name: of whoever wants it, unique in the cluster.
+        name: Of the program, unique in the cluster.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._wanted = f"bcl-ray-{name}", threading.Lock()
+        self._name, self._lock = f"bcl-ray-{name}", threading.Lock()
         self._bundles: list[dict[str, float]] = []
         self._labels: list[dict[str, str]] = []
-        self._over = threading.Event()
+        self._ended = threading.Event()
 
     def __enter__(self) -> "Demand":
         start_ray_data_actors()
         self._coordinator = get_or_create_autoscaling_coordinator()
-        self._thread = threading.Thread(target=self._remind, name="demand", daemon=True)
+        self._thread = threading.Thread(target=self._renew, name="demand", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
-        with contextlib.suppress(RayError):  # then it is forgotten in a while
-            ray.get(self._coordinator.cancel_request.remote(self._name), timeout=ANSWER)
+        with contextlib.suppress(RayError):  # the request then lapses
+            ray.get(self._coordinator.cancel_request.remote(self._name), timeout=REQUEST_TIMEOUT)
 
-    def ask(self, bundles: Bundles, labels: Sequence[Mapping[str, str]] | None = None) -> None:
-        """Want this, and no longer what was asked for before.
+    def request(
+        self,
+        bundles: Sequence[Mapping[str, float]],
+        labels: Sequence[Mapping[str, str]] | None = None,
+    ) -> None:
+        """Request resources, instead of those of an earlier call.
 
         Args:
-            bundles: resources, each of which one node is to have.
-            labels: for each bundle those that its node must carry.
+            bundles: Sets of resources, each of which must be on one node.
+            labels: For each bundle, labels that its node must have.
         """
-        with self._wanted:
+        with self._lock:
             self._bundles = [dict(bundle) for bundle in bundles]
             self._labels = [dict(label) for label in labels or [{}] * len(bundles)]
         self._send()
 
     def _send(self) -> None:
-        with self._wanted:
+        with self._lock:
             bundles, labels = self._bundles, self._labels
-        request = self._coordinator.request_resources.remote(
+        answer = self._coordinator.request_resources.remote(
             requester_id=self._name,
             resources=bundles,
             label_selectors=labels,
-            expire_after_s=FORGOTTEN,
+            expire_after_s=EXPIRY,
             priority=ResourceRequestPriority.HIGH,
         )
-        with contextlib.suppress(RayError):  # it is sent again
-            ray.get(request, timeout=ANSWER)
+        with contextlib.suppress(RayError):  # it is renewed soon
+            ray.get(answer, timeout=REQUEST_TIMEOUT)
 
-    def _remind(self) -> None:
-        while not self._over.wait(RENEW):
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWAL_INTERVAL):
             self._send()
 
 
-def wait_until_there(
-    lacking: Callable[[], str],
+def wait_for_nodes(
+    shortage: Callable[[], str],
     seconds: float,
     notify: Callable[[str], None],
-    stopping: Callable[[], Any] = lambda: False,
+    stop_requested: Callable[[], Any] = lambda: False,
 ) -> bool:
-    """Wait for nodes; a person is told what for.
+    """Wait until the cluster has enough nodes; the user is told once what is missing.
 
     Args:
-        lacking: looks at the cluster, and says what it lacks; nothing: it has all.
-        seconds: to wait, at most.
-        notify: called with messages for the user.
-        stopping: whether to wait no longer.
+        shortage: What the cluster lacks now, in words; empty if it has enough.
+        seconds: The longest time to wait.
+        notify: Shows a message to the user.
+        stop_requested: Whether to stop waiting.
 
     Returns:
-        Whether nothing is lacking.
+        Whether the cluster has enough.
     """
-    deadline, told = time.monotonic() + seconds, False
-    while text := lacking():
-        if stopping() or time.monotonic() > deadline:
+    deadline, notified = time.monotonic() + seconds, False
+    while text := shortage():
+        if stop_requested() or time.monotonic() > deadline:
             return False
-        if not told:
+        if not notified:
             notify(f"waiting up to {seconds:g} s for nodes: {text}")
-            told = True
-        time.sleep(LOOK)
+            notified = True
+        time.sleep(POLL_INTERVAL)
     return True

@@ -136,7 +136,7 @@ def resources() -> Resources:
         ValueError: node_groups.VARIABLE has an invalid value.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
-    present = tuple(node["Resources"] for node in alive)
+    present: tuple[Mapping[str, float], ...] = tuple(node["Resources"] for node in alive)
     labels = [node["Labels"] for node in alive if node["Resources"].get("CPU")]
     groups = node_groups.from_environment()
     grows = groups != () and autoscaler.is_running(expected=groups is not None)

@@ -1,8 +1,8 @@
-"""How many workers a run gets, whether it survives a failure, and how long it waits for a node.
+"""How many workers a run gets, and how long it waits for their nodes.
 
-Ray Train's own policies start with any number of workers, even if the global batch cannot be
-divided by it, take all of the cluster's CPUs, which starves the stream, and wait for ever. These
-stand in their places; they run in Ray Train's controller.
+Ray Train's own policy starts any number of workers, even one that does not divide the global
+batch. It takes all of the cluster's CPUs, so that none are left for data tasks, and it waits for
+nodes without a limit. `ScalingPolicy` replaces it in Ray Train's controller.
 """
 
 import math
@@ -11,313 +11,189 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import ray
-import ray.train.torch
-from ray.exceptions import RayActorError
 from ray.train.v2.api.config import ScalingConfig
-from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.ray_runtime.connection import one_line, root_cause
-from bcl_ray.ray_runtime.controller import Controlled
-from bcl_ray.ray_runtime.internals import (
-    DatasetsCallback,
-    DefaultFailurePolicy,
-    ElasticScalingPolicy,
-    FailureDecision,
-    NoopDecision,
-    PlacementGroupCleanerCallback,
-    time_monotonic,
-)
+from bcl_ray.ray_runtime.internals import ElasticScalingPolicy, NoopDecision, time_monotonic
 from bcl_ray.ray_runtime.internals import state as cluster_state
-from bcl_ray.runs.checkpoint import UnusableCheckpointError
-from bcl_ray.storage.fence import LostError
 
-Notify = Callable[[str], None]
-Nodes = Iterable[Mapping[str, float]]
+Amounts = Mapping[str, float]  # of resources by Ray's name, such as CPU and GPU
 
-SETTLE = 10.0  # seconds in which what ended workers held comes free again
-GROWTH = 60.0  # seconds of training at least between two restarts with more workers
-
-
-class RestartError(RuntimeError):
-    """Workers are to start again on the nodes that there are; their state has been saved."""
+RELEASE_SECONDS = 10.0  # in which the resources of ended workers become free
+GROWTH_INTERVAL = 60.0  # seconds of training, at least, before a restart with more workers
+TOLERANCE = 1e-9  # ten times 0.1 CPU are 1 CPU, which floating point would deny
 
 
 class MissingResourcesError(RuntimeError):
-    """The cluster did not have enough for the fewest workers within scale.wait_timeout."""
+    """The cluster had too few resources for the fewest workers during scale.wait_timeout."""
 
 
-def bundles(
-    experiment: Experiment, needs: Mapping[str, float], *, data: bool
-) -> list[Mapping[str, float]]:
-    """What a run asks an autoscaler for: the most workers, then CPUs for data.
+def resource_bundles(experiment: Experiment, worker: Amounts, *, data: bool) -> list[Amounts]:
+    """What a run requests from an autoscaler: the most workers, then data tasks.
 
     Args:
-        experiment: whose scale it is.
-        needs: resources of one worker.
-        data: whether CPUs for data are asked for.
+        experiment: The run's options.
+        worker: Resources of one worker.
+        data: Whether to include data tasks.
     """
     task = experiment.scale.cpus_per_data_task
-    tasks = math.ceil(experiment.least_data_cpus / task - 1e-9) if data else 0
-    return [needs] * experiment.scale.max_workers + [{"CPU": task}] * tasks
+    tasks = math.ceil(experiment.least_data_cpus / task - TOLERANCE) if data else 0
+    return [worker] * experiment.scale.max_workers + [{"CPU": task}] * tasks
 
 
-def lacking(experiment: Experiment, needs: Mapping[str, float]) -> str:
-    """What the cluster lacks now for the fewest workers; nothing where it has enough."""
-    nodes = usable_nodes().values()
-    found = chosen_workers(experiment, nodes, needs)
-    return "" if found else missing(experiment, nodes, needs)
-
-
-def places(nodes: Nodes, needs: Mapping[str, float]) -> int:
-    """How many workers of certain needs fit on nodes, none of which a worker can share."""
+def worker_capacity(nodes: Iterable[Amounts], worker: Amounts) -> int:
+    """How many workers fit on nodes; a worker cannot be split between nodes."""
     return sum(
-        # A node of 1.0 CPU has ten places of 0.1, which floats would deny.
-        min((math.floor(node.get(name, 0.0) / need + 1e-9) for name, need in needs.items()))
+        min(math.floor(node.get(name, 0.0) / need + TOLERANCE) for name, need in worker.items())
         for node in nodes
     )
 
 
-def chosen_workers(experiment: Experiment, nodes: Nodes, needs: Mapping[str, float]) -> int:
-    """The most workers that the run may have on nodes, with CPUs left for the stream; else 0.
+def worker_count(experiment: Experiment, nodes: Iterable[Amounts], worker: Amounts) -> int:
+    """The largest number of workers that fits on nodes, with CPUs left for data tasks.
 
     Args:
-        experiment: whose worker_counts are possible.
-        nodes: resources of each node that workers may use.
-        needs: resources of one worker.
+        experiment: Its `worker_counts` are the numbers to choose from.
+        nodes: Resources of each node.
+        worker: Resources of one worker.
+
+    Returns:
+        0 if not even the smallest number fits.
     """
     nodes, scale = list(nodes), experiment.scale
     cpus = sum(node.get("CPU", 0.0) for node in nodes) - experiment.least_data_cpus
-    room = min(places(nodes, needs), math.floor(cpus / scale.cpus_per_worker + 1e-9))
-    return max((count for count in experiment.worker_counts if count <= room), default=0)
+    by_cpus = math.floor(cpus / scale.cpus_per_worker + TOLERANCE)
+    capacity = min(worker_capacity(nodes, worker), by_cpus)
+    return max((count for count in experiment.worker_counts if count <= capacity), default=0)
 
 
-def missing(experiment: Experiment, nodes: Nodes, needs: Mapping[str, float]) -> str:
-    """What nodes lack for the fewest workers, resource by resource."""
+def shortage(experiment: Experiment, nodes: Iterable[Amounts], worker: Amounts) -> str:
+    """What nodes lack for the smallest number of workers, in words.
+
+    Args:
+        experiment: The run's options.
+        nodes: Resources of each node.
+        worker: Resources of one worker.
+    """
     nodes, scale = list(nodes), experiment.scale
-    wanted = {name: scale.min_workers * need for name, need in needs.items()}
-    wanted["CPU"] += experiment.least_data_cpus
-    have = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
-    short = [
-        f"{wanted[name]:g} {name}, and there {'is' if have[name] == 1 else 'are'} {have[name]:g}"
-        for name in wanted
-        if have[name] < wanted[name]
+    needed = {name: scale.min_workers * amount for name, amount in worker.items()}
+    needed["CPU"] += experiment.least_data_cpus
+    present = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
+    parts = [
+        f"{needed[name]:g} {name}, and there {'is' if present[name] == 1 else 'are'} "
+        f"{present[name]:g}"
+        for name in needed
+        if present[name] < needed[name]
     ]
-    each = ", ".join(f"{need:g} {name}" for name, need in needs.items())
-    return "; ".join(short) or f"nodes with {each} free for each of {scale.min_workers} workers"
+    each = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
+    return "; ".join(parts) or f"nodes with {each} free for each of {scale.min_workers} workers"
+
+
+def cluster_shortage(experiment: Experiment, worker: Amounts) -> str:
+    """What the cluster now lacks for the smallest number of workers; empty if it has enough."""
+    nodes = usable_nodes().values()
+    return "" if worker_count(experiment, nodes, worker) else shortage(experiment, nodes, worker)
 
 
 def usable_nodes() -> dict[str, dict[str, float]]:
-    """Resources by node, of those that are there to stay, not of those with notice to go."""
-    going = cluster_state.get_draining_nodes() or {}
+    """Resources of each node by its id, without nodes that are about to be taken away."""
+    draining = cluster_state.get_draining_nodes() or {}
     alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    return {node: resources for node, resources in alive.items() if node not in going}
+    return {node: resources for node, resources in alive.items() if node not in draining}
 
 
 def free_resources(nodes: Collection[str]) -> list[dict[str, float]]:
-    """What nobody holds of some nodes."""
+    """Resources of nodes, given by their ids, that nothing uses now."""
     free = cluster_state.available_resources_per_node()
     return [free[node] for node in nodes if node in free]
 
 
-class Scaling(ElasticScalingPolicy):
-    """As many workers as there is room for, of those that divide the global batch.
+class ScalingPolicy(ElasticScalingPolicy):
+    """Starts as many workers as fit, among the numbers that divide the global batch.
 
     Args:
         config: Ray Train's.
-        experiment: whose scale is followed.
-        notify: called with messages for the user.
-        restart: asks workers to save their state and to give up.
+        experiment: Its `scale` options are followed.
+        notify: Shows a message to the user.
+        request_restart: Asks workers to save their state and to end.
     """
 
     def __init__(
         self,
         config: ScalingConfig,
         experiment: Experiment,
-        notify: Notify,
-        restart: Callable[[], None],
+        notify: Callable[[str], None],
+        request_restart: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._experiment, self._notify, self._restart = experiment, notify, restart
+        self._experiment, self._notify = experiment, notify
+        self._request_restart = request_restart
         self._waiting_since: float | None = None
-        self._nodes: set[str] = set()  # that the last decision was made for
+        self._nodes: set[str] = set()  # usable nodes at the last decision
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        """How many workers to start, now or later.
+        """Decide how many workers start now, or that they start later.
 
         Raises:
-            MissingResourcesError: it has been too long.
+            MissingResourcesError: scale.wait_timeout has passed.
         """
-        now, patience = time.monotonic(), self._experiment.scale.wait_timeout
-        begins = self._waiting_since is None
+        now, timeout = time.monotonic(), self._experiment.scale.wait_timeout
+        is_first = self._waiting_since is None
         since = self._waiting_since = now if self._waiting_since is None else self._waiting_since
         nodes = usable_nodes()
-        workers = self._workers(nodes, settled=now - since > SETTLE)
-        if now - since > patience:
+        workers = self._startable_workers(nodes, released=now - since > RELEASE_SECONDS)
+        if now - since > timeout:
             raise MissingResourcesError(
-                f"no workers after scale.wait_timeout ({patience:g} s): the run needs "
-                f"{missing(self._experiment, nodes.values(), self._needs)}; add nodes, or lower "
+                f"no workers after scale.wait_timeout ({timeout:g} s): the run needs "
+                f"{shortage(self._experiment, nodes.values(), self._worker)}; add nodes, or lower "
                 "scale.workers"
             )
         if workers:
             self._nodes = set(nodes)
             return self._get_resize_decision(workers)
-        if begins and not chosen_workers(self._experiment, nodes.values(), self._needs):
-            lacking = missing(self._experiment, nodes.values(), self._needs)
-            self._notify(f"waiting up to {patience:g} s for {lacking}")
-        return NoopDecision()  # after which `Controller` waits a moment
+        if is_first and not worker_count(self._experiment, nodes.values(), self._worker):
+            missing = shortage(self._experiment, nodes.values(), self._worker)
+            self._notify(f"waiting up to {timeout:g} s for {missing}")
+        return NoopDecision()  # `Controller` pauses before it asks again
 
-    def _workers(self, nodes: Mapping[str, Mapping[str, float]], settled: bool) -> int:
-        """How many to start; 0: none yet."""
-        room = chosen_workers(self._experiment, nodes.values(), self._needs)
-        free = chosen_workers(self._experiment, free_resources(nodes), self._needs)
-        least = self._experiment.worker_counts[0]
-        if room in (0, least) or free >= room:
-            return room
-        # What others hold is no room; but the fewest wait in Ray's queue, not here.
-        return max(free, least) if settled else 0
+    def _startable_workers(self, nodes: Mapping[str, Amounts], *, released: bool) -> int:
+        """How many workers can start now; 0 to wait for resources that are still in use.
+
+        Args:
+            nodes: Resources of each usable node.
+            released: Whether ended workers have had time to release their resources.
+        """
+        possible = worker_count(self._experiment, nodes.values(), self._worker)
+        immediate = worker_count(self._experiment, free_resources(nodes), self._worker)
+        fewest = self._experiment.worker_counts[0]
+        if possible in (0, fewest) or immediate >= possible:
+            return possible
+        # Other programs use the rest. The fewest workers start even so, and wait in Ray's queue.
+        return max(immediate, fewest) if released else 0
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> Any:
-        """Never a new size: workers are asked to save their state first, where nodes have come."""
+        """Ask for a restart if new nodes allow more workers; the group is never resized directly.
+
+        Workers have to save their state before they end.
+        """
         del worker_group_status  # part of Ray's signature
         self._waiting_since = None
-        old_enough = time_monotonic() - worker_group_state.start_time > GROWTH
-        if old_enough and self._experiment.scale.min_workers < self._experiment.scale.max_workers:
+        scale = self._experiment.scale
+        may_grow = time_monotonic() - worker_group_state.start_time > GROWTH_INTERVAL
+        if may_grow and scale.min_workers < scale.max_workers:
             nodes = usable_nodes()
-            wanted = chosen_workers(self._experiment, nodes.values(), self._needs)
-            if set(nodes) - self._nodes and wanted > worker_group_state.num_workers:
+            workers = worker_count(self._experiment, nodes.values(), self._worker)
+            if set(nodes) - self._nodes and workers > worker_group_state.num_workers:
                 self._nodes = set(nodes)
-                self._restart()
+                self._request_restart()
         return NoopDecision()
 
     def _send_resource_request(self) -> None:
-        """Ask for nothing: the driver does, before workers start, and for data too."""
+        """Request nothing: the driver has requested nodes for workers and data tasks."""
 
     @property
-    def _needs(self) -> dict[str, float]:
+    def _worker(self) -> dict[str, float]:
+        """Resources of one worker."""
         return dict(self.scaling_config._resources_per_worker_not_none)
-
-
-class Failures(DefaultFailurePolicy):
-    """scale.max_failures failures, and any number of nodes that are taken away with notice."""
-
-    def __init__(self, config: Any, notify: Notify) -> None:
-        super().__init__(config)
-        self._notify = notify
-        self._told = ""
-
-    def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
-        """Whether to start the workers again; says so."""
-        error = training_failed_error
-        # It would come again; or another driver has the run, and starts workers itself.
-        if unusable_of(error) or lost_of(error):
-            return FailureDecision.RAISE
-        if asked := restart_of(error):
-            self._notify(f"{asked}; starting again on the nodes that there are")
-            return FailureDecision.RETRY
-        decision = super().make_decision(training_failed_error=error)
-        if decision == FailureDecision.RETRY and isinstance(error, WorkerGroupError):
-            left = self.failure_config.max_failures - self._worker_group_failures
-            self._notify(
-                f"{_first_failure(error)}: starting again from the last checkpoint "
-                f"({left} more failures allowed)"
-            )
-        elif decision == FailureDecision.RETRY and isinstance(error, PreemptionError):
-            self._notify("a node was taken away: starting again from the last checkpoint")
-        elif decision == FailureDecision.RETRY:
-            self._notify_once(f"workers did not start ({_last_line(error)}): trying again")
-        return decision
-
-    def _notify_once(self, text: str) -> None:
-        """Notify what may repeat itself every few seconds."""
-        if text != self._told:
-            self._told = text
-            self._notify(text)
-
-
-def restart_of(error: Exception) -> RestartError | None:
-    """What workers raised that gave up to start again, after they had saved their state."""
-    failures = map(_own, getattr(error, "worker_failures", {}).values())
-    return next((failure for failure in failures if isinstance(failure, RestartError)), None)
-
-
-def lost_of(error: Exception) -> LostError | None:
-    """What workers or the controller raised when they found that another driver has the run."""
-    failures = [*getattr(error, "worker_failures", {}).values(), error]
-    causes = [_own(getattr(failure, "controller_failure", failure)) for failure in failures]
-    return next((cause for cause in causes if isinstance(cause, LostError)), None)
-
-
-def unusable_of(error: Exception) -> UnusableCheckpointError | None:
-    """What workers raised when none of the run's checkpoints can be read."""
-    failures = map(_own, getattr(error, "worker_failures", {}).values())
-    return next((one for one in failures if isinstance(one, UnusableCheckpointError)), None)
-
-
-def _own(failure: BaseException) -> BaseException:
-    """What a worker raised, beneath Ray Train's wrapper."""
-    return root_cause(getattr(failure, "_base_exc", failure))
-
-
-def _last_line(error: Exception) -> str:
-    """Of a controller's failure; its first lines are a worker's traceback."""
-    cause = getattr(error, "controller_failure", error)
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[-1].strip()
-
-
-def _first_failure(error: WorkerGroupError) -> str:
-    """The failure that the others follow from: when a worker dies, its peers lose it."""
-    failures = {worker: _own(failure) for worker, failure in error.worker_failures.items()}
-    dead = [worker for worker, own in failures.items() if isinstance(own, RayActorError)]
-    if dead:
-        return f"worker {dead[0]} died"
-    worker, own = next(iter(failures.items()))
-    return f"worker {worker} failed ({one_line(own)})"
-
-
-class Trainer(TorchTrainer):
-    """Ray's TorchTrainer with the policies of this module.
-
-    Args:
-        experiment: whose scale they follow.
-        notify, restart: see `Scaling`; called in the controller.
-        options: TorchTrainer's.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        experiment: Experiment,
-        notify: Notify,
-        restart: Callable[[], None],
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
-        self._experiment, self._notify, self._restart = experiment, notify, restart
-        self._controlled = Controlled()
-
-    def end(self) -> None:
-        """End training at once, from another thread than the one that is in `fit`."""
-        self._controlled.end()
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Ray Train's, but for those that would start processes with nothing to do."""
-        idle: tuple[type, ...] = (DatasetsCallback,)  # data come by streams of our own
-        if any(
-            getattr(callback, "KEEPS_PLACES", False) for callback in self.run_config.callbacks or ()
-        ):
-            idle += (PlacementGroupCleanerCallback,)
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
-
-    def _initialize_and_run_controller(self, **options: Any) -> Any:
-        options["scaling_policy"] = Scaling(
-            self.scaling_config,  # type: ignore[arg-type]  # Ray's stub has version 1's
-            self._experiment,
-            self._notify,
-            self._restart,
-        )
-        options["failure_policy"] = Failures(self.run_config.failure_config, self._notify)
-        return self._controlled.run(**options)

@@ -1,12 +1,12 @@
-"""All of Ray that is not public: what is used, why, and which public way was looked for.
+"""All private parts of Ray that bcl_ray uses, each with the reason why no public part would do.
 
     from bcl_ray.ray_runtime.internals import TrainController
 
-A name is imported when it is first asked for, since a process rarely needs more than a few.
-PRIVATE says what is imported, METHODS which methods that are private, or of private classes, are
-called or overridden. A test holds both against the installed Ray, name by name and signature by
-signature, so that an upgrade fails there and not in a run. No other module of bcl_ray imports a
-private part of Ray.
+No other module of bcl_ray imports a private part of Ray. PRIVATE lists the imported names.
+METHODS lists the methods that are called or overridden and are private, or belong to a private
+class. A test compares names and signatures with the installed Ray, so that an upgrade of Ray
+fails in the test, not in a run. A name is imported only when it is first used, since a process
+rarely needs more than a few.
 """
 
 import importlib
@@ -66,74 +66,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Private:
-    """Something that is imported.
-
-    Args:
-        module: that has it.
-        parameters: of a function, in order; None where that does not matter.
-        why: what it is for, and why no public part of Ray does.
-    """
+    """An imported name."""
 
     module: str
     parameters: tuple[str, ...] | None
+    """Parameters of a function or class, in order; None if they do not matter."""
     why: str
+    """Its purpose, and why no public part of Ray serves it."""
 
 
-_KV = "Notes of a search in the cluster's own store; Ray has no public one, and an actor would die."
-_CALLBACK = "The controller's default callbacks are made by a private method; public ones only add."
-_DATA_ACTORS = "Ray Data starts its actors on the node that needs them first; nothing public does."
+_KV = "A search's records in the cluster's key-value store; no public API, and an actor could die."
+_CALLBACK = "Removes a default callback of the controller; the public option only adds callbacks."
+_DATA_ACTORS = (
+    "Starts Ray Data's shared actors on the head; by default the first node in need has them."
+)
 PRIVATE = {
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR": Private(
         "ray._common.constants",
         None,
-        "Ray Train's controller blocks its own loop, and warns of it; no public switch.",
+        "Silences a warning that Ray Train's controller blocks its own loop; no public option.",
     ),
     "ray_constants": Private(
         "ray._private",
         None,
-        "ENABLE_RAY_CLUSTER: lets a node of loopback join a cluster; no option of `ray start`.",
+        "ENABLE_RAY_CLUSTER: lets nodes on the loopback interface form a cluster; `ray start` has "
+        "no option.",
     ),
     "services": Private(
         "ray._private",
         None,
-        "resolve_ip_for_localhost: Ray takes 127.0.0.1 for the outer address, and listens there.",
+        "resolve_ip_for_localhost: Ray replaces 127.0.0.1 by an external address.",
     ),
     "worker": Private(
         "ray._private",
         None,
-        "print_to_stdstream: Ray prints the autoscaler's messages over the progress display; "
-        "log_to_driver=False does not stop them.",
+        "print_to_stdstream: Ray prints messages of the autoscaler into the progress display, even "
+        "with log_to_driver=False.",
     ),
     "DEBUG_AUTOSCALING_STATUS": Private(
         "ray._private.ray_constants",
         None,
-        "Whether an autoscaler runs: `ray status` reads the same; its public client has no field.",
+        "Whether an autoscaler runs; `ray status` reads the same key, no public API returns it.",
     ),
     "state": Private(
         "ray._private.state",
         None,
-        "Nodes that have notice to go, and what is free on each: ray.nodes() says neither.",
+        "Nodes that will be taken away, and free resources of each node; ray.nodes() has neither.",
     ),
     "is_autoscaler_v2": Private(
         "ray.autoscaler.v2.utils",
         ("fetch_from_server", "gcs_client"),
-        "Whether an autoscaler of version 2 runs; the public state API does not say.",
+        "Whether an autoscaler of version 2 runs; the public state API does not tell.",
     ),
     "ResourceRequestPriority": Private(
         "ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator",
         None,
-        "Goes with get_or_create_autoscaling_coordinator.",
+        "Needed with get_or_create_autoscaling_coordinator.",
     ),
     "get_or_create_autoscaling_coordinator": Private(
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
         (),
-        "Several programs' requests add up in it. The public request_resources is one for the "
-        "whole cluster: the last caller's replaces all others.",
+        "Adds up the requests of several programs. The public request_resources holds one request "
+        "for the whole cluster: each call replaces those of other programs.",
     ),
     "ExecutionCallback": Private(
         "ray.data._internal.execution.execution_callback",
         (),
-        "Lets Ray Data's control loop rest, which takes the interpreter from training; no option.",
+        "Pauses Ray Data's control loop, which otherwise keeps the interpreter busy; no option.",
     ),
     "get_or_create_stats_actor": Private("ray.data._internal.stats", (), _DATA_ACTORS),
     "get_or_create_usage_collection_actor": Private(
@@ -159,18 +158,18 @@ PRIVATE = {
     "get_env_vars_to_propagate": Private(
         "ray.train.v2._internal.constants",
         (),
-        "What Ray Train gives its controller's environment, which is started here.",
+        "The environment that Ray Train gives its controller, which we start ourselves.",
     ),
     "WorkerGroupCallback": Private(
         "ray.train.v2._internal.execution.callback",
         (),
-        "Learns of a run's placement groups; ray.train.UserCallback hears of reports alone.",
+        "Learns of a run's placement groups; ray.train.UserCallback is only called for reports.",
     ),
     "get_train_context": Private(
         "ray.train.v2._internal.execution.context",
         (),
-        "Whether a node is about to go. The public ray.train.get_preemption_info is a barrier of "
-        "all workers, 2.6 ms at every step.",
+        "Whether a node will be taken away. The public ray.train.get_preemption_info is a barrier "
+        "for all workers, which takes 2.6 ms at every step.",
     ),
     "TrainController": Private(
         "ray.train.v2._internal.execution.controller",
@@ -182,26 +181,26 @@ PRIVATE = {
             "callbacks",
             "validation_config",
         ),
-        "Its loop is held up by a policy that waits, and nothing public ends it.",
+        "A policy that waits blocks its loop, and no public method ends it.",
     ),
     "FailureDecision": Private(
         "ray.train.v2._internal.execution.failure_handling",
         None,
-        "Goes with DefaultFailurePolicy.",
+        "Needed with DefaultFailurePolicy.",
     ),
     "DefaultFailurePolicy": Private(
         "ray.train.v2._internal.execution.failure_handling.default",
         ("failure_config",),
-        "A restart that was asked for is no failure; the public FailureConfig only counts.",
+        "A requested restart does not count as a failure; FailureConfig has no such rule.",
     ),
     "ElasticScalingPolicy": Private(
         "ray.train.v2._internal.execution.scaling_policy",
         ("scaling_config",),
-        "Ray's own takes numbers of workers that do not divide the batch, counts nodes that are "
-        "about to go, and waits for ever; the public ScalingConfig has no rule for it.",
+        "Ray's policy starts numbers of workers that do not divide the batch, counts nodes that "
+        "will be taken away, and waits without end; the public ScalingConfig has no options.",
     ),
     "NoopDecision": Private(
-        "ray.train.v2._internal.execution.scaling_policy", (), "Goes with ElasticScalingPolicy."
+        "ray.train.v2._internal.execution.scaling_policy", (), "Needed with ElasticScalingPolicy."
     ),
     "time_monotonic": Private(
         "ray.train.v2._internal.util", (), "The clock of a worker group's start_time."
@@ -238,16 +237,14 @@ METHODS: dict[tuple[str, str], tuple[str, ...]] = {
     ("state", "available_resources_per_node"): (),
     ("state", "get_draining_nodes"): (),
 }
-"""Parameters, without self, by owner (a name in PRIVATE, or a public class) and method."""
+"""Parameters without self, by owner (a name in PRIVATE, or a public class) and method."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in PRIVATE:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module = PRIVATE[name].module
-    holder = importlib.import_module(module)
-    return (
-        getattr(holder, name)
-        if hasattr(holder, name)
-        else importlib.import_module(f"{module}.{name}")
-    )
+    path = PRIVATE[name].module
+    module = importlib.import_module(path)
+    if hasattr(module, name):
+        return getattr(module, name)
+    return importlib.import_module(f"{path}.{name}")  # a submodule

@@ -1,7 +1,7 @@
-"""How far a cluster may grow: groups of nodes, as the file that describes the cluster has them.
+"""How far a cluster can grow: groups of nodes, from an environment variable of its head.
 
-Open-source Ray tells a driver nothing of an autoscaler's limits. Who writes the cluster's files
-knows them, and leaves them in an environment variable of the head, where drivers find it.
+Open-source Ray does not tell a driver the limits of its autoscaler. The rendered files of a
+cluster contain them, and set the variable on the head, where drivers run.
 """
 
 import json
@@ -12,37 +12,34 @@ from dataclasses import asdict, dataclass, field
 from bcl_ray.machine.errors import UserError
 
 VARIABLE = "BCL_RAY_MAX_NODES"
-MARKET = "bcl-ray.io/market"  # a node's label: steady, or spot where it may be taken away
+MARKET = "bcl-ray.io/market"  # a node's label: steady; or spot, if the node may be taken away
 
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of one kind.
-
-    Args:
-        nodes: the most that there can be.
-        resources: of each of them, as Ray names them: CPU, GPU.
-        labels: that Ray gives each of them.
-    """
+    """Nodes of one kind."""
 
     nodes: int
+    """The largest number of them."""
     resources: Mapping[str, float]
+    """Resources of each node by Ray's names: CPU, GPU."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's labels of each node."""
 
 
 def to_text(groups: Iterable[NodeGroup]) -> str:
-    """Groups as the variable has them: JSON, in one line."""
+    """The variable's value: JSON in one line."""
     return json.dumps([asdict(group) for group in groups])
 
 
 def from_environment() -> tuple[NodeGroup, ...] | None:
-    """Groups of the cluster that this process runs in, none if it does not grow.
+    """Groups of the cluster that this process runs in; empty if the cluster does not grow.
 
     Returns:
-        None where nobody has said.
+        None if the variable is not set.
 
     Raises:
-        ValueError: the variable holds something else.
+        ValueError: The variable has an invalid value.
     """
     text = os.environ.get(VARIABLE)
     if not text:
@@ -61,5 +58,5 @@ def _checked(group: NodeGroup) -> NodeGroup:
     amounts = [group.nodes, *group.resources.values()]
     if not all(isinstance(amount, int | float) and amount >= 0 for amount in amounts):
         raise UserError("nodes and resources must be numbers of at least 0")
-    group.labels.items()
+    group.labels.items()  # an AttributeError if it is no mapping
     return group

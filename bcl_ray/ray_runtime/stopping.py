@@ -1,4 +1,4 @@
-"""A run that is asked to stop: SIGINT and SIGTERM, or a caller; and what that becomes."""
+"""Requests to stop a run, from signals or from a caller, and their execution."""
 
 import contextlib
 import signal
@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PATIENCE = 60.0  # seconds that workers have to write a last checkpoint
-ENDING = 20.0  # seconds that a function has to end which was made to
+CHECKPOINT_SECONDS = 60.0  # that workers have to write a last checkpoint
+TERMINATION_SECONDS = 20.0  # that a function has to end after it was terminated
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop.
+    """A run that ended because a stop was requested.
 
     Args:
-        text: what became of it.
-        signum: the signal that asked for it.
+        text: How it ended, for the user.
+        signum: The signal that requested the stop.
     """
 
     def __init__(self, text: str, signum: int) -> None:
@@ -26,14 +26,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a run is asked to stop, and why; the first reason counts."""
+    """Whether a run is to stop, and why; the first reason counts."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.signum: int = signal.SIGINT
 
     def stop(self, reason: str, signum: int = signal.SIGINT) -> None:
-        """Ask for it, from any thread."""
+        """Request the stop, from any thread."""
         if self.reason is None:
             self.signum = signum
             self.reason = reason
@@ -41,13 +41,15 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_signals(stop_request: StopRequest | None = None) -> Iterator[StopRequest]:
-    """A request to stop, which SIGINT and SIGTERM make while the block lasts.
+    """Let SIGINT and SIGTERM request a stop while the block lasts.
+
+    Outside the main thread, where Python allows no signal handlers, only callers can request one.
 
     Args:
-        stop_request: one that others make, too; None: a new one.
+        stop_request: A request that callers can also make; None: a new one.
 
     Raises:
-        Stopped: a second signal came; the first lets the program go on.
+        Stopped: A second signal came. The first only requests the stop.
     """
     stop_request = StopRequest() if stop_request is None else stop_request
 
@@ -56,7 +58,7 @@ def stop_signals(stop_request: StopRequest | None = None) -> Iterator[StopReques
             raise Stopped("stopped at once", signum)
         stop_request.stop(signal.Signals(signum).name, signum)
 
-    if threading.current_thread() is not threading.main_thread():  # Python allows no other
+    if threading.current_thread() is not threading.main_thread():
         yield stop_request
         return
     before = {number: signal.signal(number, receive) for number in SIGNALS}
@@ -67,28 +69,29 @@ def stop_signals(stop_request: StopRequest | None = None) -> Iterator[StopReques
             signal.signal(number, handler)
 
 
-def stoppable(
+def run_stoppable(
     function: Callable[[], Any],
     stop_request: StopRequest,
-    ask: Callable[[], bool],
+    ask_to_stop: Callable[[], bool],
     *,
-    end: Callable[[], None],
-    lost: Callable[[], BaseException | None],
+    terminate: Callable[[], None],
+    failure: Callable[[], BaseException | None],
 ) -> Any:
-    """Call a function in a thread, for signals to reach us: Ray Train would exit with 0.
+    """Call a function in a thread, so that this thread can stop it.
 
-    The thread has ended when this returns or raises, if `end` can make it.
+    Ray Train's own handling of signals would exit with status 0. When this returns or raises, the
+    thread has ended, provided that `terminate` can end it.
 
     Args:
-        function: what may take long.
-        stop_request: when to stop it.
-        ask: called once when a stop is requested; asks the function to end, says whether that is
-            worth waiting for.
-        end: called where the function is not waited for any longer; makes it end at once.
-        lost: what forbids to go on, once there is something; it is raised.
+        function: A function that may take long; its result is returned.
+        stop_request: When to stop.
+        ask_to_stop: Called once after a stop is requested. Asks the function to end, and returns
+            whether to wait for that.
+        terminate: Makes the function end at once, if it is no longer waited for.
+        failure: An error that forbids to go on, such as a lost lease, or None; it is raised.
 
     Raises:
-        Stopped: a stop was requested, and the function did not end within PATIENCE.
+        Stopped: A stop was requested, and the function did not end in CHECKPOINT_SECONDS.
     """
     outcome: dict[str, Any] = {}
 
@@ -104,15 +107,15 @@ def stoppable(
     try:
         while thread.is_alive():
             thread.join(0.2)
-            if (error := lost()) is not None:
+            if (error := failure()) is not None:
                 raise error
             if stop_request.reason is not None and deadline is None:
-                deadline = time.monotonic() + (PATIENCE if ask() else 0)
+                deadline = time.monotonic() + (CHECKPOINT_SECONDS if ask_to_stop() else 0)
             if deadline is not None and time.monotonic() > deadline:
                 raise Stopped("stopped, without a last checkpoint", stop_request.signum)
-    except BaseException:  # of a second signal, too
-        end()
-        thread.join(ENDING)
+    except BaseException:  # also a second signal's
+        terminate()
+        thread.join(TERMINATION_SECONDS)
         raise
     if "error" in outcome:
         raise outcome["error"]

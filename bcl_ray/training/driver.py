@@ -21,25 +21,27 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import FailedError
 from bcl_ray.machine.versions import command
 from bcl_ray.ray_runtime import access, elastic
-from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
+from bcl_ray.ray_runtime.autoscaler import Demand, wait_for_nodes
+from bcl_ray.ray_runtime.channel import Event, notify, open_channel, request_restart
 from bcl_ray.ray_runtime.connection import (
     Resources,
-    check_places,
+    check_cluster,
     connected,
     one_line,
     resources,
     uses_gpus,
 )
-from bcl_ray.ray_runtime.elastic import Trainer, lost_of, unusable_of
-from bcl_ray.ray_runtime.mailbox import Event, grow, notify, open_mailbox
+from bcl_ray.ray_runtime.failures import find_cause
 from bcl_ray.ray_runtime.node_groups import MARKET
-from bcl_ray.ray_runtime.node_metrics import Nodes
-from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals, stoppable
+from bcl_ray.ray_runtime.node_metrics import NodeSamplers
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable, stop_signals
+from bcl_ray.ray_runtime.trainer import Trainer
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import budget, check_store, preflight
 from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files, paths
+from bcl_ray.storage.fence import LeaseLostError
 from bcl_ray.storage.lease import Lease, LeaseRequest
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 from bcl_ray.training.residency import check_residency
@@ -108,7 +110,7 @@ def fit(
         run_folder.check_free(uri, experiment)
     elif resume is not None or run_folder.holds_run(uri):
         run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
-    lease_request = LeaseRequest(uri, f"run '{run_folder.name_of(uri)}'", note)
+    lease_request = LeaseRequest(uri, f"run '{paths.name(uri)}'", note)
     lease_request.check_free(wait=restartable)  # Ray takes seconds to start, and room
     with connected() as cluster:
         _check(experiment, manifest, cluster)
@@ -172,12 +174,12 @@ def _tracked(
         tracker.start(parent)
         tracker.describe(experiment, manifest)
         follow(_begin_event(run, experiment, manifest, tracker) | begin)
-        mailbox = open_mailbox()
+        channel = open_channel()
         trainer = _trainer(
             run,
             experiment,
             manifest,
-            mailbox,
+            channel,
             lease=lease,
             needs=needs,
             cluster=resources(),
@@ -185,12 +187,12 @@ def _tracked(
         )
         try:
             # Trials run beside each other, and would all look at the same nodes.
-            follower = RunMonitor(mailbox, tracker, follow, all_nodes=parent is None)
+            follower = RunMonitor(channel, tracker, follow, all_nodes=parent is None)
             outcome, state = _run(run, trainer, stop_request, follower, lease)
         except Stopped:
             tracker.tags({"stopped": stop_request.reason or ""})
             raise
-        demand.ask([])  # what follows takes no nodes
+        demand.request([])  # what follows takes no nodes
         lease.check()  # what is drawn goes into the run's folder, too
         drawn = experiment.tracking.report
         outcome["report"] = _sum_up(run, state, tracker, follow) if drawn else None
@@ -205,7 +207,7 @@ def _check(experiment: Experiment, manifest: Manifest, cluster: Resources) -> No
         wanted = budget(experiment, manifest, cluster.cpus)
         if not cluster.grows:
             check_store(wanted, cluster.store_bytes)
-    check_places(experiment, cluster)
+    check_cluster(experiment, cluster)
 
 
 def _ask(
@@ -217,9 +219,9 @@ def _ask(
     data: bool,
 ) -> None:
     """Ask for the nodes of all workers, and for those of data tasks."""
-    asked = elastic.bundles(experiment, needs, data=data)
+    asked = elastic.resource_bundles(experiment, needs, data=data)
     kept = _rank_zero_stays(experiment.scale.max_workers, cluster) or []
-    demand.ask(asked, kept + [{}] * (len(asked) - len(kept)))
+    demand.request(asked, kept + [{}] * (len(asked) - len(kept)))
 
 
 def _await_nodes(
@@ -232,8 +234,8 @@ def _await_nodes(
         Stopped: a stop was requested meanwhile.
     """
     patience = experiment.scale.wait_timeout
-    there = wait_until_there(
-        lambda: elastic.lacking(experiment, needs),
+    there = wait_for_nodes(
+        lambda: elastic.cluster_shortage(experiment, needs),
         patience,
         lambda text: follow({"kind": "note", "text": text}),
         lambda: stop_request.reason,
@@ -243,7 +245,7 @@ def _await_nodes(
     if not there:
         raise MissingNodesError(
             f"the nodes did not come within scale.wait_timeout ({patience:g} s): the run needs "
-            f"{elastic.lacking(experiment, needs)}; see `ray status` on the head"
+            f"{elastic.cluster_shortage(experiment, needs)}; see `ray status` on the head"
         )
 
 
@@ -288,20 +290,20 @@ def _run(
     follower.start()
     resume = f"{command()} train --resume {run_folder.reference(run)}"
     try:
-        result = stoppable(
+        result = run_stoppable(
             trainer.fit,
             stop_request,
             follower.ask_to_stop,
-            end=trainer.end,
-            lost=lambda: lease.lost,
+            terminate=trainer.terminate,
+            failure=lambda: lease.lost,
         )
     # Ray's own: its controller may have died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
-        if (lost := lost_of(failure) or lease.poll()) is not None:
+        if (lost := find_cause(failure, LeaseLostError) or lease.poll()) is not None:
             lease.mark_lost(lost)
             raise lost from None
         cause = _cause(failure, run, follower.tracker)
-        if unusable_of(failure):
+        if find_cause(failure, checkpoint.UnusableCheckpointError):
             raise TrainingError(f"{cause}\nbegin another run") from None
         raise TrainingError(f"{cause}\ncontinue with: {resume}") from None
     except Stopped as stop:
@@ -322,7 +324,7 @@ def _trainer(
     run: Run,
     experiment: Experiment,
     manifest: Manifest,
-    mailbox: Any,
+    channel: Any,
     *,
     lease: Lease,
     needs: Mapping[str, float],
@@ -335,14 +337,14 @@ def _trainer(
     return Trainer(
         train_worker,
         experiment=experiment,
-        notify=functools.partial(notify, mailbox),
-        restart=functools.partial(grow, mailbox),
+        notify=functools.partial(notify, channel),
+        request_restart=functools.partial(request_restart, channel),
         train_loop_config={
             "experiment": experiment.to_yaml(),
             "manifest": manifest.model_dump_json(),
             "run": run.uri,
             "uid": run.uid,
-            "mailbox": mailbox,
+            "channel": channel,
             "fence": lease.fence,
         },
         # Longer than a worker takes to notice a hang, which says where it hangs.
@@ -388,11 +390,11 @@ class RunMonitor(threading.Thread):
     """
 
     def __init__(
-        self, mailbox: Any, tracker: Tracker, follow: Follow, *, all_nodes: bool = True
+        self, channel: Any, tracker: Tracker, follow: Follow, *, all_nodes: bool = True
     ) -> None:
         super().__init__(name="follower", daemon=True)
-        self.mailbox, self.tracker = mailbox, tracker
-        self.nodes = Nodes(mailbox, others=all_nodes)
+        self.channel, self.tracker = channel, tracker
+        self.nodes = NodeSamplers(channel, all_nodes=all_nodes)
         self.follow: Follow = follow
         self.tracked: set[int] = set()
         self.failure: Exception | None = None
@@ -403,7 +405,7 @@ class RunMonitor(threading.Thread):
         """Take events until `stop`."""
         while True:
             try:
-                events = ray.get(self.mailbox.take.remote())
+                events = ray.get(self.channel.take.remote())
             except RayError as error:  # its process was killed: training goes on, unseen
                 self.failure = self.failure or error
                 return
@@ -419,14 +421,14 @@ class RunMonitor(threading.Thread):
 
     def ask_to_stop(self) -> bool:
         """Ask workers to save their state and stop; False where there have been none."""
-        self.mailbox.stop.remote()
+        self.channel.request_stop.remote()
         return self.started
 
     def stop(self) -> None:
         """Wait until all that was told before has been passed on."""
         self.nodes.wait()
         with contextlib.suppress(RayError):  # which `run` has met, too
-            ray.get(self.mailbox.put.remote({"kind": "stop"}))
+            ray.get(self.channel.put.remote({"kind": "stop"}))
         self.join()
 
     def track(self, records: list[dict[str, float]]) -> None:

@@ -28,8 +28,8 @@ from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.method.loop import SIGNALS, Step, train_epoch
 from bcl_ray.method.optim import learning_rate
 from bcl_ray.method.precision import chosen
-from bcl_ray.ray_runtime.elastic import RestartError
-from bcl_ray.ray_runtime.hang_watch import Watch
+from bcl_ray.ray_runtime.failures import RestartError
+from bcl_ray.ray_runtime.watchdog import Watchdog
 from bcl_ray.runs import checkpoint, findings
 from bcl_ray.runs.run_folder import BEST, LAST
 from bcl_ray.storage import files
@@ -55,10 +55,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     experiment = from_yaml(config["experiment"])
     manifest = Manifest.model_validate_json(config["manifest"])
-    mailbox = config["mailbox"]
-    with _warnings_told(mailbox):
+    channel = config["channel"]
+    with _warnings_told(channel):
         worker = _Worker(
-            experiment, manifest, config["run"], config["uid"], mailbox, fence=config["fence"]
+            experiment, manifest, config["run"], config["uid"], channel, fence=config["fence"]
         )
         try:
             worker.open_feed()
@@ -69,25 +69,25 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         try:
             with contextlib.closing(epochs):
                 worker.finish_epoch()
-                for epoch, batches in worker.watch.over(epochs):
+                for epoch, batches in worker.watchdog.watched(epochs):
                     worker.run_epoch(epoch, batches)
         except NonFiniteLossError as error:
             return {"error": str(error)}
         except StoppedError:
             return {"stopped": worker.learner.step}
         finally:
-            worker.watch.rest()  # an error may keep the batches from ending
+            worker.watchdog.pause()  # an error may keep the batches from ending
     return {}
 
 
 @contextlib.contextmanager
-def _warnings_told(mailbox: Any) -> Iterator[None]:
+def _warnings_told(channel: Any) -> Iterator[None]:
     """Pass warnings of our own modules on to the person, from every worker."""
 
     class Forward(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = f"worker {rank()}: {record.getMessage()}"
-            mailbox.put.remote({"kind": "note", "text": text})
+            channel.put.remote({"kind": "note", "text": text})
 
     handler, ours = Forward(logging.WARNING), logging.getLogger("bcl_ray")
     ours.addHandler(handler)
@@ -106,18 +106,20 @@ class _Worker:
         manifest: Manifest,
         run: str,
         uid: str,
-        mailbox: Any,
+        channel: Any,
         *,
         fence: Fence,
     ) -> None:
         self.experiment, self.manifest = experiment, manifest
-        self.run, self.uid, self.mailbox, self.fence = run, uid, mailbox, fence
-        self.watch = Watch(mailbox, experiment.scale.hang_timeout)
+        self.run, self.uid, self.channel, self.fence = run, uid, channel, fence
+        self.watchdog = Watchdog(channel, experiment.scale.hang_timeout)
         self.class_counts = np.array(manifest.splits[experiment.data.train_split].class_counts)
         self.steps = epoch_plan(experiment, manifest, 0).steps
         self.device = ray.train.torch.get_device()
         self.learner = Learner(experiment, self.class_counts, self.steps, self.device)
-        self.probe = Probe(experiment, manifest, self.class_counts, self.device, self.watch.over)
+        self.probe = Probe(
+            experiment, manifest, self.class_counts, self.device, self.watchdog.watched
+        )
         self.feed: Feed
         self.history: list[dict[str, float]] = []
         self.told = time.monotonic()
@@ -129,9 +131,9 @@ class _Worker:
             UnsupportedError: they cannot live there.
         """
         try:
-            opened = open_feed(self.experiment, self.manifest, self.device, self.watch.over)
+            opened = open_feed(self.experiment, self.manifest, self.device, self.watchdog.watched)
         finally:
-            self.watch.rest()
+            self.watchdog.pause()
         self.feed, why = opened
         if why:
             self.send("note", text=f"images are streamed, not kept on the GPU: {why}")
@@ -185,14 +187,14 @@ class _Worker:
     def send(self, kind: str, **content: Any) -> None:
         """Send the driver an event; from one worker, without waiting."""
         if rank() == 0:
-            self.mailbox.put.remote({"kind": kind, **content})
+            self.channel.put.remote({"kind": kind, **content})
 
     def run_epoch(self, epoch: int, batches: Iterator[Sent]) -> None:
         """Train on what is left of an epoch, evaluate where it is due, and report."""
         begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
         for step in train_epoch(
-            self.learner, self.watch.over(batches), epoch=epoch, signals=self.watch.signals
+            self.learner, self.watchdog.watched(batches), epoch=epoch, signals=self.watchdog.signals
         ):
             waited += step.waited
             images += step.images
@@ -225,7 +227,7 @@ class _Worker:
 
         Within an epoch they travel with the gradients, one step late; between epochs nothing does.
         """
-        signals = self.watch.signals()
+        signals = self.watchdog.signals()
         given = torch.tensor([float(name in signals) for name in SIGNALS], device=self.device)
         found = zip(SIGNALS, sum_over_workers(given).tolist(), strict=True)
         return frozenset(name for name, workers in found if workers)
@@ -300,7 +302,7 @@ class _Worker:
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
         if "stop" in signals:
             raise StoppedError
-        why = "a node is being taken away" if self.watch.noticed else "there are more nodes"
+        why = "a node is being taken away" if self.watchdog.has_notice else "there are more nodes"
         raise RestartError(f"{why}: everything up to step {self.learner.step:,} is saved")
 
     def _state(self) -> checkpoint.State:

@@ -20,7 +20,7 @@ for folder in sys.argv[1:]:
 from bcl_ray.machine import container
 from bcl_ray.ray_runtime import node_metrics
 from bcl_ray.runs import budget
-node_metrics.LOOK = 3600  # it looks only when it is asked
+node_metrics.SAMPLE_INTERVAL = 3600  # it samples only when it is told to
 held = bytearray(os.urandom(1 << 20) * 150)
 sampler = node_metrics.Sampler()
 begun, used = time.monotonic(), container.cpu().used

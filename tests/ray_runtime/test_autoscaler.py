@@ -18,7 +18,7 @@ def test_a_ray_of_our_own_does_not_grow_whatever_a_head_beside_it_says(monkeypat
     with connected() as found:
         assert (found.grows, found.limited, found.several_nodes) == (False, True, False)
         assert found.cpus == ray.cluster_resources()["CPU"]
-        assert autoscaler.runs(expected=True) is False
+        assert autoscaler.is_running(expected=True) is False
         assert autoscaler._internal_kv_get(autoscaler.DEBUG_AUTOSCALING_STATUS) is not None
         assert resources() == found
 
@@ -26,7 +26,7 @@ def test_a_ray_of_our_own_does_not_grow_whatever_a_head_beside_it_says(monkeypat
 def test_waiting_says_once_for_what_and_ends_in_time():
     said: list[str] = []
     answers = iter(["2 CPU", "1 CPU", ""])
-    assert autoscaler.wait_until_there(lambda: next(answers), 60, said.append)
+    assert autoscaler.wait_for_nodes(lambda: next(answers), 60, said.append)
     assert said == ["waiting up to 60 s for nodes: 2 CPU"]
-    assert not autoscaler.wait_until_there(lambda: "1 CPU", 0.5, said.append)
-    assert not autoscaler.wait_until_there(lambda: "1 CPU", 60, said.append, lambda: True)
+    assert not autoscaler.wait_for_nodes(lambda: "1 CPU", 0.5, said.append)
+    assert not autoscaler.wait_for_nodes(lambda: "1 CPU", 60, said.append, lambda: True)

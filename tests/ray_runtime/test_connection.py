@@ -7,7 +7,7 @@ from bcl_ray.experiment.recipes import cifar10_lt
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime.connection import (
     Resources,
-    check_places,
+    check_cluster,
     connected,
     one_line,
     root_cause,
@@ -38,26 +38,28 @@ def test_workers_get_a_gpu_each_where_there_are_enough(device, gpus, used):
 @pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cuda", 1), ("cuda", 0)])
 def test_fewer_gpus_than_workers_are_refused_instead_of_waited_for(device, gpus):
     options = experiment("scale.workers=2", f"scale.device={device}")
-    message = f"scale.workers (2) is more than the cluster has GPUs ({gpus}): lower it"
+    message = (
+        f"scale.workers (2) is more than the number of GPUs that the cluster has ({gpus}): lower it"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         uses_gpus(options, cluster({"CPU": 8, "GPU": gpus}))
 
 
 def test_workers_that_fit_in_all_but_on_no_node_are_refused():
     options = experiment("scale.workers=2", "scale.cpus_per_worker=3")
-    check_places(options, cluster({"CPU": 6}))
+    check_cluster(options, cluster({"CPU": 6}))
     message = "room for 0 workers of scale.cpus_per_worker (3), scale.workers is 2"
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_places(options, cluster({"CPU": 2}, {"CPU": 2}, {"CPU": 2}))
+        check_cluster(options, cluster({"CPU": 2}, {"CPU": 2}, {"CPU": 2}))
 
 
 @pytest.mark.parametrize("option", ["data.path", "tracking.runs", "model.weights"])
 def test_a_local_path_is_refused_on_several_nodes(option):
     options = experiment(f"{option}=/data/here")
-    check_places(options, cluster({"CPU": 4}))
+    check_cluster(options, cluster({"CPU": 4}))
     with pytest.raises(ValueError, match=rf"^{re.escape(option)} \(/data/here\) is a path of this"):
-        check_places(options, cluster({"CPU": 4}, {"CPU": 4}))
-    check_places(experiment(f"{option}=file:///mnt/data"), cluster({"CPU": 4}, {"CPU": 4}))
+        check_cluster(options, cluster({"CPU": 4}, {"CPU": 4}))
+    check_cluster(experiment(f"{option}=file:///mnt/data"), cluster({"CPU": 4}, {"CPU": 4}))
 
 
 def test_the_root_cause_is_told_in_one_line():
@@ -90,7 +92,7 @@ def test_rank_zero_is_kept_on_steady_nodes_where_there_are_any():
             "127.0.0.1:1",
             r"the cluster of RAY_ADDRESS \(127.0.0.1:1\) did not answer: Exc",
         ),
-        ("", "a Ray of our own did not answer: Exception: slow; is the machine overloaded"),
+        ("", "the local Ray did not answer: Exception: slow; is the machine overloaded"),
     ],
 )
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch, address, message):

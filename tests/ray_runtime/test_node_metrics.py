@@ -8,12 +8,12 @@ import pytest
 from bcl_ray.ray_runtime import node_metrics
 from bcl_ray.ray_runtime.node_metrics import Sampler
 
-EVERY = node_metrics.LOOK  # seconds
+EVERY = node_metrics.SAMPLE_INTERVAL  # seconds
 
 
 @pytest.fixture
 def sampler(monkeypatch):
-    monkeypatch.setattr(node_metrics, "LOOK", 3600)  # it looks only when it is asked
+    monkeypatch.setattr(node_metrics, "SAMPLE_INTERVAL", 3600)  # it samples only when it is told to
     return Sampler()
 
 
@@ -33,10 +33,10 @@ def test_work_between_two_takes_is_seen_and_belongs_to_one_of_them(sampler):
 
 
 def test_traffic_is_counted_from_one_take_to_the_next(sampler, monkeypatch):
-    flows = {"network_received": 10 * 2**20, "network_sent": 0}
-    monkeypatch.setattr(sampler, "_flows", dict.fromkeys(flows, 0))
+    traffic = {"network_received": 10 * 2**20, "network_sent": 0}
+    monkeypatch.setattr(sampler, "_traffic", dict.fromkeys(traffic, 0))
     monkeypatch.setattr(sampler, "_since", time.monotonic() - 2)
-    monkeypatch.setattr(node_metrics, "_flows", lambda: flows)
+    monkeypatch.setattr(node_metrics, "_traffic", lambda: traffic)
     found = sampler.take()
     assert found["network_received_mib_per_second"] == pytest.approx(5, rel=0.1)
     assert sampler.take()["network_received_mib_per_second"] == 0
@@ -81,15 +81,15 @@ def test_a_node_has_the_name_that_ray_was_given_or_that_of_its_machine(given, na
 def test_a_look_costs_next_to_nothing(sampler):
     begun = time.process_time()
     for _ in range(100):
-        sampler._look()
+        sampler._sample()
     assert (time.process_time() - begun) / 100 / EVERY < 0.001, "of one core"
 
 
 def test_per_cent_is_of_the_time_of_all_cores_that_was_not_idle():
     times = collections.namedtuple("times", "user system idle iowait guest guest_nice")
     before, now = times(10, 5, 100, 0, 1, 0), times(13, 6, 105, 1, 2, 0)
-    assert node_metrics._busy(before, now) == pytest.approx(40)
-    assert node_metrics._busy(now, now) == 0
+    assert node_metrics._machine_cpu_percent(before, now) == pytest.approx(40)
+    assert node_metrics._machine_cpu_percent(now, now) == 0
 
 
 def test_a_sampler_that_is_ended_looks_no_more():

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stoppable
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable
 
 
 class Work:
@@ -37,7 +37,7 @@ def test_nothing_goes_on_after_a_stop_that_was_not_waited_for():
     work, stop_request = Work(), StopRequest()
     stop_request.stop("by hand", 15)
     with pytest.raises(Stopped, match="stopped, without a last checkpoint") as raised:
-        stoppable(work.run, stop_request, work.ask, end=work.end, lost=nothing)
+        run_stoppable(work.run, stop_request, work.ask, terminate=work.end, failure=nothing)
     assert raised.value.signum == 15
     assert work.asked == 1
     assert trainers() == []
@@ -46,8 +46,12 @@ def test_nothing_goes_on_after_a_stop_that_was_not_waited_for():
 def test_a_lost_lease_ends_it_and_asks_for_no_last_checkpoint():
     work = Work()
     with pytest.raises(OSError, match="another has it"):
-        stoppable(
-            work.run, StopRequest(), work.ask, end=work.end, lost=lambda: OSError("another has it")
+        run_stoppable(
+            work.run,
+            StopRequest(),
+            work.ask,
+            terminate=work.end,
+            failure=lambda: OSError("another has it"),
         )
     assert work.asked == 0
     assert trainers() == []
@@ -57,6 +61,6 @@ def test_what_ends_by_itself_returns_or_raises_as_it_would():
     def fail():
         raise KeyError("x")
 
-    assert stoppable(lambda: 3, StopRequest(), nothing, end=nothing, lost=nothing) == 3
+    assert run_stoppable(lambda: 3, StopRequest(), nothing, terminate=nothing, failure=nothing) == 3
     with pytest.raises(KeyError):
-        stoppable(fail, StopRequest(), nothing, end=nothing, lost=nothing)
+        run_stoppable(fail, StopRequest(), nothing, terminate=nothing, failure=nothing)

@@ -26,7 +26,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt, cifar100_lt, digits_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
-from bcl_ray.ray_runtime.elastic import chosen_workers
+from bcl_ray.ray_runtime.elastic import worker_count
 from bcl_ray.runs.budget import budget
 from bcl_ray.training import residency
 from tests.trained import rows_of
@@ -288,8 +288,8 @@ def test_without_a_stream_no_cpu_is_left_for_data(digits):
     resident_run = options_of(digits, "data.residency=device", "scale.cpus_per_worker=1")
     streamed_run = with_overrides(resident_run, ["data.residency=stream"])
     two, needs = [{"CPU": 2.0}], {"CPU": 1.0}
-    assert chosen_workers(resident_run, two, needs) == 2
-    assert chosen_workers(streamed_run, two, needs) == 0
+    assert worker_count(resident_run, two, needs) == 2
+    assert worker_count(streamed_run, two, needs) == 0
     wanted = budget(resident_run, manifest, 2)
     rows = sum(manifest.splits[name].rows for name in ("train", "test"))
     assert (wanted.data_cpus, wanted.store_bytes) == (0, 0)

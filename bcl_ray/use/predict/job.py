@@ -25,8 +25,8 @@ from ray.exceptions import RayError
 from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
 from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.ray_runtime import access, node_groups
-from bcl_ray.ray_runtime.autoscaler import Demand, wait_until_there
-from bcl_ray.ray_runtime.connection import Resources, connected, local_path, one_line
+from bcl_ray.ray_runtime.autoscaler import Demand, wait_for_nodes
+from bcl_ray.ray_runtime.connection import Resources, connected, local_path_message, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease import LeaseRequest
@@ -173,16 +173,16 @@ def predict(
                         _await_nodes(actors, model, demand, follow)
                     blocks = _labelled(model, opened, output.request, done, actors)
                     # What is asked for is reserved; with the first block it becomes Ray Data's.
-                    awaited = _awaited(blocks, follow, functools.partial(demand.ask, []))
+                    awaited = _awaited(blocks, follow, functools.partial(demand.request, []))
                     _label(model, opened, output, done, blocks=awaited, follow=follow)
             return output.finish(parts)
 
 
 def _await_nodes(actors: Pool, model: OpenModel, demand: Demand, follow: Follow) -> None:
     """Ask for the nodes of all actors and a reader each, and wait for the first of both."""
-    demand.ask([actors.actor] * actors.actors + [actors.reader] * actors.actors)
+    demand.request([actors.actor] * actors.actors + [actors.reader] * actors.actors)
     patience = model.experiment.scale.wait_timeout
-    if not wait_until_there(actors.lacking, patience, functools.partial(_note, follow)):
+    if not wait_for_nodes(actors.lacking, patience, functools.partial(_note, follow)):
         raise PredictionError(
             f"the nodes did not come within the model's scale.wait_timeout ({patience:g} s): it "
             f"needs {actors.lacking()}; see `ray status` on the head"
@@ -247,7 +247,7 @@ def _check_places(request: PredictionRequest, target: str, resources: Resources)
     places = {"MODEL": request.model, "INPUT": request.images, "OUTPUT": target}
     for what, uri in places.items():
         if resources.several_nodes and "://" not in uri:
-            raise UserError(local_path(f"{what} ({uri})", resources))
+            raise UserError(local_path_message(f"{what} ({uri})", resources))
     files.check_usable(target, "list", "read", "write", "delete")
     access.check_everywhere({what: (uri, {"list", "read"}) for what, uri in places.items()})
 

@@ -10,7 +10,7 @@ import pytest
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.ray_runtime.controller import ABORTING
+from bcl_ray.ray_runtime.trainer import ABORT_SECONDS
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -41,7 +41,7 @@ def started(tmp_path):
     """Starts a training in a thread; returns its trainer, the thread and the file of its beats."""
     import ray.train
 
-    from bcl_ray.ray_runtime.elastic import Trainer
+    from bcl_ray.ray_runtime.trainer import Trainer
 
     def start(*overrides):
         file = tmp_path / "beats"
@@ -52,7 +52,7 @@ def started(tmp_path):
             beats,
             experiment=experiment,
             notify=functools.partial(write_down, str(tmp_path / "told")),
-            restart=print,
+            request_restart=print,
             train_loop_config={"file": str(file)},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(scale.min_workers, scale.max_workers),
@@ -81,14 +81,14 @@ def wait_for(condition):
 def test_training_that_is_ended_has_no_worker_and_no_thread_left(started):
     trainer, thread, file = started("scale.workers=1", "scale.cpus_per_worker=1")
     wait_for(file.read_text)
-    trainer.end()
+    trainer.terminate()
     thread.join(10)
     assert not thread.is_alive()
     time.sleep(1)
     before = file.read_text()
     time.sleep(2)
     assert file.read_text() == before, "no worker goes on"
-    trainer.end()  # once more is no harm
+    trainer.terminate()  # once more is no harm
 
 
 def test_a_controller_that_waits_for_nodes_answers(started):
@@ -97,8 +97,8 @@ def test_a_controller_that_waits_for_nodes_answers(started):
     wait_for((file.parent / "told").exists)
     assert "waiting up to" in (file.parent / "told").read_text()
     begun = time.monotonic()
-    trainer.end()
-    assert time.monotonic() - begun < ABORTING
+    trainer.terminate()
+    assert time.monotonic() - begun < ABORT_SECONDS
     thread.join(10)
     assert not thread.is_alive()
     assert file.read_text() == ""
