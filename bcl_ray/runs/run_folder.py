@@ -11,7 +11,6 @@
 """
 
 import json
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,42 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.machine.errors import UserError
+from bcl_ray.runs import identity
+from bcl_ray.runs.identity import Identity
 from bcl_ray.storage import files, paths
 
-RUN_FILE = "run.json"
-EXPERIMENT_FILE = "experiment.yaml"
+RUN_FILE, EXPERIMENT_FILE = identity.RUN.file, identity.EXPERIMENT_FILE
 BEST = "best_"  # begins the folder of the checkpoint with the highest accuracy
 LAST = "checkpoint_"  # begins those of Ray Train's last two
 ONLY_BEST = "only_best.json"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's identity.
+class Run(Identity):
+    """Identity of a run."""
 
-    Args:
-        uri: its folder.
-        uid: 32 hex digits, which MLflow has as a tag; stable over resumes.
-        digest: of the experiment, so that a run is never continued with another one.
-        fingerprint: of the data, likewise.
-    """
-
-    uri: str
-    uid: str
-    digest: str
-    fingerprint: str
-
-    @property
-    def name(self) -> str:
-        """The last part of the folder's path."""
-        return name_of(self.uri)
-
-
-def name_of(uri: str) -> str:
-    """The name of a run whose folder this is."""
-    return paths.split(uri)[1]
+    kind = identity.RUN
 
 
 def holds_run(uri: str) -> bool:
@@ -78,10 +57,10 @@ def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
     Raises:
         ValueError: the folder already holds a run, with how to go on.
     """
-    run = Run(uri, secrets.token_hex(16), experiment.digest(), fingerprint)
     check_free(uri, experiment)
-    files.write_bytes(files.join(uri, EXPERIMENT_FILE), experiment.to_yaml().encode())
-    files.write_bytes(files.join(uri, RUN_FILE), json.dumps(asdict(run)).encode())
+    run = Run(uri, identity.new_uid(), experiment.digest(), fingerprint)
+    identity.write_experiment(uri, experiment)
+    identity.write(uri, identity.RUN, asdict(run))
     return run
 
 
@@ -93,13 +72,7 @@ def check_free(uri: str, experiment: Experiment) -> None:
     """
     if holds_run(uri):
         run = open_run(uri)[0]
-        same = run.digest == experiment.digest()
-        raise UserError(
-            f"tracking.run '{run.name}' exists in {paths.for_display(paths.split(uri)[0])} with "
-            f"{'this' if same else 'another'} configuration: "
-            + (f"go on with --resume {reference(run)}, or " if same else "")
-            + "give the new run another name (tracking.run=NAME)"
-        )
+        raise run.name_taken(experiment.digest(), reference(run))
 
 
 def open_run(uri: str) -> tuple[Run, Experiment]:
@@ -108,26 +81,9 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
     Raises:
         ValueError: the folder holds no run, or its files were changed since.
     """
-    try:
-        content = json.loads(files.read_bytes(files.join(uri, RUN_FILE)))
-        run = Run(**{**content, "uri": uri})
-    except FileNotFoundError:
-        raise UserError(
-            f"{paths.for_display(uri)} holds no run (no {RUN_FILE}): name one that `bcl-ray train` "
-            "began, or set tracking.runs to where it is"
-        ) from None
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{files.join(uri, RUN_FILE)} is not as `bcl-ray train` wrote it: restore it, or "
-            "begin another run"
-        ) from None
-    file = files.join(uri, EXPERIMENT_FILE)
-    experiment = from_yaml(files.read_bytes(file).decode(), origin=file)
-    if experiment.digest() != run.digest:
-        raise UserError(
-            f"{file} is not the experiment that run '{run.name}' began with (digest "
-            f"{experiment.digest()}, was {run.digest}): restore it, or begin another run"
-        )
+    content, experiment = identity.read(uri, identity.RUN)
+    run = Run(uri, content["uid"], content["digest"], content["fingerprint"])
+    run.check_unedited(experiment.digest())
     return run, experiment
 
 
@@ -144,16 +100,9 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
             "tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
-        differing = ", ".join(_differing(open_run(run.uri)[1], experiment))
-        raise UserError(
-            f"run '{run.name}' was begun with another configuration ({differing}): only data.path, "
-            "data.residency, scale.* and tracking.* may change on --resume"
-        )
-    if fingerprint != run.fingerprint:
-        raise UserError(
-            f"data.path {experiment.data.path} holds other data (fingerprint "
-            f"{fingerprint[:12]}) than run '{run.name}' was begun with ({run.fingerprint[:12]})"
-        )
+        difference = ", ".join(_differing(open_run(run.uri)[1], experiment))
+        run.check_configuration(experiment.digest(), difference)
+    run.check_data(experiment.data.path, fingerprint)
 
 
 def _differing(before: Experiment, now: Experiment) -> Iterator[str]:
@@ -225,7 +174,7 @@ def reference(run: Run) -> str:
     return run.name if folder == f"runs/{run.name}" else folder
 
 
-def local_folder(run: Run) -> Path:
+def local_folder(run: Identity) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
     if paths.is_local(run.uri):
         return Path(files.resolve(run.uri)[1])

@@ -1,15 +1,15 @@
-"""Paths and URIs as text: nothing here looks at a file."""
+"""Paths and URIs as text. Nothing here accesses a file."""
 
 from pathlib import Path
 
 
 def absolute(uri: str) -> str:
-    """A URI as it is, a path from the root."""
+    """A path made absolute; a URI is returned as it is."""
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def for_display(uri: str) -> str:
-    """A path as seen from the working directory, where it lies below it."""
+    """A path relative to the working directory where it lies below it; others as they are."""
     here = str(Path.cwd())
     return uri.removeprefix(here + "/") if uri != here else "."
 
@@ -20,13 +20,18 @@ def is_local(uri: str) -> bool:
 
 
 def parent(uri: str) -> str:
-    """The folder above a folder, with the URI's options."""
+    """The folder above a path or URI, with the URI's options."""
     _, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return split(uri)[0] + question + options
 
 
+def name(uri: str) -> str:
+    """The last part of a path or URI, without the URI's options."""
+    return split(uri)[1]
+
+
 def split(uri: str) -> tuple[str, str]:
-    """The folder above a folder, and its own name; a URI's options belong to neither."""
+    """The folder above a path or URI and the last part, both without the URI's options."""
     path = uri.partition("?")[0] if "://" in uri else uri
-    above, _, name = path.rstrip("/").rpartition("/")
-    return above, name
+    folder, _, last = path.rstrip("/").rpartition("/")
+    return folder, last

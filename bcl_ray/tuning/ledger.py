@@ -9,54 +9,32 @@
 
 import hashlib
 import json
-import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.machine.errors import UserError
-from bcl_ray.runs import run_folder
+from bcl_ray.runs import identity
+from bcl_ray.runs.identity import Identity
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.space import Space, parse_space
 from bcl_ray.tuning.trials import Trial
 
-SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
+SEARCH_FILE, TRIAL_FILE = identity.SEARCH.file, "trial.json"
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """A search's folder.
+class Ledger(Identity):
+    """A search's folder."""
 
-    Args:
-        uri: of the folder.
-        uid: 32 hex digits, by which MLflow finds the search again.
-        settings: which trials there are.
-        extent: how many, as it was wanted last.
-        experiment: what is searched around; its data are the whole ones.
-        fingerprint: of those data.
-        fence: asked before a trial is written down, by the driver that has the search.
-    """
+    kind = identity.SEARCH
 
-    uri: str
-    uid: str
-    settings: Settings
-    extent: Extent
-    experiment: Experiment
-    fingerprint: str
-    fence: Fence | None = None
-
-    @property
-    def name(self) -> str:
-        """The last part of the folder's path."""
-        return self.uri.partition("?")[0].rstrip("/").rpartition("/")[2]
-
-    @property
-    def digest(self) -> str:
-        """Twelve hex digits of all that decides what a trial is and how it is compared."""
-        return digest(self.settings, self.experiment)
+    settings: Settings  # which trials there are
+    extent: Extent  # how many, by the last command
+    experiment: Experiment  # the one that trials change; its data are all of them
+    fence: Fence | None = None  # of this driver's lease, checked before a trial is written
 
     @property
     def space(self) -> Space:
@@ -108,8 +86,16 @@ def begin(
         ValueError: the folder holds a search or a run.
     """
     check_free(uri, settings, experiment)
-    ledger = Ledger(uri, secrets.token_hex(16), settings, extent, experiment, fingerprint)
-    files.write_bytes(ledger.place(run_folder.EXPERIMENT_FILE), experiment.to_yaml().encode())
+    ledger = Ledger(
+        uri,
+        identity.new_uid(),
+        digest(settings, experiment),
+        fingerprint,
+        settings,
+        extent,
+        experiment,
+    )
+    identity.write_experiment(uri, experiment)
     _write(ledger)
     return ledger
 
@@ -122,7 +108,7 @@ def _write(ledger: Ledger) -> None:
         "settings": asdict(ledger.settings),
         "extent": asdict(ledger.extent),
     }
-    files.write_bytes(ledger.place(SEARCH_FILE), json.dumps(content, indent=1).encode())
+    identity.write(ledger.uri, identity.SEARCH, content)
 
 
 def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
@@ -131,53 +117,35 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
     Raises:
         ValueError: with how to go on.
     """
-    if files.exists(files.join(uri, run_folder.RUN_FILE)):
+    if files.exists(files.join(uri, identity.RUN.file)):
         raise UserError(
             f"--name: {paths.for_display(uri)} holds a run: give the search another name"
         )
-    if not files.exists(files.join(uri, SEARCH_FILE)):
-        return
-    ledger = open_search(uri)
-    now = digest(settings, experiment)
-    if now != ledger.digest:
-        raise UserError(_other(ledger, now))
-    raise UserError(
-        f"search '{ledger.name}' exists in {paths.for_display(paths.parent(uri))} with this "
-        f"configuration: go on with --resume {ledger.name}, or give the new one another --name"
-    )
+    if files.exists(files.join(uri, identity.SEARCH.file)):
+        ledger = open_search(uri)
+        raise ledger.name_taken(digest(settings, experiment), reference=ledger.name)
 
 
 def open_search(uri: str) -> Ledger:
-    """A search that was begun.
+    """Open a search that was begun before.
 
     Raises:
-        ValueError: the folder holds none, or its files were changed since.
+        ValueError: The folder holds no search, or its files were edited.
     """
-    try:
-        content = json.loads(files.read_bytes(files.join(uri, SEARCH_FILE)))
-    except FileNotFoundError:
-        raise UserError(
-            f"{paths.for_display(uri)} holds no search (no {SEARCH_FILE}): name one that "
-            "`bcl-ray search` began, or set tracking.runs to where it is"
-        ) from None
-    file = files.join(uri, run_folder.EXPERIMENT_FILE)
-    experiment = from_yaml(files.read_bytes(file).decode(), origin=file)
-    extent = content["extent"]
+    content, experiment = identity.read(uri, identity.SEARCH)
+    settings, extent = Settings(**content["settings"]), content["extent"]
     if extent["confirm"]:
         extent["confirm"] = tuple(extent["confirm"])
     ledger = Ledger(
         uri,
         content["uid"],
-        Settings(**content["settings"]),
+        content["digest"],
+        content["fingerprint"],
+        settings,
         Extent(**extent),
         experiment,
-        content["fingerprint"],
     )
-    if ledger.digest != content["digest"]:
-        raise UserError(
-            f"{file} or {SEARCH_FILE} is not what search '{ledger.name}' began with (digest "
-            f"{ledger.digest}, was {content['digest']}): restore it, or begin another search"
-        )
+    ledger.check_unedited(digest(settings, experiment))
     return ledger
 
 
@@ -192,13 +160,8 @@ def check_resumable(
         ValueError: naming what differs.
     """
     now = digest(settings, experiment)
-    if now != ledger.digest:
-        raise UserError(_other(ledger, now))
-    if fingerprint != ledger.fingerprint:
-        raise UserError(
-            f"data.path {experiment.data.path} holds other data (fingerprint {fingerprint[:12]}) "
-            f"than search '{ledger.name}' was begun with ({ledger.fingerprint[:12]})"
-        )
+    ledger.check_configuration(now, f"digest {ledger.digest}, now {now}")
+    ledger.check_data(experiment.data.path, fingerprint)
 
 
 def resume(ledger: Ledger, extent: Extent, experiment: Experiment) -> Ledger:
@@ -206,11 +169,3 @@ def resume(ledger: Ledger, extent: Extent, experiment: Experiment) -> Ledger:
     ledger = replace(ledger, extent=extent, experiment=experiment)
     _write(ledger)
     return ledger
-
-
-def _other(ledger: Ledger, now: str) -> str:
-    return (
-        f"search '{ledger.name}' was begun with another configuration (digest {ledger.digest}, "
-        f"now {now}): only --trials, --workers-per-trial, --max-concurrent, --gpus-per-worker, "
-        "--confirm, data.path, scale.* and tracking.* may change; give others another --name"
-    )

@@ -150,7 +150,7 @@ def test_a_finished_name_is_refused_for_another_configuration(undisturbed, start
     command = start("train", "digits_lt", "loss.tau=0", "tracking.run=undisturbed")
     assert command.wait() == 2
     assert command.output == (
-        "bcl-ray: tracking.run 'undisturbed' exists in runs with another configuration: "
+        "bcl-ray: run 'undisturbed' exists in runs with another configuration: "
         "give the new run another name (tracking.run=NAME)\n"
     )
 

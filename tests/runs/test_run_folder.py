@@ -66,7 +66,7 @@ def test_a_name_that_is_taken_by_the_same_experiment_offers_to_resume(root):
 def test_a_name_that_is_taken_by_another_experiment_asks_for_another_name(root):
     uri = run_folder.run_uri("first", root)
     run = run_folder.create(uri, digits_lt(), FINGERPRINT)
-    with pytest.raises(ValueError, match=r"tracking\.run 'first' exists") as refusal:
+    with pytest.raises(ValueError, match=r"run 'first' exists") as refusal:
         run_folder.create(uri, changed("optim.lr=0.2"), FINGERPRINT)
     assert "with another configuration: give the new run another name" in str(refusal.value)
     assert "--resume" not in str(refusal.value)
@@ -93,7 +93,7 @@ def test_an_experiment_that_was_edited_is_refused_by_file_and_digest(root):
     run = run_folder.create(uri, digits_lt(), FINGERPRINT)
     other = changed("optim.lr=0.2")
     files.write_bytes(files.join(uri, run_folder.EXPERIMENT_FILE), other.to_yaml().encode())
-    with pytest.raises(ValueError, match="is not the experiment that run 'first' began") as refusal:
+    with pytest.raises(ValueError, match="is not what run 'first' began with") as refusal:
         run_folder.open_run(uri)
     assert run.digest in str(refusal.value)
     assert other.digest() in str(refusal.value)

@@ -1,0 +1,162 @@
+"""The identity of a run or a search: what its folder records when it begins.
+
+The folder holds a JSON file (run.json or search.json) and the configuration, experiment.yaml. A run
+or a search is resumed only with the configuration and the data that it began with.
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.machine.errors import UserError
+from bcl_ray.storage import files, paths
+
+EXPERIMENT_FILE = "experiment.yaml"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What distinguishes runs from searches in files and messages."""
+
+    noun: str
+    file: str  # a folder without this JSON file holds nothing of this kind
+    command: str
+    name_option: str
+    mutable: str  # options that may change on --resume
+
+
+RUN = Kind(
+    noun="run",
+    file="run.json",
+    command="bcl-ray train",
+    name_option="tracking.run=NAME",
+    mutable="data.path, data.residency, scale.* and tracking.*",
+)
+SEARCH = Kind(
+    noun="search",
+    file="search.json",
+    command="bcl-ray search",
+    name_option="--name NAME",
+    mutable="--trials, --workers-per-trial, --max-concurrent, --gpus-per-worker, --confirm, "
+    "data.path, scale.* and tracking.*",
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Identity of a run or a search."""
+
+    kind: ClassVar[Kind]
+
+    uri: str  # its folder
+    uid: str  # 32 random hex digits; a tag in MLflow, stable over resumes
+    digest: str  # hash of the configuration
+    fingerprint: str  # hash of the data
+
+    @property
+    def name(self) -> str:
+        """The last part of the folder's path."""
+        return paths.name(self.uri)
+
+    def check_unedited(self, digest: str) -> None:
+        """Refuse a folder whose files now give another digest than the recorded one.
+
+        Raises:
+            UserError: They were edited.
+        """
+        if digest != self.digest:
+            raise UserError(
+                f"{files.join(self.uri, EXPERIMENT_FILE)} or {self.kind.file} is not what "
+                f"{self.kind.noun} '{self.name}' began with (digest {digest}, was {self.digest}): "
+                f"restore it, or begin another {self.kind.noun}"
+            )
+
+    def name_taken(self, digest: str, reference: str) -> UserError:
+        """The error for a new run or search whose folder holds this one.
+
+        Args:
+            digest: Hash of the new one's configuration.
+            reference: Argument of --resume that continues this one.
+        """
+        same = digest == self.digest
+        resume = f"go on with --resume {reference}, or " if same else ""
+        return UserError(
+            f"{self.kind.noun} '{self.name}' exists in "
+            f"{paths.for_display(paths.split(self.uri)[0])} with {'this' if same else 'another'} "
+            f"configuration: {resume}give the new {self.kind.noun} another name "
+            f"({self.kind.name_option})"
+        )
+
+    def check_configuration(self, digest: str, difference: str) -> None:
+        """Refuse to resume with another configuration.
+
+        Args:
+            digest: Hash of the configuration to resume with.
+            difference: How it differs, for the message.
+
+        Raises:
+            UserError: It differs.
+        """
+        if digest != self.digest:
+            raise UserError(
+                f"{self.kind.noun} '{self.name}' was begun with another configuration "
+                f"({difference}): only {self.kind.mutable} may change on --resume"
+            )
+
+    def check_data(self, path: str, fingerprint: str) -> None:
+        """Refuse to resume with other data.
+
+        Args:
+            path: Value of data.path.
+            fingerprint: Hash of the data there.
+
+        Raises:
+            UserError: They differ from the data that this one began with.
+        """
+        if fingerprint != self.fingerprint:
+            raise UserError(
+                f"data.path {path} holds other data (fingerprint {fingerprint[:12]}) than "
+                f"{self.kind.noun} '{self.name}' was begun with ({self.fingerprint[:12]})"
+            )
+
+
+def new_uid() -> str:
+    """A random identity, 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def write_experiment(uri: str, experiment: Experiment) -> None:
+    """Write experiment.yaml."""
+    files.write_bytes(files.join(uri, EXPERIMENT_FILE), experiment.to_yaml().encode())
+
+
+def write(uri: str, kind: Kind, content: dict[str, Any]) -> None:
+    """Write the JSON file, which makes the folder a valid one; experiment.yaml comes before it."""
+    files.write_bytes(files.join(uri, kind.file), json.dumps(content, indent=1).encode())
+
+
+def read(uri: str, kind: Kind) -> tuple[dict[str, Any], Experiment]:
+    """Read the content of a folder's JSON file, and its experiment.
+
+    Raises:
+        UserError: The folder holds nothing of this kind, or one of its files was edited.
+    """
+    file = files.join(uri, kind.file)
+    try:
+        content = json.loads(files.read_bytes(file))
+        if not {"uid", "digest", "fingerprint"} <= content.keys():
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(
+            f"{paths.for_display(uri)} holds no {kind.noun} (no {kind.file}): name one that "
+            f"`{kind.command}` began, or set tracking.runs to where it is"
+        ) from None
+    except (AttributeError, ValueError):
+        raise UserError(
+            f"{file} is not as `{kind.command}` wrote it: restore it, or begin another {kind.noun}"
+        ) from None
+    file = files.join(uri, EXPERIMENT_FILE)
+    return content, from_yaml(files.read_bytes(file).decode(), origin=file)
