@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_file, from_yaml, with_overrides
-from bcl_ray.experiment.recipes import RECIPES, nearest
+from bcl_ray.experiment.recipes import RECIPES, suggest_recipe
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
@@ -33,7 +33,7 @@ def recipe(name: str, *overrides: str) -> Experiment:
         text = files.read_bytes(name).decode() if remote else ""
         experiment = from_yaml(text, origin=name) if remote else from_file(Path(name))
     else:
-        raise UserError(f"'{name}' is no recipe and no .yaml file: {nearest(name)}")
+        raise UserError(f"'{name}' is no recipe and no .yaml file: {suggest_recipe(name)}")
     return with_overrides(experiment, overrides)
 
 

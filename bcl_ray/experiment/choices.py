@@ -1,10 +1,10 @@
-"""What an experiment takes by name, one table for each kind of thing, and how to add to them.
+"""Tables of the losses, backbones and sources that an experiment chooses by name.
 
-An entry has a name, one line of text, and the code that it stands for: an object, or its address
-"package.module:object", which is imported when it is first used, so that a configuration can be
-read and checked without torch. Options, help texts and errors take their lists from the tables.
+An entry has a name, one line of text, and a reference to its code: an object, or an address
+"package.module:object". An address is imported at its first use, so that a configuration can be
+read and checked without torch. Options, help texts and error messages list the tables' entries.
 
-A module that an experiment names under `plugins` adds entries when it is imported:
+A module that an experiment lists under `plugins` adds entries when it is imported:
 
     from bcl_ray.experiment.choices import LOSSES, Loss
 
@@ -26,7 +26,7 @@ Code = str | Callable[..., Any]
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that can be chosen by name."""
+    """An entry of a table."""
 
     name: str
     text: str
@@ -37,11 +37,11 @@ EntryType = TypeVar("EntryType", bound=Choice)
 
 
 class Table(Generic[EntryType]):
-    """The things that one option chooses from, in the order in which they are listed.
+    """The choices of one option, in the order in which they are listed.
 
     Args:
-        option: as errors name it, such as "loss.kind".
-        entries: those that are built in.
+        option: Name of the option in error messages, such as "loss.kind".
+        entries: The built-in choices.
     """
 
     def __init__(self, option: str, *entries: EntryType) -> None:
@@ -52,10 +52,10 @@ class Table(Generic[EntryType]):
         return iter(self._entries.values())
 
     def __getitem__(self, name: str) -> EntryType:
-        """The entry of a name.
+        """The entry with this name.
 
         Raises:
-            ValueError: there is none; the nearest name is suggested.
+            ValueError: There is none; the message suggests the nearest name.
         """
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
@@ -65,41 +65,41 @@ class Table(Generic[EntryType]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names."""
+        """Names of all entries."""
         return tuple(self._entries)
 
     def checked(self, name: str) -> str:
-        """The name, if there is an entry of it.
+        """The name itself, if the table has such an entry; for use as a validator.
 
         Raises:
-            ValueError: there is none.
+            ValueError: There is none.
         """
         return self[name].name
 
     def add(self, entry: EntryType) -> None:
-        """Add an entry; the same one may be added again.
+        """Add an entry. An equal entry may be added again.
 
         Raises:
-            ValueError: another entry has its name.
+            ValueError: The table has a different entry with this name.
         """
         present = self._entries.setdefault(entry.name, entry)
         if present != entry:
             raise UserError(
-                f"{self.option} '{entry.name}' is there already ({present.text}): "
+                f"{self.option} '{entry.name}' exists already ({present.text}): "
                 "give yours another name"
             )
 
     def described(self) -> str:
-        """All entries with their texts."""
+        """All entries with their texts, for a help text."""
         return "; ".join(f"{entry.name}: {entry.text}" for entry in self)
 
 
 def code(reference: Code) -> Any:
-    """The object that an entry stands for; one given by its address is imported.
+    """The object that an entry refers to, imported if the reference is an address.
 
     Raises:
-        ImportError: no such module, or one of its own imports fails.
-        AttributeError: the module has no such object.
+        ImportError: The module does not exist, or one of its own imports fails.
+        AttributeError: The module has no such object.
     """
     if not isinstance(reference, str):
         return reference
@@ -108,23 +108,24 @@ def code(reference: Code) -> Any:
 
 
 def load_plugins(modules: Any) -> None:
-    """Import modules that add entries; the current folder is looked in last.
+    """Import modules that add entries; the current folder is searched last.
 
     Raises:
-        ValueError: a name that is no module's, or a module that fails; with its own error.
+        ValueError: Not a list, a module that does not exist, or an error while it is imported.
     """
     if isinstance(modules, str) or not isinstance(modules, Iterable):
         raise UserError(f"plugins ({modules}) must be a list of modules: [my_package.my_module]")
-    here = str(Path.cwd())
+    current_folder = str(Path.cwd())
     for name in modules:
-        if here not in sys.path:  # an installed command does not look where it was typed
-            sys.path.append(here)
+        # Python adds the current folder to the path for `python -m`, not for installed commands.
+        if current_folder not in sys.path:
+            sys.path.append(current_folder)
         try:
             importlib.import_module(str(name))
         except Exception as error:
             raise UserError(
                 f"plugins: module '{name}' cannot be imported ({type(error).__name__}: {error}); "
-                "it must be installed, or lie in the current folder"
+                "it must be installed, or be in the current folder"
             ) from error
 
 
@@ -133,15 +134,15 @@ CONTRASTIVE = ("temperature", "contrastive_weight", "classification_weight", "ta
 
 @dataclass(frozen=True)
 class Loss(Choice):
-    """What `loss.kind` stands for; how the code is called: `bcl_ray.method.objectives`."""
+    """A choice of `loss.kind`; `bcl_ray.method.objectives` describes the functions' arguments."""
 
     title: str = ""
-    """As tables of results name it."""
+    """Name in tables of results."""
     classification: Code = "bcl_ray.method.objectives:logit_adjusted"
     contrastive: Code | None = None
-    """None: no contrastive loss, and so no contrastive views."""
+    """None for no contrastive loss, and therefore no contrastive views."""
     uses: tuple[str, ...] = ()
-    """Those of the options of `loss` that matter to it, which `search` tries values of."""
+    """Options of `loss` that affect this loss; `bcl-ray search` varies them."""
 
 
 LOSSES = Table(
@@ -177,12 +178,13 @@ LOSSES = Table(
 
 @dataclass(frozen=True)
 class Backbone(Choice):
-    """What `model.backbone` stands for; how the code is called: `bcl_ray.method.backbones`."""
+    """A choice of `model.backbone`; `bcl_ray.method.backbones` describes the arguments."""
 
     build: Code
     kaiming_linear: bool = False
-    """Whether linear layers of classifier and projections begin as the published code for CIFAR
-    has them, normal with variance 2 / fan-in; else as torch's, with a sixth of that."""
+    """Initialisation of the linear layers in the classifier and the projections. True: normal with
+    variance 2 / fan-in, as in the published code for CIFAR. False: torch's default, whose variance
+    is a sixth of that."""
 
 
 _SMALL = "bcl_ray.method.backbones:small_resnet"
@@ -196,28 +198,28 @@ BACKBONES = Table(
     Backbone(
         "resnet32", "32 layers in three stages, for small images", _SMALL, kaiming_linear=True
     ),
-    Backbone("resnet18", "torchvision's", _TORCHVISION),
-    Backbone("resnet50", "torchvision's", _TORCHVISION),
-    Backbone("resnext50_32x4d", "torchvision's", _TORCHVISION),
+    Backbone("resnet18", "from torchvision", _TORCHVISION),
+    Backbone("resnet50", "from torchvision", _TORCHVISION),
+    Backbone("resnext50_32x4d", "from torchvision", _TORCHVISION),
 )
 
 
 @dataclass(frozen=True)
 class SourceKind(Choice):
-    """A kind of source; how the code is called: `bcl_ray.data.sources.SourceRequest`."""
+    """A kind of source, opened with a `bcl_ray.data.sources.SourceRequest`."""
 
     open: Code
     takes_lists: bool = False
-    """Whether --split and --classes are for it."""
+    """Whether it accepts --split and --classes."""
 
 
 _OPEN = "bcl_ray.data.sources:open_"
 SOURCES = Table(
     "source",
-    SourceKind("digits", "scikit-learn's 1,797 digits, 8 x 8", f"{_OPEN}digits"),
+    SourceKind("digits", "the 1,797 digits of scikit-learn, 8 x 8 pixels", f"{_OPEN}digits"),
     SourceKind("cifar10", "CIFAR-10; without --from it is downloaded", f"{_OPEN}cifar"),
     SourceKind("cifar100", "CIFAR-100; without --from it is downloaded", f"{_OPEN}cifar"),
-    SourceKind("folder", "a folder per split, in it a folder per class", f"{_OPEN}folder"),
+    SourceKind("folder", "a folder per split that holds a folder per class", f"{_OPEN}folder"),
     SourceKind("list", "text files of paths and labels", f"{_OPEN}list", takes_lists=True),
     SourceKind(
         "parquet", "Parquet files of images and labels", f"{_OPEN}parquet", takes_lists=True

@@ -1,7 +1,8 @@
 """Names that metrics and tables of results share: shot groups, and the columns of results."""
 
 SHOT_GROUPS = ("many", "medium", "few")
-"""Classes by training images, from head to tail: `bcl_ray.data.longtail.shot_groups`."""
+"""Groups of classes by their number of training images; `bcl_ray.data.longtail.shot_groups`
+defines them."""
 GROUPS = ("all", *SHOT_GROUPS)
 RESULTS = {**{group: f"accuracy/{group}" for group in GROUPS}, "ECE": "calibration/ece"}
-"""Columns of a table of results, and the metric in each; all in per cent."""
+"""Columns of a table of results, and the metric in each, in per cent."""

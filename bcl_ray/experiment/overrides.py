@@ -1,8 +1,7 @@
-"""Text to experiment: YAML files, and overrides of the form `section.field=value`.
+"""Reading experiments from YAML, and changing them by overrides `section.field=value`.
 
-Overrides are the one way in which the command line, jobs and searches change an experiment.
-Every mistake is one line in the words of the command line; an unknown option comes with the
-nearest known one.
+The command line, jobs and searches all change an experiment by overrides. An error message is one
+line, and uses the full names of options; for an unknown option it suggests the nearest one.
 """
 
 import difflib
@@ -19,10 +18,14 @@ from bcl_ray.machine.errors import UserError
 
 
 def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
-    """Read an experiment.
+    """Read an experiment from YAML text.
+
+    Args:
+        text: The YAML text.
+        origin: Name of the text in error messages, such as its file.
 
     Raises:
-        ValueError: naming `origin` where the text as a whole is wrong, else the option.
+        ValueError: The text is no mapping of sections, or an option is missing, unknown or invalid.
     """
     try:
         content = yaml.safe_load(text)
@@ -39,23 +42,23 @@ def from_file(path: Path) -> Experiment:
     """Read an experiment from a YAML file.
 
     Raises:
-        ValueError: the file cannot be read, or as `from_yaml`.
+        ValueError: The file cannot be read, or its content is invalid: see `from_yaml`.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {str(error.strerror).lower()}; name a YAML file") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8: name a YAML file") from None
+        raise UserError(f"{path} is not UTF-8 text: name a YAML file") from None
     return from_yaml(text, origin=str(path))
 
 
 def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
-    """The experiment with `section.field=value` applied in order; values are YAML.
+    """The experiment after overrides `section.field=value`, applied in order; values are YAML.
 
     Raises:
-        ValueError: an override that does not parse, an unknown option (the nearest known name
-            is suggested), or a value out of range.
+        ValueError: An override that cannot be parsed, an unknown option (the message suggests the
+            nearest name), or a value out of range.
     """
     content = experiment.model_dump(mode="json")
     for override in overrides:
@@ -74,8 +77,8 @@ def _assign(content: dict[str, Any], path: Sequence[str], value: Any, full_name:
     section: Any = content
     for depth, key in enumerate(path):
         if not isinstance(section, dict) or key not in section:
-            known = list(section) if isinstance(section, dict) else []
-            raise UserError(_unknown(full_name, ".".join(path[:depth]), key, known))
+            fields = list(section) if isinstance(section, dict) else []
+            raise UserError(_unknown_option(full_name, ".".join(path[:depth]), key, fields))
         if depth == len(path) - 1:
             if isinstance(section[key], dict):
                 raise UserError(f"'{full_name}' is a section; set {full_name}.<field>=value")
@@ -83,11 +86,11 @@ def _assign(content: dict[str, Any], path: Sequence[str], value: Any, full_name:
         section = section[key]
 
 
-def _unknown(full_name: str, section: str, key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"
-    where = f"section '{section}'" if section else "an experiment"
-    return f"no option '{full_name}': {where} has no field '{key}'; {hint}"
+def _unknown_option(full_name: str, section: str, key: str, fields: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(fields) or 'none'}"
+    parent = f"section '{section}'" if section else "an experiment"
+    return f"no option '{full_name}': {parent} has no field '{key}'; {hint}"
 
 
 def _validated(content: dict[str, Any], origin: str) -> Experiment:
@@ -98,27 +101,26 @@ def _validated(content: dict[str, Any], origin: str) -> Experiment:
 
 
 def _one_line(error: ValidationError, origin: str) -> str:
-    """Pydantic's first complaint, in the words of the command line."""
+    """Pydantic's first error as one line with the option's full name."""
     first = error.errors()[0]
-    # Of a union's parts pydantic names the type as well, such as constrained-int.
+    # For a union, pydantic adds the failing type to the path, such as "constrained-int".
     path = [str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part))]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         section: Any = Experiment
         for part in path[:-1]:
             section = section.model_fields[part].annotation
-        return f"{origin}: " + _unknown(
-            name, ".".join(path[:-1]), path[-1], list(section.model_fields)
-        )
+        fields = list(section.model_fields)
+        return f"{origin}: {_unknown_option(name, '.'.join(path[:-1]), path[-1], fields)}"
     if first["type"] == "missing" and path[-1].isdigit():
         return f"{'.'.join(path[:-1])} has too few values: there is none at position {path[-1]}"
     if first["type"] == "missing":
         return f"{origin}: option '{name}' is missing; `bcl-ray recipes show` prints complete ones"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        named = not name or "." in message.split(" ")[0]
-        return message if named else f"{name}: {message}"
+        names_option = "." in message.split(" ")[0]
+        return message if names_option or not name else f"{name}: {message}"
     value = first["input"]
-    quoted = first["type"] == "string_type" and value is not None
-    hint = f"; quote it twice, '\"{value}\"'" if quoted else ""
+    needs_quotes = first["type"] == "string_type" and value is not None
+    hint = f"; quote it twice, '\"{value}\"'" if needs_quotes else ""
     return f"{name}={value}: {message[0].lower()}{message[1:]}{hint}"

@@ -1,10 +1,11 @@
-"""Named, complete experiments, with the source of every published number.
+"""Recipes: named, complete experiments, with the source of every published number.
 
-A recipe is a function of nothing; a variant calls it and changes what differs. Sources:
+A recipe is a function without arguments; a variant calls another recipe and changes some options.
+Accuracies in the docstrings are top-1 in per cent. Sources:
 
 [BCL] Zhu et al., CVPR 2022, and the authors' code, github.com/FlamieZhu/Balanced-Contrastive-
-Learning: trainers for ImageNet-LT and iNaturalist 2018, none for CIFAR.
-[CIFAR] the CIFAR recipe as public re-implementations agree on it (CUDA_LTR, ICLR 2023; GBG,
+Learning, which has trainers for ImageNet-LT and iNaturalist 2018, but none for CIFAR.
+[CIFAR] The options for CIFAR on which public re-implementations agree (CUDA_LTR, ICLR 2023; GBG,
 AAAI 2024; ConCutMix, TIP 2024; ProCo, TPAMI 2024).
 """
 
@@ -29,9 +30,9 @@ INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
 
 
 def digits_lt() -> Experiment:
-    """The 1,797 digits of scikit-learn, imbalance factor 50: the whole system in a minute, CPU.
+    """The 1,797 digits of scikit-learn, imbalance factor 50: a demonstration of a minute on CPUs.
 
-    Ours; tuned for a demonstration on two cores, not published anywhere.
+    The options are our own, tuned for two cores; they are not published anywhere.
     """
     return Experiment(
         name="digits_lt",
@@ -59,8 +60,8 @@ def digits_lt() -> Experiment:
 def cifar10_lt() -> Experiment:
     """CIFAR-10-LT, ResNet-32, 200 epochs. Reported: 84.3 / 87.2 / 91.1 at factor 100 / 50 / 10.
 
-    Options [CIFAR]; which classifier the paper used on CIFAR is not known, re-implementations
-    have both kinds.
+    Options from [CIFAR]. Which classifier the paper used on CIFAR is not known; re-implementations
+    use both kinds.
     """
     simaug = ViewConfig(
         crop="resized",
@@ -97,7 +98,7 @@ def cifar10_lt() -> Experiment:
 def cifar100_lt() -> Experiment:
     """CIFAR-100-LT, ResNet-32, 200 epochs. Reported: 51.9 / 56.6 / 64.9 at factor 100 / 50 / 10.
 
-    Options [CIFAR], the same as for CIFAR-10-LT, its channel statistics included.
+    Options from [CIFAR]: the same as for CIFAR-10-LT, including its channel statistics.
     """
     base = cifar10_lt()
     return base.model_copy(
@@ -108,12 +109,15 @@ def cifar100_lt() -> Experiment:
 def imagenet_lt() -> Experiment:
     """ImageNet-LT, ResNeXt-50, 90 epochs. Reported: 56.7 (paper), 57.2 (authors' code).
 
-    Options [BCL], with views 'sim-sim'. Batch norm is close to the authors' four-GPU runs, not
-    equal: their DataParallel dealt 768 views out to four GPUs in order, so the first one normalised
-    192 of the 256 classification views, the others the rest of them with contrastive views, and the
-    first one's running statistics were kept. Here, with 4 workers, each normalises its 64
-    classification views and its 128 contrastive views apart, and running statistics are the mean of
-    all workers' over classification views. With another number of workers these shares change.
+    Options from [BCL], with views 'sim-sim'.
+
+    Batch norm is similar to the authors' runs on four GPUs, but not equal. Their DataParallel
+    split the 768 views of a batch over four GPUs in order. So the first GPU normalised 192 of the
+    256 classification views, the others normalised the remaining ones together with contrastive
+    views, and only the first GPU's running statistics were kept. Here, with 4 workers, each worker
+    normalises its 64 classification views and its 128 contrastive views separately, and the running
+    statistics are those of the classification views, averaged over workers. With another number of
+    workers, these numbers of views change.
     """
     simaug = ViewConfig(
         crop="resized", jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grayscale=0.2
@@ -151,9 +155,9 @@ def imagenet_lt() -> Experiment:
 
 
 def inat18() -> Experiment:
-    """iNaturalist 2018, ResNet-50, 100 epochs. Reported: 71.8.
+    """Species of iNaturalist 2018, ResNet-50, 100 epochs. Reported: 71.8.
 
-    Options [BCL].
+    Options from [BCL].
     """
     base = imagenet_lt()
     return base.model_copy(
@@ -175,7 +179,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
 }
 
 
-def nearest(name: str) -> str:
-    """A hint for a name that is no recipe's."""
+def suggest_recipe(name: str) -> str:
+    """A hint for an error message about a name that no recipe has."""
     near = difflib.get_close_matches(name, RECIPES, n=1)
     return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(RECIPES)}"

@@ -68,7 +68,7 @@ def test_what_a_loss_uses_are_options_of_a_loss():
 def test_one_name_stands_for_one_thing():
     table = Table("loss.kind", Loss("a", "one"))
     table.add(Loss("a", "one"))
-    with pytest.raises(ValueError, match=r"^loss.kind 'a' is there already \(one\): give yours an"):
+    with pytest.raises(ValueError, match=r"^loss.kind 'a' exists already \(one\): give yours an"):
         table.add(Loss("a", "two"))
     assert table.described() == "a: one"
 

@@ -7,7 +7,7 @@ from bcl_ray.experiment.recipes import (
     cifar100_lt,
     imagenet_lt,
     inat18,
-    nearest,
+    suggest_recipe,
 )
 
 # Written out by hand from the published recipes; the sources are in bcl_ray/recipes.py.
@@ -165,5 +165,7 @@ def test_digits_train_on_two_workers_of_a_two_core_machine():
 
 
 def test_an_unknown_name_gets_the_nearest():
-    assert nearest("cifar10lt") == "did you mean 'cifar10_lt'?"
-    assert nearest("xyz") == "there are digits_lt, cifar10_lt, cifar100_lt, imagenet_lt, inat18"
+    assert suggest_recipe("cifar10lt") == "did you mean 'cifar10_lt'?"
+    assert (
+        suggest_recipe("xyz") == "there are digits_lt, cifar10_lt, cifar100_lt, imagenet_lt, inat18"
+    )

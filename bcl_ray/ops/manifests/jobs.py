@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from bcl_ray.experiment.options import Experiment, Section, Workers
 from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.experiment.recipes import RECIPES, nearest
+from bcl_ray.experiment.recipes import RECIPES, suggest_recipe
 from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class Job(Section):
     @model_validator(mode="after")
     def _known(self) -> "Job":
         if self.recipe not in RECIPES:
-            raise UserError(f"job.recipe '{self.recipe}' is no recipe: {nearest(self.recipe)}")
+            raise UserError(
+                f"job.recipe '{self.recipe}' is no recipe: {suggest_recipe(self.recipe)}"
+            )
         for override in self.overrides:
             if override.partition("=")[0].strip() in FOLLOWS:
                 raise UserError(
