@@ -153,5 +153,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ValueError, match=r": is a directory; name a YAML file"):
         from_file(tmp_path)
     (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ValueError, match=r"picture.yaml is not text in UTF-8: name a YAML file"):
+    with pytest.raises(ValueError, match=r"picture.yaml is not UTF-8 text: name a YAML file"):
         from_file(tmp_path / "picture.yaml")

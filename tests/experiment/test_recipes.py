@@ -141,7 +141,7 @@ def test_a_recipe_carries_its_name_and_its_own_data(name, recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_recipe_names_its_source(recipe):
-    assert any(source in recipe.__doc__ for source in ("[BCL]", "[CIFAR]", "Ours"))
+    assert any(source in recipe.__doc__ for source in ("[BCL]", "[CIFAR]", "our own"))
 
 
 @pytest.mark.parametrize(
