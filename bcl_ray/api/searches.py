@@ -53,7 +53,7 @@ def search(
 
     Raises:
         ValueError: the search cannot work, or its name is taken; nothing was written.
-        bcl_ray.tuning.driver.SearchError: no trial came to its end.
+        bcl_ray.tuning.phases.SearchError: no trial came to its end.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; `resume` goes on.
     """
     asked = wanted(
@@ -154,10 +154,10 @@ def _of(kind: type[Settings] | type[Extent], options: Mapping[str, Any]) -> dict
 def _check(asked: SearchRequest) -> None:
     """Refuse what cannot work in a moment, where Ray takes seconds to import."""
     from bcl_ray.data.shards import read_manifest
-    from bcl_ray.tuning.checks import check
+    from bcl_ray.tuning.settings import check_search
 
     manifest = read_manifest(asked.experiment.data.path)
-    check(asked.name, asked.experiment, asked.settings, asked.extent, manifest)
+    check_search(asked.name, asked.experiment, asked.settings, asked.extent, manifest)
 
 
 def begun(name: str, runs: str) -> bool:

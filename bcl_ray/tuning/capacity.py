@@ -1,4 +1,4 @@
-"""How many trials run at once, and what of the cluster each of them may use."""
+"""How many trials run at once, and how many CPUs for data tasks each of them may use."""
 
 import math
 
@@ -6,55 +6,56 @@ from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime.connection import Resources, uses_gpus
-from bcl_ray.ray_runtime.elastic import places
+from bcl_ray.ray_runtime.elastic import worker_capacity
 from bcl_ray.runs.budget import budget
 
 DRIVER_BYTES = 1 << 30  # of a trial's driver, beside its workers (measured 2026-11: 0.7 GiB)
 
 
-def slots(
+def trial_capacity(
     experiment: Experiment, manifest: Manifest, resources: Resources, driver_bytes: float
 ) -> int:
-    """The most trials that fit on a cluster at once, each with its workers and its data tasks.
+    """The largest number of trials that fit on a cluster at once, with their data tasks.
 
     Args:
-        experiment: of a trial.
-        manifest: its data.
-        resources: of the cluster; of one that grows, the most that it can have.
-        driver_bytes: memory of the node that holds the trials' drivers.
+        experiment: Experiment of a trial.
+        manifest: Manifest of the trial's data.
+        resources: Resources of the cluster; for one that grows, those of its largest size.
+        driver_bytes: Memory of the node on which the drivers of all trials run.
 
     Raises:
-        ValueError: there is no room for one.
+        ValueError: Not even one trial fits.
     """
     scale = experiment.scale
-    workers, needs = scale.min_workers, {"CPU": scale.cpus_per_worker}
+    workers, per_worker = scale.min_workers, {"CPU": scale.cpus_per_worker}
     if uses_gpus(experiment, resources):
-        needs["GPU"] = scale.gpus_per_worker
+        per_worker["GPU"] = scale.gpus_per_worker
     data = experiment.least_data_cpus
     limits = {
         "CPUs": resources.cpus / (workers * scale.cpus_per_worker + data),
         "memory for their drivers": driver_bytes / DRIVER_BYTES,
     }
     if resources.limited:
-        limits["nodes"] = places(resources.nodes, needs) / workers
+        limits["nodes"] = worker_capacity(resources.nodes, per_worker) / workers
     if not resources.grows:
-        wanted = budget(experiment, manifest, None).store_bytes
-        limits["object store"] = resources.store_bytes / wanted if wanted else math.inf
-    if "GPU" in needs:
+        store_bytes = budget(experiment, manifest, None).store_bytes
+        limits["object store"] = resources.store_bytes / store_bytes if store_bytes else math.inf
+    if "GPU" in per_worker:
         limits["GPUs"] = resources.gpus / (workers * scale.gpus_per_worker)
-    scarce = min(limits, key=lambda name: limits[name])
-    count = math.floor(limits[scarce] + 1e-9)
+    scarcest = min(limits, key=lambda name: limits[name])
+    count = math.floor(limits[scarcest] + 1e-9)
     if count < 1:
+        amounts = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
         raise UserError(
-            f"the cluster has no room for one trial, for lack of {scarce}: it needs "
-            f"{scale.shown_workers} of {', '.join(f'{n:g} {name}' for name, n in needs.items())}, "
-            f"and {data:g} CPUs for data; lower --workers-per-trial or scale.cpus_per_worker"
+            f"the cluster has no room for one trial, for lack of {scarcest}: it needs "
+            f"{scale.shown_workers} of {amounts}, and {data:g} CPUs for data; lower "
+            "--workers-per-trial or scale.cpus_per_worker"
         )
     return count
 
 
 def data_cpus(experiment: Experiment, cpus: float, trials: int) -> float:
-    """CPUs that one of several trials may use for data tasks: as many as the others."""
+    """An equal share of the cluster's CPUs for the data tasks of one of several trials."""
     scale = experiment.scale
     if scale.data_cpus is not None:
         return scale.data_cpus

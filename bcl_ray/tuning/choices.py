@@ -1,4 +1,4 @@
-"""Who chooses the values of trials, and which trials are stopped early, by name."""
+"""The methods that choose the values of trials, and those that stop trials early, by name."""
 
 from dataclasses import dataclass
 
@@ -7,31 +7,33 @@ from bcl_ray.experiment.choices import Choice, Code, Table
 
 @dataclass(frozen=True)
 class SearcherKind(Choice):
-    """What `--searcher` stands for: called with (space, seed, known), it is a `Searcher`."""
+    """A choice of `--searcher`."""
 
-    make: Code
+    make: Code  # called with (space, seed, number of earlier trials), returns a `Sampler`
 
 
 @dataclass(frozen=True)
 class SchedulerKind(Choice):
-    """What `--scheduler` stands for: called with TrainConfig, it is a scheduler of Ray Tune."""
+    """A choice of `--scheduler`."""
 
-    make: Code
+    make: Code  # called with a TrainConfig, returns a scheduler of Ray Tune
 
 
 _SAMPLERS, _SCHEDULERS = "bcl_ray.tuning.samplers:", "bcl_ray.tuning.schedulers:"
 SEARCHERS = Table(
     "--searcher",
-    SearcherKind("random", "by chance", f"{_SAMPLERS}Random"),
-    SearcherKind("grid", "all points of a grid, in order", f"{_SAMPLERS}Grid"),
-    SearcherKind("tpe", "Optuna's TPE, which learns from all trials", f"{_SAMPLERS}Tpe"),
+    SearcherKind("random", "at random", f"{_SAMPLERS}RandomSampler"),
+    SearcherKind("grid", "all points of a grid, in order", f"{_SAMPLERS}GridSampler"),
+    SearcherKind("tpe", "Optuna's TPE, which learns from all trials", f"{_SAMPLERS}TpeSampler"),
 )
 SCHEDULERS = Table(
     "--scheduler",
     SchedulerKind("asha", "asynchronous successive halving", f"{_SCHEDULERS}asha"),
-    SchedulerKind("hyperband", "the same with brackets, HyperBand", f"{_SCHEDULERS}hyperband"),
     SchedulerKind(
-        "median", "what is below the median of the others' means", f"{_SCHEDULERS}median"
+        "hyperband", "asynchronous successive halving in brackets", f"{_SCHEDULERS}hyperband"
     ),
-    SchedulerKind("none", "no trial is stopped", f"{_SCHEDULERS}none"),
+    SchedulerKind(
+        "median", "stops trials below the median of the others' means", f"{_SCHEDULERS}median"
+    ),
+    SchedulerKind("none", "stops no trial", f"{_SCHEDULERS}none"),
 )

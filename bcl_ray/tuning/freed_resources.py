@@ -1,8 +1,9 @@
-"""That an ended trial's CPUs and GPUs come free, whatever ended it.
+"""Make sure that the CPUs and GPUs of an ended trial become free, however the trial ended.
 
-Ray Train takes them as a placement group. Where its controller is killed, it leaves giving them
-back to a process that asks Ray's dashboard whether the controller lives, and there may be none:
-so each trial notes its groups with Ray, and the search looks after them.
+Ray Train reserves them as a placement group. If Ray Train's controller is killed, it relies on
+another process to remove the group, and that process asks Ray's dashboard, which may not run.
+Therefore each trial records its placement groups in Ray's key-value store, and the search removes
+those that are left.
 """
 
 import math
@@ -15,96 +16,94 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from bcl_ray.ray_runtime.internals import WorkerGroupCallback
-from bcl_ray.ray_runtime.internals import _internal_kv_del as forget
-from bcl_ray.ray_runtime.internals import _internal_kv_get as read
-from bcl_ray.ray_runtime.internals import _internal_kv_list as listed
-from bcl_ray.ray_runtime.internals import _internal_kv_put as note
+from bcl_ray.ray_runtime.internals import (
+    WorkerGroupCallback,
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_list,
+    _internal_kv_put,
+)
 
-PATIENCE = 30.0  # seconds after a trial's end in which its resources come free
-LOOK = 2.0  # seconds between two looks
+GRACE_SECONDS = 30.0  # after a trial's end, in which Ray Train frees its resources
+CHECK_INTERVAL = 2.0  # seconds between two checks
 
 
-class Placed(WorkerGroupCallback):
-    """Notes a run's placement groups with Ray; called in the run's controller.
+class PlacementGroupRecorder(WorkerGroupCallback):
+    """Records the placement groups of a run; called in the run's controller.
 
     Args:
-        search: its uid.
-        run: the trial's name.
+        search: Uid of the search.
+        run: Name of the trial.
     """
 
-    KEEPS_PLACES = True  # Ray Train's own process for that is not needed
+    REMOVES_PLACEMENT_GROUPS = True  # so Ray Train does not start its own process for that
 
     def __init__(self, search: str, run: str) -> None:
         self._search, self._run = search, run
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Note the group that has just been started."""
+        """Record the group of workers that have just started."""
         handle = worker_group.get_worker_group_state().placement_group_handle
-        note(_key(self._search, handle.placement_group.id.hex()), f"{time.time()} {self._run}")
+        key = _group_key(self._search, handle.placement_group.id.hex())
+        _internal_kv_put(key, f"{time.time()} {self._run}")
 
 
-def begins(search: str, run: str) -> None:
-    """Note that a run begins, perhaps once more: what it held before, it holds no longer."""
-    note(_beginning(search, run), str(time.time()))
+def record_start(search: str, run: str) -> None:
+    """Record that a run starts or restarts; it no longer uses groups of an earlier start."""
+    _internal_kv_put(_start_key(search, run), str(time.time()))
 
 
-def _key(search: str, group: str = "") -> str:
+def _group_key(search: str, group: str = "") -> str:
     return f"bcl_ray/tuning/{search}/held/{group}"
 
 
-def _beginning(search: str, run: str = "") -> str:
+def _start_key(search: str, run: str = "") -> str:
     return f"bcl_ray/tuning/{search}/begun/{run}"
 
 
 @dataclass(frozen=True)
 class HeldGroup:
-    """A placement group that a trial has, or had.
+    """A placement group that a trial holds."""
 
-    Args:
-        id: hex digits.
-        run: the trial's name.
-        since: seconds since 1970 when its workers started.
-    """
-
-    id: str
-    run: str
-    since: float
+    id: str  # hex digits
+    run: str  # name of the trial
+    since: float  # seconds since 1970 when its workers started
 
 
-def overdue(
-    groups: list[HeldGroup], begun: dict[str, float], ended: dict[str, float], now: float
+def overdue_groups(
+    groups: list[HeldGroup], starts: dict[str, float], ends: dict[str, float], now: float
 ) -> list[HeldGroup]:
-    """Groups that should be gone: of runs that ended, and from before a run began once more.
+    """Groups whose run ended, or restarted with another group, more than GRACE_SECONDS ago.
+
+    All times are seconds since 1970.
 
     Args:
-        groups: those that are still held.
-        begun: time at which each run last began, by name; seconds since 1970, as all times.
-        ended: time at which each run ended, for those that have.
-        now: the time.
+        groups: Groups that are still held.
+        starts: Time of each run's last start, by the run's name.
+        ends: Time of each run's end, for runs that have ended.
+        now: Current time.
     """
 
-    def due(group: HeldGroup) -> float:
-        again = begun.get(group.run, 0.0)
-        return again if group.since < again else ended.get(group.run, math.inf)
+    def obsolete_since(group: HeldGroup) -> float:
+        restart = starts.get(group.run, 0.0)
+        return restart if group.since < restart else ends.get(group.run, math.inf)
 
-    return [group for group in groups if now - due(group) > PATIENCE]
+    return [group for group in groups if now - obsolete_since(group) > GRACE_SECONDS]
 
 
 @dataclass
 class ResourceWatcher:
-    """Watches in a thread that ended trials hold nothing, and takes it from those that do.
+    """A thread that removes the placement groups of ended trials.
 
     Args:
-        search: its uid.
-        notify: called with messages for the user.
+        search: Uid of the search.
+        notify: Called with messages for the user.
     """
 
     search: str
     notify: Callable[[str], None]
-    ended: dict[str, float] = field(default_factory=dict)
-    taken: list[HeldGroup] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
+    _ends: dict[str, float] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> "ResourceWatcher":
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -112,49 +111,45 @@ class ResourceWatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
-        for key in listed(_beginning(self.search)):
-            forget(key)
+        for key in _internal_kv_list(_start_key(self.search)):
+            _internal_kv_del(key)
 
-    def ends(self, run: str) -> None:
-        """A run has ended."""
-        self.ended[run] = time.time()
+    def trial_ended(self, run: str) -> None:
+        """Take note of the end of a trial."""
+        self._ends[run] = time.time()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK):
+        while not self._stop.wait(CHECK_INTERVAL):
             try:
-                self.look()
+                self._remove_overdue_groups()
             except ray.exceptions.RayError as error:
-                self.notify(f"what ended trials hold cannot be seen: {error}")
+                self.notify(f"cannot check which resources ended trials still hold: {error}")
 
-    def look(self) -> list[HeldGroup]:
-        """Groups that are still held; those that are overdue are given back."""
-        held = _held(self.search)
-        begun = {run: float(read(_beginning(self.search, run)) or 0) for run in _runs(held)}
-        for group in overdue(held, begun, dict(self.ended), time.time()):
+    def _remove_overdue_groups(self) -> None:
+        held = _held_groups(self.search)
+        starts = {
+            group.run: float(_internal_kv_get(_start_key(self.search, group.run)) or 0)
+            for group in held
+        }
+        for group in overdue_groups(held, starts, dict(self._ends), time.time()):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
-            self.taken.append(group)
             self.notify(
-                f"{group.run} still held resources {PATIENCE:.0f} s after its end: they were "
-                "taken from it"
+                f"{group.run} still held resources {GRACE_SECONDS:.0f} s after its end: they "
+                "were taken from it"
             )
-        return held
 
 
-def _runs(groups: list[HeldGroup]) -> set[str]:
-    return {group.run for group in groups}
-
-
-def _held(search: str) -> list[HeldGroup]:
-    """Groups that were noted and are not removed yet; those that are gone are forgotten."""
+def _held_groups(search: str) -> list[HeldGroup]:
+    """Recorded groups that still exist; the records of removed ones are deleted."""
     table = placement_group_table()
-    held = []
-    for key in listed(_key(search)):
-        group = key.decode().rpartition("/")[2]
-        if table.get(group, {"state": "REMOVED"})["state"] == "REMOVED":
-            forget(key)
+    groups = []
+    for key in _internal_kv_list(_group_key(search)):
+        group_id = key.decode().rpartition("/")[2]
+        if table.get(group_id, {"state": "REMOVED"})["state"] == "REMOVED":
+            _internal_kv_del(key)
             continue
-        since, _, run = (read(key) or b"0 ").decode().partition(" ")
-        held.append(HeldGroup(group, run, float(since)))
-    return held
+        since, _, run = (_internal_kv_get(key) or b"0 ").decode().partition(" ")
+        groups.append(HeldGroup(group_id, run, float(since)))
+    return groups

@@ -19,7 +19,8 @@ from bcl_ray.runs.identity import Identity
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 from bcl_ray.tuning.settings import Extent, Settings
-from bcl_ray.tuning.space import Space, parse_space
+from bcl_ray.tuning.space import Space
+from bcl_ray.tuning.space_parser import parse_space
 from bcl_ray.tuning.trials import Trial
 
 SEARCH_FILE, TRIAL_FILE = identity.SEARCH.file, "trial.json"

@@ -1,124 +1,131 @@
-"""Who chooses the next point: by chance, from a grid, or by TPE from what was found."""
+"""The methods that choose the point of the next trial: random, grid, and TPE."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from bcl_ray.experiment.choices import code
 from bcl_ray.machine.errors import UserError
 from bcl_ray.tuning.choices import SEARCHERS
 from bcl_ray.tuning.space import Parameter, Point, Space
+from bcl_ray.tuning.trials import Status
 
-Status = Literal["running", "finished", "stopped", "failed"]
+MAX_ATTEMPTS = 1000  # points that TPE proposes until one of them is a valid experiment
 
 
-class Searcher(Protocol):
-    """Chooses points, which need not be told of all results."""
+class Sampler:
+    """Chooses the points of trials."""
 
     def ask(self, number: int) -> Point | None:
-        """The point of a trial, numbered from 1; None when there are no more."""
+        """The point of a trial, numbered from 1; None when there are no more points."""
+        raise NotImplementedError
 
     def tell(self, number: int, point: Point, scores: Mapping[int, float], status: Status) -> None:
-        """What became of a trial: its score by epochs done."""
+        """Learn from a trial that has ended; by default, nothing is learned.
+
+        Args:
+            number: Number of the trial.
+            point: Point of the trial.
+            scores: Score by the number of epochs done.
+            status: How the trial ended.
+        """
 
 
-class Random:
-    """Points by chance, each a function of the seed and the trial's number."""
+class RandomSampler(Sampler):
+    """Independent random points, each a function of the seed and the trial's number."""
 
-    def __init__(self, space: Space, seed: int, _known: int = 0) -> None:
+    def __init__(self, space: Space, seed: int, _earlier: int = 0) -> None:
         self._space, self._seed = space, seed
 
     def ask(self, number: int) -> Point | None:
         """The point of a trial."""
         return self._space.sample(self._seed, number)
 
-    def tell(self, number: int, point: Point, scores: Mapping[int, float], status: Status) -> None:
-        """Nothing is learned."""
 
-
-class Grid:
+class GridSampler(Sampler):
     """All points of a grid, in order.
 
     Raises:
-        ValueError: there are none.
+        ValueError: The grid is empty.
     """
 
-    def __init__(self, space: Space, _seed: int = 0, _known: int = 0) -> None:
+    def __init__(self, space: Space, _seed: int = 0, _earlier: int = 0) -> None:
         self._points = list(space.grid())
         if not self._points:
             raise UserError("the grid has no point that the configuration allows: widen --space")
 
     def ask(self, number: int) -> Point | None:
-        """The point of a trial, if the grid has so many."""
+        """The point of a trial; None beyond the end of the grid."""
         return self._points[number - 1] if number <= len(self._points) else None
 
-    def tell(self, number: int, point: Point, scores: Mapping[int, float], status: Status) -> None:
-        """Nothing is learned."""
 
+class TpeSampler(Sampler):
+    """Optuna's tree-structured Parzen estimator, over all options jointly.
 
-class Tpe:
-    """Optuna's tree-structured Parzen estimator, all options together.
-
-    Bergstra et al., NeurIPS 2011; Falkner et al., ICML 2018, for several options together.
+    Bergstra et al., NeurIPS 2011; Falkner et al., ICML 2018, for the joint estimate.
 
     Args:
-        space: of the points.
-        seed: of the choice. A resumed search draws other numbers than from its beginning.
-        known: trials that will be told of before the first question.
+        space: Space of the points.
+        seed: Seed of the sampler. A resumed search does not repeat the numbers of its first start.
+        earlier: Number of trials of earlier processes, which `tell` passes on first.
     """
 
-    def __init__(self, space: Space, seed: int, known: int = 0) -> None:
-        import optuna  # noqa: PLC0415  an extra, which only this searcher needs
+    def __init__(self, space: Space, seed: int, earlier: int = 0) -> None:
+        import optuna  # noqa: PLC0415  an extra, which only this sampler needs
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._space = optuna, space
         self._distributions = {p.name: _distribution(optuna, p) for p in space.parameters}
-        # Several trials run at once: those that have not ended count as bad (constant_liar).
+        # Several trials run at once: constant_liar counts a running trial as a bad one.
         sampler = optuna.samplers.TPESampler(
-            seed=seed + known, multivariate=True, constant_liar=True, n_startup_trials=8
+            seed=seed + earlier, multivariate=True, constant_liar=True, n_startup_trials=8
         )
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._asked: dict[int, Any] = {}
+        self._open_trials: dict[int, Any] = {}  # Optuna's trials by our number
 
     def ask(self, number: int) -> Point | None:
-        """The next point that makes an experiment."""
-        for _ in range(1000):
+        """The next point that is a valid experiment.
+
+        Raises:
+            ValueError: None of the proposed points is valid.
+        """
+        for _ in range(MAX_ATTEMPTS):
             trial = self._study.ask(self._distributions)
-            point = {p.name: _value(p, trial.params[p.name]) for p in self._space.parameters}
+            point = {p.name: _from_optuna(p, trial.params[p.name]) for p in self._space.parameters}
             if self._space.allows(point):
-                self._asked[number] = trial
+                self._open_trials[number] = trial
                 return point
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         raise UserError(f"TPE finds no point that is allowed: {self._space.refusal(point)}")
 
     def tell(self, number: int, point: Point, scores: Mapping[int, float], status: Status) -> None:
-        """What became of a trial, whether it was asked for here or in an earlier process."""
+        """Learn from a trial that has ended, of this process or of an earlier one."""
         states = self._optuna.trial.TrialState
-        failed = status == "failed" or not scores
-        pruned = not failed and status == "stopped"
-        state = states.FAIL if failed else states.PRUNED if pruned else states.COMPLETE
-        if trial := self._asked.pop(number, None):
+        state = {"finished": states.COMPLETE, "stopped": states.PRUNED}.get(status, states.FAIL)
+        if not scores:
+            state = states.FAIL
+        value = scores[max(scores)] if state == states.COMPLETE else None
+        if trial := self._open_trials.pop(number, None):
             for epoch, score in scores.items():
                 trial.report(score, epoch)
-            value = scores[max(scores)] if state == states.COMPLETE else None
             self._study.tell(trial, value, state=state)
             return
         try:
-            parameters = {p.name: _inner(p, point[p.name]) for p in self._space.parameters}
-            made = self._optuna.trial.create_trial(
+            parameters = {p.name: _to_optuna(p, point[p.name]) for p in self._space.parameters}
+            earlier_trial = self._optuna.trial.create_trial(
                 params=parameters,
                 distributions=self._distributions,
-                value=scores[max(scores)] if state == states.COMPLETE else None,
+                value=value,
                 intermediate_values=dict(scores),
                 state=state,
             )
         except ValueError:  # published values may lie outside of the space
             return
-        self._study.add_trial(made)
+        self._study.add_trial(earlier_trial)
 
 
 def _distribution(optuna: Any, parameter: Parameter) -> Any:
     distributions = optuna.distributions
-    if parameter.kind == "choice":  # by number: Optuna takes no lists
+    if parameter.kind == "choice":  # by position, because Optuna takes no lists as values
         return distributions.CategoricalDistribution(tuple(range(len(parameter.values))))
     low, high = parameter.values
     if parameter.kind == "integer":
@@ -126,30 +133,28 @@ def _distribution(optuna: Any, parameter: Parameter) -> Any:
     return distributions.FloatDistribution(low, high, log=parameter.kind == "log_uniform")
 
 
-def _value(parameter: Parameter, chosen: Any) -> Any:
-    """An option's value from Optuna's."""
+def _from_optuna(parameter: Parameter, value: Any) -> Any:
     if parameter.kind == "choice":
-        return parameter.values[chosen]
-    return parameter.rounded(chosen) if parameter.kind != "integer" else chosen
+        return parameter.values[value]
+    return parameter.rounded(value) if parameter.kind != "integer" else value
 
 
-def _inner(parameter: Parameter, value: Any) -> Any:
-    """Optuna's value from an option's."""
+def _to_optuna(parameter: Parameter, value: Any) -> Any:
     return parameter.values.index(value) if parameter.kind == "choice" else value
 
 
-def make_searcher(name: str, space: Space, seed: int, known: int = 0) -> Searcher:
-    """A searcher of SEARCHERS.
+def make_sampler(name: str, space: Space, seed: int, earlier: int = 0) -> Sampler:
+    """Build a sampler by its name in SEARCHERS.
 
     Args:
-        name: of it.
-        space: of the points.
-        seed: of the choice.
-        known: trials that it will be told of before the first question.
+        name: Name in SEARCHERS.
+        space: Space of the points.
+        seed: Seed of the sampler.
+        earlier: Number of trials of earlier processes, which `tell` passes on first.
 
     Raises:
-        ValueError: no such searcher, or a grid of no points.
-        ModuleNotFoundError: tpe without Optuna.
+        ValueError: There is no such sampler, or the grid is empty.
+        ModuleNotFoundError: Optuna, which `tpe` needs, is not installed.
     """
-    searcher: Searcher = code(SEARCHERS[name].make)(space, seed, known)
-    return searcher
+    sampler: Sampler = code(SEARCHERS[name].make)(space, seed, earlier)
+    return sampler

@@ -1,7 +1,7 @@
-"""Which trials are stopped early: Ray Tune's schedulers, which spare the published values.
+"""Ray Tune's schedulers, which stop bad trials early, except trial 0 with the published values.
 
-Trial 0 always ends, for all others are compared with it. A resumed search hands its schedulers
-what they were told before.
+Trial 0 always finishes, because all others are compared with it. In a resumed search, a scheduler
+gets the results of earlier processes first.
 """
 
 import math
@@ -17,40 +17,41 @@ from bcl_ray.experiment.options import TrainConfig
 from bcl_ray.tuning.choices import SCHEDULERS
 from bcl_ray.tuning.trials import Trial
 
-REDUCTION = 3  # of trials at every rung, a third goes on (Li et al., MLSys 2020, use 4)
+REDUCTION = 3  # a third of the trials continues after each rung (Li et al., MLSys 2020, use 4)
 BRACKETS = 3
-COMPARED: dict[str, Any] = {"time_attr": "epochs", "metric": "score", "mode": "max"}
-FIRST = 27  # part of the epochs before the first rung, three times REDUCTION
+FIRST_RUNG_DIVISOR = 27  # the first rung is at 1/27 of the epochs: three reductions before the end
+COMPARISON: dict[str, Any] = {"time_attr": "epochs", "metric": "score", "mode": "max"}
 
-Known = Callable[[int], Trial | None]  # what is known of a trial, by its number
+FindTrial = Callable[[int], Trial | None]  # the results of a trial so far, by its number
 
 
 @dataclass(frozen=True, eq=False)
-class _Former:
-    """Stands for a trial of an earlier process."""
+class _EarlierTrial:
+    """A trial that ended in an earlier process, with the attributes of Tune's trials."""
 
     trial_id: str
     config: dict[str, int]
 
 
-class _KeepsTrialZero:
-    """A scheduler that lets trial 0 end, and knows what was before."""
+class _TrialZeroMixin:
+    """Lets trial 0 finish, and replays the results that trials had in earlier processes."""
 
-    known: Known
+    find_trial: FindTrial
     _stopped_trials: set[Any] = set()  # noqa: RUF012  the median rule has its own
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Hand on what the trial told in an earlier process; that was decided upon then."""
+        """Replay the earlier results of a trial."""
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
-        former = self.known(trial.config["number"])
-        for epochs, score in (former.scores if former else {}).items():
+        earlier = self.find_trial(trial.config["number"])
+        for epochs, score in (earlier.scores if earlier else {}).items():
             super().on_trial_result(  # type: ignore[misc]
                 tune_controller, trial, {"epochs": epochs, "score": score}
             )
-            self._stopped_trials.discard(trial)  # it was let go on, or it has ended
+            # The decision about this result was made when the result was new.
+            self._stopped_trials.discard(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """CONTINUE or STOP."""
+        """Decide whether a trial continues: CONTINUE or STOP."""
         decision: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
         if trial.config["number"] == 0:
             self._stopped_trials.discard(trial)
@@ -58,76 +59,78 @@ class _KeepsTrialZero:
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Take note of an end, with a score or without."""
+        """Record the end of a trial; one that has no score is left out."""
         if "score" in result:
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
 
-class _Asha(_KeepsTrialZero, AsyncHyperBandScheduler):
-    """Asynchronous successive halving; with brackets, asynchronous HyperBand."""
+class _Asha(_TrialZeroMixin, AsyncHyperBandScheduler):
+    pass
 
 
-class _Median(_KeepsTrialZero, MedianStoppingRule):
-    """Stop what is below the median of the others' means."""
+class _Median(_TrialZeroMixin, MedianStoppingRule):
+    pass
 
 
 def first_rung(train: TrainConfig) -> int:
-    """Epochs before which no trial is stopped: a few evaluations, and a share of the whole."""
+    """The number of epochs before which no trial is stopped; an evaluation follows it."""
     epochs, every = train.epochs, train.eval_every
-    wanted = max(every, math.ceil(epochs / FIRST))
-    return min(epochs, every * math.ceil(wanted / every))
+    evaluations = max(1, math.ceil(math.ceil(epochs / FIRST_RUNG_DIVISOR) / every))
+    return min(epochs, every * evaluations)
 
 
 def asha(train: TrainConfig, brackets: int = 1) -> TrialScheduler:
-    """Asynchronous successive halving."""
+    """Asynchronous successive halving (Li et al., MLSys 2020)."""
     return _Asha(
         grace_period=first_rung(train),
         max_t=train.epochs,
         reduction_factor=REDUCTION,
         brackets=brackets,
         stop_last_trials=False,
-        **COMPARED,
+        **COMPARISON,
     )
 
 
 def hyperband(train: TrainConfig) -> TrialScheduler:
-    """The same with brackets."""
+    """Asynchronous HyperBand: successive halving in brackets that start at different rungs."""
     return asha(train, BRACKETS)
 
 
 def median(train: TrainConfig) -> TrialScheduler:
-    """Stop what is below the median of the others' means."""
-    # Never to pause a trial, which would have to be started again.
+    """Stop trials whose best score is below the median of the other trials' running means."""
+    # The infinite time slice prevents pauses: a paused trial would have to be started again.
     return _Median(
         grace_period=first_rung(train),
         min_time_slice=math.inf,  # type: ignore[arg-type]
-        **COMPARED,
+        **COMPARISON,
     )
 
 
 def none(_train: TrainConfig) -> TrialScheduler:
-    """Every trial comes to its end."""
+    """Stop no trial."""
     return FIFOScheduler()
 
 
-def make_scheduler(name: str, train: TrainConfig, known: Known, former: Iterable[Trial]) -> Any:
-    """A scheduler of SCHEDULERS.
+def make_scheduler(
+    name: str, train: TrainConfig, find_trial: FindTrial, earlier: Iterable[Trial]
+) -> Any:
+    """Build a scheduler by its name in SCHEDULERS.
 
     Args:
-        name: of it.
-        train: of the trials.
-        known: what is known of a trial, by its number.
-        former: trials that ended in an earlier process.
+        name: Name in SCHEDULERS.
+        train: Training options of the trials.
+        find_trial: Returns the results of a trial so far, by its number.
+        earlier: Trials that ended in earlier processes.
 
     Raises:
-        ValueError: no such scheduler.
+        ValueError: There is no such scheduler.
     """
-    made = code(SCHEDULERS[name].make)(train)
-    made.known = known
-    for trial in former:
+    scheduler = code(SCHEDULERS[name].make)(train)
+    scheduler.find_trial = find_trial
+    for trial in earlier:
         if trial.scores:
-            stub = _Former(trial.name, {"number": trial.number})
-            made.on_trial_add(None, stub)
-            last = {"epochs": trial.epochs, "score": trial.score}
-            made.on_trial_complete(None, stub, last)
-    return made
+            earlier_trial = _EarlierTrial(trial.name, {"number": trial.number})
+            scheduler.on_trial_add(None, earlier_trial)
+            last_result = {"epochs": trial.epochs, "score": trial.score}
+            scheduler.on_trial_complete(None, earlier_trial, last_result)
+    return scheduler

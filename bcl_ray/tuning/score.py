@@ -1,4 +1,4 @@
-"""What a search maximises: a metric of the evaluation, or a weighted mix of some."""
+"""The score that a search maximises: a metric of the evaluation, or a weighted sum of several."""
 
 import re
 from collections.abc import Mapping
@@ -9,21 +9,26 @@ from bcl_ray.machine.errors import UserError
 TERM = re.compile(
     r"\s*([+-])?\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?([a-z][a-z0-9_]*/[a-z0-9_]+)\s*"
 )
-OTHERS = ("loss/nll", "calibration/ece", "calibration/ece_calibrated", "calibration/temperature")
+OTHER_METRICS = (  # of every evaluation, beside accuracy
+    "loss/nll",
+    "calibration/ece",
+    "calibration/ece_calibrated",
+    "calibration/temperature",
+)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Weights by metric; text is how a person wrote it."""
+    """A weighted sum of metrics."""
 
-    text: str
-    weights: tuple[tuple[str, float], ...]
+    text: str  # as it was given on the command line
+    weights: tuple[tuple[str, float], ...]  # (metric, weight) pairs
 
     def of(self, metrics: Mapping[str, float]) -> float:
         """The score of an evaluation.
 
         Raises:
-            ValueError: it has no such metric.
+            ValueError: The evaluation lacks one of the metrics.
         """
         for name, _ in self.weights:
             if name not in metrics:
@@ -33,31 +38,34 @@ class Score:
                 )
         return sum(weight * metrics[name] for name, weight in self.weights)
 
-    def check_known(self, groups: list[str]) -> None:
-        """Refuse what no evaluation of these data has; geometry shows itself at the first.
+    def check_available(self, groups: list[str]) -> None:
+        """Refuse metrics that no evaluation of the data set has.
+
+        Which geometry metrics there are is only known at the first evaluation, so all are accepted.
 
         Args:
-            groups: of GROUPS, those that there are.
+            groups: Groups of classes that the data set has, names from GROUPS.
 
         Raises:
-            ValueError: naming it.
+            ValueError: There is no such metric; the message names it.
         """
-        known = [*(f"accuracy/{group}" for group in groups), *OTHERS]
+        available = [*(f"accuracy/{group}" for group in groups), *OTHER_METRICS]
         for name, _ in self.weights:
-            if name not in known and not name.startswith("geometry/"):
+            if name not in available and not name.startswith("geometry/"):
                 raise UserError(
                     f"--metric {self.text}: there is no '{name}' with these data: there are "
-                    f"{', '.join(known)}, geometry/*"
+                    f"{', '.join(available)}, geometry/*"
                 )
 
 
 def parse_score(text: str) -> Score:
-    """Read `accuracy/all`, or a mix such as `0.5*accuracy/few + 0.5*accuracy/all`.
+    """Read `accuracy/all`, or a sum such as `0.5*accuracy/few + 0.5*accuracy/all`.
 
-    The larger, the better; what is to be small is subtracted: `accuracy/all - calibration/ece`.
+    A higher score is better. A metric of which lower is better is subtracted:
+    `accuracy/all - calibration/ece`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: The text is neither.
     """
     weights: dict[str, float] = {}
     position = 0
@@ -68,7 +76,8 @@ def parse_score(text: str) -> Score:
                 f"--metric '{text}' must be a metric's name, or a mix such as "
                 "0.5*accuracy/few+0.5*accuracy/all"
             )
-        weight = float(match[2] or 1) * (-1 if match[1] == "-" else 1)
-        weights[match[3]] = weights.get(match[3], 0.0) + weight
+        sign, factor, name = match.groups()
+        weight = float(factor or 1) * (-1 if sign == "-" else 1)
+        weights[name] = weights.get(name, 0.0) + weight
         position = match.end()
     return Score(text.strip(), tuple(weights.items()))

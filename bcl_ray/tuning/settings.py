@@ -1,57 +1,92 @@
-"""What a search is to do: which trials, how they are compared, and how many of them."""
+"""The settings of a search, and a check of them before Ray starts."""
 
+import re
 from dataclasses import dataclass
 
+from bcl_ray.data.longtail import shot_groups
+from bcl_ray.data.shards import Manifest
+from bcl_ray.data.shards.holdout import own_validation
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.machine.errors import UserError
+from bcl_ray.runs.budget import preflight
+from bcl_ray.tuning.choices import SCHEDULERS
+from bcl_ray.tuning.samplers import make_sampler
+from bcl_ray.tuning.score import parse_score
+from bcl_ray.tuning.space_parser import parse_space
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines which trials a search makes, and how they are compared.
+    """What determines the trials of a search and how they are compared."""
 
-    Args:
-        space: YAML of `space`; None: the loss.
-        searcher: a name in SEARCHERS.
-        scheduler: a name in SCHEDULERS.
-        metric: as `parse_score` takes it.
-        validation: share of each class that is cut from the training split; unused where the data
-            set has a validation split.
-        seed: of the searcher and of the cut.
-    """
-
-    space: str | None = None
-    searcher: str = "random"
-    scheduler: str = "asha"
-    metric: str = "accuracy/all"
+    space: str | None = None  # YAML, as `parse_space` takes it; None: the options of the loss
+    searcher: str = "random"  # a name in SEARCHERS
+    scheduler: str = "asha"  # a name in SCHEDULERS
+    metric: str = "accuracy/all"  # as `parse_score` takes it
+    # Share of each class that is cut from the training split for validation. A data set that has
+    # a validation split of its own does not need it.
     validation: float = 0.2
-    seed: int = 0
+    seed: int = 0  # of the searcher and of the validation cut
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is searched, and with what; none of it changes what a trial is.
+    """The size of a search, and the resources of its trials; neither changes what a trial is."""
 
-    Args:
-        trials: in all, with the published values.
-        workers: of each trial.
-        gpus_per_worker: share of a GPU; None: the experiment's.
-        max_concurrent: trials at once, at most; None: as many as the cluster has room for.
-        confirm: (k, n): train the best k again with n other seeds each.
-    """
-
-    trials: int = 20
-    workers: int = 1
-    gpus_per_worker: float | None = None
-    max_concurrent: int | None = None
-    confirm: tuple[int, int] | None = None
+    trials: int = 20  # in all, the one with the published values included
+    workers: int = 1  # of each trial
+    gpus_per_worker: float | None = None  # share of a GPU; None: as in the experiment
+    max_concurrent: int | None = None  # trials at once, at most; None: as many as fit
+    confirm: tuple[int, int] | None = None  # (k, n): repeat the best k with n other seeds each
 
     def of_trial(self, experiment: Experiment) -> Experiment:
-        """The experiment with a trial's workers.
+        """The experiment with the workers of a trial.
 
         Raises:
-            ValueError: it cannot have them.
+            ValueError: The experiment cannot have these workers.
         """
         share = self.gpus_per_worker or experiment.scale.gpus_per_worker
         changes = [f"scale.workers={self.workers}", f"scale.gpus_per_worker={share}"]
         return with_overrides(experiment, changes)
+
+
+def check_search(
+    name: str,
+    experiment: Experiment,
+    settings: Settings,
+    extent: Extent,
+    manifest: Manifest,
+    *,
+    connected: bool = False,
+) -> None:
+    """Refuse a search that cannot work, before Ray starts.
+
+    Args:
+        name: Name of the search.
+        experiment: Experiment whose options are searched.
+        settings: Settings of the search.
+        extent: Size of the search.
+        manifest: Manifest of the experiment's data.
+        connected: Whether this process is connected to a Ray cluster already.
+
+    Raises:
+        ValueError: An option is wrong; the message names it.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise UserError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")
+    if extent.trials < 1:
+        raise UserError(f"--trials ({extent.trials}) must be at least 1")
+    if experiment.tracking.run is not None:
+        raise UserError(
+            "tracking.run cannot be set: the search is named by --name, its trials by numbers"
+        )
+    data = experiment.data
+    if own_validation(manifest, data.eval_split) is None and not 0 < settings.validation < 1:
+        raise UserError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
+    trial = extent.of_trial(experiment)
+    preflight(trial, manifest, connected=connected)
+    groups = shot_groups(manifest.splits[data.train_split].class_counts)
+    parse_score(settings.metric).check_available(["all", *groups])
+    SCHEDULERS.checked(settings.scheduler)
+    make_sampler(settings.searcher, parse_space(settings.space, trial), settings.seed)

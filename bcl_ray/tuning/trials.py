@@ -1,41 +1,29 @@
-"""What has become of a trial, and which of several is the best."""
+"""Trials: their results, their ranking, and repeats of the best ones with other seeds."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from bcl_ray.tuning.samplers import Status
 from bcl_ray.tuning.space import Point
+
+Status = Literal["running", "finished", "stopped", "failed"]  # stopped: by the scheduler
 
 
 @dataclass
 class Trial:
-    """One trial, as its file has it.
+    """One trial, with the fields of its file."""
 
-    Args:
-        name: its run's.
-        number: in its search; 0 has the published values.
-        point: its values of the searched options.
-        seed: train.seed, where the trial repeats another one to confirm it.
-        scores: by epochs done, of every evaluation.
-        metrics: of the last evaluation.
-        status: running, finished, stopped (by the scheduler) or failed.
-        reason: why it failed.
-        seconds: that it has taken, over all processes.
-        tracked: whether MLflow has got all of it, its model too.
-    """
-
-    name: str
-    number: int
-    point: Point
-    seed: int | None = None
-    scores: dict[int, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    name: str  # of its run
+    number: int  # in its search; 0 has the published values
+    point: Point  # values of the searched options
+    seed: int | None = None  # train.seed of a repeat; None: the search's own trial
+    scores: dict[int, float] = field(default_factory=dict)  # by epochs done, of every evaluation
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     status: Status = "running"
-    reason: str | None = None
-    seconds: float = 0.0
-    tracked: bool = False
+    reason: str | None = None  # why it failed
+    seconds: float = 0.0  # of running time, in all processes
+    tracked: bool = False  # whether MLflow has all of it, the model included
 
     @property
     def epochs(self) -> int:
@@ -44,47 +32,55 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """Of the last evaluation."""
+        """Score of the last evaluation."""
         return self.scores[self.epochs] if self.scores else None
 
+    def to_event(self) -> dict[str, Any]:
+        """The event that shows the trial as it is now."""
+        return {
+            "kind": "trial",
+            "trial": self.name,
+            "number": self.number,
+            "seed": self.seed,
+            "point": self.point,
+            "status": self.status,
+            "epochs": self.epochs,
+            "score": self.score,
+            "seconds": round(self.seconds, 1),
+            "reason": self.reason,
+        }
 
-def row(trial: Trial) -> dict[str, Any]:
-    """A trial as events and figures show it."""
-    return {
-        "trial": trial.name,
-        "number": trial.number,
-        "seed": trial.seed,
-        "point": trial.point,
-        "status": trial.status,
-        "epochs": trial.epochs,
-        "score": trial.score,
-        "seconds": round(trial.seconds, 1),
-        "reason": trial.reason,
-    }
+
+def own_trials(trials: Sequence[Trial]) -> list[Trial]:
+    """The search's own trials, without repeats."""
+    return [trial for trial in trials if trial.seed is None]
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The search's own trials that came to their end, the best first; the first of equals."""
-    found = [t for t in trials if t.status == "finished" and t.seed is None]
-    return sorted(found, key=lambda trial: -(trial.score or 0.0))
+    """The search's own trials that finished, the best first; of equal ones, the first first."""
+    finished = [trial for trial in own_trials(trials) if trial.status == "finished"]
+    return sorted(finished, key=lambda trial: -(trial.score or 0.0))
 
 
-def best(trials: Sequence[Trial]) -> Trial | None:
-    """The best of them, by mean over seeds where there are repeats; None where none has ended."""
-    found = ranked(trials)
-    confirmed = [trial for trial in found if seeds_of(trial, trials)]
-    if confirmed:
-        return max(confirmed, key=lambda trial: standing(trial, trials))
-    return found[0] if found else None
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """The best trial that finished; None without any.
+
+    Where some trials were repeated, the best of these, by the mean over their repeats.
+    """
+    finished = ranked(trials)
+    repeated = [trial for trial in finished if repeat_scores(trial, trials)]
+    if repeated:
+        return max(repeated, key=lambda trial: final_score(trial, trials))
+    return finished[0] if finished else None
 
 
-def standing(trial: Trial, trials: Sequence[Trial]) -> float:
-    """Its score, or the mean over its repeats where there are such."""
-    return statistics.mean(seeds_of(trial, trials) or [float(trial.score or 0.0)])
+def final_score(trial: Trial, trials: Sequence[Trial]) -> float:
+    """The mean score of a trial's repeats; without repeats, the trial's own score."""
+    return statistics.mean(repeat_scores(trial, trials) or [float(trial.score or 0.0)])
 
 
-def seeds_of(trial: Trial, trials: Sequence[Trial]) -> list[float]:
-    """Scores of a trial's repeats with other seeds."""
+def repeat_scores(trial: Trial, trials: Sequence[Trial]) -> list[float]:
+    """Scores of a trial's finished repeats with other seeds."""
     return [
         float(other.score or 0.0)
         for other in trials
@@ -92,28 +88,28 @@ def seeds_of(trial: Trial, trials: Sequence[Trial]) -> list[float]:
     ]
 
 
-def repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Trial]:
-    """All trials, and n repeats of each of the best k, those that are there as they are.
+def with_repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Trial]:
+    """All trials, and n repeats of each of the best k; repeats that exist stay as they are.
 
-    The published values are repeated too: a winner is to be better than they are.
+    The trial with the published values is repeated too, because the winner is compared with it.
 
     Args:
-        trials: of the search.
-        k: how many of the best are repeated.
-        n: other seeds of each.
-        seed: of the trials themselves.
+        trials: Trials and repeats of the search.
+        k: Number of the best trials to repeat.
+        n: Number of other seeds for each of them.
+        seed: Seed of the trials themselves.
     """
-    known = {trial.name: trial for trial in trials}
-    order = ranked(trials)
-    for trial in [*order[:k], *(t for t in order[k:] if t.number == 0)]:
-        for other in range(seed + 1, seed + 1 + n):
-            name = f"{trial.name}-seed-{other}"
-            known.setdefault(name, Trial(name, trial.number, trial.point, seed=other))
-    return list(known.values())
+    by_name = {trial.name: trial for trial in trials}
+    ranking = ranked(trials)
+    for trial in [*ranking[:k], *(t for t in ranking[k:] if t.number == 0)]:
+        for other_seed in range(seed + 1, seed + 1 + n):
+            name = f"{trial.name}-seed-{other_seed}"
+            by_name.setdefault(name, Trial(name, trial.number, trial.point, seed=other_seed))
+    return list(by_name.values())
 
 
 def spread(scores: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+    """Mean and standard deviation as text; of one score, the score alone."""
     if len(scores) < 2:
         return f"{statistics.mean(scores):.2f}"
     return f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}"

@@ -1,4 +1,4 @@
-"""Trials through Ray Tune, from those that are known to those that are wanted."""
+"""Run the trials of a search with Ray Tune."""
 
 import os
 import shutil
@@ -11,18 +11,18 @@ from typing import Any
 import ray
 from ray import tune
 
-from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stoppable
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable
 from bcl_ray.storage.lease import Lease
 from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
-from bcl_ray.tuning.samplers import Searcher
+from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.schedulers import make_scheduler
 from bcl_ray.tuning.trials import Trial
-from bcl_ray.tuning.tune_searcher import Conductor, Follow, Interruption
+from bcl_ray.tuning.tune_searcher import Follow, StopOnRequest, TuneSearcher
 from bcl_ray.tuning.tune_trial import TrialRun
 
-RETRIES = 3  # of a trial whose process dies; its run goes on
-SETTINGS = {  # of Tune, which would write to the terminal and into folders
+MAX_RESTARTS = 3  # of a trial whose process dies; its run goes on from its last checkpoint
+TUNE_ENVIRONMENT = {  # without these, Tune writes to the terminal and into folders of its own
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every step is an evaluation
     "TUNE_WARN_THRESHOLD_S": "60",
@@ -33,105 +33,99 @@ SETTINGS = {  # of Tune, which would write to the terminal and into folders
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What all trials of a search have in common.
-
-    Args:
-        ledger: of the search.
-        slots: trials at once.
-        options: of every trial: where its data and its run lie, and its share of the cluster.
-        follow: takes events.
-        watcher: watches what trials hold.
-        stop_request: to end all of them.
-        lease: of the search.
-    """
+class TuneRunner:
+    """Runs trials of one search, and has what they have in common."""
 
     ledger: Ledger
-    slots: int
-    options: Sequence[str]
-    follow: Follow
+    capacity: int  # trials at once
+    options: Sequence[str]  # of every trial: its data, its folder, and its share of the cluster
+    follow: Follow  # called with events `trial` and `note`
     watcher: ResourceWatcher
     stop_request: StopRequest
-    lease: Lease
+    lease: Lease  # of the search's folder
 
     def run(
-        self, known: Sequence[Trial], *, total: int = 0, chooser: Searcher | None = None
+        self, trials: Sequence[Trial], *, total: int = 0, sampler: Sampler | None = None
     ) -> list[Trial]:
-        """Run trials that have not ended, and new ones; returns all of them.
+        """Run the trials that have not ended, then new ones, and return all of them.
 
         Args:
-            known: trials that were begun, or are to be.
-            total: trials in all.
-            chooser: of new ones; without it there are none, and none is stopped early.
+            trials: Trials so far.
+            total: Number of trials in all, with the new ones.
+            sampler: Chooses the points of new trials; None: no new trials, and no early stopping.
 
         Raises:
-            Stopped: it was stop_request.
+            Stopped: A stop was requested.
+            LeaseLostError: Another driver has taken over the search.
         """
-        conductor = Conductor(
+        searcher = TuneSearcher(
             self.ledger,
-            known,
+            trials,
             total,
-            chooser=chooser,
+            sampler=sampler,
             options=self.options,
             follow=self.follow,
             watcher=self.watcher,
         )
         scheduler = make_scheduler(
-            self.ledger.settings.scheduler if chooser else "none",
+            self.ledger.settings.scheduler if sampler else "none",
             self.ledger.experiment.train,
-            {trial.number: trial for trial in known}.get,
-            [trial for trial in known if trial.status != "running"],
+            {trial.number: trial for trial in trials}.get,
+            [trial for trial in trials if trial.status != "running"],
         )
-        self._run(conductor, scheduler)
-        if conductor.interrupted:
+        self._run_tuner(searcher, scheduler)
+        if searcher.interrupted:
             raise Stopped("search stopped", self.stop_request.signum)
-        return list(conductor.trials.values())
+        return list(searcher.trials.values())
 
-    def _run(self, conductor: Conductor, scheduler: Any) -> None:
-        for name, value in SETTINGS.items():
+    def _run_tuner(self, searcher: TuneSearcher, scheduler: Any) -> None:
+        for name, value in TUNE_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # Tune's own state goes with the process: what is needed of it is in the ledger.
+        # Tune's own state is not needed after this process, because the ledger has everything.
         scratch = Path(tempfile.gettempdir()) / f"bcl_ray-tune-{self.ledger.uid}"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a driver of this search that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a driver of this search that died
         scratch.mkdir(mode=0o700)
         tuner = tune.Tuner(
-            tune.with_resources(TrialRun, _beside_us()),
+            tune.with_resources(TrialRun, _driver_resources()),
             tune_config=tune.TuneConfig(
-                search_alg=conductor,
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=self.slots,
-                reuse_actors=True,  # a trial's driver imports for seconds
+                max_concurrent_trials=self.capacity,
+                reuse_actors=True,  # a new process would need seconds for its imports
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
-                stop=Interruption(conductor, self.stop_request),
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                stop=StopOnRequest(searcher, self.stop_request),
+                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )
         try:
-            # Trials end with this process's Ray, where they have not when they were asked to.
-            stoppable(
+            # Trials that do not end when they are asked to end with this process's Ray.
+            run_stoppable(
                 tuner.fit,
                 self.stop_request,
                 lambda: True,
-                end=conductor.interrupt,
-                lost=lambda: self.lease.lost,
+                terminate=searcher.interrupt,
+                failure=lambda: self.lease.lost,
             )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def our_node() -> dict[str, Any]:
-    """What Ray knows of the node that this process runs on."""
-    here = ray.get_runtime_context().get_node_id()
-    return next(node for node in ray.nodes() if node["NodeID"] == here)
+def driver_node() -> dict[str, Any]:
+    """Ray's description of the node on which this process runs."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return next(node for node in ray.nodes() if node["NodeID"] == node_id)
 
 
-def _beside_us() -> dict[str, float]:
-    """Trials' drivers run on this node, which a search cannot lose anyway, and take no CPU."""
-    names = [name for name in our_node()["Resources"] if name.startswith("node:")]
+def _driver_resources() -> dict[str, float]:
+    """Resources that put the drivers of trials on this node, and take no CPU.
+
+    A search needs this node anyway, so that its loss costs no more.
+    """
+    names = [name for name in driver_node()["Resources"] if name.startswith("node:")]
     return {next(name for name in names if "__" not in name): 0.001}

@@ -1,4 +1,4 @@
-"""Between Ray Tune and the ledger: which trial is next, and what has become of those before."""
+"""The connection between Ray Tune and the ledger: which trial runs next, and what trials report."""
 
 import json
 import time
@@ -12,33 +12,36 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.ray_runtime.stopping import StopRequest
 from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
-from bcl_ray.tuning.samplers import Searcher as Chooser
+from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.space import overrides
-from bcl_ray.tuning.trials import Trial, row
+from bcl_ray.tuning.trials import Trial
 
 Follow = Callable[[dict[str, Any]], None]
 
-HOPELESS = 3  # trials that failed, and none that did not, after which the search gives up
+MAX_FAILURES = 3  # failed trials, without any evaluation before, after which the search gives up
 
 
-class _Here:
-    """Tune pickles what it is given, for a restore that does not come: the ledger has it all."""
+class _PickledEmpty:
+    """Pickles without its state, because Tune pickles its parts only to restore them.
+
+    A search is restored from its ledger instead.
+    """
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class Conductor(_Here, Searcher):
-    """Hands Tune the trials that were begun before, then new ones, and writes down what they say.
+class TuneSearcher(_PickledEmpty, Searcher):
+    """Gives trials to Tune, unfinished ones first, and writes their results to the ledger.
 
     Args:
-        ledger: where it is written.
-        trials: that are known; those that are running go on first.
-        total: trials in all.
-        chooser: of new points; None: there are no new trials.
-        options: of every trial: where its data and its run lie, and its share of the cluster.
-        follow: called with events: `trial` whenever there is news of one.
-        watcher: is told when trials end.
+        ledger: Ledger of the search.
+        trials: Trials so far, of which running ones are resumed.
+        total: Number of trials in all.
+        sampler: Chooses the points of new trials; None: no new trials.
+        options: Options of every trial: its data, its folder, and its share of the cluster.
+        follow: Called with an event `trial` at every change of a trial, and with `note`.
+        watcher: Learns which trials have ended.
     """
 
     def __init__(
@@ -47,48 +50,50 @@ class Conductor(_Here, Searcher):
         trials: Iterable[Trial],
         total: int,
         *,
-        chooser: Chooser | None,
+        sampler: Sampler | None,
         options: Sequence[str],
         follow: Follow,
         watcher: ResourceWatcher,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.trials = {trial.name: trial for trial in trials}
-        self._waiting = [trial for trial in self.trials.values() if trial.status == "running"]
-        self._ledger, self._total, self._chooser = ledger, total, chooser
-        self._options, self._follow, self._keeper = options, follow, watcher
-        self.interrupted = False  # trials end, and are to go on later
-        self._held: set[str] = set()  # trials that are to be tried again by another process
-        self._names: dict[str, str] = {}  # by Tune's id
-        self._since: dict[str, float] = {}
+        self.interrupted = False  # running trials end now, to be resumed later
+        self._ledger, self._total, self._sampler = ledger, total, sampler
+        self._options, self._follow, self._watcher = options, follow, watcher
+        self._queue = [trial for trial in self.trials.values() if trial.status == "running"]
+        self._held_up: set[str] = set()  # trials that a later process is to resume
+        self._by_tune_id: dict[str, Trial] = {}
+        self._last_saved: dict[str, float] = {}  # monotonic time, by the trial's name
 
     def interrupt(self) -> None:
-        """Begin no more trials, and end those that run: they can go on later."""
+        """Start no more trials, and end those that run, to be resumed later."""
         self.interrupted = True
 
     @property
-    def hopeless(self) -> bool:
-        """Whether trials only fail."""
-        failed = [trial for trial in self.trials.values() if trial.status == "failed"]
-        some = any(trial.scores for trial in self.trials.values())
-        return not some and len(failed) + len(self._held) >= min(HOPELESS, self._total)
+    def gives_up(self) -> bool:
+        """Whether too many trials have failed, and none was evaluated even once."""
+        if any(trial.scores for trial in self.trials.values()):
+            return False
+        failed = sum(trial.status == "failed" for trial in self.trials.values())
+        return failed + len(self._held_up) >= min(MAX_FAILURES, self._total)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, as Tune's config."""
-        if self.hopeless or self.interrupted:
+        """The next trial, as Tune's config; FINISHED when there are no more."""
+        if self.gives_up or self.interrupted:
             return str(Searcher.FINISHED)
-        trial = self._waiting.pop(0) if self._waiting else self._new()
+        trial = self._queue.pop(0) if self._queue else self._new_trial()
         if trial is None:
             return str(Searcher.FINISHED)
-        self._names[trial_id], self._since[trial.name] = trial.name, time.monotonic()
+        self._by_tune_id[trial_id] = trial
+        self._last_saved[trial.name] = time.monotonic()
         trial.reason = None
-        config = self.config(trial)
+        config = self._config(trial)
         self._ledger.save(trial)
-        self._tell(trial)
+        self._follow(trial.to_event())
         return config
 
-    def config(self, trial: Trial) -> dict[str, Any]:
-        """What a trial's process is given."""
+    def _config(self, trial: Trial) -> dict[str, Any]:
+        """The config of `TrialRun`; `number` is for the schedulers."""
         seed = [] if trial.seed is None else [f"train.seed={trial.seed}"]
         experiment = with_overrides(
             self._ledger.experiment,
@@ -103,11 +108,11 @@ class Conductor(_Here, Searcher):
             "reported": trial.epochs,
         }
 
-    def _new(self) -> Trial | None:
+    def _new_trial(self) -> Trial | None:
         number = max((trial.number for trial in self.trials.values()), default=-1) + 1
-        if self._chooser is None or number >= self._total:
+        if self._sampler is None or number >= self._total:
             return None
-        point = self._ledger.space.published if number == 0 else self._chooser.ask(number)
+        point = self._ledger.space.published if number == 0 else self._sampler.ask(number)
         if point is None:
             return None
         trial = Trial(f"trial-{number:03d}", number, point)
@@ -115,12 +120,11 @@ class Conductor(_Here, Searcher):
         return trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Write down an evaluation, or pass on a note."""
+        """Write an evaluation to the ledger, or pass on a note."""
+        trial = self._by_tune_id[trial_id]
         if "note" in result:
-            text = f"{self.trials[self._names[trial_id]].name}: {result['note']}"
-            self._follow({"kind": "note", "text": text})
+            self._follow({"kind": "note", "text": f"{trial.name}: {result['note']}"})
         if "score" in result:
-            trial = self.trials[self._names[trial_id]]
             trial.scores[int(result["epochs"])] = float(result["score"])
             trial.metrics = json.loads(result["metrics"])
             self._save(trial)
@@ -128,52 +132,48 @@ class Conductor(_Here, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Write down an end; a trial that is to go on later has none."""
-        trial, result = self.trials[self._names[trial_id]], result or {}
-        self._keeper.ends(trial.name)
-        self.on_trial_result(trial_id, result)  # Tune tells the last one here alone
+        """Write the end of a trial to the ledger; one to be resumed later keeps status running."""
+        trial, result = self._by_tune_id[trial_id], result or {}
+        self._watcher.trial_ended(trial.name)
+        self.on_trial_result(trial_id, result)  # Tune passes the last result to this method only
         trial.tracked = bool(result.get("tracked", trial.tracked))
         end: Any = "failed" if error else result.get("end", "stopped")
         if end in ("failed", "held up"):
             trial.reason = result.get("reason", "its process died again and again: see Ray's logs")
         if end == "held up":
-            self._held.add(trial.name)
+            self._held_up.add(trial.name)
             text = f"{trial.name} was held up: {trial.reason}; --resume goes on with it"
             self._follow({"kind": "note", "text": text})
         elif not (end == "interrupted" or self.interrupted):
             trial.status = end
         self._save(trial)
-        if trial.status != "running" and self._chooser is not None:
-            self._chooser.tell(trial.number, trial.point, trial.scores, trial.status)
+        if trial.status != "running" and self._sampler is not None:
+            self._sampler.tell(trial.number, trial.point, trial.scores, trial.status)
 
     def _save(self, trial: Trial) -> None:
         now = time.monotonic()
-        trial.seconds += now - self._since[trial.name]
-        self._since[trial.name] = now
+        trial.seconds += now - self._last_saved[trial.name]
+        self._last_saved[trial.name] = now
         self._ledger.save(trial)
-        self._tell(trial)
-
-    def _tell(self, trial: Trial) -> None:
-        self._follow({"kind": "trial", **row(trial)})
+        self._follow(trial.to_event())
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing for Tune to keep."""
+        """Save nothing for Tune: the ledger has everything."""
 
 
-class Interruption(_Here, Stopper):
-    """Ends all trials when a stop is requested; they can go on later."""
+class StopOnRequest(_PickledEmpty, Stopper):
+    """Ends all trials when a stop is requested, to be resumed later."""
 
-    def __init__(self, conductor: Conductor, stop_request: StopRequest) -> None:
-        self._conductor, self._stop_request = conductor, stop_request
+    def __init__(self, searcher: TuneSearcher, stop_request: StopRequest) -> None:
+        self._searcher, self._stop_request = searcher, stop_request
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether one trial is to end: never by itself."""
+        """Whether a single trial is to end, which is never the case."""
         del trial_id, result  # part of Ray's signature
         return False
 
     def stop_all(self) -> bool:
-        """Whether all are."""
-        self._conductor.interrupted = (
-            self._conductor.interrupted or self._stop_request.reason is not None
-        )
-        return self._conductor.interrupted
+        """Whether all trials are to end."""
+        if self._stop_request.reason is not None:
+            self._searcher.interrupt()
+        return self._searcher.interrupted

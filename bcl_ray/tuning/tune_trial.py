@@ -1,7 +1,8 @@
-"""What Ray Tune runs: one trial after the other, each an ordinary run, in a process of its own.
+"""The class that Ray Tune runs: an actor that drives one trial after the other.
 
-A class, not a function: Tune ends a function's process without waiting for what it started, and
-the workers' CPUs and GPUs would not come free. A class is told to clean up, and waited for.
+It is a class, not a function, because Tune kills a function's process without waiting for the
+workers that it started, and their CPUs and GPUs would stay reserved. Tune asks a class to clean
+up, and waits until it has.
 """
 
 import json
@@ -17,65 +18,67 @@ from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
 from bcl_ray.training.driver import MissingNodesError, TrainingError, fit
-from bcl_ray.tuning.freed_resources import Placed, begins
+from bcl_ray.tuning.freed_resources import PlacementGroupRecorder, record_start
 from bcl_ray.tuning.score import parse_score
 
-TICK = 2.0  # seconds
+STEP_SECONDS = 2.0  # the longest time that `step` waits for an evaluation
 
 logger = logging.getLogger(__name__)
 
 
 class TrialRun(tune.Trainable):
-    """A trial's driver; its process takes the next trial when one has ended.
+    """The driver of a trial; its process is used again for the next trial.
 
-    Tune's config has: `trial`, the run's name; `experiment`, YAML; `metric`; `parent`, uid of the
-    search; `reported`, epochs whose scores are known from an earlier process.
+    Tune's config has `trial`, the name of the run; `experiment`, YAML; `metric`; `parent`, the uid
+    of the search; and `reported`, the epochs whose scores an earlier process has reported.
 
-    A step is an evaluation: {"score", "epochs", "metrics" (as JSON)}, the last of which comes with
-    {"end": "finished", "tracked"}, whether MLflow has all of it; or a failure, {"end": "failed",
-    "reason"}, for to try it again would be to fail again; or {"end": "held up", "reason"}, by what
-    is not the trial's fault. A step that waited in vain says {"waiting": True}, and so does one
-    with a {"note"} for the person.
+    The result of a step is one of these:
+
+    - {"score", "epochs", "metrics"}: an evaluation, with its metrics as JSON. The last one also
+      has {"end": "finished", "tracked"}; `tracked` says whether MLflow has the whole run.
+    - {"end": "failed", "reason"}: a failure that a second attempt would meet again.
+    - {"end": "held up", "reason"}: a failure that is not the trial's fault, such as an outage.
+    - {"end": "interrupted"}: the trial was asked to stop.
+    - {"waiting": True}: no evaluation yet; perhaps with a {"note"} for the user.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin, or go on with, a trial."""
+        """Start or resume a trial."""
         os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
-        self._begin(config)
+        self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End the trial before, and begin another."""
+        """Replace the current trial by another one."""
         self.cleanup()
-        self._begin(new_config)
+        self._start(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next evaluation, though not for long: Tune could not reach us meanwhile."""
+        """Wait for the next evaluation, for a short time: meanwhile Tune cannot call this actor."""
         try:
-            return self._told.get(timeout=TICK)
+            return self._results.get(timeout=STEP_SECONDS)
         except queue.Empty:
             return {"waiting": True}
 
     def cleanup(self) -> None:
-        """Ask the workers to save their state and to end, and wait until they have."""
+        """Ask the workers to save their state and to stop, and wait until they have."""
         self._stop_request.stop(f"by the search, after {self._reported} epochs")
         self._thread.join()
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    def _start(self, config: dict[str, Any]) -> None:
+        self._results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop_request = StopRequest()
         self._reported = int(config["reported"])
         self._score = parse_score(config["metric"])
         self._experiment = from_yaml(config["experiment"])
-        begins(config["parent"], config["trial"])
-        self._thread = threading.Thread(target=self._run, args=(config,), daemon=True)
+        record_start(config["parent"], config["trial"])
+        self._thread = threading.Thread(
+            target=lambda: self._results.put(self._train(config)), daemon=True
+        )
         self._thread.start()
 
-    def _run(self, config: dict[str, Any]) -> None:
-        """Train to the end; what ends it is told."""
-        self._told.put(self._end(config))
-
-    def _end(self, config: dict[str, Any]) -> dict[str, Any]:
+    def _train(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Train to the end, and return the result of the last step."""
         try:
             outcome = fit(
                 self._experiment,
@@ -83,13 +86,13 @@ class TrialRun(tune.Trainable):
                 restartable=True,
                 parent=config["parent"],
                 stop_request=self._stop_request,
-                callbacks=[Placed(config["parent"], config["trial"])],
+                callbacks=[PlacementGroupRecorder(config["parent"], config["trial"])],
             )
-            result = self._result(outcome["history"][-1])
+            result = self._evaluation(outcome["history"][-1])
             return {**result, "end": "finished", "tracked": outcome["tracked"], "done": True}
-        except Stopped:  # nobody waits for more, but in the last moment of an interruption
+        except Stopped:
             return {"end": "interrupted", "done": True}
-        # A store, a server, credentials or nodes, which may come.
+        # An object store, a server, credentials or nodes that may be available later.
         except (OSError, MissingNodesError) as error:
             return {"end": "held up", "reason": str(error), "done": True}
         except (ValueError, TrainingError) as error:
@@ -99,17 +102,17 @@ class TrialRun(tune.Trainable):
             return {"end": "failed", "reason": one_line(error), "done": True}
 
     def _follow(self, event: dict[str, Any]) -> None:
-        """Pass on notes and evaluations, but for the last: a trial is done when its run is."""
+        """Pass on notes and new evaluations; `_train` returns the last one, after the run's end."""
         if event["kind"] == "note":
-            self._told.put({"waiting": True, "note": event["text"]})
+            self._results.put({"waiting": True, "note": event["text"]})
         for record in event.get("records", []):
             epochs = int(record["epoch"]) + 1
-            due = self._reported < epochs < self._experiment.train.epochs
-            if due and "accuracy/all" in record:
+            is_new = self._reported < epochs < self._experiment.train.epochs
+            if is_new and "accuracy/all" in record:
                 self._reported = epochs
-                self._told.put(self._result(record))
+                self._results.put(self._evaluation(record))
 
-    def _result(self, record: dict[str, float]) -> dict[str, Any]:
+    def _evaluation(self, record: dict[str, float]) -> dict[str, Any]:
         return {
             "score": self._score.of(record),
             "epochs": int(record["epoch"]) + 1,

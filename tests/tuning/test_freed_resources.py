@@ -7,8 +7,8 @@ from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ray_runtime.connection import Resources
-from bcl_ray.tuning.capacity import DRIVER_BYTES, data_cpus, slots
-from bcl_ray.tuning.freed_resources import HeldGroup, overdue
+from bcl_ray.tuning.capacity import DRIVER_BYTES, data_cpus, trial_capacity
+from bcl_ray.tuning.freed_resources import HeldGroup, overdue_groups
 
 GIB = 2**30
 
@@ -48,13 +48,16 @@ def experiment(*changes):
     ],
 )
 def test_as_many_trials_as_there_is_room_for(manifest, changes, resources, expected):
-    assert slots(experiment(*changes), manifest, resources, 100 * DRIVER_BYTES) == expected
+    assert trial_capacity(experiment(*changes), manifest, resources, 100 * DRIVER_BYTES) == expected
 
 
 def test_drivers_need_memory_and_batches_a_store(manifest):
-    assert slots(experiment(), manifest, cluster(cpus=64), 3.5 * DRIVER_BYTES) == 3
+    assert trial_capacity(experiment(), manifest, cluster(cpus=64), 3.5 * DRIVER_BYTES) == 3
     store = 3 * 2**20
-    assert slots(experiment(), manifest, cluster(cpus=64, store=store), 99 * DRIVER_BYTES) < 32
+    assert (
+        trial_capacity(experiment(), manifest, cluster(cpus=64, store=store), 99 * DRIVER_BYTES)
+        < 32
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def test_drivers_need_memory_and_batches_a_store(manifest):
 )
 def test_no_room_for_one_is_told(manifest, changes, resources, message):
     with pytest.raises(ValueError, match=f"the cluster has no room for one trial, {message}"):
-        slots(experiment(*changes), manifest, resources, 9 * DRIVER_BYTES)
+        trial_capacity(experiment(*changes), manifest, resources, 9 * DRIVER_BYTES)
 
 
 def test_trials_share_the_cpus_for_data():
@@ -84,13 +87,13 @@ def test_a_gpu_is_shared_by_one_worker_runs_alone():
 def test_groups_of_ended_runs_are_overdue_after_a_while():
     groups = [HeldGroup("a", "trial-000", 10.0), HeldGroup("b", "trial-001", 20.0)]
     begun = {"trial-000": 5.0, "trial-001": 15.0}
-    assert overdue(groups, begun, {"trial-000": 100.0}, now=129.0) == []
-    assert overdue(groups, begun, {"trial-000": 100.0}, now=131.0) == groups[:1]
+    assert overdue_groups(groups, begun, {"trial-000": 100.0}, now=129.0) == []
+    assert overdue_groups(groups, begun, {"trial-000": 100.0}, now=131.0) == groups[:1]
 
 
 def test_so_are_groups_from_before_their_run_began_once_more():
     """The driver of a trial died, and its run goes on in another process, if it gets a place."""
     groups = [HeldGroup("a", "trial-000", 10.0), HeldGroup("b", "trial-000", 55.0)]
-    assert overdue(groups[:1], {"trial-000": 50.0}, {}, now=79.0) == []
-    assert overdue(groups[:1], {"trial-000": 50.0}, {}, now=81.0) == groups[:1]
-    assert overdue(groups, {"trial-000": 50.0}, {}, now=81.0) == groups[:1]
+    assert overdue_groups(groups[:1], {"trial-000": 50.0}, {}, now=79.0) == []
+    assert overdue_groups(groups[:1], {"trial-000": 50.0}, {}, now=81.0) == groups[:1]
+    assert overdue_groups(groups, {"trial-000": 50.0}, {}, now=81.0) == groups[:1]

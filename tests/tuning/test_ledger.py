@@ -11,7 +11,14 @@ from bcl_ray.storage.fence import LeaseLostError
 from bcl_ray.storage.lease import acquire_lease
 from bcl_ray.tuning.ledger import begin, check_free, check_resumable, open_search, resume
 from bcl_ray.tuning.settings import Extent, Settings
-from bcl_ray.tuning.trials import Trial, best, ranked, repeats, seeds_of, standing
+from bcl_ray.tuning.trials import (
+    Trial,
+    best_trial,
+    final_score,
+    ranked,
+    repeat_scores,
+    with_repeats,
+)
 
 RECIPE = digits_lt()
 PRINT = "f" * 64
@@ -112,17 +119,17 @@ def test_a_run_of_that_name_is_refused(tmp_path):
 def test_only_trials_that_came_to_their_end_can_win():
     trials = [trial(0, 50.0), trial(1, 70.0, "stopped"), trial(2, 60.0), trial(3, None, "failed")]
     assert [t.number for t in ranked(trials)] == [2, 0]
-    assert best(trials).number == 2
-    assert best(trials[1:2]) is None
+    assert best_trial(trials).number == 2
+    assert best_trial(trials[1:2]) is None
 
 
 def test_of_equals_the_first_wins_which_is_the_published_one():
-    assert best([trial(0, 50.0), trial(1, 50.0)]).number == 0
+    assert best_trial([trial(0, 50.0), trial(1, 50.0)]).number == 0
 
 
 def test_repeats_decide_where_there_are_some():
     trials = [trial(0, 50.0), trial(1, 70.0), trial(2, 60.0)]
-    wanted = repeats(trials, k=2, n=2, seed=0)
+    wanted = with_repeats(trials, k=2, n=2, seed=0)
     assert [t.name for t in wanted[3:]] == [
         "trial-001-seed-1",
         "trial-001-seed-2",
@@ -133,12 +140,12 @@ def test_repeats_decide_where_there_are_some():
     ], "the published values too"
     assert {t.status for t in wanted[3:]} == {"running"}
     done = [*trials, trial(1, 50.0, seed=1), trial(1, 52.0, seed=2), trial(2, 58.0, seed=1)]
-    assert seeds_of(trials[1], done) == [50.0, 52.0]
-    assert standing(trials[1], done) == 51.0
-    assert standing(trials[1], trials) == trials[1].score
-    assert best(done).number == 2
-    assert repeats(done, k=2, n=2, seed=0)[:6] == done, "what is there stays"
-    assert [t.name for t in repeats(done, k=2, n=2, seed=0)[6:]] == [
+    assert repeat_scores(trials[1], done) == [50.0, 52.0]
+    assert final_score(trials[1], done) == 51.0
+    assert final_score(trials[1], trials) == trials[1].score
+    assert best_trial(done).number == 2
+    assert with_repeats(done, k=2, n=2, seed=0)[:6] == done, "what is there stays"
+    assert [t.name for t in with_repeats(done, k=2, n=2, seed=0)[6:]] == [
         "trial-002-seed-2",
         "trial-000-seed-1",
         "trial-000-seed-2",

@@ -3,8 +3,8 @@
 import pytest
 
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.tuning.samplers import Tpe, make_searcher
-from bcl_ray.tuning.space import parse_space
+from bcl_ray.tuning.samplers import TpeSampler, make_sampler
+from bcl_ray.tuning.space_parser import parse_space
 
 TAU = "loss.tau: {uniform: [0, 2]}\nloss.anchor_mean: {choice: [instance, class]}"
 SPACE = parse_space(TAU, digits_lt())
@@ -22,13 +22,13 @@ def told(searcher, number, status="finished"):
 
 
 def test_chance_needs_no_memory():
-    whole, resumed = (make_searcher("random", SPACE, seed=3) for _ in range(2))
+    whole, resumed = (make_sampler("random", SPACE, seed=3) for _ in range(2))
     points = [whole.ask(number) for number in range(1, 10)]
     assert [resumed.ask(number) for number in range(5, 10)] == points[4:]
 
 
 def test_a_grid_ends():
-    grid = make_searcher("grid", SPACE, seed=0)
+    grid = make_sampler("grid", SPACE, seed=0)
     points = [grid.ask(number) for number in range(1, 7)]
     assert points[:5] == list(SPACE.grid())
     assert points[5] is None
@@ -37,11 +37,11 @@ def test_a_grid_ends():
 def test_a_grid_of_the_published_point_alone_is_refused():
     space = parse_space("loss.tau: {choice: [1]}", digits_lt())
     with pytest.raises(ValueError, match="the grid has no point"):
-        make_searcher("grid", space, seed=0)
+        make_sampler("grid", space, seed=0)
 
 
 def test_tpe_finds_what_is_good():
-    searcher = Tpe(SPACE, seed=0)
+    searcher = TpeSampler(SPACE, seed=0)
     points = [
         told(searcher, number, "stopped" if number % 3 else "finished") for number in range(1, 41)
     ]
@@ -52,7 +52,7 @@ def test_tpe_finds_what_is_good():
 
 def test_tpe_remembers_what_an_earlier_process_found():
     known = [SPACE.sample(1, number) for number in range(30)]
-    searcher = Tpe(SPACE, seed=0, known=30)
+    searcher = TpeSampler(SPACE, seed=0, earlier=30)
     for number, point in enumerate(known):
         searcher.tell(number, point, {10: value(point)}, "finished")
     points = [searcher.ask(number) for number in range(30, 38)]
@@ -60,7 +60,7 @@ def test_tpe_remembers_what_an_earlier_process_found():
 
 
 def test_tpe_goes_on_after_failures_and_points_outside_of_the_space():
-    searcher = Tpe(SPACE, seed=0)
+    searcher = TpeSampler(SPACE, seed=0)
     searcher.tell(0, {"loss.tau": 9.0, "loss.anchor_mean": "none"}, {10: 1.0}, "finished")
     searcher.tell(1, SPACE.sample(0, 1), {}, "failed")
     point = searcher.ask(2)

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.tuning.space import LOSS, Parameter, Space, overrides, parse_space
+from bcl_ray.tuning.space import Parameter, Space, overrides
+from bcl_ray.tuning.space_parser import LOSS_SPACE, parse_space
 
 RECIPE = digits_lt()
 
 
 def test_without_a_file_the_space_is_the_loss():
     space = parse_space(None, RECIPE)
-    assert [p.name for p in space.parameters] == list(LOSS)
+    assert [p.name for p in space.parameters] == list(LOSS_SPACE)
     assert space.published == {
         "loss.temperature": 0.1,
         "loss.contrastive_weight": 0.5,
@@ -38,7 +39,7 @@ def test_a_file_replaces_the_loss_or_extends_it():
     replaced = parse_space("optim.lr: {log_uniform: [0.01, 1]}", RECIPE)
     assert [p.name for p in replaced.parameters] == ["optim.lr"]
     extended = parse_space("extends: loss\nloss.tau: {choice: [1, 2]}", RECIPE)
-    assert [p.name for p in extended.parameters] == list(LOSS)
+    assert [p.name for p in extended.parameters] == list(LOSS_SPACE)
     assert Parameter("loss.tau", "choice", (1, 2)) in extended.parameters
 
 
@@ -116,14 +117,14 @@ def test_samples_are_distributed_as_they_should_be():
     share=st.floats(0, 1),
 )
 def test_a_sample_lies_within_its_bounds_and_is_short(kind, low, factor, share):
-    value = Parameter("loss.tau", kind, (low, low * factor)).at(share)
+    value = Parameter("loss.tau", kind, (low, low * factor)).quantile(share)
     assert low <= value <= low * factor
     assert value in (low, low * factor, float(f"{value:.4g}"))
 
 
 @given(low=st.integers(-50, 50), width=st.integers(1, 100), share=st.floats(0, 1))
 def test_an_integer_lies_within_its_bounds(low, width, share):
-    value = Parameter("train.epochs", "integer", (low, low + width)).at(share)
+    value = Parameter("train.epochs", "integer", (low, low + width)).quantile(share)
     assert isinstance(value, int)
     assert low <= value <= low + width
 

@@ -9,10 +9,10 @@ from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ray_runtime.stopping import StopRequest
 from bcl_ray.tuning.ledger import begin
-from bcl_ray.tuning.samplers import make_searcher
+from bcl_ray.tuning.samplers import make_sampler
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import Trial
-from bcl_ray.tuning.tune_searcher import Conductor, Interruption
+from bcl_ray.tuning.tune_searcher import StopOnRequest, TuneSearcher
 
 FINISHED = "FINISHED"
 
@@ -21,48 +21,48 @@ class ResourceWatcher:
     def __init__(self):
         self.told = []
 
-    def ends(self, run):
+    def trial_ended(self, run):
         self.told.append(f"{run} ends")
 
 
 @pytest.fixture
 def place(tmp_path):
-    """Makes a conductor over a folder, as a process that begins or goes on does."""
+    """Makes a searcher over a folder, as a process that begins or goes on does."""
     made = SimpleNamespace(events=[], watcher=ResourceWatcher())
     uri = str(tmp_path / "runs" / "one")
     made.ledger = begin(uri, Settings(), Extent(), digits_lt(), "f" * 64)
 
-    def conductor(total=3, space=True):
-        return Conductor(
+    def searcher(total=3, space=True):
+        return TuneSearcher(
             made.ledger,
             made.ledger.trials(),
             total,
-            chooser=make_searcher("random", made.ledger.space, 0) if space else None,
+            sampler=make_sampler("random", made.ledger.space, 0) if space else None,
             options=[f"tracking.runs={uri}", "scale.workers=1", "data.eval_split=validation"],
             follow=made.events.append,
             watcher=made.watcher,
         )
 
-    made.conductor = conductor
+    made.searcher = searcher
     return made
 
 
-def report(conductor, trial_id, epochs, score, **more):
+def report(searcher, trial_id, epochs, score, **more):
     metrics = json.dumps({"accuracy/all": score})
     result = {"epochs": epochs, "score": score, "metrics": metrics, **more}
     if "done" not in more:
-        conductor.on_trial_result(trial_id, result)
+        searcher.on_trial_result(trial_id, result)
     else:
-        conductor.on_trial_complete(trial_id, result)
+        searcher.on_trial_complete(trial_id, result)
 
 
 def test_trial_0_has_the_published_values_and_others_are_chosen(place):
-    conductor = place.conductor()
-    configs = [conductor.suggest(name) for name in "abc"]
+    searcher = place.searcher()
+    configs = [searcher.suggest(name) for name in "abc"]
     experiments = [from_yaml(config["experiment"]) for config in configs]
     assert experiments[0].loss == digits_lt().loss
     assert len({experiment.loss for experiment in experiments}) == 3
-    assert conductor.suggest("d") == FINISHED
+    assert searcher.suggest("d") == FINISHED
     assert [e.tracking.run for e in experiments] == ["trial-000", "trial-001", "trial-002"]
     assert {e.tracking.runs for e in experiments} == {place.ledger.uri}
     assert {e.data.eval_split for e in experiments} == {"validation"}
@@ -71,12 +71,12 @@ def test_trial_0_has_the_published_values_and_others_are_chosen(place):
 
 
 def test_everything_is_written_down_at_once(place):
-    conductor = place.conductor()
-    conductor.suggest("a")
+    searcher = place.searcher()
+    searcher.suggest("a")
     assert [t.status for t in place.ledger.trials()] == ["running"]
-    report(conductor, "a", 5, 40.0)
+    report(searcher, "a", 5, 40.0)
     assert place.ledger.trials()[0].scores == {5: 40.0}
-    report(conductor, "a", 40, 60.0, done=True, end="finished")
+    report(searcher, "a", 40, 60.0, done=True, end="finished")
     (trial,) = place.ledger.trials()
     assert (trial.status, trial.scores, trial.metrics) == (
         "finished",
@@ -94,28 +94,28 @@ def test_everything_is_written_down_at_once(place):
 
 def test_what_the_scheduler_stops_is_stopped(place):
     """Tune then says done itself, with the last result, and hands it over here alone."""
-    conductor = place.conductor()
-    conductor.suggest("a")
-    report(conductor, "a", 10, 40.0, done=True)
+    searcher = place.searcher()
+    searcher.suggest("a")
+    report(searcher, "a", 10, 40.0, done=True)
     (trial,) = place.ledger.trials()
     assert (trial.status, trial.scores) == ("stopped", {10: 40.0})
 
 
 def test_a_failure_is_kept_with_its_reason_and_the_search_goes_on(place):
-    conductor = place.conductor(total=5)
-    conductor.suggest("a")
-    conductor.suggest("b")
+    searcher = place.searcher(total=5)
+    searcher.suggest("a")
+    searcher.suggest("b")
     reason = "step 3: the loss is not finite"
-    conductor.on_trial_complete("a", {"end": "failed", "reason": reason, "done": True})
-    conductor.on_trial_complete("b", error=True)
+    searcher.on_trial_complete("a", {"end": "failed", "reason": reason, "done": True})
+    searcher.on_trial_complete("b", error=True)
     first, second = place.ledger.trials()
     assert (first.status, first.reason) == ("failed", reason)
     assert second.reason == "its process died again and again: see Ray's logs"
-    assert conductor.suggest("c") != FINISHED
+    assert searcher.suggest("c") != FINISHED
 
 
 def test_a_trial_that_an_outage_held_up_is_tried_again_by_the_next_process(place):
-    first = place.conductor(total=2)
+    first = place.searcher(total=2)
     first.suggest("a")
     report(first, "a", 5, 40.0)
     reason = "s3://bucket: does not answer"
@@ -125,45 +125,45 @@ def test_a_trial_that_an_outage_held_up_is_tried_again_by_the_next_process(place
     text = f"trial-000 was held up: {reason}; --resume goes on with it"
     assert {"kind": "note", "text": text} in place.events
     assert first.suggest("b")["trial"] == "trial-001", "and not again by this one"
-    second = place.conductor(total=2)
+    second = place.searcher(total=2)
     assert second.suggest("c")["trial"] == "trial-000"
     assert place.ledger.trials()[0].reason is None
 
 
 def test_a_search_in_which_all_is_held_up_ends_early(place):
-    conductor = place.conductor(total=20)
+    searcher = place.searcher(total=20)
     for name in "abc":
-        conductor.suggest(name)
-        conductor.on_trial_complete(name, {"end": "held up", "reason": "no", "done": True})
-    assert conductor.suggest("d") == FINISHED
-    assert not place.conductor(total=20).hopeless
+        searcher.suggest(name)
+        searcher.on_trial_complete(name, {"end": "held up", "reason": "no", "done": True})
+    assert searcher.suggest("d") == FINISHED
+    assert not place.searcher(total=20).gives_up
 
 
 def test_a_search_in_which_all_fails_ends_early(place):
-    conductor = place.conductor(total=20)
+    searcher = place.searcher(total=20)
     for name in "abc":
-        conductor.suggest(name)
-        conductor.on_trial_complete(name, {"end": "failed", "reason": "no", "done": True})
-    assert conductor.hopeless
-    assert conductor.suggest("d") == FINISHED
+        searcher.suggest(name)
+        searcher.on_trial_complete(name, {"end": "failed", "reason": "no", "done": True})
+    assert searcher.gives_up
+    assert searcher.suggest("d") == FINISHED
 
 
 def test_failures_after_a_success_do_not_end_it(place):
-    conductor = place.conductor(total=20)
-    conductor.suggest("z")
-    report(conductor, "z", 5, 40.0)
+    searcher = place.searcher(total=20)
+    searcher.suggest("z")
+    report(searcher, "z", 5, 40.0)
     for name in "abcd":
-        conductor.suggest(name)
-        conductor.on_trial_complete(name, {"end": "failed", "reason": "no", "done": True})
-    assert conductor.suggest("e") != FINISHED
+        searcher.suggest(name)
+        searcher.on_trial_complete(name, {"end": "failed", "reason": "no", "done": True})
+    assert searcher.suggest("e") != FINISHED
 
 
 def test_a_search_goes_on_where_it_was(place):
-    first = place.conductor(total=4)
+    first = place.searcher(total=4)
     points = [from_yaml(first.suggest(name)["experiment"]).loss for name in "abc"]
     report(first, "a", 40, 60.0, done=True, end="finished")
     report(first, "b", 5, 30.0)
-    second = place.conductor(total=4)  # the process was killed
+    second = place.searcher(total=4)  # the process was killed
     configs = [second.suggest(name) for name in "xyz"]
     assert [config["trial"] for config in configs] == ["trial-001", "trial-002", "trial-003"]
     assert [from_yaml(config["experiment"]).loss for config in configs[:2]] == points[1:]
@@ -173,29 +173,29 @@ def test_a_search_goes_on_where_it_was(place):
 
 
 def test_more_trials_may_be_wanted_later(place):
-    first = place.conductor(total=1)
+    first = place.searcher(total=1)
     first.suggest("a")
     report(first, "a", 40, 60.0, done=True, end="finished")
     assert first.suggest("b") == FINISHED
-    assert place.conductor(total=2).suggest("b")["trial"] == "trial-001"
+    assert place.searcher(total=2).suggest("b")["trial"] == "trial-001"
 
 
 def test_an_interruption_leaves_trials_to_go_on(place):
-    conductor, stop_request = place.conductor(), StopRequest()
-    stopper = Interruption(conductor, stop_request)
-    conductor.suggest("a")
+    searcher, stop_request = place.searcher(), StopRequest()
+    stopper = StopOnRequest(searcher, stop_request)
+    searcher.suggest("a")
     assert not stopper.stop_all()
     stop_request.stop("SIGINT")
     assert stopper.stop_all()
-    conductor.on_trial_complete("a", {"done": True})
+    searcher.on_trial_complete("a", {"done": True})
     assert place.ledger.trials()[0].status == "running"
 
 
 def test_repeats_have_other_seeds_and_no_new_trials(place):
     place.ledger.save(Trial("trial-003-seed-2", 3, {"loss.tau": 0.5}, seed=2))
-    conductor = place.conductor(space=False)
-    config = conductor.suggest("a")
+    searcher = place.searcher(space=False)
+    config = searcher.suggest("a")
     experiment = from_yaml(config["experiment"])
     assert (experiment.train.seed, experiment.loss.tau) == (2, 0.5)
     assert experiment.tracking.run == "trial-003-seed-2"
-    assert conductor.suggest("b") == FINISHED
+    assert searcher.suggest("b") == FINISHED

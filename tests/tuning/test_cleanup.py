@@ -7,9 +7,9 @@ import pytest
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files
+from bcl_ray.tuning.cleanup import remove_lost_checkpoints
 from bcl_ray.tuning.ledger import begin
 from bcl_ray.tuning.settings import Extent, Settings
-from bcl_ray.tuning.tidy import tidy
 from bcl_ray.tuning.trials import Trial
 
 TRIALS = [
@@ -43,7 +43,7 @@ def left(ledger, trial):
 
 def test_trials_that_lost_keep_their_best_checkpoint_alone(ledger):
     notes = []
-    tidy(ledger, TRIALS, "trial-001", note=notes.append)
+    remove_lost_checkpoints(ledger, TRIALS, "trial-001", notify=notes.append)
     folders = {trial.name: left(ledger, trial.name) for trial in TRIALS}
     assert folders == {
         "trial-000": 1,
@@ -56,14 +56,14 @@ def test_trials_that_lost_keep_their_best_checkpoint_alone(ledger):
     }
     assert notes == []
     run = run_folder.open_run(ledger.place("trial-002"))[0]
-    assert run_folder.only_best(run) == "lost its search, one"
-    assert run_folder.kept_history(run) == [{"epoch": 0.0, "accuracy/all": 50.0}]
+    assert run_folder.why_only_best(run) == "lost its search, one"
+    assert run_folder.saved_history(run) == [{"epoch": 0.0, "accuracy/all": 50.0}]
 
 
 def test_what_cannot_be_removed_is_told_and_stops_nothing(ledger):
     files.delete(files.join(ledger.place("trial-000"), run_folder.RUN_FILE))
     notes = []
-    tidy(ledger, TRIALS, "trial-001", note=notes.append)
+    remove_lost_checkpoints(ledger, TRIALS, "trial-001", notify=notes.append)
     assert len(notes) == 1
     assert "trial-000 (" in notes[0]
     assert left(ledger, "trial-002") == 1
