@@ -1,1 +1,1 @@
-"""From images to views: sources, shards, the plan of an epoch, crops and colours."""
+"""From images to views: sources, shards, the plan of an epoch, batches and augmentation."""

@@ -1,23 +1,20 @@
-"""Epochs of batches, as the plan deals them, made by a thread that runs ahead; without Ray."""
+"""Batches of all epochs by the epoch plan, prefetched by a thread, without Ray."""
 
 import contextlib
 import itertools
 import operator
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
-import numpy as np
-
 from bcl_ray.data.layout import Read
-from bcl_ray.data.plan import EpochPlan
+from bcl_ray.data.plan import Block, EpochPlan
 from bcl_ray.experiment.options import Experiment
 
 Item = TypeVar("Item")
-Block = Mapping[str, np.ndarray]
 Plans = Callable[[int], EpochPlan]
-"""The plan of an epoch, by its number."""
+"""Returns the plan of an epoch, given its number."""
 
 
 def planned_batches(
@@ -30,23 +27,26 @@ def planned_batches(
     world_size: int = 1,
     first_step: int = 0,
 ) -> Generator[tuple[int, Iterator[Any]], None, None]:
-    """Yields each epoch that is left, with the worker's batches of it.
+    """The worker's batches of each epoch that is left.
 
     Args:
-        experiment: how many epochs, and how many batches are made ahead.
-        plans: of its epochs.
-        blocks_of: makes one block of each (epoch, read), in order.
-        deliver: makes what is yielded of a batch's pieces and the epoch's number, in the thread
-            that runs ahead.
-        rank: this worker's number.
-        world_size: number of workers.
-        first_step: steps of the whole run that are done.
+        experiment: Determines the number of epochs, and of batches to prefetch.
+        plans: The epoch plans.
+        blocks_of: Makes one block for each (epoch, read), in the same order.
+        deliver: Makes a batch, given its pieces and the number of its epoch. It is called in the
+            thread that prefetches.
+        rank: This worker's rank.
+        world_size: The number of workers.
+        first_step: Steps of the whole run that are done already.
+
+    Yields:
+        The number of an epoch, and its batches.
     """
-    first_epoch, skip = divmod(first_step, plans(0).steps)
+    first_epoch, skipped_steps = divmod(first_step, plans(0).steps)
 
     def remaining() -> Iterator[tuple[int, EpochPlan, int]]:
         for epoch in range(first_epoch, experiment.train.epochs):
-            yield epoch, plans(epoch), skip if epoch == first_epoch else 0
+            yield epoch, plans(epoch), skipped_steps if epoch == first_epoch else 0
 
     def reads() -> Iterator[tuple[int, Read]]:
         for epoch, plan, begin in remaining():
@@ -55,16 +55,20 @@ def planned_batches(
     def batches() -> Iterator[tuple[int, Any]]:
         with contextlib.closing(blocks_of(reads())) as blocks:
             for epoch, plan, begin in remaining():
-                for parts in plan.batches(blocks, rank, world_size, begin):
-                    yield epoch, deliver(parts, epoch)
+                for pieces in plan.batches(blocks, rank, world_size, begin):
+                    yield epoch, deliver(pieces, epoch)
 
-    made = ahead(batches(), experiment.scale.prefetch_batches)
-    for epoch, pairs in itertools.groupby(made, key=operator.itemgetter(0)):
+    prefetched = prefetch(batches(), experiment.scale.prefetch_batches)
+    for epoch, pairs in itertools.groupby(prefetched, key=operator.itemgetter(0)):
         yield epoch, (batch for _, batch in pairs)
 
 
-def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The same items, made by a thread that stays up to `depth` of them ahead."""
+def prefetch(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """The same items, which a thread makes up to `depth` items before they are needed.
+
+    An error of the thread is raised here. When this iterator is closed, the thread stops and closes
+    `items`.
+    """
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -87,7 +91,7 @@ def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
             if close is not None:
                 close()
 
-    threading.Thread(target=run, name="batches-ahead", daemon=True).start()
+    threading.Thread(target=run, name="prefetch-batches", daemon=True).start()
     try:
         while True:
             item, error = ready.get()

@@ -1,4 +1,7 @@
-"""Where the rows of a split lie: shards laid end to end, and the row groups in each."""
+"""Where the rows of a split are: in which shard, row group and position.
+
+Row groups and rows are numbered over the split, with its shards in the manifest's order.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,24 +9,38 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 from bcl_ray.data.shards import Manifest, Split
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 
+Indices = NDArray[np.int64]
+
+
+class Read(NamedTuple):
+    """Rows to read from one row group: all of them, or the part that a lane of the plan uses."""
+
+    step: int
+    """The first training step that needs the rows."""
+    lane: int
+    """The lane of the epoch plan that the rows belong to; -1 in evaluation."""
+    shard: int
+    """Position of the shard in the manifest."""
+    row_group: int
+    """Position of the row group in the shard."""
+    rows: Indices
+    """Positions of the rows in the row group, in the order of use."""
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a split's rows lie: all that the plan needs of a manifest.
-
-    Args:
-        shard_rows: rows of each shard, in the manifest's order.
-        row_group_rows: rows of every row group but a shard's last, which may be smaller.
-    """
+    """Shards and row groups of a split: all that an epoch plan needs of the manifest."""
 
     shard_rows: tuple[int, ...]
+    """Rows of each shard."""
     row_group_rows: int
+    """Rows of every row group, except for the last of each shard, which may have fewer."""
 
     @classmethod
     def of(cls, split: Split) -> "Layout":
@@ -36,46 +53,35 @@ class Layout:
         return sum(self.shard_rows)
 
     @cached_property
-    def first_groups(self) -> npt.NDArray[np.int64]:
-        """Number of each shard's first row group, counted over the split, (shards + 1,)."""
+    def first_groups(self) -> Indices:
+        """Each shard's first row group, and the number of all row groups, (shards + 1,)."""
         groups = -(-np.asarray(self.shard_rows, dtype=np.int64) // self.row_group_rows)
         return np.concatenate([[0], np.cumsum(groups)])
 
     @cached_property
-    def first_rows(self) -> npt.NDArray[np.int64]:
-        """Position of each shard's first row in the split, (shards + 1,)."""
+    def first_rows(self) -> Indices:
+        """Each shard's first row, and the number of all rows, (shards + 1,)."""
         return np.concatenate([[0], np.cumsum(self.shard_rows, dtype=np.int64)])
 
-    def locate(self, groups: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
-        """Shard, row group in the shard, first row in the split, and rows, of row groups (n,)."""
-        shards = np.searchsorted(self.first_groups, groups, side="right") - 1
-        inner = groups - self.first_groups[shards]
-        first = self.first_rows[shards] + inner * self.row_group_rows
-        sizes = np.minimum(self.row_group_rows, self.first_rows[shards + 1] - first)
-        return shards, inner, first, sizes
+    def locate(self, groups: Indices) -> tuple[Indices, Indices, Indices, Indices]:
+        """Locate row groups of the split.
 
-    def positions(self, read: "Read") -> npt.NDArray[np.int64]:
-        """Positions in the split (shards laid end to end) of a read's rows, (rows,)."""
+        Args:
+            groups: Row groups, numbered over the split, (n,).
+
+        Returns:
+            Shard, row group in the shard, first row in the split, and number of rows, (n,) each.
+        """
+        shards = np.searchsorted(self.first_groups, groups, side="right") - 1
+        groups_in_shard = groups - self.first_groups[shards]
+        first = self.first_rows[shards] + groups_in_shard * self.row_group_rows
+        sizes = np.minimum(self.row_group_rows, self.first_rows[shards + 1] - first)
+        return shards, groups_in_shard, first, sizes
+
+    def positions(self, read: Read) -> Indices:
+        """Positions of a read's rows in the split, (rows,)."""
         first: int = self.first_rows[read.shard].item() + read.row_group * self.row_group_rows
         return first + read.rows
-
-
-class Read(NamedTuple):
-    """One row group, or the part of it that a lane uses.
-
-    Args:
-        step: the first step that needs it.
-        lane: the lane that its rows belong to; -1 in evaluation.
-        shard: the shard's position in the manifest.
-        row_group: the row group's position in the shard.
-        rows: positions in the row group, in the order of use.
-    """
-
-    step: int
-    lane: int
-    shard: int
-    row_group: int
-    rows: npt.NDArray[np.int64]
 
 
 def split_layout(
@@ -96,10 +102,14 @@ def split_layout(
 
 
 def evaluation_reads(layout: Layout, rank: int = 0, world_size: int = 1) -> Iterator[Read]:
-    """A worker's part of every row, once over all workers: whole row groups, in order."""
-    shards, inner, first, sizes = layout.locate(np.arange(layout.first_groups[-1]))
+    """A worker's reads for one pass over a split: whole row groups, in order.
+
+    All workers together read every row exactly once.
+    """
+    shards, groups_in_shard, first, sizes = layout.locate(np.arange(layout.first_groups[-1]))
+    # A row group belongs to the worker whose equal share of the rows contains its middle.
     middles = first + sizes / 2
     owners = np.minimum(middles * world_size // layout.rows, world_size - 1)
     for step, group in enumerate(np.flatnonzero(owners == rank)):
         rows = np.arange(sizes[group], dtype=np.int64)
-        yield Read(step, -1, int(shards[group]), int(inner[group]), rows)
+        yield Read(step, -1, int(shards[group]), int(groups_in_shard[group]), rows)

@@ -3,15 +3,12 @@
 Axes: K classes, N images of the source. Classes are in label order, the first the largest.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bcl_ray.experiment.choices import Profile
 from bcl_ray.experiment.metric_names import SHOT_GROUPS
 from bcl_ray.machine.errors import UserError
-
-Profile = Literal["exponential", "step", "natural"]
 
 MANY = 100  # more training images than this
 FEW = 20  # fewer training images than this; both from Liu et al., CVPR 2019 (OLTR)

@@ -1,20 +1,24 @@
-"""The epoch plan: which rows make which global batch, whoever trains on them.
+"""The epoch plan: which rows make up which global batch, for any number of workers.
 
-A pure function of (layout of the shards, seed, epoch, global batch size). The row groups of
-the split are permuted and laid end to end; that sequence of rows, less an incomplete last
-batch, is cut into lanes of equal length. A global batch takes the next few rows of every
-lane, and a worker owns whole lanes. Hence, for every number of workers that divides the
-lanes: the same global batches, the same number of equal batches on every worker, contiguous
-reads that more workers do not multiply, and a start at any step without reading what came
-before. Rows are shuffled inside their row group as well. Nothing is stored per row group, so
-that a billion images are planned as fast as a thousand.
+The plan is a pure function of the shards' layout, the seed, the epoch and the global batch size:
 
-How well this mixes: two rows of one row group (R rows, a random sample of the split, as
-shards are shuffled when written) meet in a batch with probability about B / (lanes * R),
-instead of B / N: 8 % instead of 2 % for CIFAR-10-LT. Rows of different row groups meet as in
-a perfect shuffle, and so do classes (measured in tests/data/test_plan.py).
+1. The row groups of the split are permuted and laid end to end. An incomplete batch at the end of
+   this sequence of rows is left out.
+2. The sequence is cut into lanes of equal length.
+3. A global batch takes the next few rows of every lane, and each worker owns whole lanes.
 
-Axes: B images of a global batch, L lanes, W workers, G row groups.
+So for every number of workers that divides the number of lanes, the global batches are the same,
+and every worker has the same number of equal batches. A worker's reads are contiguous, so that
+more workers do not cause more reads, and training can start at any step without reading what comes
+before it. Rows are also shuffled within their row group. Nothing is stored per row group, so that
+planning takes no longer for a billion images than for a thousand.
+
+How well this mixes: shards were shuffled when they were written, so the R rows of a row group are
+a random sample of the split. Two of them meet in a batch with probability about B / (lanes * R),
+instead of B / N in a perfect shuffle: 8 % instead of 2 % for CIFAR-10-LT. Rows of different row
+groups, and classes, are mixed as by a perfect shuffle (measured in tests/data/test_plan.py).
+
+Axes: B images of a global batch, N rows of the split.
 """
 
 import heapq
@@ -23,24 +27,23 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
-from bcl_ray.data.layout import Layout, Read, split_layout
+from bcl_ray.data.layout import Indices, Layout, Read, split_layout
 from bcl_ray.data.permutation import Permutation
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 
-Block = Mapping[str, np.ndarray]
+Block = Mapping[str, np.ndarray]  # columns of some rows; the first axis is the row
 
-LOOKED_UP = 256  # row groups that a lane looks up at once
+GROUPS_AT_ONCE = 256  # row groups that a lane locates in one call
 
 
 def num_lanes(global_batch_size: int, max_workers: int) -> int:
-    """The fewest lanes that every allowed number of workers divides.
+    """The smallest number of lanes that every allowed number of workers divides.
 
-    Allowed are the divisors of the global batch size up to `max_workers`; the lanes divide the
-    global batch size too.
+    Allowed numbers of workers are the divisors of the global batch size up to `max_workers`. The
+    number of lanes divides the global batch size too.
     """
     allowed = (d for d in range(1, max_workers + 1) if global_batch_size % d == 0)
     return math.lcm(*allowed)
@@ -50,14 +53,14 @@ class EpochPlan:
     """The global batches of one epoch.
 
     Args:
-        layout: the shards of the training split.
-        seed: seed of the run, >= 0.
-        epoch: number of the epoch, >= 0; each has an order of its own.
+        layout: Layout of the training split.
+        seed: Seed of the run, at least 0.
+        epoch: Number of the epoch, from 0. Every epoch has a different order.
         global_batch_size: B, images per step over all workers.
-        max_workers: the plan serves every number of workers up to this that divides B.
+        max_workers: The largest number of workers that the plan supports.
 
     Raises:
-        ValueError: fewer rows than one global batch.
+        ValueError: The split has fewer rows than one global batch.
     """
 
     def __init__(
@@ -74,35 +77,37 @@ class EpochPlan:
         self.layout = layout
         self._key = (seed, epoch)
         self._order = Permutation(int(layout.first_groups[-1]), self._key)
-        self._short, self._missing = self._short_groups()
+        self._short_group_ends, self._missing_rows = self._find_short_groups()
 
     def reads(self, rank: int = 0, world_size: int = 1, first_step: int = 0) -> Iterator[Read]:
-        """What a worker reads from `first_step` on, in the order of need.
+        """A worker's reads from `first_step` on, in the order in which it needs them.
 
         Raises:
-            ValueError: a number of workers that does not divide the lanes.
+            ValueError: The number of workers does not divide the number of lanes.
         """
         if self.lanes % world_size or not 0 <= rank < world_size:
             raise UserError(
                 f"worker {rank} of {world_size} has no share of {self.lanes} lanes: scale.workers "
                 "must divide optim.global_batch_size and be at most data.max_workers"
             )
-        share = self.lanes // world_size
-        mine = range(rank * share, (rank + 1) * share)
-        return heapq.merge(
-            *(self._lane_reads(lane, first_step) for lane in mine), key=lambda read: read[:2]
-        )
+        lane_reads = (self._lane_reads(n, first_step) for n in self._lanes_of(rank, world_size))
+        return heapq.merge(*lane_reads, key=lambda read: (read.step, read.lane))
 
     def batches(
         self, blocks: Iterable[Block], rank: int = 0, world_size: int = 1, first_step: int = 0
     ) -> Iterator[list[Block]]:
-        """A worker's batches, cut from the blocks that its `reads` became, in the same order.
+        """A worker's batches from `first_step` on.
 
-        Each is a list of pieces, to be laid end to end where the batch is to be. Takes one block
-        per read and no more, so that epochs can share one stream of blocks.
+        Args:
+            blocks: The rows of each of the worker's `reads`, in the same order. Exactly one block
+                per read is taken, so that several epochs can share one stream of blocks.
+            rank: The worker's rank.
+            world_size: The number of workers.
+            first_step: The first step of the epoch.
+
+        Yields:
+            The pieces of one batch, which are to be concatenated.
         """
-        share = self.lanes // world_size
-        lanes = range(rank * share, (rank + 1) * share)
         queues: dict[int, deque[Block]] = defaultdict(deque)
         reads, blocks = self.reads(rank, world_size, first_step), iter(blocks)
         upcoming = next(reads, None)
@@ -111,74 +116,90 @@ class EpochPlan:
                 queues[upcoming.lane].append(next(blocks))
                 upcoming = next(reads, None)
             yield [
-                part for lane in lanes for part in _take(queues[lane], self.rows_per_lane_and_step)
+                piece
+                for lane in self._lanes_of(rank, world_size)
+                for piece in _take(queues[lane], self.rows_per_lane_and_step)
             ]
 
-    def rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Positions in the split (shards laid end to end) of one global batch, (B,)."""
-        found: list[npt.NDArray[np.int64]] = []
+    def rows(self, step: int) -> Indices:
+        """Positions in the split of the rows of one global batch, (B,)."""
+        pieces: list[Indices] = []
         for lane in range(self.lanes):
-            wanted = self.rows_per_lane_and_step
+            missing = self.rows_per_lane_and_step
             for read in self._lane_reads(lane, step):
-                found.append(self.layout.positions(read)[:wanted])
-                wanted -= len(found[-1])
-                if wanted == 0:
+                pieces.append(self.layout.positions(read)[:missing])
+                missing -= len(pieces[-1])
+                if missing == 0:
                     break
-        return np.concatenate(found)
+        return np.concatenate(pieces)
 
-    def _short_groups(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The row groups that are not full, in the order of the epoch.
+    def _lanes_of(self, rank: int, world_size: int) -> range:
+        share = self.lanes // world_size
+        return range(rank * share, (rank + 1) * share)
+
+    def _find_short_groups(self) -> tuple[Indices, Indices]:
+        """Find the row groups that are not full, in the order of the epoch.
 
         Returns:
-            where each ends in the sequence of rows, and rows missing up to there, from 0 on.
+            The row of the sequence at which each of them ends, (n,); and the rows that are missing
+            in the first 0, 1, ..., n of them, (n + 1,).
         """
         full, first = self.layout.row_group_rows, self.layout.first_groups
-        last = first[1:][np.diff(first) > 0] - 1  # a shard may be empty
+        last = first[1:][np.diff(first) > 0] - 1  # the last row group of each shard with rows
         _, _, _, sizes = self.layout.locate(last)
-        short = sizes < full
-        places = self._order.places(last[short])
-        by_place = np.argsort(places)
-        missing = np.concatenate([[0], np.cumsum(full - sizes[short][by_place])])
-        return (places[by_place] + 1) * full - missing[1:], missing
+        is_short = sizes < full
+        positions = self._order.positions(last[is_short])
+        by_position = np.argsort(positions)
+        missing = np.concatenate([[0], np.cumsum(full - sizes[is_short][by_position])])
+        return (positions[by_position] + 1) * full - missing[1:], missing
 
-    def _find(self, row: int) -> tuple[int, int]:
-        """Where a row of the sequence lies: a place in the order, and rows before it there."""
-        missing = int(self._missing[np.searchsorted(self._short, row, side="right")])
+    def _locate_row(self, row: int) -> tuple[int, int]:
+        """The row group that contains a row of the sequence, and the rows before it in the group.
+
+        The row group is given by its position in the order of the epoch.
+        """
+        short_groups_before = np.searchsorted(self._short_group_ends, row, side="right")
+        missing = int(self._missing_rows[short_groups_before])
         return divmod(row + missing, self.layout.row_group_rows)
 
     def _lane_reads(self, lane: int, first_step: int) -> Iterator[Read]:
         per_step = self.rows_per_lane_and_step
-        position, end = first_step * per_step, self.steps * per_step
-        place, skip = self._find(lane * end + position)
-        while position < end:
-            until = min(place + LOOKED_UP, self._order.size)
-            groups = self._order.at(np.arange(place, until))
-            shards, inner, _, sizes = self.layout.locate(groups)
-            place = until
+        row, end = first_step * per_step, self.steps * per_step  # counted within the lane
+        position, skip = self._locate_row(lane * end + row)
+        while row < end:
+            next_position = min(position + GROUPS_AT_ONCE, self._order.size)
+            groups = self._order.at(np.arange(position, next_position))
+            shards, groups_in_shard, _, sizes = self.layout.locate(groups)
+            position = next_position
             for group, shard, row_group, size in zip(
-                *(column.tolist() for column in (groups, shards, inner, sizes)), strict=True
+                *(column.tolist() for column in (groups, shards, groups_in_shard, sizes)),
+                strict=True,
             ):
                 shuffled = np.random.default_rng((*self._key, group)).permutation(size)
-                rows = shuffled[skip : skip + end - position]
-                yield Read(position // per_step, lane, shard, row_group, rows)
-                position, skip = position + len(rows), 0
-                if position == end:
+                rows = shuffled[skip : skip + end - row]
+                yield Read(row // per_step, lane, shard, row_group, rows)
+                row, skip = row + len(rows), 0
+                if row == end:
                     return
 
 
-def _take(queue: deque[Block], wanted: int) -> Iterator[Block]:
-    """The next `wanted` rows of a lane; what is left of a block goes back to the front."""
-    while wanted:
+def _take(queue: deque[Block], rows: int) -> Iterator[Block]:
+    """Take rows from the blocks of a lane; the rest of a block goes back to the front."""
+    while rows:
         block = queue.popleft()
         size = len(next(iter(block.values())))
-        yield {name: column[:wanted] for name, column in block.items()}
-        if size > wanted:
-            queue.appendleft({name: column[wanted:] for name, column in block.items()})
-        wanted -= min(size, wanted)
+        yield {name: column[:rows] for name, column in block.items()}
+        if size > rows:
+            queue.appendleft({name: column[rows:] for name, column in block.items()})
+        rows -= min(size, rows)
 
 
 def epoch_plan(experiment: Experiment, manifest: Manifest, epoch: int) -> EpochPlan:
-    """The plan of one epoch of an experiment."""
+    """The plan of one epoch of an experiment.
+
+    Raises:
+        ValueError: The data set has no such split, or too few rows for one global batch.
+    """
     return EpochPlan(
         split_layout(experiment, manifest, "train_split"),
         seed=experiment.train.seed,

@@ -22,7 +22,7 @@ import numpy as np
 import ray.data
 from ray.data import ExecutionResources
 
-from bcl_ray.data.batches import ahead, planned_batches
+from bcl_ray.data.batches import planned_batches, prefetch
 from bcl_ray.data.layout import Read, evaluation_reads, split_layout
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
@@ -86,7 +86,7 @@ def evaluation_batches(
     reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
     source = source_of(experiment, manifest, training=False)
     batches = _delivered(_stream(source, reads, world_size), deliver)
-    return ahead(batches, experiment.scale.prefetch_batches)
+    return prefetch(batches, experiment.scale.prefetch_batches)
 
 
 def _delivered(

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from bcl_ray.data.batches import Block, planned_batches
+from bcl_ray.data.batches import planned_batches
 from bcl_ray.data.layout import Read, evaluation_reads, split_layout
-from bcl_ray.data.plan import epoch_plan
+from bcl_ray.data.plan import Block, epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment

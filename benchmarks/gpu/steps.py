@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from bcl_ray.data.batches import ahead
+from bcl_ray.data.batches import prefetch
 from bcl_ray.data.views.device import transformed
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
@@ -105,7 +105,7 @@ def endless(learner: Learner, batches: list[dict[str, np.ndarray]]) -> Iterator[
         learner.sender.training([batch], epoch)
         for epoch, batch in enumerate(itertools.cycle(batches))
     )
-    return train_epoch(learner, ahead(sent, learner.experiment.scale.prefetch_batches), epoch=0)
+    return train_epoch(learner, prefetch(sent, learner.experiment.scale.prefetch_batches), epoch=0)
 
 
 class Bare:

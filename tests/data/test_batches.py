@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bcl_ray.data.batches import ahead
+from bcl_ray.data.batches import prefetch
 
 
 def test_what_the_producer_raises_reaches_the_consumer():
@@ -13,7 +13,7 @@ def test_what_the_producer_raises_reaches_the_consumer():
         yield 1
         raise ValueError("broken pipe")
 
-    made = ahead(items(), 2)
+    made = prefetch(items(), 2)
     assert next(made) == 1
     with pytest.raises(ValueError, match="broken pipe"):
         next(made)
@@ -28,7 +28,7 @@ def test_a_consumer_that_leaves_stops_the_producer():
         finally:
             closed.append(True)
 
-    made = ahead(items(), 2)
+    made = prefetch(items(), 2)
     assert next(made) == 0
     made.close()
     for _ in range(100):

@@ -13,17 +13,17 @@ keys = st.tuples(st.integers(0, 2**40), st.integers(0, 1000))
 
 @settings(deadline=None, max_examples=60)
 @given(size=sizes, key=keys)
-def test_every_number_has_one_place(size, key):
+def test_every_number_has_one_position(size, key):
     order = Permutation(size, key).at(np.arange(size))
     assert sorted(order.tolist()) == list(range(size))
 
 
 @settings(deadline=None, max_examples=60)
 @given(size=sizes, key=keys)
-def test_places_invert_at(size, key):
+def test_positions_invert_at(size, key):
     permutation, numbers = Permutation(size, key), np.arange(size)
-    np.testing.assert_array_equal(permutation.places(permutation.at(numbers)), numbers)
-    np.testing.assert_array_equal(permutation.at(permutation.places(numbers)), numbers)
+    np.testing.assert_array_equal(permutation.positions(permutation.at(numbers)), numbers)
+    np.testing.assert_array_equal(permutation.at(permutation.positions(numbers)), numbers)
 
 
 def test_a_number_does_not_depend_on_what_else_is_asked_for():
@@ -60,4 +60,4 @@ def test_epochs_have_unrelated_orders():
 def test_tens_of_millions_need_no_array():
     permutation = Permutation(13_000_000, (0, 0))
     assert set(vars(permutation)) == {"size", "_rows", "_columns", "_keys"}
-    assert permutation.places(permutation.at([12_999_999])).tolist() == [12_999_999]
+    assert permutation.positions(permutation.at([12_999_999])).tolist() == [12_999_999]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bcl_ray.data.longtail import Profile
+from bcl_ray.experiment.choices import Profile
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 

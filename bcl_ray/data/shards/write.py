@@ -11,14 +11,14 @@ import json
 import logging
 import re
 from contextlib import ExitStack, closing
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bcl_ray.data.longtail import Profile, class_counts_for, kept_rows
+from bcl_ray.data.longtail import class_counts_for, kept_rows
 from bcl_ray.data.shards.manifest import (
     FORMAT_VERSION,
     INCOMPLETE,
@@ -32,6 +32,7 @@ from bcl_ray.data.shards.manifest import (
 )
 from bcl_ray.data.shards.staging import Staged, known_faults, stage
 from bcl_ray.data.sources import Rows, Source
+from bcl_ray.experiment.choices import OnBadImage, Profile
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.lease import Lease, acquire_lease
@@ -58,7 +59,7 @@ def write_shards(
     max_per_class: int | None = None,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
-    on_bad_image: Literal["stop", "skip"] = "stop",
+    on_bad_image: OnBadImage = "stop",
     max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
 ) -> Manifest:

@@ -7,7 +7,7 @@ crop and the same colours in any batch, in any order, on any worker, and after a
 import numpy as np
 from numpy.typing import NDArray
 
-from bcl_ray.data.permutation import mixed
+from bcl_ray.data.permutation import mix
 
 UInts = NDArray[np.uint64]
 
@@ -27,10 +27,10 @@ def uniforms(
     """
     key = np.zeros(1, np.uint64)
     for part in (seed, stream, epoch, view):
-        key = mixed(key + _STEP + _word(part))
-    image = mixed(mixed(key + ids.astype(np.uint64)) + _STEP)  # (N,)
+        key = mix(key + _STEP + _word(part))
+    image = mix(mix(key + ids.astype(np.uint64)) + _STEP)  # (N,)
     counters = np.arange(1, count + 1, dtype=np.uint64) * _STEP
-    words = mixed(image[:, None] + counters) >> np.uint64(11)  # (N, count): 53 bits, a double
+    words = mix(image[:, None] + counters) >> np.uint64(11)  # (N, count): 53 bits, a double
     return words.astype(np.float64) * 2.0**-53
 
 
