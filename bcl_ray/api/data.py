@@ -1,13 +1,12 @@
 """Shards of images."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from bcl_ray.data.longtail import Profile
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.display.terminal import progress_bars
-from bcl_ray.experiment.choices import load_plugins
+from bcl_ray.experiment.choices import OnBadImage, Profile, load_plugins
 
 
 def shard(
@@ -20,7 +19,7 @@ def shard(
     max_per_class: int | None = None,
     seed: int = 0,
     shard_bytes: int = 256 * 2**20,
-    on_bad_image: Literal["stop", "skip"] = "stop",
+    on_bad_image: OnBadImage = "stop",
     max_pixels: int | None = None,
     plugins: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,

@@ -17,11 +17,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from bcl_ray.machine.errors import UserError
 
 Code = str | Callable[..., Any]
+Profile = Literal["exponential", "step", "natural"]
+"""How class sizes fall from the largest class to the smallest; `data.longtail` has formulas."""
+OnBadImage = Literal["stop", "skip"]
+"""What sharding does about a row whose image cannot be decoded."""
 
 
 @dataclass(frozen=True)
