@@ -1,22 +1,16 @@
-"""What a person sees of a run: one line per epoch, one bar while it runs, a table at the end."""
+"""What a person sees of a run: one line per epoch, and a bar while it runs."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from bcl_ray.experiment.choices import LOSSES
-from bcl_ray.experiment.metric_names import GROUPS, RESULTS
+from bcl_ray.experiment.metric_names import GROUPS
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
 from bcl_ray.storage.paths import for_display
-
-if TYPE_CHECKING:
-    from bcl_ray.use.predict.outputs import Summary
 
 
 def method(experiment: Experiment) -> str:
@@ -27,45 +21,6 @@ def method(experiment: Experiment) -> str:
     if kind.contrastive and not loss.is_contrastive:
         notes.append("contrastive_weight 0")
     return f"{kind.title} ({', '.join(notes)})" if notes else kind.title
-
-
-def accuracy_table(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> Table:
-    """Methods by accuracy: all, many, medium, few, in per cent.
-
-    Args:
-        rows: name of the run, its method, and its metrics.
-    """
-    table = Table(title="accuracy in per cent, means over classes", title_justify="left")
-    table.add_column("run")
-    table.add_column("method")
-    columns = {
-        column: metric
-        for column, metric in RESULTS.items()
-        if any(metric in metrics for _, _, metrics in rows)
-    }
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, label, metrics in rows:
-        table.add_row(name, label, *(_cell(metrics.get(metric)) for metric in columns.values()))
-    return table
-
-
-def prediction_table(summary: "Summary") -> Table:
-    """Labelled images by shot group of their class."""
-    table = Table(title="predicted classes, by shot group", title_justify="left")
-    for column in ("group", "images", "share", "mean probability"):
-        table.add_column(column, justify="left" if column == "group" else "right")
-    labelled = summary.images - summary.unreadable
-    for group, images in summary.groups.items():
-        mean = f"{100 * summary.confidence[group] / images:.1f} %"
-        table.add_row(group, f"{images:,}", f"{100 * images / labelled:.1f} %", mean)
-    if summary.unreadable:
-        table.add_row("unreadable", f"{summary.unreadable:,}", "", "")
-    return table
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _workers(number: int) -> str:

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bcl_ray.display.tables import build_table
 from bcl_ray.runs import events
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import spread
@@ -183,19 +184,24 @@ def trial_table(trials: list[Event], metric: str, most: int) -> Table:
         most: rows.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial["point"]))
-    table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("trial", "status", "epochs", metric, *(n.rpartition(".")[2] for n in names)):
-        table.add_column(column, justify="left" if column in ("trial", "status") else "right")
     rank = {"finished": 0, "running": 1, "stopped": 2, "failed": 3}
 
     def order(trial: Event) -> tuple[int, float]:
         return rank[trial["status"]], -(trial["score"] if trial["score"] is not None else -1e9)
 
-    for trial in sorted(trials, key=order)[:most]:
-        score = "-" if trial["score"] is None else f"{trial['score']:.2f}"
-        values = [str(trial["point"].get(name, "")) for name in names]
-        table.add_row(trial["trial"], trial["status"], str(trial["epochs"]), score, *values)
-    return table
+    rows = [
+        (
+            trial["trial"],
+            trial["status"],
+            str(trial["epochs"]),
+            "-" if trial["score"] is None else f"{trial['score']:.2f}",
+            *(str(trial["point"].get(name, "")) for name in names),
+        )
+        for trial in sorted(trials, key=order)[:most]
+    ]
+    options = (name.rpartition(".")[2] for name in names)
+    columns = ("trial", "status", "epochs", metric, *options)
+    return build_table(columns, rows, text=("trial", "status"))
 
 
 def _test(found: Sequence[float]) -> str:

@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from bcl_ray.display.run import RunDisplay, accuracy_table, method, prediction_table
+from bcl_ray.display.run import RunDisplay, method
+from bcl_ray.display.tables import accuracy_table, prediction_table
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
 from bcl_ray.runs.budget import Budget

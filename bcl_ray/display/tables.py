@@ -1,0 +1,127 @@
+"""Tables on the terminal."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from bcl_ray.experiment.metric_names import RESULTS
+
+if TYPE_CHECKING:
+    from bcl_ray.use.compare import Row
+    from bcl_ray.use.predict.outputs import Summary
+
+ACCURACY_TITLE = "accuracy in per cent, means over classes"
+
+
+def build_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    text: Collection[str],
+    title: str | None = None,
+    header: bool = True,
+    wrap: bool = True,
+) -> Table:
+    """A table with a frame if it has a title, and without one otherwise.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells of each row; rich markup in them is shown as it is.
+        text: Columns that hold text, which is aligned left; numbers are aligned right.
+        title: Title of the table.
+        header: Whether the columns' names are shown.
+        wrap: Whether a row may take several lines if the terminal is narrow.
+    """
+    if title is None:
+        table = Table(box=None, pad_edge=False, header_style="", show_header=header)
+    else:
+        table = Table(title=escape(title), title_justify="left", show_header=header)
+    for column in columns:
+        justify = "left" if column in text else "right"
+        table.add_column(column, justify=justify, no_wrap=not wrap, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def accuracy_table(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> Table:
+    """Accuracies of runs: all, many, medium, few, and the calibration error, in per cent.
+
+    Args:
+        rows: Name of the run, its method, and its metrics.
+    """
+    columns = {
+        column: metric
+        for column, metric in RESULTS.items()
+        if any(metric in metrics for _, _, metrics in rows)
+    }
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    return build_table(
+        ("run", "method", *columns),
+        [
+            (name, label, *(cell(metrics.get(metric)) for metric in columns.values()))
+            for name, label, metrics in rows
+        ],
+        text=("run", "method"),
+        title=ACCURACY_TITLE,
+    )
+
+
+def comparison_table(rows: "Sequence[Row]") -> Table:
+    """Accuracies of configurations, with mean and standard deviation over their seeds.
+
+    The epochs are a column if they differ.
+    """
+    metrics = {
+        column: metric
+        for column, metric in RESULTS.items()
+        if any(row.values(metric) for row in rows)
+    }
+    epochs = [
+        ", ".join(sorted({f"{record['epoch'] + 1:.0f}" for record in row.at})) for row in rows
+    ]
+    epoch_column = ("epoch",) if len(set(epochs)) > 1 else ()
+
+    def cell(summary: tuple[float, float | None] | None) -> str:
+        if summary is None:
+            return "-"
+        mean, deviation = summary
+        return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+    return build_table(
+        ("runs", "options", *epoch_column, *metrics),
+        [
+            (
+                "\n".join(row.names),
+                row.label.replace(", ", "\n"),
+                *([epoch] if epoch_column else []),
+                *(cell(row.mean_and_spread(metric)) for metric in metrics.values()),
+            )
+            for row, epoch in zip(rows, epochs, strict=True)
+        ],
+        text=("runs", "options"),
+        title=ACCURACY_TITLE,
+    )
+
+
+def prediction_table(summary: "Summary") -> Table:
+    """Labelled images by the shot group of their predicted class."""
+    labelled = summary.images - summary.unreadable
+    rows = [
+        (
+            group,
+            f"{images:,}",
+            f"{100 * images / labelled:.1f} %",
+            f"{100 * summary.confidence[group] / images:.1f} %",
+        )
+        for group, images in summary.groups.items()
+    ]
+    if summary.unreadable:
+        rows.append(("unreadable", f"{summary.unreadable:,}", "", ""))
+    columns = ("group", "images", "share", "mean probability")
+    return build_table(columns, rows, text=("group",), title="predicted classes, by shot group")
