@@ -26,7 +26,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar100_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
-from bcl_ray.training.residency import Resident
+from bcl_ray.training.residency import ResidentFeed
 from benchmarks import print_table
 from benchmarks.gpu.training import GROUPS, accuracies
 from benchmarks.plain import PARTS, PlainLoop
@@ -114,7 +114,7 @@ def own_training(
     """Loss of each epoch, and accuracy in per cent after the last, of what a worker runs."""
     counts = np.array(manifest.splits["train"].class_counts)
     device = torch.device("cpu")
-    feed = Resident(experiment, manifest, device)
+    feed = ResidentFeed(experiment, manifest, device)
     learner = Learner(experiment, counts, epoch_plan(experiment, manifest, 0).steps, device)
     losses = []
     for epoch, batches in feed.training(learner.sender, 0):

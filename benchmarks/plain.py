@@ -31,7 +31,7 @@ from bcl_ray.method import losses
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.optim import learning_rate, make_optimizer
 from bcl_ray.storage import files
-from bcl_ray.training.residency import whole_images
+from bcl_ray.training.resident_images import whole_images
 from benchmarks.loss import published
 
 PARTS = {

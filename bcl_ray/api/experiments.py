@@ -52,7 +52,7 @@ def plan(experiment: Experiment) -> "tuple[Budget, float | None]":
     manifest = read_manifest(experiment.data.path)
     found = preflight(experiment, manifest)
     if experiment.data.residency == "device":
-        from bcl_ray.training.residency import check_residency
+        from bcl_ray.training.resident_images import check_residency
 
         check_residency(experiment, manifest)
     return found

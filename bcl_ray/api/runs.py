@@ -54,7 +54,7 @@ def train(
 
     Raises:
         ValueError: the run cannot work, or its name is taken; nothing was written.
-        bcl_ray.training.driver.TrainingError: the run began, and failed.
+        bcl_ray.training.outcome.TrainingError: the run began, and failed.
         KeyboardInterrupt: Ctrl-C or SIGTERM came, and a last checkpoint was written: `resume`
             goes on from it.
     """

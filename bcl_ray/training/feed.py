@@ -1,4 +1,4 @@
-"""Where a worker's batches come from: a stream of Ray Data, or images that its device holds."""
+"""A worker's source of batches: a stream of Ray Data, or images that its device holds."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -10,25 +10,33 @@ from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
 from bcl_ray.runs.budget import resident_bytes
-from bcl_ray.training.residency import Over, Resident, UnsupportedError
+from bcl_ray.training.residency import ResidentFeed
+from bcl_ray.training.resident_images import UnsupportedError, Watched
 from bcl_ray.training.stream import evaluation_batches, training_batches
 
-MEMORY_SHARE = 0.25  # of a GPU's, that 'auto' lets images have
+MEMORY_SHARE = 0.25  # of a GPU's memory, the most that images take if data.residency is 'auto'
+GIB = 2**30
 
 
-class Streamed:
-    """A worker's batches from Ray Data; the counterpart of `Resident`."""
+class StreamFeed:
+    """A worker's batches from Ray Data; has the methods of `ResidentFeed`.
+
+    Args:
+        experiment: The run's options.
+        manifest: Manifest of the shards in data.path.
+        device: The worker's device.
+    """
 
     kind = "stream"
 
     def __init__(self, experiment: Experiment, manifest: Manifest, device: torch.device) -> None:
         self._experiment, self._manifest = experiment, manifest
-        self._evaluation = Sender(device, experiment.views).evaluation
+        self._send_evaluation = Sender(device, experiment.views).evaluation
 
     def training(
         self, sender: Sender, first_step: int
     ) -> Generator[tuple[int, Iterator[Sent]], None, None]:
-        """Each epoch that is left, with this worker's batches of it."""
+        """Each remaining epoch's number, with this worker's batches of it."""
         return training_batches(
             self._experiment,
             self._manifest,
@@ -39,88 +47,99 @@ class Streamed:
         )
 
     def evaluation(self) -> Iterable[Sent]:
-        """This worker's part of the evaluation split."""
+        """Batches of this worker's part of the evaluation split."""
         return evaluation_batches(
             self._experiment,
             self._manifest,
             rank=rank(),
             world_size=world_size(),
-            deliver=self._evaluation,
+            deliver=self._send_evaluation,
         )
 
 
-Feed = Streamed | Resident
+Feed = StreamFeed | ResidentFeed
 
 
 def open_feed(
-    experiment: Experiment, manifest: Manifest, device: torch.device, over: Over = iter
+    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watched = iter
 ) -> tuple[Feed, str]:
-    """What data.residency asks for; all workers get the same kind, so call it on all of them.
+    """Open the feed that data.residency names; all workers call it and get the same kind.
 
     Args:
-        experiment: what to train.
-        manifest: of the shards in experiment.data.path.
-        device: of this worker.
-        over: wraps what takes long, such as `Watch.over`; gives the same items.
+        experiment: The run's options.
+        manifest: Manifest of the shards in data.path.
+        device: This worker's device.
+        watched: Wraps an iterable that takes long, as `Watchdog.watched` does.
 
     Returns:
-        the feed, and where 'auto' has not put images on a GPU, why.
+        The feed; and the reason why 'auto' does not keep images on a GPU, or an empty text.
 
     Raises:
-        UnsupportedError: data.residency is 'device', and the images cannot live there; on all
-            workers at once.
-        OSError: a shard cannot be read.
+        UnsupportedError: data.residency is 'device', and a device cannot hold the images; raised
+            on all workers.
+        OSError: A shard cannot be read.
     """
-    return _WAYS[experiment.data.residency](experiment, manifest, device, over)
+    return _FEEDS[experiment.data.residency](experiment, manifest, device, watched)
 
 
-def _streamed(
-    experiment: Experiment, manifest: Manifest, device: torch.device, _: Over
+def _stream(
+    experiment: Experiment, manifest: Manifest, device: torch.device, _: Watched
 ) -> tuple[Feed, str]:
-    return Streamed(experiment, manifest, device), ""
+    return StreamFeed(experiment, manifest, device), ""
 
 
-def _resident(
-    experiment: Experiment, manifest: Manifest, device: torch.device, over: Over
+def _device(
+    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watched
 ) -> tuple[Feed, str]:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
-    feed, why = _on_all_workers(experiment, manifest, device, over, room=free)
+    feed, reason = _on_all_devices(experiment, manifest, device, watched, limit=free)
     if feed is None:
-        raise UnsupportedError(f"data.residency is 'device': {why}")
+        raise UnsupportedError(f"data.residency is 'device': {reason}")
     return feed, ""
 
 
 def _automatic(
-    experiment: Experiment, manifest: Manifest, device: torch.device, over: Over
+    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watched
 ) -> tuple[Feed, str]:
     if device.type != "cuda":
-        return _streamed(experiment, manifest, device, over)
-    room = MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
-    feed, why = _on_all_workers(experiment, manifest, device, over, room=room)
-    return feed or Streamed(experiment, manifest, device), why
+        return _stream(experiment, manifest, device, watched)
+    limit = MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    feed, reason = _on_all_devices(experiment, manifest, device, watched, limit=limit)
+    return feed or StreamFeed(experiment, manifest, device), reason
 
 
-def _on_all_workers(
-    experiment: Experiment, manifest: Manifest, device: torch.device, over: Over, *, room: float
-) -> tuple[Resident | None, str]:
-    """Images on every worker's device, of which they may have `room` bytes; or why there are none.
+def _on_all_devices(
+    experiment: Experiment,
+    manifest: Manifest,
+    device: torch.device,
+    watched: Watched,
+    *,
+    limit: float,
+) -> tuple[ResidentFeed | None, str]:
+    """A feed from images on every worker's device, or None and the reason.
 
-    One worker that streams would need CPUs for data, and one that fails would leave the others
-    waiting for it.
+    Workers have to agree: one that streams would need CPUs for data tasks, and after one that
+    fails the others would wait for it. Images may take `limit` bytes of each device.
     """
-    needed, gib = resident_bytes(experiment, manifest, world_size()), 2**30
-    why, feed = f"images need {needed / gib:.1f} GiB, a device has {room / gib:.1f} for them", None
-    if needed <= room:
-        own = {"rank": rank(), "world_size": world_size()}
+    size, feed = resident_bytes(experiment, manifest, world_size()), None
+    reason = f"images need {size / GIB:.1f} GiB, and a device has {limit / GIB:.1f} GiB for them"
+    if size <= limit:
         try:
-            feed, why = Resident(experiment, manifest, device, over=over, **own), ""
+            feed = ResidentFeed(
+                experiment,
+                manifest,
+                device,
+                rank=rank(),
+                world_size=world_size(),
+                watched=watched,
+            )
         except UnsupportedError as error:
-            why = str(error)
-    missing = torch.tensor([float(feed is None)], device=device)
-    if sum_over_workers(missing).any():
-        return None, why or "another worker's device cannot have them"
-    return feed, ""
+            reason = str(error)
+    failed = torch.tensor([float(feed is None)], device=device)
+    if not sum_over_workers(failed).any():
+        return feed, ""
+    return None, "another worker's device cannot hold them" if feed else reason
 
 
-_WAYS: dict[str, Callable[[Experiment, Manifest, torch.device, Over], tuple[Feed, str]]]
-_WAYS = {"stream": _streamed, "device": _resident, "auto": _automatic}
+_FEEDS: dict[str, Callable[[Experiment, Manifest, torch.device, Watched], tuple[Feed, str]]]
+_FEEDS = {"stream": _stream, "device": _device, "auto": _automatic}

@@ -1,11 +1,13 @@
-"""An evaluation with all that is looked at on the way: geometry of fixed samples, findings.
+"""Evaluation of a network: accuracy, geometry of fixed samples, and findings to keep.
 
-The samples are the same at every epoch and for any number of workers. Of the evaluation split
-it is images that pass by anyway; of the training split, images that are read and decoded once,
-when they are first needed, and then kept: another stream would cost more than the network.
+Geometry is measured on a sample of each split, which is the same at every epoch and for any number
+of workers. The evaluation split's sample is a part of the evaluated images. The training split's
+is read and decoded once and kept in memory: a second stream would cost more than the network.
+
+Axes: K classes, N images of this worker's sample.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -20,30 +22,32 @@ from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views.transfer import Sent
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import rank, world_size
-from bcl_ray.method.evaluation import Batch, Evaluation, evaluate, geometry_metrics, represent
-from bcl_ray.method.geometry import Sample, class_means, is_sampled, sample_shares
+from bcl_ray.method.evaluation import Batch, Evaluation, collect_sample, evaluate, geometry_metrics
+from bcl_ray.method.geometry import class_means
 from bcl_ray.method.metrics import calibrated_bins
 from bcl_ray.method.model import TwoBranch
+from bcl_ray.method.sample import is_sampled, sample_shares
 from bcl_ray.runs.findings import Findings
 from bcl_ray.storage import files
+from bcl_ray.training.resident_images import Watched
 from bcl_ray.training.tasks import source_of
 
-EVALUATED_IMAGES = 4096  # of the evaluation split's sample, at most
-TRAINED_IMAGES = 2048  # of the training split's, which are classified for the sample alone
-KEPT_BYTES = 256 * 2**20  # of the training sample's pixels, over all workers
-READ_BYTES = 2 * 2**30  # of the training split that is read for its sample
-THREADS = 4  # that read and decode it
+EVALUATED_IMAGES = 4096  # at most, in the evaluation split's sample
+TRAINED_IMAGES = 2048  # at most, in the training split's, which is extra work for the network
+KEPT_BYTES = 256 * 2**20  # at most, of the training sample's pixels, on all workers together
+READ_BYTES = 2 * 2**30  # of shards, about as many as are read for the training sample
+THREADS = 4  # that read and decode the training sample
 
 
 class Probe:
-    """Evaluates a network on a split, as often as it is asked to.
+    """Evaluates a network on the evaluation split, any number of times.
 
     Args:
-        experiment: what is evaluated, and its options.
-        manifest: of the shards in experiment.data.path.
-        class_counts: training images per class, (K,), which make the shot groups.
-        device: where the network is.
-        over: wraps what takes long, such as `Watch.over`; gives the same items.
+        experiment: The run's options.
+        manifest: Manifest of the shards in data.path.
+        class_counts: Training images per class, (K,), which define the shot groups.
+        device: The network's device.
+        watched: Wraps an iterable that takes long, as `Watchdog.watched` does.
     """
 
     def __init__(
@@ -52,10 +56,10 @@ class Probe:
         manifest: Manifest,
         class_counts: NDArray[np.int64],
         device: torch.device,
-        over: Callable[[Iterable[Any]], Iterator[Any]] = iter,
+        watched: Watched = iter,
     ) -> None:
         self.experiment, self.manifest, self.class_counts = experiment, manifest, class_counts
-        self.device, self.over = device, over
+        self.device, self.watched = device, watched
         self.split = manifest.splits[experiment.data.eval_split]
 
     def evaluate(
@@ -66,40 +70,43 @@ class Probe:
         labels: NDArray[np.int64] | None = None,
         trained: bool = True,
     ) -> Evaluation:
-        """Metrics with geometry/*, and the rest of `inference.evaluate`.
+        """The result of `evaluation.evaluate`, with metrics of geometry.
 
         Args:
-            model: the network.
-            batches: this worker's part of the evaluation split.
-            labels: the model's label of each class of the split, where they differ.
-            trained: whether to look at a sample of the training split, too.
+            model: The network.
+            batches: This worker's part of the evaluation split.
+            labels: The model's label of each class of the split; None if they are the same.
+            trained: Whether to measure the geometry of the training split, too.
 
         Raises:
-            RuntimeError: an image was not counted once.
+            RuntimeError: An image was not counted exactly once.
         """
         split_counts = np.zeros(len(self.class_counts))
         split_counts[slice(None) if labels is None else labels] = self.split.class_counts
-        found = evaluate(
+        evaluation = evaluate(
             model,
-            self.over(batches),
+            self.watched(batches),
             experiment=self.experiment,
             class_counts=self.class_counts,
             rows=self.split.rows,
             device=self.device,
             shares=sample_shares(split_counts, self.class_counts, EVALUATED_IMAGES),
         )
-        metrics = found.metrics | geometry_metrics(model, found.sample, self.class_counts)
+        metrics = evaluation.metrics | geometry_metrics(model, evaluation.sample, self.class_counts)
         if trained:
-            sample = self._represented(model)
+            batches = self.watched(self._training_sample)
+            sample = collect_sample(model, batches, experiment=self.experiment, device=self.device)
             metrics |= geometry_metrics(model, sample, self.class_counts, "train")
-        return found._replace(metrics=metrics)
+        return evaluation._replace(metrics=metrics)
 
-    def findings(self, found: Evaluation, **about: Any) -> Findings:
-        """What is kept of an evaluation; `about` says more of it."""
-        calibrated = calibrated_bins(found.counts)
-        classes, embeddings = class_means(found.sample.embeddings, found.sample.labels)
-        _, features = class_means(found.sample.features, found.sample.labels)
-        columns = {name: tensor.numpy() for name, tensor in found.predictions._asdict().items()}
+    def findings(self, evaluation: Evaluation, **about: Any) -> Findings:
+        """What is kept of an evaluation; `about` adds entries to its description."""
+        calibrated = calibrated_bins(evaluation.counts)
+        classes, embeddings = class_means(evaluation.sample.embeddings, evaluation.sample.labels)
+        _, features = class_means(evaluation.sample.features, evaluation.sample.labels)
+        columns = {
+            name: tensor.numpy() for name, tensor in evaluation.predictions._asdict().items()
+        }
         return Findings(
             **columns,
             classes=classes.numpy(),
@@ -109,28 +116,24 @@ class Probe:
                 "data": self.experiment.data.path,
                 "split": self.experiment.data.eval_split,
                 "fingerprint": self.manifest.fingerprint,
-                "metrics": found.metrics,
-                "bins": found.counts.bins.tolist(),
+                "metrics": evaluation.metrics,
+                "bins": evaluation.counts.bins.tolist(),
                 "calibrated_bins": None if calibrated is None else calibrated.tolist(),
                 **about,
             },
         )
 
-    def _represented(self, model: TwoBranch) -> Sample:
-        batches = self.over(self._training_sample)
-        return represent(model, batches, experiment=self.experiment, device=self.device)
-
     @cached_property
     def _training_sample(self) -> list[Batch]:
-        """This worker's part of the training split's sample, as evaluation sees it."""
+        """This worker's part of the training split's sample, with evaluation's views."""
         split = self.manifest.splits[self.experiment.data.train_split]
         stride = 1 + sum(shard.bytes for shard in split.shards) // READ_BYTES
         images = min(TRAINED_IMAGES, KEPT_BYTES // (3 * self.experiment.views.image_size**2))
         counts = np.array(split.class_counts) / stride
         shares = sample_shares(counts, self.class_counts, images)
         source = source_of(self.experiment, self.manifest, training=True)
-        source = replace(source, training=False)
-        rows = split_layout(self.experiment, self.manifest, "train_split")
+        source = replace(source, training=False)  # evaluation's views of training images
+        layout = split_layout(self.experiment, self.manifest, "train_split")
 
         def load(read: Any) -> Batch | None:
             uri = files.join(source.path, source.files[read.shard])
@@ -141,17 +144,17 @@ class Probe:
 
         reads = [
             read
-            for read in evaluation_reads(rows, rank(), world_size())
-            if (rows.first_groups[read.shard] + read.row_group) % stride == 0
+            for read in evaluation_reads(layout, rank(), world_size())
+            if (layout.first_groups[read.shard] + read.row_group) % stride == 0
         ]
         with ThreadPoolExecutor(THREADS) as threads:
-            parts = [part for part in self.over(threads.map(load, reads)) if part is not None]
+            parts = [part for part in self.watched(threads.map(load, reads)) if part is not None]
         size = self.experiment.optim.global_batch_size // world_size()
         return list(_batches(parts, size))
 
 
 def _batches(parts: list[Batch], size: int) -> Iterator[Batch]:
-    """The same rows in batches of one size, the last of which may be smaller."""
+    """The same rows in batches of one size; the last one may be smaller."""
     if parts:
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for start in range(0, len(whole["ids"]), size):

@@ -1,12 +1,13 @@
-"""Shards -> Ray Data -> batches: the plan is what Ray Data executes.
+"""Batches from shards through Ray Data, which executes the epoch plan.
 
-Every Train worker runs a Ray Data stream of its own part of the plan: an item of the stream is
-a few row groups, a task reads, decodes and crops them on any CPU of the cluster, and blocks
-come back in the plan's order. Without a split coordinator there is no barrier between workers.
+Each worker runs a Ray Data stream of its own part of the plan, so that workers do not wait for
+each other, as they would for a split coordinator. An item of a stream is a few row groups. A data
+task on any CPU of the cluster reads, decodes and crops them, and its block comes back in the plan's
+order.
 
-A stream spans epochs. It is executed in segments, each started while the one before ends, so
-that neither a billion images nor a small epoch costs a start-up pause. Data tasks import no
-torch, which would cost seconds in each of their processes.
+A stream covers all remaining epochs. It is executed in segments of SEGMENT_TASKS tasks, and the
+next segment starts before the last one ends: there is no pause between epochs, and no list of all
+tasks of a large data set. Data tasks do not import torch, which would take seconds in each process.
 """
 
 import contextlib
@@ -33,9 +34,9 @@ from bcl_ray.training.tasks import Batch, Task, TaskSource, joined, source_of, s
 Item = TypeVar("Item")
 
 SEGMENT_TASKS = 256
+AHEAD_TASKS = 8  # of a segment are left when the next one starts
 STEP_PAUSE = 0.01  # seconds
 STORE_SHARE = 0.5  # of the cluster's object store, for all streams together
-AHEAD_TASKS = 8  # a segment's last tasks, during which the next one starts
 
 
 def training_batches(
@@ -47,16 +48,16 @@ def training_batches(
     first_step: int = 0,
     deliver: Callable[..., Any] = joined,
 ) -> Generator[tuple[int, Iterator[Any]], None, None]:
-    """Each epoch that is left, with the worker's batches of it.
+    """Each remaining epoch's number, with the worker's batches of it.
 
     Args:
-        experiment: what to train.
-        manifest: of the shards in experiment.data.path.
-        rank: this worker's number.
-        world_size: number of workers.
-        first_step: steps of the whole run that are done.
-        deliver: makes what is yielded of a batch's pieces and the epoch's number, in the thread
-            that runs ahead: `Sender.training` brings it to a device.
+        experiment: The run's options.
+        manifest: Manifest of the shards in data.path.
+        rank: The worker's number.
+        world_size: Number of workers.
+        first_step: Number of steps of the whole run that are done.
+        deliver: Makes a batch of its parts and the epoch's number, in the thread that runs
+            ahead: `Sender.training` copies it to a device.
     """
     source = source_of(experiment, manifest, training=True)
     return planned_batches(
@@ -78,12 +79,12 @@ def evaluation_batches(
     world_size: int,
     deliver: Callable[..., Any] = joined,
 ) -> Iterator[Any]:
-    """A worker's part of the evaluation split; the parts hold every row once.
+    """Batches of a worker's part of the evaluation split; all parts have every row once.
 
-    Arguments as of `training_batches`.
+    Arguments as of `training_batches`, but `deliver` gets no epoch.
     """
-    rows = split_layout(experiment, manifest, "eval_split")
-    reads = ((0, read) for read in evaluation_reads(rows, rank, world_size))
+    layout = split_layout(experiment, manifest, "eval_split")
+    reads = ((0, read) for read in evaluation_reads(layout, rank, world_size))
     source = source_of(experiment, manifest, training=False)
     batches = _delivered(_stream(source, reads, world_size), deliver)
     return prefetch(batches, experiment.scale.prefetch_batches)
@@ -92,15 +93,14 @@ def evaluation_batches(
 def _delivered(
     blocks: Generator[Batch, None, None], deliver: Callable[..., Item]
 ) -> Iterator[Item]:
-    with contextlib.closing(blocks):
-        for block in blocks:
-            yield deliver([block])
+    with contextlib.closing(blocks):  # also if the consumer stops early
+        yield from (deliver([block]) for block in blocks)
 
 
 def _stream(
     source: TaskSource, reads: Iterable[tuple[int, Read]], world_size: int
 ) -> Generator[Batch, None, None]:
-    """One block per read, in order, from Ray Data tasks that run ahead of the consumer."""
+    """One block per (epoch, read), in order; Ray Data's tasks run ahead of the consumer."""
     tasks = tasks_of(source, reads)
 
     def start(segment: list[Task]) -> Iterator[Batch]:
@@ -109,19 +109,19 @@ def _stream(
 
     with ThreadPoolExecutor(1, "next-segment") as starter:
         segment = list(itertools.islice(tasks, SEGMENT_TASKS))
-        running = starter.submit(start, segment) if segment else None
-        while running is not None:
-            following = list(itertools.islice(tasks, SEGMENT_TASKS))
-            blocks, running = running.result(), None
+        started = starter.submit(start, segment) if segment else None
+        while started is not None:
+            next_segment = list(itertools.islice(tasks, SEGMENT_TASKS))
+            blocks, started = started.result(), None
             for done, (task, block) in enumerate(zip(segment, blocks, strict=True)):
-                if following and running is None and len(segment) - done <= AHEAD_TASKS:
-                    running = starter.submit(start, following)
+                if next_segment and started is None and len(segment) - done <= AHEAD_TASKS:
+                    started = starter.submit(start, next_segment)
                 yield from split_block(task, block)
-            segment = following
+            segment = next_segment
 
 
 def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iterator[Batch]:
-    """Run tasks as one Ray Data dataset; one block per task, in order."""
+    """Run tasks as one Ray Data dataset; yields one block per task, in order."""
     scale = source.experiment.scale
     items = [{"task": pickle.dumps(task)} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -133,11 +133,10 @@ def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iter
     context = dataset.context
     context.enable_progress_bars = False
     context.custom_execution_callback_classes.append(PausingCallback)
-    context.target_max_block_size = None  # a block that Ray splits would no longer be one task's
+    context.target_max_block_size = None  # otherwise Ray splits large blocks
     options = context.execution_options
     options.preserve_order = True
-    # By default each stream may fill half of the cluster's store, with those of other workers
-    # beyond all of it.
+    # By default each stream may fill half of the cluster's object store, however many there are.
     cluster = ray.cluster_resources()
     options.resource_limits = ExecutionResources.for_limits(
         cpu=scale.data_cpus and scale.data_cpus / world_size,
@@ -147,15 +146,15 @@ def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iter
 
 
 class PausingCallback(ExecutionCallback):
-    """Lets Ray Data's control loop rest between its steps.
+    """Pauses Ray Data's control loop after each of its steps.
 
-    The loop runs in a thread of the training process. While finished tasks wait for the
-    consumer it spins, and takes the interpreter from training: epochs of small images took
-    four times as long (measured 2026-11, Ray 2.60.0).
+    The loop runs in a thread of the training process. Without a pause it repeats its steps as fast
+    as it can while finished tasks wait for the consumer, and training waits for the interpreter:
+    epochs of small images took four times as long (measured 2026-11, Ray 2.60.0).
     """
 
     def on_execution_step(self, _: Any) -> None:
-        """Sleep; a task takes much longer."""
+        """Sleep for a time that is short compared with a task's."""
         time.sleep(STEP_PAUSE)
 
 

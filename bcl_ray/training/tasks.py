@@ -1,4 +1,7 @@
-"""What data tasks do, whoever runs them: read, decode and crop; without Ray, and without torch."""
+"""Data tasks: they read, decode and crop images; this module needs neither Ray nor torch.
+
+Axes: N images of a task, V contrastive views, H = W = views.image_size.
+"""
 
 import itertools
 import operator
@@ -19,22 +22,24 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TaskSource:
-    """The shards of one split and how to turn their images into views; goes to every task.
-
-    Args:
-        path: folder or URI of the shards.
-        files: the shards' names, in the manifest's order.
-        experiment: options of the views, and the seed.
-        training: random views, else the one view of evaluation.
-    """
+    """The shards of one split, and the views to make of their images; every task gets it."""
 
     path: str
+    """Folder or URI of the shards."""
     files: tuple[str, ...]
+    """Names of the shards' files, in the manifest's order."""
     experiment: Experiment
+    """Options of the views, and the seed."""
     training: bool
+    """Whether to make random views; otherwise each image has the one view of evaluation."""
 
     def load(self, epoch: int, reads: Iterable[Read]) -> Batch:
-        """Read, decode and crop rows: views uint8 (N, 1 + V, H, W, 3), labels, ids (N,)."""
+        """Read, decode and crop rows.
+
+        Returns:
+            `views` uint8 (N, 1 + V, H, W, 3), or (N, 1, H, W, 3) in evaluation; `labels` and `ids`
+            int64 (N,).
+        """
         tables = [
             read_row_group(files.join(self.path, self.files[read.shard]), read.row_group).take(
                 read.rows
@@ -48,7 +53,7 @@ class TaskSource:
         images = [image for table in tables for image in table["image"].to_pylist()]
         views, ids = self.experiment.views, columns["id"]
         if self.training:
-            made = host.train_views(
+            pixels = host.train_views(
                 images,
                 ids,
                 views,
@@ -57,12 +62,12 @@ class TaskSource:
                 epoch=epoch,
             )
         else:
-            made = host.eval_views(images, views, ids=ids)
-        return {"views": made, "labels": columns["label"].astype(np.int64), "ids": ids}
+            pixels = host.eval_views(images, views, ids=ids)
+        return {"views": pixels, "labels": columns["label"].astype(np.int64), "ids": ids}
 
 
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> TaskSource:
-    """The training or the evaluation split as its tasks read it."""
+    """The source of the training split's tasks, or of the evaluation split's."""
     name = experiment.data.train_split if training else experiment.data.eval_split
     names = tuple(shard.file for shard in manifest.splits[name].shards)
     return TaskSource(experiment.data.path, names, experiment, training)
@@ -70,19 +75,24 @@ def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> 
 
 @dataclass(frozen=True)
 class Task:
-    """Reads of one epoch that one Ray task turns into views."""
+    """Reads of one epoch that one task turns into views."""
 
     epoch: int
     reads: tuple[Read, ...]
 
 
 def tasks_of(source: TaskSource, reads: Iterable[tuple[int, Read]]) -> Iterator[Task]:
-    """Group reads, so that a task makes about TASK_BYTES of views and at least one read."""
+    """Group reads into tasks of at least one read and, beyond that, at most TASK_BYTES of views.
+
+    Args:
+        source: Its options determine the size of a row's views.
+        reads: (epoch, read), in order.
+    """
     options = source.experiment
     per_row = 3 * options.views.image_size**2 * (1 + options.num_contrastive * source.training)
-    for epoch, of_epoch in itertools.groupby(reads, key=operator.itemgetter(0)):
+    for epoch, epoch_reads in itertools.groupby(reads, key=operator.itemgetter(0)):
         group: list[Read] = []
-        for _, read in of_epoch:
+        for _, read in epoch_reads:
             if group and sum(len(r.rows) for r in [*group, read]) * per_row > TASK_BYTES:
                 yield Task(epoch, tuple(group))
                 group = []
@@ -91,7 +101,7 @@ def tasks_of(source: TaskSource, reads: Iterable[tuple[int, Read]]) -> Iterator[
 
 
 def split_block(task: Task, block: Batch) -> Iterator[Batch]:
-    """A task's block, read by read."""
+    """The part of a task's block that belongs to each of its reads."""
     begin = 0
     for read in task.reads:
         end = begin + len(read.rows)
@@ -100,5 +110,5 @@ def split_block(task: Task, block: Batch) -> Iterator[Batch]:
 
 
 def joined(parts: Sequence[Mapping[str, np.ndarray]], epoch: int = 0) -> Batch:  # noqa: ARG001
-    """A batch in one piece, in this process's memory."""
+    """Concatenate the parts of a batch, in this process's memory."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,22 +1,17 @@
-"""What each Ray Train worker does: restore, then train, evaluate and report, epoch by epoch.
+"""A Ray Train worker: it restores a checkpoint, then trains and evaluates epoch by epoch.
 
-Not in `train`, which its processes would import with all of the driver's libraries.
+Workers import this module, and not those of the driver, whose libraries would take longer.
 """
 
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
-from ray.train.collective import broadcast_from_rank_zero
 
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
@@ -27,37 +22,40 @@ from bcl_ray.method.collectives import rank, sum_over_workers, world_size
 from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.method.loop import SIGNALS, Step, train_epoch
 from bcl_ray.method.optim import learning_rate
-from bcl_ray.method.precision import chosen
+from bcl_ray.method.precision import resolve_precision
+from bcl_ray.ray_runtime.channel import notify
 from bcl_ray.ray_runtime.failures import RestartError
 from bcl_ray.ray_runtime.watchdog import Watchdog
 from bcl_ray.runs import checkpoint, findings
-from bcl_ray.runs.run_folder import BEST, LAST
-from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
+from bcl_ray.training.checkpoints import Checkpoints
 from bcl_ray.training.feed import Feed, open_feed
 from bcl_ray.training.probe import Probe
-from bcl_ray.training.residency import UnsupportedError
+from bcl_ray.training.resident_images import UnsupportedError
 
-logger = logging.getLogger(__name__)
-
-TICK = 0.5  # seconds between a worker's progress events
+PROGRESS_INTERVAL = 0.5  # seconds between two progress events of a worker
 
 
 class StoppedError(Exception):
-    """Training was asked to stop, and the state has been saved."""
+    """A stop was requested, and the state has been saved."""
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One Ray Train worker's whole life: restore, then train and evaluate epoch by epoch.
+    """Run one worker from its start to its end; Ray Train calls this in each worker's process.
 
-    A loss that is not finite would only repeat on a restart, so it is returned, not raised; so
-    are images that cannot live on a device, and the step at which training was asked to stop.
+    Args:
+        config: `experiment` (YAML), `manifest` (JSON), `run` (the folder), `uid` (of the run),
+            `channel` (handle of the run's `Channel`) and `fence` (of its driver).
+
+    Returns:
+        {"stopped": step} if a stop was requested. {"error": text} for a failure that a restart
+        would only repeat: a loss that is not finite, or images that the device cannot hold.
     """
     experiment = from_yaml(config["experiment"])
     manifest = Manifest.model_validate_json(config["manifest"])
     channel = config["channel"]
-    with _warnings_told(channel):
-        worker = _Worker(
+    with _warnings_shown(channel):
+        worker = Worker(
             experiment, manifest, config["run"], config["uid"], channel, fence=config["fence"]
         )
         try:
@@ -76,29 +74,37 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         except StoppedError:
             return {"stopped": worker.learner.step}
         finally:
-            worker.watchdog.pause()  # an error may keep the batches from ending
+            worker.watchdog.pause()  # after an error the batches do not come to their end
     return {}
 
 
 @contextlib.contextmanager
-def _warnings_told(channel: Any) -> Iterator[None]:
-    """Pass warnings of our own modules on to the person, from every worker."""
+def _warnings_shown(channel: Any) -> Iterator[None]:
+    """Show warnings of bcl_ray's modules to the user, from every worker."""
 
     class Forward(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            text = f"worker {rank()}: {record.getMessage()}"
-            channel.put.remote({"kind": "note", "text": text})
+            notify(channel, f"worker {rank()}: {record.getMessage()}")
 
-    handler, ours = Forward(logging.WARNING), logging.getLogger("bcl_ray")
-    ours.addHandler(handler)
+    handler, package_logger = Forward(logging.WARNING), logging.getLogger("bcl_ray")
+    package_logger.addHandler(handler)
     try:
         yield
     finally:
-        ours.removeHandler(handler)
+        package_logger.removeHandler(handler)
 
 
-class _Worker:
-    """What a worker holds while it trains, and what it tells Ray and the driver."""
+class Worker:
+    """One worker's training. All workers call each method together.
+
+    Args:
+        experiment: What to train.
+        manifest: Manifest of the shards in data.path.
+        run: Folder or URI of the run.
+        uid: The run's identity.
+        channel: Handle of the run's `Channel`.
+        fence: Fence of the run's driver.
+    """
 
     def __init__(
         self,
@@ -112,85 +118,80 @@ class _Worker:
     ) -> None:
         self.experiment, self.manifest = experiment, manifest
         self.run, self.uid, self.channel, self.fence = run, uid, channel, fence
+        self.checkpoints = Checkpoints(run, fence)
         self.watchdog = Watchdog(channel, experiment.scale.hang_timeout)
         self.class_counts = np.array(manifest.splits[experiment.data.train_split].class_counts)
-        self.steps = epoch_plan(experiment, manifest, 0).steps
+        self.steps = epoch_plan(experiment, manifest, 0).steps  # per epoch
         self.device = ray.train.torch.get_device()
         self.learner = Learner(experiment, self.class_counts, self.steps, self.device)
         self.probe = Probe(
             experiment, manifest, self.class_counts, self.device, self.watchdog.watched
         )
         self.feed: Feed
-        self.history: list[dict[str, float]] = []
-        self.told = time.monotonic()
+        self.history: list[dict[str, float]] = []  # a record of metrics per finished epoch
+        self.last_progress = time.monotonic()
 
     def open_feed(self) -> None:
-        """Open the stream, or bring the images to the device.
+        """Open the stream, or copy the images to the device.
 
         Raises:
-            UnsupportedError: they cannot live there.
+            UnsupportedError: The device cannot hold the images.
         """
         try:
-            opened = open_feed(self.experiment, self.manifest, self.device, self.watchdog.watched)
+            self.feed, reason = open_feed(
+                self.experiment, self.manifest, self.device, self.watchdog.watched
+            )
         finally:
             self.watchdog.pause()
-        self.feed, why = opened
-        if why:
-            self.send("note", text=f"images are streamed, not kept on the GPU: {why}")
+        if reason:
+            self.send("note", text=f"images are streamed, not kept on the GPU: {reason}")
 
     def restore(self) -> None:
         """Continue from the last checkpoint that can be read, if there is one."""
-        if ray.train.get_checkpoint() is not None:
-            # One worker chooses, lest a file that comes back meanwhile divides them.
-            folder = broadcast_from_rank_zero(self._usable() if rank() == 0 else None)
-            state = checkpoint.load(folder)
+        if (state := self.checkpoints.load()) is not None:
             self.learner.restore(state)
             self.history = list(state.history)
-        precision = chosen(self.experiment.train.precision, self.device)
-        about = {"precision": precision, "residency": self.feed.kind, "records": self.history}
-        self.send("start", step=self.learner.step, workers=world_size(), **about)
+        self.send(
+            "start",
+            step=self.learner.step,
+            workers=world_size(),
+            precision=resolve_precision(self.experiment.train.precision, self.device),
+            residency=self.feed.kind,
+            records=self.history,
+        )
 
     def finish_epoch(self) -> None:
-        """Evaluate and report an epoch whose training had been saved, and no more."""
-        epoch, within = divmod(self.learner.step, self.steps)
-        if within == 0 and len(self.history) < epoch:
+        """Evaluate and record an epoch if a checkpoint holds the end of its training only."""
+        epoch, step_in_epoch = divmod(self.learner.step, self.steps)
+        if step_in_epoch == 0 and len(self.history) < epoch:
             self.run_epoch(epoch - 1, iter(()))
 
-    def _usable(self) -> str:
-        """The last checkpoint's folder, or that of the one before where the last is damaged.
-
-        Raises:
-            UnusableCheckpointError: none can be read; to begin again would lose the run.
-        """
-        kept = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-        names = [PurePosixPath(found.checkpoint.path).name for found in kept]
-        problems = []
-        for folder in [files.join(self.run, name) for name in reversed(names)]:
-            try:
-                checkpoint.load(folder)
-            except checkpoint.UnusableCheckpointError as error:
-                problems.append(str(error))
-                continue
-            for problem in problems:
-                logger.warning("%s; going on from the checkpoint before", problem)
-            self._clear(names)
-            return folder
-        raise checkpoint.UnusableCheckpointError("; ".join(problems))
-
-    def _clear(self, kept: list[str]) -> None:
-        """Remove checkpoints that were written when their workers died, and so never noted."""
-        self.fence.check()
-        for name in files.list_folders(self.run):
-            if name.startswith(LAST) and name not in kept:
-                files.delete_folder(files.join(self.run, name))
-
     def send(self, kind: str, **content: Any) -> None:
-        """Send the driver an event; from one worker, without waiting."""
+        """Send the driver an event, from rank 0 only, without waiting."""
         if rank() == 0:
             self.channel.put.remote({"kind": kind, **content})
 
     def run_epoch(self, epoch: int, batches: Iterator[Sent]) -> None:
-        """Train on what is left of an epoch, evaluate where it is due, and report."""
+        """Train on an epoch's remaining batches, evaluate if that is due, save and send metrics."""
+        record = {"epoch": float(epoch), **self._train(epoch, batches)}
+        signals, epochs = self._signals_of_all(), self.experiment.train.epochs
+        if (epoch + 1) % self.experiment.train.eval_every == 0 or epoch + 1 == epochs:
+            # An evaluation may take longer than a notice lasts, or than a user wants to wait.
+            self._save()
+            if signals:
+                self._end(signals)
+            record |= self._evaluate(epoch)
+        accuracies = [r["accuracy/all"] for r in self.history if "accuracy/all" in r]
+        best = record.get("accuracy/all", -1.0) > max(accuracies, default=-1.0)
+        self.history.append(record)
+        self.learner.sums.zero_()
+        self._save(best=best)
+        self.send("epoch", epochs=epochs, records=[record])
+        if epoch + 1 < epochs and (signals := self._signals_of_all()):
+            self._end(signals)
+
+    def _train(self, epoch: int, batches: Iterator[Sent]) -> dict[str, float]:
+        """Train on an epoch's remaining batches; returns metrics, the same on every worker."""
         begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
         for step in train_epoch(
@@ -198,112 +199,53 @@ class _Worker:
         ):
             waited += step.waited
             images += step.images
-            self._progress(epoch, step)
-            signals, in_epoch = step.signals, step.step % self.steps != 0
-            if in_epoch and (signals or (every and step.step % every == 0)):
+            self._send_progress(epoch, step)
+            in_epoch = step.step % self.steps != 0
+            if in_epoch and (step.signals or (every and step.step % every == 0)):
                 self.learner.check()
-                self._report({"step": step.step})
-            if in_epoch and signals:
-                self._leave(signals)
-        record = {"epoch": float(epoch), **self._training_record(begun, waited, images)}
-        signals, epochs = self._requests(), self.experiment.train.epochs
-        if (epoch + 1) % self.experiment.train.eval_every == 0 or epoch + 1 == epochs:
-            # An evaluation may take longer than a notice, or a person, would wait.
-            self._report({"step": self.learner.step})
-            if signals:
-                self._leave(signals)
-            record |= self._evaluation_record(epoch)
-        accuracies = [r["accuracy/all"] for r in self.history if "accuracy/all" in r]
-        best = record.get("accuracy/all", -1.0) > max(accuracies, default=-1.0)
-        self.history.append(record)
-        self.learner.sums.zero_()
-        self._report({"step": self.learner.step, **record}, best=best)
-        self.send("epoch", epochs=epochs, records=[record])
-        if epoch + 1 < epochs and (signals := self._requests()):
-            self._leave(signals)
-
-    def _requests(self) -> frozenset[str]:
-        """Which of SIGNALS any worker gives now; the same on all of them, which wait for it.
-
-        Within an epoch they travel with the gradients, one step late; between epochs nothing does.
-        """
-        signals = self.watchdog.signals()
-        given = torch.tensor([float(name in signals) for name in SIGNALS], device=self.device)
-        found = zip(SIGNALS, sum_over_workers(given).tolist(), strict=True)
-        return frozenset(name for name, workers in found if workers)
-
-    def _progress(self, epoch: int, step: Step) -> None:
-        if time.monotonic() - self.told > TICK:
-            self.told = time.monotonic()
-            within = step.step - epoch * self.steps
-            self.send("step", epoch=epoch, step=within, steps=self.steps)
-
-    def _training_record(self, begun: float, waited: float, images: int) -> dict[str, float]:
-        """Metrics of the epoch's training, the same on every worker."""
+                self._save()
+            if in_epoch and step.signals:
+                self._end(step.signals)
         seconds = time.perf_counter() - begun
         times = torch.tensor([seconds, waited], dtype=torch.float64, device=self.device)
         seconds, waited = (sum_over_workers(times) / world_size()).tolist()
-        terms = (self.learner.sums / self.steps).tolist()
-        last_step = self.learner.step - 1
-        lr = learning_rate(
-            last_step, self.steps, self.experiment.train.epochs, self.experiment.optim
-        )
+        last_step, train = self.learner.step - 1, self.experiment.train
         return {
-            **dict(zip(TERMS, terms, strict=True)),
-            "optim/lr": lr,
+            **dict(zip(TERMS, (self.learner.sums / self.steps).tolist(), strict=True)),
+            "optim/lr": learning_rate(last_step, self.steps, train.epochs, self.experiment.optim),
             "time/epoch": seconds,
             "time/data_share": 100 * waited / seconds,
             "throughput/images_per_second": images / seconds,
             "scale/workers": float(world_size()),
         }
 
-    def _evaluation_record(self, epoch: int) -> dict[str, float]:
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """Evaluate; returns metrics, the same on every worker but for the time."""
         begun = time.perf_counter()
-        found = self.probe.evaluate(self.learner.evaluated, self.feed.evaluation())
+        evaluation = self.probe.evaluate(self.learner.evaluation_model, self.feed.evaluation())
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
             self.fence.check()
-            findings.write(self.probe.findings(found, epoch=epoch), self.run)
-        return {**found.metrics, "time/evaluate": time.perf_counter() - begun}
+            findings.write(self.probe.findings(evaluation, epoch=epoch), self.run)
+        return {**evaluation.metrics, "time/evaluate": time.perf_counter() - begun}
 
-    def _report(self, metrics: dict[str, float], *, best: bool = False) -> None:
-        """Report on every worker at once; the first one has written the checkpoint.
+    def _send_progress(self, epoch: int, step: Step) -> None:
+        if time.monotonic() - self.last_progress > PROGRESS_INTERVAL:
+            self.last_progress = time.monotonic()
+            step_in_epoch = step.step - epoch * self.steps
+            self.send("step", epoch=epoch, step=step_in_epoch, steps=self.steps)
 
-        It becomes the last one only when Ray Train has noted it; Ray Train keeps two.
+    def _signals_of_all(self) -> frozenset[str]:
+        """Those of SIGNALS that any worker gives now; the same on all, which wait for each other.
 
-        Raises:
-            LeaseLostError: another driver has the run.
+        Within an epoch signals are summed with the gradients; this is for the time between epochs.
         """
-        found = None
-        if rank() == 0:
-            self.fence.check()
-            # The name is new even if an earlier start of the workers wrote the same step.
-            step = f"{self.learner.step:08d}"
-            folder = files.join(self.run, f"{LAST}{step}_{secrets.token_hex(4)}")
-            bests = [files.join(self.run, BEST + step)] if best else []
-            checkpoint.save(self._state(), folder, *bests)
-            self.fence.check()
-            for name in files.list_folders(self.run) if best else []:
-                if name.startswith(BEST) and name != BEST + step:
-                    files.delete_folder(files.join(self.run, name))
-            filesystem, path = files.atomic_filesystem(folder, self.fence)
-            found = ray.train.Checkpoint(path, filesystem)
-        ray.train.report(
-            metrics, checkpoint=found, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
-        )
+        own = self.watchdog.signals()
+        flags = torch.tensor([float(name in own) for name in SIGNALS], device=self.device)
+        counts = zip(SIGNALS, sum_over_workers(flags).tolist(), strict=True)
+        return frozenset(name for name, count in counts if count)
 
-    def _leave(self, signals: frozenset[str]) -> None:
-        """End this worker's training; the state has been saved.
-
-        Raises:
-            StoppedError: training was asked to stop.
-            RestartError: a node is to go, or there is room for more workers.
-        """
-        # Returns when Ray Train has noted the checkpoint, which a failure could overtake.
-        ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-        if "stop" in signals:
-            raise StoppedError
-        why = "a node is being taken away" if self.watchdog.has_notice else "there are more nodes"
-        raise RestartError(f"{why}: everything up to step {self.learner.step:,} is saved")
+    def _save(self, *, best: bool = False) -> None:
+        self.checkpoints.save(self._state, self.learner.step, best=best)
 
     def _state(self) -> checkpoint.State:
         return self.learner.state(
@@ -313,3 +255,16 @@ class _Worker:
             class_counts=self.class_counts.tolist(),
             uid=self.uid,
         )
+
+    def _end(self, signals: frozenset[str]) -> None:
+        """End this worker's training, after the state was saved.
+
+        Raises:
+            StoppedError: A stop was requested.
+            RestartError: A node will be taken away, or there are nodes for more workers.
+        """
+        self.checkpoints.wait_until_recorded()  # a failure could come before Ray Train records it
+        if "stop" in signals:
+            raise StoppedError
+        reason = "a node is being taken away" if self.watchdog.has_notice else "there are new nodes"
+        raise RestartError(f"{reason}: everything up to step {self.learner.step:,} is saved")

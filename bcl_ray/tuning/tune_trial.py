@@ -17,7 +17,8 @@ from ray import tune
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
-from bcl_ray.training.driver import MissingNodesError, TrainingError, fit
+from bcl_ray.training.driver import fit
+from bcl_ray.training.outcome import MissingNodesError, TrainingError
 from bcl_ray.tuning.freed_resources import PlacementGroupRecorder, record_start
 from bcl_ray.tuning.score import parse_score
 

@@ -13,13 +13,13 @@ from bcl_ray.data.plan import Block, epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.training.residency import Resident
+from bcl_ray.training.residency import ResidentFeed
 from bcl_ray.training.tasks import source_of
 from benchmarks.pool import pooled_blocks
 
 
 class Pooled:
-    """The counterpart of `residency.Resident`: views are made on the host, by all of its CPUs."""
+    """Like `residency.ResidentFeed`, but views are made on the host, by all of its CPUs."""
 
     def __init__(self, experiment: Experiment, manifest: Manifest, device: torch.device) -> None:
         self._experiment, self._manifest, self._device = experiment, manifest, device
@@ -51,5 +51,5 @@ class Pooled:
         yield from pooled_blocks(source, reads, self._processes)
 
 
-Feed = Pooled | Resident
-FEEDS: dict[str, type[Feed]] = {"device": Resident, "host": Pooled}
+Feed = Pooled | ResidentFeed
+FEEDS: dict[str, type[Feed]] = {"device": ResidentFeed, "host": Pooled}

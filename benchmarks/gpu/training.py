@@ -20,8 +20,8 @@ from bcl_ray.experiment.recipes import cifar100_lt
 from bcl_ray.method.evaluation import evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
-from bcl_ray.method.precision import chosen
-from bcl_ray.training.residency import UnsupportedError
+from bcl_ray.method.precision import resolve_precision
+from bcl_ray.training.resident_images import UnsupportedError
 from benchmarks.gpu.feeds import FEEDS
 from benchmarks.gpu.images import prepared
 from benchmarks.gpu.machine import device_of, wait
@@ -110,7 +110,7 @@ def accuracies(
 ) -> dict[str, float]:
     """Per cent, of all classes and of those with many, medium and few training images."""
     found = evaluate(
-        learner.evaluated,
+        learner.evaluation_model,
         feed.evaluation(),
         experiment=experiment,
         class_counts=counts,
@@ -126,7 +126,7 @@ def rows(what: str, trained: Trained, experiment: Experiment, settings: Settings
     epochs, wanted = len(trained.epochs), experiment.train.epochs
     ended = epochs == wanted
     shown = "  ".join(f"{group} {value:.1f}" for group, value in trained.accuracy.items())
-    precision = chosen(experiment.train.precision, device_of(settings))
+    precision = resolve_precision(experiment.train.precision, device_of(settings))
     yield Row(
         "",
         f"{epochs} epochs, {what}",

@@ -69,20 +69,13 @@ def test_the_root_cause_is_told_in_one_line():
     assert one_line(outer) == "ValueError: image with id 3 does not decode"
 
 
-def test_the_market_of_a_node_is_named_as_rendered_files_name_it():
-    from bcl_ray.ops.manifests.kuberay import MARKET as RENDERED
-    from bcl_ray.ray_runtime.node_groups import MARKET
-
-    assert MARKET == RENDERED
-
-
 def test_rank_zero_is_kept_on_steady_nodes_where_there_are_any():
-    from bcl_ray.training.driver import _rank_zero_stays
+    from bcl_ray.training.preparation import rank_zero_labels
 
     spot = Resources(8, 0, 2.0**30, (), markets=frozenset({"spot"}))
     mixed = Resources(8, 0, 2.0**30, (), markets=frozenset({"spot", "steady"}))
-    assert _rank_zero_stays(3, spot) is None
-    assert _rank_zero_stays(3, mixed) == [{"bcl-ray.io/market": "steady"}, {}, {}]
+    assert rank_zero_labels(3, spot) is None
+    assert rank_zero_labels(3, mixed) == [{"bcl-ray.io/market": "steady"}, {}, {}]
 
 
 @pytest.mark.parametrize(

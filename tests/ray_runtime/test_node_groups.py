@@ -1,11 +1,12 @@
 """How far a cluster may grow: what renderers write is what drivers read."""
 
 import pytest
+import yaml
 
-from bcl_ray.ops.manifests import read
-from bcl_ray.ops.manifests.growth import most_nodes
+from bcl_ray.ops.manifests import read, render
 from bcl_ray.ray_runtime.node_groups import MARKET, VARIABLE, NodeGroup, from_environment, to_text
 from tests.cluster.conftest import ROOT
+from tests.cluster.rendered import ray_cluster, ray_job
 
 
 def test_groups_come_back_as_they_were_written(monkeypatch):
@@ -41,9 +42,16 @@ def test_other_text_is_refused_with_an_example(monkeypatch, text):
         from_environment()
 
 
+def head_variable(spec):
+    """The variable of the head of a rendered cluster."""
+    (container,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    (value,) = (item["value"] for item in container["env"] if item["name"] == VARIABLE)
+    return value
+
+
 def test_rendered_heads_know_all_groups_but_the_head(monkeypatch):
     description = read(ROOT / "cluster" / "cluster.yaml")
-    monkeypatch.setenv(*next(iter(most_nodes(description).items())))
+    monkeypatch.setenv(VARIABLE, head_variable(ray_cluster(description)["spec"]))
     data, steady, spot = from_environment()
     assert (data.nodes, data.resources) == (description.data.max_nodes, {"CPU": 15})
     gpu = {"CPU": description.gpu.cpus, "GPU": description.gpu.gpus}
@@ -53,5 +61,15 @@ def test_rendered_heads_know_all_groups_but_the_head(monkeypatch):
 
 def test_a_rendered_cluster_of_fixed_size_says_that_it_does_not_grow(monkeypatch):
     description = read(ROOT / "cluster" / "cluster.yaml")
-    monkeypatch.setenv(*next(iter(most_nodes(description, fixed=True).items())))
+    spec = ray_job(description)["spec"]["rayClusterSpec"]
+    assert spec["enableInTreeAutoscaling"] is False
+    monkeypatch.setenv(VARIABLE, head_variable(spec))
     assert from_environment() == ()
+
+
+def test_rendered_nodes_have_the_label_by_which_drivers_know_their_market():
+    description = read(ROOT / "cluster" / "cluster.yaml")
+    on_kubernetes = ray_cluster(description)["spec"]["workerGroupSpecs"]
+    on_ec2 = yaml.safe_load(render("aws", description)["cluster.yaml"])["available_node_types"]
+    labels = [group["labels"] for group in (*on_kubernetes, *on_ec2.values())]
+    assert {key for each in labels for key in each} == {MARKET}

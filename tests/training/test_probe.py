@@ -10,8 +10,8 @@ from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.method.geometry import is_sampled, sample_shares
 from bcl_ray.method.model import TwoBranch
+from bcl_ray.method.sample import is_sampled, sample_shares
 from bcl_ray.training import probe as module
 from bcl_ray.training.probe import Probe
 from bcl_ray.training.tasks import source_of
@@ -98,7 +98,7 @@ def test_an_evaluation_measures_both_splits_and_features_where_the_loss_has_some
     experiment = with_overrides(digits[0], [f"loss.kind={kind}"])
     model = TwoBranch(experiment.model, 10)
     seen = []
-    probe = make((experiment, digits[1]), over=lambda items: seen.append(1) or iter(items))
+    probe = make((experiment, digits[1]), watched=lambda items: seen.append(1) or iter(items))
     found = probe.evaluate(model, test_images(digits))
     expected = {"geometry/nc1", "geometry/train/nc1", "geometry/classifier_distance_few"}
     features = {"geometry/features/nc1", "geometry/train_features/prototype_distance"}

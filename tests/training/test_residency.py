@@ -28,7 +28,7 @@ from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.ray_runtime.elastic import worker_count
 from bcl_ray.runs.budget import budget
-from bcl_ray.training import residency
+from bcl_ray.training import residency, resident_images
 from tests.trained import rows_of
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def noise(images, size, seed=0):
 
 def on_cpu(pixels):
     count = len(pixels)
-    return residency.ResidentImages(
+    return resident_images.ResidentImages(
         torch.from_numpy(pixels), np.arange(count) % 10, np.arange(count) * 7
     )
 
@@ -112,8 +112,8 @@ def test_an_opencv_that_resizes_otherwise_is_found(monkeypatch):
 
     cv2_resize = cv2.resize
     monkeypatch.setattr(cv2, "resize", off)
-    with pytest.raises(residency.UnsupportedError, match=r"data\.residency=stream"):
-        residency.check_crops(on_cpu(noise(4, 8)))
+    with pytest.raises(resident_images.UnsupportedError, match=r"data\.residency=stream"):
+        resident_images.check_crops(on_cpu(noise(4, 8)), cifar100_lt())
 
 
 @pytest.mark.parametrize("recipe", [cifar10_lt, cifar100_lt])
@@ -122,7 +122,9 @@ def test_batches_of_real_cifar_are_the_hosts_over_epochs(recipe, shared_data):
     files = table["image"].to_pylist()
     labels = table["label"].to_numpy().astype(np.int64)
     pixels = np.stack([decode(file) for file in files])
-    images = residency.ResidentImages(torch.from_numpy(pixels), labels, np.arange(600) * 3 + 1)
+    images = resident_images.ResidentImages(
+        torch.from_numpy(pixels), labels, np.arange(600) * 3 + 1
+    )
     experiment = with_overrides(recipe(), ["train.epochs=3", "optim.warmup_epochs=1"])
     steps = 0
     for epoch, batches in epochs_of(experiment, images):
@@ -212,7 +214,7 @@ def test_evaluation_has_every_image_once_in_the_streams_order_and_batches(digits
     ids = []
     for rank in range(3):
         options = {"rank": rank, "world_size": 3}
-        opened = residency.Resident(experiment, manifest, CPU, **options)
+        opened = residency.ResidentFeed(experiment, manifest, CPU, **options)
         first, again = list(opened.evaluation()), list(opened.evaluation())
         assert [len(sent.host["ids"]) for sent in first] == [len(s.host["ids"]) for s in again]
         for sent in first:
@@ -222,7 +224,7 @@ def test_evaluation_has_every_image_once_in_the_streams_order_and_batches(digits
         ids += [sent.host["ids"] for sent in first]
     table = rows_of(digits, "test")
     assert (np.concatenate(ids) == table["id"].to_numpy()).all()
-    opened = residency.Resident(experiment, manifest, CPU)
+    opened = residency.ResidentFeed(experiment, manifest, CPU)
     views = torch.cat([sent.tensors["views"] for sent in opened.evaluation()])
     assert (views.numpy() == eval_views(table["image"].to_pylist(), experiment.views)).all()
 
@@ -232,7 +234,7 @@ def test_training_from_shards_is_training_from_the_hosts_views(digits):
     counts = np.array(manifest.splits["train"].class_counts)
     plan = epoch_plan(experiment, manifest, 0)
     ours, theirs = (Learner(experiment, counts, plan.steps, CPU) for _ in range(2))
-    opened = residency.Resident(experiment, manifest, CPU)
+    opened = residency.ResidentFeed(experiment, manifest, CPU)
     for epoch, batches in opened.training(ours.sender, 0):
         for _ in train_epoch(ours, batches, epoch=epoch):
             pass
@@ -260,23 +262,23 @@ def test_crops_of_images_of_another_size_are_refused_before_anything_starts(digi
     overrides = ["views.image_size=6", "views.eval_resize=6", "data.residency=device"]
     padded = options_of(digits, *overrides)
     manifest = read_manifest(digits)
-    residency.check_residency(padded, manifest)
+    resident_images.check_residency(padded, manifest)
     resized = with_overrides(padded, ["views.contrastive.crop=resized"])
     with pytest.raises(
-        residency.UnsupportedError,
+        resident_images.UnsupportedError,
         match=r"id \d+ has 8 x 8 pixels.*views\.contrastive\.crop 'resized'.*views\.image_size "
         r"\(6 x 6\).*data\.residency=stream",
     ):
-        residency.check_residency(resized, manifest)
-    residency.check_residency(with_overrides(resized, ["data.residency=stream"]), manifest)
-    residency.check_residency(with_overrides(resized, ["loss.kind=ce"]), manifest)
+        resident_images.check_residency(resized, manifest)
+    resident_images.check_residency(with_overrides(resized, ["data.residency=stream"]), manifest)
+    resident_images.check_residency(with_overrides(resized, ["loss.kind=ce"]), manifest)
 
 
 def test_padded_crops_are_the_hosts_for_images_of_any_size(digits):
     experiment = options_of(digits, "views.image_size=6", "views.eval_resize=7")
     manifest = read_manifest(digits)
     plan = epoch_plan(experiment, manifest, 0)
-    opened = residency.Resident(experiment, manifest, CPU)
+    opened = residency.ResidentFeed(experiment, manifest, CPU)
     sender = Sender(CPU, experiment.views, experiment.train.seed)
     [(_, batches), *_] = ((e, list(b)) for e, b in opened.training(sender, 0))
     for sent, part in zip(batches, hosts_batches(experiment, plan), strict=True):

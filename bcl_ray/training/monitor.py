@@ -1,0 +1,123 @@
+"""Events of a run's workers: the driver tracks their metrics in MLflow and shows them to the user.
+
+A metric passes these functions on its way from a worker to MLflow, and takes no other way:
+
+    worker.Worker.run_epoch    puts the epoch's metrics into a record: {"epoch": 3.0, name: value}
+    worker.Worker.send         rank 0 sends the record with an event, `epoch`
+    channel.Channel.put        an actor on the driver's node holds the event ...
+    channel.Channel.take       ... until the driver's thread takes it
+    RunMonitor.run             passes each event on
+    RunMonitor.track_records   skips epochs that it has tracked
+    tracker.Tracker.metrics    writes the metrics to the run's journal, from there to MLflow
+
+An event is lost if the driver dies. The records of all epochs are therefore in every checkpoint as
+well: workers send them again with their `start` event, and the driver takes those of the last
+checkpoint at the end. `track_records` gets them all. Metrics of nodes come from
+`node_metrics.Sampler.send` with an event, `system`, and take the same way from `Channel.put` on.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from bcl_ray.ray_runtime.channel import Event
+from bcl_ray.ray_runtime.node_metrics import NodeSamplers
+from bcl_ray.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+Follow = Callable[[Event], None]
+
+
+class RunMonitor(threading.Thread):
+    """Takes the events of a run's workers until `stop`; tracks and shows them.
+
+    Training goes on if that fails, for lack of a terminal or of disk space: the first error is kept
+    in `failure`.
+
+    Args:
+        channel: Handle of the run's `Channel`.
+        tracker: Tracker of the run.
+        follow: Shows an event to the user.
+        all_nodes: Whether to measure the load of all nodes, or only of the driver's.
+    """
+
+    def __init__(
+        self, channel: Any, tracker: Tracker, follow: Follow, *, all_nodes: bool = True
+    ) -> None:
+        super().__init__(name="monitor", daemon=True)
+        self.tracker = tracker
+        self.failure: Exception | None = None
+        self._channel, self._follow = channel, follow
+        self._samplers = NodeSamplers(channel, all_nodes=all_nodes)
+        self._tracked_epochs: set[int] = set()
+        self._workers_started = False
+        self._page_shown = False
+
+    def run(self) -> None:
+        """Take events until `stop`."""
+        while True:
+            try:
+                events = ray.get(self._channel.take.remote())
+            except RayError as error:  # the channel's process was killed, but not the workers
+                self.failure = self.failure or error
+                return
+            for event in events:
+                if event["kind"] == "stop":
+                    return
+                for handle in (self._track, self._show):
+                    try:
+                        handle(event)
+                    except Exception as error:
+                        logger.exception("%s failed", event["kind"])
+                        self.failure = self.failure or error
+
+    def request_stop(self) -> bool:
+        """Ask workers to save their state and to end; returns whether any have started."""
+        self._channel.request_stop.remote()
+        return self._workers_started
+
+    def stop(self) -> None:
+        """Wait until all earlier events have been handled, and end the thread."""
+        self._samplers.wait()
+        with contextlib.suppress(RayError):  # `run` ends by itself then
+            ray.get(self._channel.put.remote({"kind": "stop"}))
+        self.join()
+
+    def track_records(self, records: list[dict[str, float]]) -> None:
+        """Track the records of epochs that have not been tracked."""
+        for record in records:
+            epoch = int(record["epoch"])
+            if epoch not in self._tracked_epochs:
+                metrics = {name: value for name, value in record.items() if name != "epoch"}
+                self.tracker.metrics(metrics, epoch)
+                self._tracked_epochs.add(epoch)
+
+    def _track(self, event: Event) -> None:
+        self.track_records(event.get("records", []))
+        if event["kind"] == "start":
+            self.tracker.tags({name: event[name] for name in ("precision", "residency")})
+        if event["kind"] == "system":
+            node, values = event["node"], event["values"]
+            metrics = {f"system/{node}/{name}": value for name, value in values.items()}
+            self.tracker.metrics(metrics, event["epoch"])
+        if event["kind"] == "epoch":
+            try:
+                self._samplers.send(int(event["records"][-1]["epoch"]))
+            except (RayError, OSError):  # a run is complete without them
+                logger.exception("system metrics failed")
+
+    def _show(self, event: Event) -> None:
+        self._workers_started = self._workers_started or event["kind"] == "start"
+        if event["kind"] == "system" or self.failure:
+            return
+        self._follow(event)
+        # The tracker reaches MLflow only after training has begun.
+        if self.tracker.page and not self._page_shown:
+            self._page_shown = True
+            self._follow({"kind": "page", "page": self.tracker.page})

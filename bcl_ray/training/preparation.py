@@ -1,0 +1,111 @@
+"""What a run needs before its workers start: resources, object storage and nodes."""
+
+from collections.abc import Callable, Mapping
+
+from bcl_ray.data.shards import Manifest
+from bcl_ray.experiment.options import Experiment
+from bcl_ray.ray_runtime import access
+from bcl_ray.ray_runtime.autoscaler import Demand, wait_for_nodes
+from bcl_ray.ray_runtime.connection import Resources, check_cluster, uses_gpus
+from bcl_ray.ray_runtime.elastic import cluster_shortage, resource_bundles
+from bcl_ray.ray_runtime.node_groups import MARKET
+from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
+from bcl_ray.runs.budget import budget, check_store
+from bcl_ray.training.outcome import MissingNodesError
+
+
+def check_resources(experiment: Experiment, manifest: Manifest, cluster: Resources) -> None:
+    """Refuse a run that the cluster cannot hold; `preflight` does not know the cluster.
+
+    Raises:
+        ValueError: The option, and what to do.
+    """
+    if cluster.limited:
+        run_budget = budget(experiment, manifest, cluster.cpus)
+        if not cluster.grows:
+            check_store(run_budget, cluster.store_bytes)
+    check_cluster(experiment, cluster)
+
+
+def worker_resources(experiment: Experiment, cluster: Resources) -> dict[str, float]:
+    """Resources of one worker by Ray's names.
+
+    Raises:
+        ValueError: As `uses_gpus`.
+    """
+    gpu = {"GPU": experiment.scale.gpus_per_worker} if uses_gpus(experiment, cluster) else {}
+    return {"CPU": experiment.scale.cpus_per_worker, **gpu}
+
+
+def rank_zero_labels(max_workers: int, cluster: Resources) -> list[dict[str, str]] | None:
+    """Labels that each worker's node must have: rank 0, which writes checkpoints, stays.
+
+    Returns:
+        Labels for each worker, or None if no node is marked as never taken away.
+    """
+    if not cluster.has_steady_nodes:
+        return None
+    # Ray Train numbers workers node by node, beginning with the first of its placement group.
+    return [{MARKET: "steady"}, *({} for _ in range(max_workers - 1))]
+
+
+def check_storage(experiment: Experiment, worker: Mapping[str, float]) -> None:
+    """Make sure that the driver and all present nodes can use the object store.
+
+    Args:
+        experiment: The run's options.
+        worker: Resources of one worker.
+
+    Raises:
+        ValueError: As `access.check_everywhere`.
+    """
+    locations = {
+        "data.path": (experiment.data.path, {"list", "read"}),
+        "tracking.runs": (experiment.tracking.runs, {"list", "read", "write", "delete"}),
+    }
+    if experiment.model.weights is not None:
+        locations["model.weights"] = (experiment.model.weights, {"read"})
+    access.check_everywhere(locations, worker=worker)
+
+
+def request_nodes(
+    demand: Demand,
+    experiment: Experiment,
+    worker: Mapping[str, float],
+    cluster: Resources,
+    *,
+    data: bool,
+) -> None:
+    """Request the nodes of the largest number of workers, and with `data` those of data tasks."""
+    bundles = resource_bundles(experiment, worker, data=data)
+    labels = rank_zero_labels(experiment.scale.max_workers, cluster) or []
+    demand.request(bundles, labels + [{}] * (len(bundles) - len(labels)))
+
+
+def await_nodes(
+    experiment: Experiment,
+    worker: Mapping[str, float],
+    *,
+    notify: Callable[[str], None],
+    stop_request: StopRequest,
+) -> None:
+    """Wait for the nodes of the smallest number of workers and of data tasks.
+
+    Raises:
+        MissingNodesError: They did not come within scale.wait_timeout.
+        Stopped: A stop was requested meanwhile.
+    """
+    timeout = experiment.scale.wait_timeout
+    complete = wait_for_nodes(
+        lambda: cluster_shortage(experiment, worker),
+        timeout,
+        notify,
+        lambda: stop_request.reason,
+    )
+    if stop_request.reason is not None:
+        raise Stopped("stopped while waiting for nodes: nothing was begun", stop_request.signum)
+    if not complete:
+        raise MissingNodesError(
+            f"the nodes did not come within scale.wait_timeout ({timeout:g} s): the run needs "
+            f"{cluster_shortage(experiment, worker)}; see `ray status` on the head"
+        )
