@@ -1,7 +1,10 @@
-"""Long-tailed profiles: how many images, and which, each class keeps.
+"""Long-tailed class distributions: how many images each class gets, and which ones.
 
-Axes: K classes, N images of the source. Classes are in label order, the first the largest.
+Axes: K classes, N images of the source. Classes are in label order, from the largest to the
+smallest.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,8 +13,15 @@ from bcl_ray.experiment.choices import Profile
 from bcl_ray.experiment.metric_names import SHOT_GROUPS
 from bcl_ray.machine.errors import UserError
 
-MANY = 100  # more training images than this
-FEW = 20  # fewer training images than this; both from Liu et al., CVPR 2019 (OLTR)
+# Limits of the shot groups in training images, from Liu et al., CVPR 2019 (OLTR).
+MANY = 100  # a many-shot class has more
+FEW = 20  # a few-shot class has fewer
+
+# How far down the tail each class is, given K: 0 for n_max images, 1 for n_max / imbalance_factor.
+_DEPTHS: dict[str, Callable[[int], NDArray[np.float64]]] = {
+    "exponential": lambda classes: np.arange(classes) / max(classes - 1, 1),
+    "step": lambda classes: (np.arange(classes) >= classes // 2).astype(np.float64),
+}
 
 
 def class_counts_for(
@@ -23,23 +33,26 @@ def class_counts_for(
 ) -> NDArray[np.int64]:
     """Training images per class under a profile.
 
-    exponential: n_i = floor(n_max * imbalance_factor ** (-i / (K - 1))); step: n_max for the
-    first half of the classes, floor(n_max / imbalance_factor) for the others; natural: all.
+    exponential: n_i = floor(n_max * imbalance_factor ** (-i / (K - 1))).
+    step: n_max in the first half of the classes, floor(n_max / imbalance_factor) in the others.
+    natural: all images of the source.
+
+    Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+    NeurIPS 2019.
 
     Args:
-        profile: shape of the tail.
-        available: images that the source has of each class, (K,).
-        imbalance_factor: n_max / n_min, at least 1; unused by natural.
-        max_per_class: n_max, for natural a cap; None: the most that every class can follow.
+        profile: Name of the profile.
+        available: Images of each class in the source, (K,).
+        imbalance_factor: n_max / n_min, at least 1. The natural profile ignores it.
+        max_per_class: n_max; for the natural profile, an upper limit. None: the largest n_max for
+            which every class has enough images.
 
     Returns:
-        Counts, (K,), each at least 1 unless natural finds an empty class.
+        Counts, (K,), each at least 1 except for empty classes under the natural profile.
 
     Raises:
-        ValueError: an option out of range, a class that would be empty, or a class that has
-            fewer images than the profile asks for.
-
-    Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", 2019.
+        ValueError: An option is out of range, a class would be empty, or a class has fewer images
+            than the profile needs.
     """
     have = np.asarray(available, dtype=np.int64)
     if have.ndim != 1 or have.size == 0:
@@ -54,72 +67,68 @@ def class_counts_for(
             f"imbalance_factor ({imbalance_factor}) must be at least 1 for profile '{profile}': "
             "it is the largest class over the smallest"
         )
-    index = np.arange(have.size)
-    if profile == "exponential":
-        depth = index / max(have.size - 1, 1)
-    elif profile == "step":
-        depth = (index >= have.size // 2).astype(np.float64)
-    else:
+    if profile not in _DEPTHS:
         raise UserError(f"profile '{profile}' must be exponential, step or natural")
-    shares = (1 / imbalance_factor) ** depth
-    wanted = _counts(largest, shares)
+    shares = (1 / imbalance_factor) ** _DEPTHS[profile](have.size)
+    counts = _floor(largest * shares)
     if max_per_class is None:
-        while (wanted > have).any() and wanted.min() > 0:
+        while (counts > have).any() and counts.min() > 0:
             largest -= 1
-            wanted = _counts(largest, shares)
-    _check_wanted(wanted, have, profile, imbalance_factor)
-    return wanted
+            counts = _floor(largest * shares)
+    _check_counts(counts, have, profile, imbalance_factor)
+    return counts
 
 
-def _counts(largest: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:
-    # The margin keeps 49 * (1 / 49) at 1: without it, rounding empties the last class.
-    return np.floor(largest * shares + 1e-9).astype(np.int64)
+def _floor(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    # The margin keeps 49 * (1 / 49) at 1: without it, rounding would empty the last class.
+    return np.floor(values + 1e-9).astype(np.int64)
 
 
-def _check_wanted(
-    wanted: NDArray[np.int64], have: NDArray[np.int64], profile: str, imbalance_factor: float
+def _check_counts(
+    counts: NDArray[np.int64], have: NDArray[np.int64], profile: str, imbalance_factor: float
 ) -> None:
-    if wanted.min() < 1:
+    if counts.min() < 1:
         raise UserError(
-            f"imbalance_factor ({imbalance_factor:g}) leaves class {int(wanted.argmin())} without "
-            f"images: with {wanted.max()} in the largest class it can be at most {wanted.max()}"
+            f"imbalance_factor ({imbalance_factor:g}) leaves class {int(counts.argmin())} without "
+            f"images: with {counts.max()} in the largest class it can be at most {counts.max()}"
         )
-    short = np.flatnonzero(have < wanted)
+    short = np.flatnonzero(have < counts)
     if short.size:
         first = int(short[0])
         raise UserError(
-            f"profile '{profile}' asks for {wanted[first]} images of class {first}, and the source "
+            f"profile '{profile}' asks for {counts[first]} images of class {first}, and the source "
             f"has {have[first]} ({short.size} classes fall short): lower max_per_class or raise "
             "imbalance_factor"
         )
 
 
-def kept_rows(
+def select_rows(
     labels: NDArray[np.int64],
     class_counts: NDArray[np.int64],
     *,
     seed: int,
     random_order: bool,
 ) -> NDArray[np.int64]:
-    """Rows that a profile keeps, rising: the first of each class in a fixed order.
+    """Rows of the source that a profile selects, rising.
 
-    So a smaller profile keeps a subset of a larger one's rows, for the same seed.
+    They are the first rows of each class in an order that the seed fixes. So for the same seed, a
+    smaller profile selects a subset of the rows of a larger one.
 
     Args:
-        labels: class of each row, (N,); rows outside 0..K-1 are never kept.
-        class_counts: rows to keep of each class, (K,), none above what there is.
-        seed: of the order within each class.
-        random_order: rows of a class already come in random order, which is then kept.
+        labels: Class of each row, (N,). Rows with a label outside 0..K-1 are never selected.
+        class_counts: Rows to select of each class, (K,), at most as many as there are.
+        seed: Seed of the order within each class.
+        random_order: Whether the rows of a class are in random order already, which is then used.
     """
     by_class = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[by_class], np.arange(len(class_counts) + 1))
-    kept = []
+    selected = []
     for label, count in enumerate(class_counts):
         rows = by_class[bounds[label] : bounds[label + 1]]
         if not random_order and count < len(rows):
             rows = np.random.default_rng([seed, label]).permutation(rows)
-        kept.append(rows[:count])
-    return np.sort(np.concatenate(kept))
+        selected.append(rows[:count])
+    return np.sort(np.concatenate(selected))
 
 
 def shot_groups(class_counts: ArrayLike) -> dict[str, NDArray[np.int64]]:
@@ -137,7 +146,7 @@ def log_prior(class_counts: ArrayLike) -> NDArray[np.float64]:
     """Logarithm of each class's share of the training images, (K,).
 
     Raises:
-        ValueError: a class without training images, whose prior would be minus infinity.
+        ValueError: A class has no training images, so its log prior would be minus infinity.
     """
     counts = np.asarray(class_counts, dtype=np.float64)
     empty = np.flatnonzero(counts <= 0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcl_ray.data.shards import verify_shards, write_shards
-from bcl_ray.data.shards.holdout import held_out, hold_out, own_validation
+from bcl_ray.data.shards.holdout import hold_out, own_validation, validation_counts
 from bcl_ray.data.sources import open_source
 
 
@@ -54,7 +54,7 @@ def test_the_seed_decides_which_images(digits, tmp_path):
 @given(st.lists(st.integers(0, 5000), min_size=1), st.floats(0.01, 0.99))
 def test_every_class_of_two_images_is_in_both_parts(counts, fraction):
     counts = np.array(counts)
-    cut = held_out(counts, fraction)
+    cut = validation_counts(counts, fraction)
     several = counts >= 2
     assert (cut[several] >= 1).all()
     assert (cut[several] < counts[several]).all()

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bcl_ray.data.longtail import class_counts_for, kept_rows, log_prior, shot_groups
+from bcl_ray.data.longtail import class_counts_for, log_prior, select_rows, shot_groups
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_larger_imbalance_keeps_a_subset(random_order):
         counts = class_counts_for(
             "exponential", available, imbalance_factor=factor, max_per_class=150
         )
-        rows = kept_rows(labels, counts, seed=3, random_order=random_order)
+        rows = select_rows(labels, counts, seed=3, random_order=random_order)
         assert np.bincount(labels[rows]).tolist() == counts.tolist()
         assert (np.diff(rows) > 0).all()
         kept.append(set(rows.tolist()))
@@ -92,9 +92,9 @@ def test_a_larger_imbalance_keeps_a_subset(random_order):
 def test_ordered_sources_are_sampled_and_random_ones_cut():
     labels = np.zeros(1000, dtype=np.int64)
     counts = np.array([100])
-    cut = kept_rows(labels, counts, seed=0, random_order=True)
-    sampled = kept_rows(labels, counts, seed=0, random_order=False)
-    other = kept_rows(labels, counts, seed=1, random_order=False)
+    cut = select_rows(labels, counts, seed=0, random_order=True)
+    sampled = select_rows(labels, counts, seed=0, random_order=False)
+    other = select_rows(labels, counts, seed=1, random_order=False)
     assert cut.tolist() == list(range(100))
     assert sampled.max() > 900
     assert sampled.tolist() != other.tolist()
@@ -102,7 +102,7 @@ def test_ordered_sources_are_sampled_and_random_ones_cut():
 
 def test_rows_outside_the_classes_are_never_kept():
     labels = np.array([-1, 0, 2, 1, -1, 0])
-    rows = kept_rows(labels, np.array([2, 1]), seed=0, random_order=False)
+    rows = select_rows(labels, np.array([2, 1]), seed=0, random_order=False)
     assert rows.tolist() == [1, 3, 5]
 
 

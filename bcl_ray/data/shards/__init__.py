@@ -1,10 +1,10 @@
-"""Shards: write, read and verify Parquet files of images, and the manifest beside them.
+"""Shards: Parquet files of images, with a manifest beside them.
 
-Contract: columns id (int64, unique in its split), image (binary, encoded as in the source) and
-label (int32). Rows are shuffled once over the whole split, so that any contiguous piece is
-class-mixed. Shards of a split are within one row of each other; row groups have
-`Split.row_group_rows` rows but for each shard's last, so that the layout follows from the
-manifest by arithmetic.
+Columns are id (int64, unique in its split), image (binary, encoded as in the source) and label
+(int32). The rows of a split are shuffled before they are written, so that any contiguous piece
+contains all classes in proportion. The shards of a split have equal numbers of rows, or differ by
+one row. Row groups have `Split.row_group_rows` rows, except for the last of each shard, so that
+the manifest is enough to compute where a row is.
 """
 
 from bcl_ray.data.shards.manifest import (

@@ -1,4 +1,4 @@
-"""Cut a validation split out of a data set's training split."""
+"""Splitting validation data off the training split of a data set."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,33 +12,34 @@ from bcl_ray.data.sources import Content, Rows, Source, SourceSplit, parquet
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
-VALIDATION = ("validation", "val")  # names of a split that a data set may have of its own
+VALIDATION = ("validation", "val")  # names that a data set's own validation split may have
 
 
 def own_validation(manifest: Manifest, eval_split: str) -> str | None:
-    """The name of the validation split that a data set came with, if it has one.
+    """The name of a data set's own validation split, or None.
 
     Args:
-        manifest: of the data set.
-        eval_split: on which the winner is tested, so that nothing may be chosen on it.
+        manifest: Manifest of the data set.
+        eval_split: The split on which the winner of a search is tested; never the result, because
+            nothing may be selected on test data.
     """
     names = (name for name in VALIDATION if name in manifest.splits and name != eval_split)
     return next(names, None)
 
 
-def held_out(class_counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
-    """Images of each class that are cut: its share, rounded, at least one, and never the last.
+def validation_counts(class_counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    """Validation images of each class: its share, rounded, but at least one and never all.
 
     Args:
-        class_counts: of the whole training split, (K,).
-        fraction: of each class, above 0 and below 1.
+        class_counts: Images of each class in the whole training split, (K,).
+        fraction: Share of each class, above 0 and below 1.
 
     Returns:
-        (K,); 0 for a class of one image, which training needs.
+        Counts, (K,); 0 for a class of one image, which training needs.
     """
-    share = np.floor(class_counts * fraction + 0.5).astype(np.int64)
-    held: NDArray[np.int64] = np.minimum(np.maximum(share, 1), np.maximum(class_counts - 1, 0))
-    return held
+    shares = np.floor(class_counts * fraction + 0.5).astype(np.int64)
+    counts: NDArray[np.int64] = np.minimum(np.maximum(shares, 1), np.maximum(class_counts - 1, 0))
+    return counts
 
 
 def hold_out(
@@ -50,58 +51,55 @@ def hold_out(
     split: str = "train",
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Write a data set whose splits are two parts of another's training split.
+    """Write a data set whose splits are two parts of another data set's training split.
 
     Args:
-        uri: folder or URI of the data set, which stays as it is.
-        target: folder or URI for the new one, with splits `train` and `validation`. Both have the
-            class profile of the whole (see `held_out`); ids are kept.
-        fraction: of each class that becomes validation, above 0 and below 1.
-        seed: of the choice.
-        split: name of the training split.
-        progress: as of `write_shards`.
+        uri: Folder or URI of the data set, which is not changed.
+        target: Folder or URI of the new data set, with splits `train` and `validation`. Both have
+            the class profile of the whole (see `validation_counts`), and images keep their ids.
+        fraction: Share of each class that becomes validation data, above 0 and below 1.
+        seed: Seed of the selection.
+        split: Name of the training split.
+        progress: As in `write_shards`.
 
     Raises:
-        ValueError: a fraction out of range, no such split, or a target in use.
-        OSError: a place cannot be read or written.
+        ValueError: The fraction is out of range, there is no such split, or the target is in use.
+        OSError: A folder cannot be read or written.
     """
     if not 0 < fraction < 1:
         raise UserError(f"the validation share ({fraction:g}) must be above 0 and below 1")
     manifest = read_manifest(uri)
     if split not in manifest.splits:
         raise UserError(f"{uri} has no split '{split}': it has {', '.join(manifest.splits)}")
-    whole = _whole(uri, manifest, split)
-    counts = held_out(np.array(manifest.splits[split].class_counts), fraction)
+    shards = [files.join(uri, shard.file) for shard in manifest.splits[split].shards]
+    whole = parquet({"train": shards}, id_column="id").splits["train"]
+    counts = validation_counts(np.array(manifest.splits[split].class_counts), fraction)
     if counts.sum() == 0:
-        raise UserError(f"{uri}: no class of '{split}' has two images, so none can be cut")
-    chosen = _chosen(whole.labels, counts, seed)
-    rest = np.setdiff1d(np.arange(len(whole.labels)), chosen)
+        raise UserError(f"{uri}: no class of '{split}' has two images, so none can be held out")
+    validation = _select(whole.labels, counts, seed)
+    training = np.setdiff1d(np.arange(len(whole.labels)), validation)
     source = Source(
         f"{manifest.source}, {100 * fraction:g} % held out",
         manifest.class_names,
-        {"train": _part(whole, rest), "validation": _part(whole, chosen)},
+        {"train": _part(whole, training), "validation": _part(whole, validation)},
     )
     return write_shards(source, target, seed=seed, progress=progress)
 
 
-def _whole(uri: str, manifest: Manifest, split: str) -> SourceSplit:
-    """A split of shards as a source."""
-    uris = [files.join(uri, shard.file) for shard in manifest.splits[split].shards]
-    return parquet({"train": uris}, id_column="id").splits["train"]
-
-
-def _chosen(labels: Rows, counts: NDArray[np.int64], seed: int) -> Rows:
-    """Rows to cut, rising: so many of each class."""
+def _select(labels: Rows, counts: NDArray[np.int64], seed: int) -> Rows:
+    """Select counts[k] random rows of each class k; returns them in rising order."""
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     starts = np.searchsorted(labels[by_class], np.arange(len(counts)))
-    kept = [by_class[start : start + n] for start, n in zip(starts, counts, strict=True)]
-    return np.sort(np.concatenate(kept))
+    rows = [by_class[start : start + n] for start, n in zip(starts, counts, strict=True)]
+    return np.sort(np.concatenate(rows))
 
 
 def _part(whole: SourceSplit, rows: Rows) -> SourceSplit:
-    def read(chosen: Rows) -> Iterator[Content]:
-        return whole.read(rows[chosen])
+    """A split of some rows of another split."""
+
+    def read(part_rows: Rows) -> Iterator[Content]:
+        return whole.read(rows[part_rows])
 
     ids: Any = whole.ids
     return SourceSplit(

@@ -1,4 +1,4 @@
-"""The manifest: all that is known of a data set without opening a shard."""
+"""The manifest: a JSON file that describes a data set and its shards."""
 
 import hashlib
 import json
@@ -11,14 +11,14 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 MANIFEST = "manifest.json"
-INCOMPLETE = "incomplete.txt"  # marks a folder's files as ours until the manifest is there
+INCOMPLETE = "incomplete.txt"  # marks a folder that `bcl-ray shard` writes to, until it is complete
 FORMAT_VERSION = 1
 
-Progress = Callable[[str, int, int], None]  # ("reading train", rows done, rows in all)
+Progress = Callable[[str, int, int], None]  # ("reading train", rows done, rows in total)
 
 
 def no_progress(stage: str, done: int, rows: int) -> None:
-    """The progress that shows nothing."""
+    """A `Progress` that shows nothing."""
 
 
 class _Record(BaseModel):
@@ -26,26 +26,26 @@ class _Record(BaseModel):
 
 
 class ShardInfo(_Record):
-    """One Parquet file: its name in the folder, rows, bytes and SHA-256."""
+    """One Parquet file."""
 
-    file: str
+    file: str  # name in the data set's folder
     rows: int
     bytes: int
     sha256: str
 
 
 class Split(_Record):
-    """One split. Every row group has `row_group_rows` rows, but the last of each shard."""
+    """One split."""
 
     rows: int
     class_counts: tuple[int, ...]
-    row_group_rows: int
+    row_group_rows: int  # of every row group, except for the last of each shard
     shards: tuple[ShardInfo, ...]
-    quarantined: int = 0
+    quarantined: int = 0  # bad rows that were left out
 
 
 class ProfileInfo(_Record):
-    """How the training split was chosen, and the seed of that choice and of the shuffle."""
+    """How the training images were selected, and the seed of the selection and of the shuffle."""
 
     name: Profile
     imbalance_factor: float | None
@@ -54,7 +54,7 @@ class ProfileInfo(_Record):
 
 
 class Manifest(_Record):
-    """All that is known of a data set without opening a shard."""
+    """All that is known about a data set without opening a shard."""
 
     format_version: int
     class_names: tuple[str, ...]
@@ -64,39 +64,41 @@ class Manifest(_Record):
     fingerprint: str
 
     def content_fingerprint(self) -> str:
-        """SHA-256 over everything else in the manifest, and so over every shard's bytes."""
+        """SHA-256 of all other fields. As these have shards' hashes, it covers their content."""
         content = self.model_dump(mode="json", exclude={"fingerprint"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest of a data set's folder.
+    """Read the manifest of a data set's folder, and check its fingerprint.
 
     Raises:
-        ValueError: no manifest, another format version, or a manifest that was changed.
+        ValueError: There is no manifest, it has another format version, or it was changed.
     """
     manifest = load_manifest(uri)
-    content = manifest.content_fingerprint()
-    if manifest.fingerprint != content:
+    fingerprint = manifest.content_fingerprint()
+    if manifest.fingerprint != fingerprint:
         raise UserError(
             f"{files.join(uri, MANIFEST)} was changed after it was written: its fingerprint is "
-            f"{manifest.fingerprint[:12]}, its content gives {content[:12]}; restore it, or "
+            f"{manifest.fingerprint[:12]}, its content gives {fingerprint[:12]}; restore it, or "
             "shard again"
         )
     return manifest
 
 
 def load_manifest(uri: str) -> Manifest:
-    """A manifest whose fingerprint may not fit its content; else as `read_manifest`."""
+    """Read a manifest without checking its fingerprint; otherwise like `read_manifest`."""
     file = files.join(uri, MANIFEST)
     try:
         content = json.loads(files.read_bytes(file))
     except FileNotFoundError:
-        files.check_usable(uri, "list")  # a bucket that is not there is another matter
-        cut = files.exists(files.join(uri, INCOMPLETE))
-        why = "sharding was interrupted: run it again" if cut else "write one with `bcl-ray shard`"
-        raise UserError(f"{uri} holds no {MANIFEST}, so it is not a data set; {why}") from None
+        files.check_usable(uri, "list")  # a missing bucket has an error message of its own
+        if files.exists(files.join(uri, INCOMPLETE)):
+            hint = "sharding was interrupted: run it again"
+        else:
+            hint = "write one with `bcl-ray shard`"
+        raise UserError(f"{uri} holds no {MANIFEST}, so it is not a data set; {hint}") from None
     except ValueError:
         raise UserError(f"{file} is not JSON: restore it, or shard again") from None
     version = content.get("format_version") if isinstance(content, dict) else None

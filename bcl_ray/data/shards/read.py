@@ -1,4 +1,4 @@
-"""Reading shards: a row group at a time, without torch."""
+"""Reading shards, a row group at a time."""
 
 import functools
 from collections.abc import Collection
@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from bcl_ray.data.shards.manifest import Split
 from bcl_ray.storage import files
 
-THREADS = 8  # that look for images
-AT_ONCE = 64  # row groups that they look through before it is asked whether all are found
+SEARCH_THREADS = 8  # row groups that are searched at the same time
+SEARCH_CHUNK = 64  # row groups that are searched before it is checked whether all ids are found
 
 
 @functools.lru_cache(maxsize=4096)
-def footer(uri: str) -> pq.FileMetaData:
+def read_footer(uri: str) -> pq.FileMetaData:
     """A shard's footer, read once per process instead of once per row group."""
 
     def read(filesystem: Any, path: str) -> pq.FileMetaData:
@@ -26,12 +26,12 @@ def footer(uri: str) -> pq.FileMetaData:
 
 
 def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -> Any:
-    """One row group of a shard as a pyarrow table: id, image, label, or some of them."""
-    metadata = footer(uri)
+    """One row group of a shard as a pyarrow table, with all columns (id, image, label) or some."""
+    footer = read_footer(uri)
 
     def read(filesystem: Any, path: str) -> Any:
         with filesystem.open_input_file(path) as file:
-            return pq.ParquetFile(file, metadata=metadata, pre_buffer=True).read_row_group(
+            return pq.ParquetFile(file, metadata=footer, pre_buffer=True).read_row_group(
                 row_group, columns=columns, use_threads=False
             )
 
@@ -39,32 +39,40 @@ def read_row_group(uri: str, row_group: int, columns: list[str] | None = None) -
 
 
 def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, bytes]:
-    """The encoded images with these ids, as far as the split has them.
+    """Find images of a split by their ids.
 
-    Only the row groups that hold them are read whole; of the others, up to the last that does,
-    the ids.
+    The ids of all row groups are read, in order, until all images are found; images are read only
+    from the row groups that contain some of them.
+
+    Args:
+        folder: Folder or URI of the data set.
+        split: The split.
+        ids: Ids of the images.
+
+    Returns:
+        The encoded images by id; ids that the split does not have are left out.
     """
-    wanted = set(ids)
-    places = [
+    ids = set(ids)
+    row_groups = [
         (files.join(folder, shard.file), number)
         for shard in split.shards
         for number in range(-(-shard.rows // split.row_group_rows))
     ]
-    found: dict[int, bytes] = {}
-    with ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(places), AT_ONCE):
-            if len(found) == len(wanted):
+    images: dict[int, bytes] = {}
+    with ThreadPoolExecutor(SEARCH_THREADS) as threads:
+        for start in range(0, len(row_groups), SEARCH_CHUNK):
+            if len(images) == len(ids):
                 break
-            some = places[start : start + AT_ONCE]
-            for part in threads.map(functools.partial(_found, wanted), some):
-                found |= part
-    return found
+            chunk = row_groups[start : start + SEARCH_CHUNK]
+            for part in threads.map(functools.partial(_find_in_row_group, ids), chunk):
+                images |= part
+    return images
 
 
-def _found(wanted: set[int], place: tuple[str, int]) -> dict[int, bytes]:
-    here = read_row_group(*place, ["id"])["id"].to_pylist()
-    rows = [row for row, number in enumerate(here) if number in wanted]
+def _find_in_row_group(ids: set[int], row_group: tuple[str, int]) -> dict[int, bytes]:
+    group_ids = read_row_group(*row_group, ["id"])["id"].to_pylist()
+    rows = [row for row, number in enumerate(group_ids) if number in ids]
     if not rows:
         return {}
-    images = read_row_group(*place, ["image"])["image"]
-    return {here[row]: images[row].as_py() for row in rows}
+    images = read_row_group(*row_group, ["image"])["image"]
+    return {group_ids[row]: images[row].as_py() for row in rows}

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bcl_ray.data.decode import Pixels, decode
+from bcl_ray.data.image_check import FORMATS, checker_settings, image_size
 from bcl_ray.data.layout import Layout
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, read_row_group
-from bcl_ray.data.shards.staging import FORMATS, checking, image_sides
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
 from bcl_ray.experiment.options import ViewsConfig
 from bcl_ray.machine.errors import UserError
@@ -199,7 +199,7 @@ def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list
     """Views as in evaluation, uint8 (N, 1, H, W, 3), and why there is none: '' where there is."""
     views = np.zeros((len(images), 1, config.image_size, config.image_size, 3), np.uint8)
     faults = []
-    with checking(), one_thread():
+    with checker_settings(), one_thread():
         for view, image in zip(views, images, strict=True):
             try:
                 view[0] = _view(image, config)
@@ -212,7 +212,7 @@ def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list
 def _view(image: Image, config: ViewsConfig) -> Pixels:
     if isinstance(image, str):
         raise UserError(image)
-    width, height = image_sides(image, MAX_PIXELS, LABELLED)
+    width, height = image_size(image, MAX_PIXELS, LABELLED)
     height, width = resized_sides(height, width, config)
     if height * width > MAX_PIXELS:
         raise UserError(
