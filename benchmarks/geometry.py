@@ -18,10 +18,10 @@ import torch
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
-from bcl_ray.method.evaluation import Batch, geometry_metrics, represent
-from bcl_ray.method.geometry import Sample
+from bcl_ray.method.evaluation import Batch, collect_sample, geometry_metrics
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
+from bcl_ray.method.sample import Sample
 from bcl_ray.training.probe import EVALUATED_IMAGES, Probe
 from benchmarks import print_table
 from benchmarks.images import cifar_shards
@@ -61,7 +61,7 @@ def main() -> None:
     model, sample = learner.model, probe._training_sample
     steps = [batch(random, 256, 3) for _ in range(MEASURED)]
     # The test split's sample passes by anyway: its embeddings cost nothing more.
-    tested = represent(
+    tested = collect_sample(
         model,
         [batch(random, 256, 1) for _ in range(EVALUATED_IMAGES // 256)],
         experiment=experiment,
@@ -75,14 +75,14 @@ def main() -> None:
 
     parts: dict[str, Callable[[], object]] = {
         "training steps": lambda: list(train_epoch(learner, steps, epoch=0)),
-        "embedding the training sample": lambda: represent(
+        "embedding the training sample": lambda: collect_sample(
             model, sample, experiment=experiment, device=device
         ),
         "projecting the test sample": project,
         "measures of the training sample": lambda: geometry_metrics(model, trained, counts),
         "measures of the test sample": lambda: geometry_metrics(model, tested, counts),
     }
-    trained = represent(model, sample, experiment=experiment, device=device)
+    trained = collect_sample(model, sample, experiment=experiment, device=device)
     taken: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(TURNS):
         for name, part in parts.items():

@@ -122,7 +122,7 @@ def final_checkpoint(folder, experiment, history=()):
     )
     folder.mkdir(parents=True)
     checkpoint.save(state, folder)
-    return folder, learner.evaluated
+    return folder, learner.evaluation_model
 
 
 def found(experiment, run):

@@ -1,8 +1,8 @@
 """Backbones: networks that turn images into embeddings.
 
-What `model.backbone` stands for is a function of ModelConfig and of the class of batch norm to
-build with; it returns the network and the width of its embeddings. Its children are the stages
-that `train.compile` compiles one by one.
+`model.backbone` selects a function of the model's options and of the class of batch norm to use.
+It returns the network and the width of its embeddings. `train.compile` compiles the network's
+children one by one.
 
 Axes: N images, C channels, E embedding width, H x W pixels.
 """
@@ -18,9 +18,10 @@ BLOCKS_PER_STAGE = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
 
 
 def small_resnet(config: ModelConfig, norm: Any) -> tuple[nn.Module, int]:
-    """ResNet of 6 * blocks + 2 layers for small images; embeddings are 4 * width wide.
+    """A ResNet of 6 * blocks + 2 layers for small images, with E = 4 * model.width.
 
-    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
+    Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2,
+    https://arxiv.org/abs/1512.03385.
     """
     blocks, width = BLOCKS_PER_STAGE[config.backbone], config.width
     layers: list[nn.Module] = [
@@ -42,8 +43,8 @@ def small_resnet(config: ModelConfig, norm: Any) -> tuple[nn.Module, int]:
 
 
 def torchvision_network(config: ModelConfig, norm: Any) -> tuple[nn.Module, int]:
-    """A network of torchvision, without its final layer."""
-    import torchvision  # noqa: PLC0415 - seconds of import that small backbones need not pay
+    """A torchvision network without its final layer."""
+    import torchvision  # noqa: PLC0415 - takes seconds, and small backbones do not need it
 
     network = torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm)
     width = network.fc.in_features
@@ -52,7 +53,10 @@ def torchvision_network(config: ModelConfig, norm: Any) -> tuple[nn.Module, int]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut without parameters (option A of He et al., 2016)."""
+    """Two 3 x 3 convolutions and a shortcut without parameters.
+
+    The shortcut pads new channels with zeros: option A of He et al., CVPR 2016, section 4.1.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int, norm: Any) -> None:
         super().__init__()
@@ -61,13 +65,14 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = norm(channels)
         self.stride = stride
-        self.added = channels - channels_in
+        self.new_channels = channels - channels_in
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) to the block's channels and stride."""
+        """Map (N, channels_in, H, W) to (N, channels, H / stride, W / stride)."""
         hidden = functional.relu(self.norm1(self.conv1(pixels)))
         shortcut = pixels[:, :, :: self.stride, :: self.stride]
-        if self.added:
-            before = self.added // 2
-            shortcut = functional.pad(shortcut, (0, 0, 0, 0, before, self.added - before))
+        if self.new_channels:
+            before = self.new_channels // 2
+            padding = (0, 0, 0, 0, before, self.new_channels - before)
+            shortcut = functional.pad(shortcut, padding)
         return functional.relu(self.norm2(self.conv2(hidden)) + shortcut)

@@ -1,9 +1,11 @@
-"""Batch norm over the images of all workers.
+"""Batch normalisation over the images of all workers.
 
-torch has one, `nn.SyncBatchNorm`. It refuses CPUs; and on a GPU each of its layers asks, in every
-step, which workers have images at all, which makes the host wait for the device. Workers here have
-equally many, as every global batch does, so nothing need be asked. On GPUs torch's own kernels do
-the work, which keep a third of what plain operations keep for backward, in half as many launches.
+It replaces torch's `nn.SyncBatchNorm`, which does not run on CPUs, and whose layers on a GPU ask in
+every step which workers have images, so that the host has to wait for the device. Here every
+worker has the same number of images, as in every global batch, and there is nothing to ask.
+
+On GPUs, torch's own kernels do the work: they store a third of what plain operations store for
+backward, and need half as many kernel launches.
 
 Axes: N images of a worker, C channels, W workers.
 """
@@ -12,16 +14,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcl_ray.method.collectives import gather_with_grad, world_size
-from bcl_ray.method.precision import wide
+from bcl_ray.method.precision import at_least_float32
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm of (N, C, ...) over the images of all workers; alone it is torch's own."""
+    """Batch norm of (N, C, ...) over the images of all workers; with one worker, torch's own."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -29,19 +31,28 @@ class SyncBatchNorm(_BatchNorm):
     momentum: float
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, ...) to the same shape; a collective of all workers when they train."""
+        """Normalise (N, C, ...); in training, all workers have to call it together."""
         if not self.training or world_size() == 1:
             return super().forward(input)
         self.num_batches_tracked.add_(1)
-        return NORMALISATIONS[input.device.type](self, input)
+        return IMPLEMENTATIONS[input.device.type](self, input)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of axes: the projections' (N, C) and the backbone's (N, C, H, W)."""
+        """Accept any number of axes: projections have (N, C), the backbone has (N, C, H, W)."""
 
 
-def _by_operations(norm: SyncBatchNorm, input: Tensor) -> Tensor:
+# The classes for images and for vectors, by model.batch_norm. "classification_stats" is torch's
+# own batch norm in a network that treats the classification view separately.
+NORMS: dict[str, tuple[type[_BatchNorm], type[_BatchNorm]]] = {
+    "per_worker": (nn.BatchNorm2d, nn.BatchNorm1d),
+    "sync": (SyncBatchNorm, SyncBatchNorm),
+    "classification_stats": (nn.BatchNorm2d, nn.BatchNorm1d),
+}
+
+
+def _with_operations(norm: SyncBatchNorm, input: Tensor) -> Tensor:
     axes = [axis for axis in range(input.ndim) if axis != 1]
-    variances, means = torch.var_mean(wide(input), axes, correction=0)
+    variances, means = torch.var_mean(at_least_float32(input), axes, correction=0)
     pieces = gather_with_grad(torch.stack([means, variances])[None], dim=0)  # (W, 2, C)
     mean = pieces[:, 0].mean(0)
     variance = pieces[:, 1].mean(0) + (pieces[:, 0] - mean).square().mean(0)
@@ -54,10 +65,10 @@ def _by_operations(norm: SyncBatchNorm, input: Tensor) -> Tensor:
     return (input * scale.view(shape) + shift).to(input.dtype)
 
 
-def _by_kernels(norm: SyncBatchNorm, input: Tensor) -> Tensor:
+def _with_kernels(norm: SyncBatchNorm, input: Tensor) -> Tensor:
     if not input.is_contiguous(memory_format=torch.channels_last):
         input = input.contiguous()
-    normalised: Tensor = _Normalised.apply(
+    normalised: Tensor = _KernelBatchNorm.apply(
         input,
         norm.weight,
         norm.bias,
@@ -67,8 +78,8 @@ def _by_kernels(norm: SyncBatchNorm, input: Tensor) -> Tensor:
     return normalised
 
 
-class _Normalised(torch.autograd.Function):
-    """torch's kernels for batch norm in parts, with a collective between them."""
+class _KernelBatchNorm(torch.autograd.Function):
+    """torch's kernels for the parts of a batch norm, with a collective between them."""
 
     @staticmethod
     def forward(  # noqa: PLR0917
@@ -96,16 +107,17 @@ class _Normalised(torch.autograd.Function):
         input, weight, mean, inverse, counts = ctx.saved_tensors
         if not grad.is_contiguous(memory_format=torch.channels_last):
             grad = grad.contiguous()
-        # Those of weight and bias are this worker's: they are summed with all other gradients.
-        of_sum, of_product, to_weight, to_bias = torch.batch_norm_backward_reduce(
+        # The gradients of weight and bias stay this worker's own: GradientSum sums them later.
+        grad_sum, grad_product, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
             grad, input, mean, inverse, weight, True, True, True
         )
-        sums = torch.stack([of_sum, of_product])
+        sums = torch.stack([grad_sum, grad_product])
         dist.all_reduce(sums)
-        to_input = torch.batch_norm_backward_elemt(
+        grad_input = torch.batch_norm_backward_elemt(
             grad, input, mean, inverse, weight, sums[0], sums[1], counts.int()
         )
-        return to_input, to_weight, to_bias, None, None
+        return grad_input, grad_weight, grad_bias, None, None
 
 
-NORMALISATIONS = {"cpu": _by_operations, "cuda": _by_kernels}
+# By the type of the device.
+IMPLEMENTATIONS = {"cpu": _with_operations, "cuda": _with_kernels}

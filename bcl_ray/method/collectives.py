@@ -1,11 +1,13 @@
-"""What workers tell each other: every function is the identity when run alone.
+"""Communication between workers; with one worker, every function is the identity.
 
-Losses are shares that add up over workers, so gradients are summed, never averaged, and no
-factor of the world size appears anywhere. Axes: M = world_size * N images of all workers.
+Losses are shares that sum to the global loss. Gradients are therefore summed over workers, never
+averaged, and no factor of the world size appears anywhere.
+
+Axes: M = world_size * N images of all workers.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ def rank() -> int:
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
-    """The sum of every worker's tensor (any shape, the same on all), without gradient."""
+    """The sum of all workers' tensors, which have the same shape; without gradients."""
     if world_size() == 1:
         return tensor
     total = tensor.detach().clone()
@@ -37,54 +39,57 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
 
 
 def gather_with_grad(tensor: Tensor, dim: int) -> Tensor:
-    """All workers' tensors, in the order of their ranks, concatenated along `dim`.
+    """All workers' tensors, concatenated along `dim` in the order of ranks.
 
-    Backward sums over workers what each of them derived for this worker's piece: with losses
-    that are shares of one global loss, that is the gradient of the global loss.
+    Backward sums all workers' gradients for this worker's piece. If each worker's loss is its
+    share of one global loss, the sum is the gradient of the global loss.
 
     Args:
-        tensor: the same shape on every worker; integer tensors pass without gradient.
-        dim: the axis along which pieces are joined.
+        tensor: Has the same shape on every worker; integers have no gradient.
+        dim: The axis to concatenate along.
     """
     return tensor if world_size() == 1 else _Gather.apply(tensor, dim)
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """All workers' rows, in the order of their ranks, without gradient.
+    """All workers' rows in the order of ranks, without gradients.
 
     Args:
-        tensor: the same shape on every worker but for its first axis, and the same dtype.
+        tensor: The number of rows may differ between workers; the other axes and the dtype are
+            the same on all of them.
     """
     if world_size() == 1:
         return tensor
     sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
     rows = [int(size) for size in sizes]
-    padded = tensor.new_zeros(max(rows), *tensor.shape[1:])  # collectives want equal shapes
+    padded = tensor.new_zeros(max(rows), *tensor.shape[1:])  # collectives need equal shapes
     padded[: len(tensor)] = tensor
     pieces = [torch.empty_like(padded) for _ in rows]
     dist.all_gather(pieces, padded)
     return torch.cat([piece[:size] for piece, size in zip(pieces, rows, strict=True)])
 
 
-def begin_as_first_worker(model: nn.Module) -> None:
-    """Give every worker the first one's weights and buffers, in place; say where they differed.
+def broadcast_initial_state(model: nn.Module) -> None:
+    """Copy worker 0's weights and buffers to all workers, in place; warn if they differed.
 
-    Equal seeds make equal weights on machines of one kind; kernels of other CPUs may round
-    otherwise, and runs that begin apart never meet.
+    Equal seeds give equal weights only on machines of one kind: other CPUs' kernels may round
+    differently, and workers that start from different weights would stay different.
     """
     if world_size() == 1:
         return
     tensors = [_in_memory_order(t.detach()) for t in (*model.parameters(), *model.buffers())]
     own = torch.stack([_checksum(tensor) for tensor in tensors])
-    found = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(found, own)
+    checksums = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(checksums, own)
     if rank() == 0:
-        different = [str(n) for n, other in enumerate(found) if not torch.equal(other, found[0])]
+        different = [
+            str(n) for n, other in enumerate(checksums) if not torch.equal(other, checksums[0])
+        ]
         if different:
             logger.warning(
-                "initial weights of workers %s differ from those of worker 0, which all have now: "
-                "their machines round differently",
+                "the initial weights of workers %s differ from those of worker 0, because their "
+                "machines round differently; all workers now have those of worker 0",
                 ", ".join(different),
             )
     for tensor in tensors:
@@ -92,7 +97,7 @@ def begin_as_first_worker(model: nn.Module) -> None:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """Of the bits of a tensor of one axis, a scalar; exact, in any order of the additions."""
+    """An exact checksum of a tensor's bits, for any order of additions, as a scalar."""
     words = tensor.view(torch.int32).long()
     return (words * torch.arange(1, len(words) + 1, device=words.device)).sum()
 
@@ -114,43 +119,46 @@ class _Gather(torch.autograd.Function):
 
 
 class GradientSum:
-    """Sums gradients over workers while backward still runs, one bucket at a time.
+    """Sums gradients over workers, one bucket at a time, while backward is still running.
 
-    Buckets are fixed by the order of the parameters. DistributedDataParallel rebuilds its own
-    after the first step of each process, which changes the order of additions, so that a
-    resumed run would not repeat an undisturbed one bit for bit. It also averages.
+    It replaces DistributedDataParallel, which averages, and which forms new buckets after the
+    first step of each process. New buckets change the order of additions, so a resumed run would
+    not repeat an uninterrupted one bit for bit. Here the order of the parameters determines the
+    buckets.
 
-    Running statistics of batch norm travel along and are averaged at every step: they are the
-    same on all workers at all times, so that any worker's state is the run's state.
+    Batch norm's running statistics are averaged over workers in the same step. They are therefore
+    always the same on all workers, and the state of any worker is the state of the run.
+
+    Args:
+        model: The network, whose gradients and buffers are changed in place.
+        bucket_bytes: Size of a bucket from which on another one begins.
     """
 
     def __init__(self, model: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> None:
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self._buckets = _buckets(model.parameters(), bucket_bytes)
-        self._waiting = [len(bucket) for bucket in self._buckets]
-        self._next = 0  # the first bucket that has not been sent
+        self._missing = [len(bucket) for bucket in self._buckets]  # gradients still to come
+        self._next = 0  # the first bucket whose sum has not been started
         self._pending: list[tuple[Any, Tensor, list[Tensor]]] = []
         if world_size() > 1:
             for number, bucket in enumerate(self._buckets):
                 for parameter in bucket:
-                    hook = self._arrived(number)
-                    parameter.register_post_accumulate_grad_hook(hook)
+                    parameter.register_post_accumulate_grad_hook(self._make_hook(number))
 
-    def _arrived(self, number: int) -> Any:
-        def hook(_: Tensor) -> None:
-            self._waiting[number] -= 1
-            # In order of the buckets, as every worker must start the same collectives.
-            while self._next < len(self._buckets) and self._waiting[self._next] == 0:
-                self._send(self._buckets[self._next])
+    def _make_hook(self, number: int) -> Callable[[Tensor], None]:
+        def start_complete_buckets(_: Tensor) -> None:
+            self._missing[number] -= 1
+            # In the order of buckets, because all workers must start the same collectives.
+            while self._next < len(self._buckets) and self._missing[self._next] == 0:
+                self._start_bucket(self._buckets[self._next])
                 self._next += 1
 
-        return hook
+        return start_complete_buckets
 
-    def _send(self, bucket: list[nn.Parameter]) -> None:
-        gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
-        self._reduce(gradients)
+    def _start_bucket(self, bucket: list[nn.Parameter]) -> None:
+        self._start_sum([parameter.grad for parameter in bucket if parameter.grad is not None])
 
-    def _reduce(self, tensors: list[Tensor]) -> None:
+    def _start_sum(self, tensors: list[Tensor]) -> None:
         if tensors:
             flat = torch.cat([_in_memory_order(tensor) for tensor in tensors])
             self._pending.append((dist.all_reduce(flat, async_op=True), flat, tensors))
@@ -159,31 +167,33 @@ class GradientSum:
     def finish(self, terms: Tensor) -> None:
         """Wait until `.grad` holds the global batch's gradient; call after every backward.
 
-        A parameter that the loss does not reach keeps none; it must be the same on all workers.
+        A parameter that the loss does not depend on keeps no gradient; all workers must have the
+        same such parameters.
 
         Args:
-            terms: shares of the loss, (T,), which become their sums over workers on the way.
+            terms: This worker's shares of the terms of the loss, (T,); overwritten with their sums
+                over workers.
         """
         if world_size() == 1:
             return
-        for bucket in self._buckets[self._next :]:  # parameters that this loss does not reach
-            self._send(bucket)
+        for bucket in self._buckets[self._next :]:  # those that did not get all their gradients
+            self._start_bucket(bucket)
         if self._statistics:
             torch._foreach_div_(self._statistics, world_size())
-        self._reduce([*self._statistics, terms])
+        self._start_sum([*self._statistics, terms])
         for work, flat, tensors in self._pending:
             work.wait()
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])
             torch._foreach_copy_([_in_memory_order(tensor) for tensor in tensors], parts)
         self._pending.clear()
         self._next = 0
-        self._waiting = [len(bucket) for bucket in self._buckets]
+        self._missing = [len(bucket) for bucket in self._buckets]
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """A view of all values, (numel,), in the order in which they lie; channels_last or not.
+    """A view of all values in the order in which they lie in memory, (numel,).
 
-    `flatten` would copy tensors that are channels_last, here and on the way back.
+    `flatten` would copy channels_last tensors, both here and on the way back.
     """
     return tensor.as_strided((tensor.numel(),), (1,))
 

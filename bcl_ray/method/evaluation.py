@@ -1,7 +1,8 @@
-"""What a network says of a whole split, over all workers, in plain PyTorch.
+"""Evaluation of a network on a whole split, over all workers.
 
-Batches as in `loop`, with one view per image. Axes: N images, K classes, E embedding width, D
-feature width.
+Batches are as in `bcl_ray.method.loop`, with one view per image.
+
+Axes: N images, K classes, E embedding width, D feature width.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,39 +19,40 @@ from bcl_ray.data.views.transfer import Sender, Sent
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method import metrics
 from bcl_ray.method.collectives import gather_rows
-from bcl_ray.method.geometry import Sample, geometry, is_sampled, whole_sample
+from bcl_ray.method.geometry import geometry
 from bcl_ray.method.model import CosineClassifier, TwoBranch
-from bcl_ray.method.precision import autocast, wide
+from bcl_ray.method.precision import at_least_float32, autocast
+from bcl_ray.method.sample import Sample, gather_sample, is_sampled
 
 Batch = dict[str, np.ndarray]
 
 
 class Predictions(NamedTuple):
-    """What a network says of each image of a split, in the order of ids, on the CPU."""
+    """The predictions for a split, in the order of ids, on the CPU."""
 
     ids: Tensor
-    """(N,), int64."""
+    """Stable numbers of the images, (N,), int64."""
     labels: Tensor
-    """(N,), int64 in [0, K)."""
+    """True class of each image, (N,), int64 in [0, K)."""
     predicted: Tensor
-    """Class of the largest logit, (N,)."""
+    """Class with the largest logit, (N,)."""
     second: Tensor
-    """Class of the next one, (N,)."""
+    """Class with the second-largest logit, (N,)."""
     confidence: Tensor
-    """Probability of the predicted class, before calibration, (N,), float32."""
+    """Probability of the predicted class before calibration, (N,), float32 in [0, 1]."""
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found, over all workers and the same on each."""
+    """The results of an evaluation over all workers; the same on each of them."""
 
     metrics: dict[str, float]
     """By name: those of `metrics.evaluation_metrics`, and images/evaluated."""
     class_accuracy: NDArray[np.float64]
-    """Of each class in per cent, (K,); NaN without images."""
+    """Accuracy of each class in per cent, (K,); NaN for a class without images."""
     counts: metrics.EvaluationCounts
     predictions: Predictions
     sample: Sample
-    """The images that were asked for by `shares`."""
+    """The images selected by `shares`."""
 
 
 @torch.no_grad()
@@ -64,93 +66,98 @@ def evaluate(
     device: torch.device,
     shares: NDArray[np.float64] | None = None,
 ) -> Evaluation:
-    """Accuracy, calibration and predictions over all workers, every image counted exactly once.
+    """Accuracy, calibration and predictions over all workers; every image counts exactly once.
 
     Args:
-        model: the network to evaluate.
-        batches: this worker's part of the split, or what a `Sender` made of it.
-        experiment: its views, loss and precision.
-        class_counts: training images per class, (K,), which make the shot groups.
-        rows: images that the manifest says there are.
-        device: where the model is.
-        shares: of each class's images to keep in a sample, (K,); None: of no image.
+        model: The network to evaluate.
+        batches: This worker's part of the split, or the same batches from a `Sender`.
+        experiment: Provides the options of views, loss and precision.
+        class_counts: Training images of each class, (K,), which determine the shot groups.
+        rows: Number of images in the split, from the manifest.
+        device: Where the model is.
+        shares: Share of each class's images to keep in a sample, (K,), in [0, 1]; None for an
+            empty sample.
 
     Raises:
-        RuntimeError: the number of images counted is not `rows`, or one was counted twice.
+        RuntimeError: The number of images is not `rows`, or an image occurs twice.
     """
     model.eval()
-    counts = metrics.no_counts(len(class_counts), device)
+    counts = metrics.empty_counts(len(class_counts), device)
     predictions = [_no_predictions(device)]
-    sample = [_no_sample(model, experiment, device)]
+    sample = [_empty_sample(model, experiment, device)]
     sender = Sender(device, experiment.views)
     for sent, embeddings, logits in _outputs(model, batches, experiment, sender):
         labels, ids = sent.tensors["labels"], sent.tensors["ids"]
         counts += metrics.count_batch(logits, labels, sent.host["ids"])
-        probabilities, classes = logits.float().softmax(dim=1).topk(2)
-        found = (ids, labels, classes[:, 0], classes[:, 1], probabilities[:, 0])
-        predictions.append(Predictions(*found))
+        predictions.append(_predict(ids, labels, logits))
         if shares is not None:
             chosen = np.flatnonzero(is_sampled(sent.host["ids"], sent.host["labels"], shares))
-            rows_of = sender.arrays({"rows": chosen})["rows"]
-            sample.append(
-                _sample(model, ids[rows_of], labels[rows_of], embeddings[rows_of], experiment)
-            )
-    counts, everyone = counts.over_workers(), _whole(predictions)
-    counted, different = int(counts.total.sum()), len(np.unique(everyone.ids.numpy()))
-    if not counted == different == rows:
-        raise RuntimeError(
-            f"evaluation counted {counted} images of {rows}, {different} of them different: every "
-            "image must be counted once; this is a fault of the stream, not of the data"
-        )
-    measured = metrics.evaluation_metrics(counts, class_counts)
+            positions = sender.arrays({"rows": chosen})["rows"]
+            columns = (ids[positions], labels[positions], embeddings[positions])
+            sample.append(_sample_part(model, *columns, experiment))
+    counts, all_predictions = counts.over_workers(), _gather_predictions(predictions)
+    _check_number_of_images(counts, all_predictions, rows)
     return Evaluation(
-        {**measured, "images/evaluated": float(counted)},
+        {**metrics.evaluation_metrics(counts, class_counts), "images/evaluated": float(rows)},
         metrics.class_accuracy(counts.correct, counts.total).cpu().numpy(),
         counts,
-        everyone,
-        whole_sample(sample),
+        all_predictions,
+        gather_sample(sample),
     )
 
 
 @torch.no_grad()
-def represent(
+def collect_sample(
     model: TwoBranch,
     batches: Iterable[Batch | Sent],
     *,
     experiment: Experiment,
     device: torch.device,
 ) -> Sample:
-    """What the network makes of all images of all workers' batches; arguments as `evaluate`'s."""
+    """A sample of all images in all workers' batches.
+
+    Args:
+        model: The network that represents the images.
+        batches: This worker's batches, or the same batches from a `Sender`.
+        experiment: Provides the options of views, loss and precision.
+        device: Where the model is.
+    """
     model.eval()
-    parts = [_no_sample(model, experiment, device)]
+    parts = [_empty_sample(model, experiment, device)]
     sender = Sender(device, experiment.views)
     for sent, embeddings, _ in _outputs(model, batches, experiment, sender):
         labels, ids = sent.tensors["labels"], sent.tensors["ids"]
-        parts.append(_sample(model, ids, labels, embeddings, experiment))
-    return whole_sample(parts)
+        parts.append(_sample_part(model, ids, labels, embeddings, experiment))
+    return gather_sample(parts)
 
 
 @torch.no_grad()
 def geometry_metrics(
     model: TwoBranch, sample: Sample, class_counts: NDArray[np.int64], where: str = ""
 ) -> dict[str, float]:
-    """`geometry` of a sample's embeddings, and of its features where the loss contrasts them.
+    """`geometry` of a sample's embeddings, and of its features if it has any.
 
-    Named geometry/... and geometry/features/..., or geometry/<where>/... and
-    geometry/<where>_features/...; the classifier's rows belong to embeddings, the prototypes to
-    features.
+    Embeddings are compared with the classifier's weights, features with the prototypes.
+
+    Args:
+        model: The network that represented the sample.
+        sample: The sample, on the CPU.
+        class_counts: Training images of each class, (K,).
+        where: Name of the split in the metrics' names; empty for the evaluation split.
+
+    Returns:
+        Metrics named geometry/... and geometry/features/...; with `where`, geometry/<where>/... and
+        geometry/<where>_features/....
     """
-    weight = wide(model.classifier.weight).cpu()
-    if isinstance(model.classifier, CosineClassifier):  # their length is not used
+    weight = at_least_float32(model.classifier.weight).cpu()
+    if isinstance(model.classifier, CosineClassifier):  # it ignores the length of its weights
         weight = functional.normalize(weight)
-    found = _named(
-        where,
-        geometry(sample.embeddings, sample.labels, class_counts, {"classifier": weight}),
-    )
+    values = geometry(sample.embeddings, sample.labels, class_counts, {"classifier": weight})
+    found = _with_prefix(where, values)
     if sample.features.shape[1]:
         prototypes = {"prototype": model.prototypes().cpu()}
-        name = f"{where}_features" if where else "features"
-        found |= _named(name, geometry(sample.features, sample.labels, class_counts, prototypes))
+        values = geometry(sample.features, sample.labels, class_counts, prototypes)
+        found |= _with_prefix(f"{where}_features" if where else "features", values)
     return found
 
 
@@ -165,43 +172,64 @@ def _outputs(
     for batch in batches:
         sent = batch if isinstance(batch, Sent) else sender.evaluation([batch])
         images = normalized(sent.arrived()["views"], experiment.views)[0]
-        # Eager: batches differ in size, and a compiled network would be compiled for each.
+        # Without compilation: batches differ in size, and each size would be compiled.
         with precision, torch.compiler.set_stance("force_eager"):
             embeddings = model.embed(images)
             logits = model.classifier(embeddings)
         yield sent, embeddings, logits
 
 
-def _sample(
+def _predict(ids: Tensor, labels: Tensor, logits: Tensor) -> Predictions:
+    probabilities, classes = logits.float().softmax(dim=1).topk(2)
+    return Predictions(ids, labels, classes[:, 0], classes[:, 1], probabilities[:, 0])
+
+
+def _no_predictions(device: torch.device) -> Predictions:
+    no_ids = _empty_ids(device)
+    return Predictions(no_ids, no_ids, no_ids, no_ids, no_ids.float())
+
+
+def _gather_predictions(parts: list[Predictions]) -> Predictions:
+    columns = [gather_rows(torch.cat(column)).cpu() for column in zip(*parts, strict=True)]
+    order = columns[0].argsort()
+    return Predictions(*(column[order] for column in columns))
+
+
+def _check_number_of_images(
+    counts: metrics.EvaluationCounts, predictions: Predictions, rows: int
+) -> None:
+    counted, different = int(counts.total.sum()), len(np.unique(predictions.ids.numpy()))
+    if not counted == different == rows:
+        raise RuntimeError(
+            f"evaluation counted {counted} images, {different} of them different, but the split "
+            f"has {rows}: every image must count exactly once. This is an error in the stream of "
+            "batches, not in the data"
+        )
+
+
+def _sample_part(
     model: TwoBranch, ids: Tensor, labels: Tensor, embeddings: Tensor, experiment: Experiment
 ) -> Sample:
-    """A part of a sample; features only where the loss teaches them."""
-    embeddings = wide(embeddings)
+    """A part of a sample; it has features only if the loss trains them."""
+    embeddings = at_least_float32(embeddings)
     if experiment.loss.is_contrastive:
         return Sample(ids, labels, embeddings, model.project(embeddings))
     return Sample(ids, labels, embeddings, embeddings[:, :0])
 
 
-def _no_sample(model: TwoBranch, experiment: Experiment, device: torch.device) -> Sample:
-    """A part without images, which says how wide those with images are."""
-    weight = wide(model.classifier.weight)
-    none = torch.empty(0, dtype=torch.int64, device=device)
+def _empty_sample(model: TwoBranch, experiment: Experiment, device: torch.device) -> Sample:
+    """A part without images, so that a worker without batches has the same columns."""
+    weight = at_least_float32(model.classifier.weight)
     width = model.feature_dim if experiment.loss.is_contrastive else 0
-    empty = weight.new_empty(0, weight.shape[1])
-    return Sample(none, none, empty, weight.new_empty(0, width))
+    no_ids = _empty_ids(device)
+    no_features = weight.new_empty(0, width)
+    return Sample(no_ids, no_ids, weight.new_empty(0, weight.shape[1]), no_features)
 
 
-def _no_predictions(device: torch.device) -> Predictions:
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    return Predictions(none, none, none, none, none.float())
+def _empty_ids(device: torch.device) -> Tensor:
+    return torch.empty(0, dtype=torch.int64, device=device)
 
 
-def _whole(parts: list[Predictions]) -> Predictions:
-    joined = [gather_rows(torch.cat(column)).cpu() for column in zip(*parts, strict=True)]
-    order = joined[0].argsort()
-    return Predictions(*(column[order] for column in joined))
-
-
-def _named(where: str, found: dict[str, float]) -> dict[str, float]:
+def _with_prefix(where: str, values: dict[str, float]) -> dict[str, float]:
     prefix = f"geometry/{where}/" if where else "geometry/"
-    return {prefix + name: value for name, value in found.items()}
+    return {prefix + name: value for name, value in values.items()}

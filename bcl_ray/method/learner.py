@@ -1,4 +1,4 @@
-"""What one worker trains, and what it saves and restores; plain PyTorch."""
+"""The training state of one worker: network, optimiser, moving average and progress."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bcl_ray.data.longtail import log_prior
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.method.collectives import GradientSum, begin_as_first_worker
+from bcl_ray.method.collectives import GradientSum, broadcast_initial_state
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.optim import make_optimizer
 from bcl_ray.method.precision import autocast
@@ -21,18 +21,18 @@ TERMS = ("loss/total", "loss/classification", "loss/contrastive")
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss or a weight is infinite or not a number; raised on all workers at the same step."""
+    """The loss or a weight is infinite or NaN; raised on all workers at the same step."""
 
 
 class Learner:
-    """What one worker trains: network, optimiser, average, and its place in the run.
+    """The network that a worker trains, and everything that changes with it.
 
     Args:
-        experiment: what to train; its seed fixes the initial weights, and model.weights those of
-            the backbone.
-        class_counts: training images per class, (K,).
-        steps_per_epoch: of the epoch plan.
-        device: where to train.
+        experiment: The options. train.seed determines the initial weights, and model.weights
+            replaces those of the backbone.
+        class_counts: Training images of each class, (K,).
+        steps_per_epoch: Steps per epoch of the epoch plan.
+        device: Where to train.
 
     Raises:
         ValueError: model.weights does not fit the backbone.
@@ -55,7 +55,7 @@ class Learner:
             load_backbone(self.model, experiment.model.weights)
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, experiment.optim)
-        begin_as_first_worker(self.model)
+        broadcast_initial_state(self.model)
         self.average = copy.deepcopy(self.model) if experiment.train.ema_decay > 0 else None
         self.gradients = GradientSum(self.model)
         if experiment.train.compile:
@@ -64,12 +64,16 @@ class Learner:
         self.sender = Sender(device, experiment.views, experiment.train.seed)
         self.autocast = autocast(experiment.train.precision, device)
         self.step = 0
+        # TERMS summed over the steps of the current epoch.
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
 
-    def state(self, **about: Any) -> State:
-        """Everything that a resume needs; `about` fills in what is not the learner's.
+    def state(self, **run_fields: Any) -> State:
+        """Everything that a resumed run needs.
 
-        It shares its tensors with the learner: save it before the next step.
+        Its tensors are the learner's own: save them before the next step changes them.
+
+        Args:
+            run_fields: The fields of State that describe the run and not the learner.
         """
         return State(
             step=self.step,
@@ -78,11 +82,11 @@ class Learner:
             average=None if self.average is None else self.average.state_dict(),
             sums=self.sums,
             experiment=self.experiment.to_yaml(),
-            **about,
+            **run_fields,
         )
 
     def restore(self, state: State) -> None:
-        """Continue from a state, of any number of workers."""
+        """Continue from a state that a run with any number of workers has saved."""
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         if self.average is not None and state.average is not None:
@@ -92,43 +96,50 @@ class Learner:
         torch.set_rng_state(state.random_state)
 
     def check(self) -> None:
-        """Wait for the device, and make sure that the state is worth saving.
+        """Check, before a state is saved, that the loss and all weights are finite.
 
-        A finite loss is not enough: it says nothing of the weights that its step has made. All
-        workers come to the same answer, so call it on all of them, not on the one that saves.
+        The loss alone is not enough, because it was computed before its step changed the weights.
+        Waits for the device. All workers get the same result, so all have to call it, not only the
+        worker that saves.
 
         Raises:
-            NonFiniteLossError: naming the step.
+            NonFiniteLossError: A value is not finite; the error has the step.
         """
-        tensors = [self.sums, *_floating(self.model)]
+        tensors = [self.sums, *_float_tensors(self.model)]
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
-            raise not_finite(self.step, "the loss or a weight is")
+            raise non_finite_error(self.step, "the loss or a weight is")
 
     @torch.no_grad()
     def move_average(self) -> None:
-        """Move the weights' average by one step, where there is one."""
+        """Update the moving average of the weights after a step, if train.ema_decay asks for it."""
         if self.average is not None:
-            # torch's AveragedModel has its counter on the host and sends it at every step. The
-            # warm-up is that of TensorFlow's ExponentialMovingAverage.
+            # Not torch's AveragedModel, which copies its counter to the device at every step. The
+            # warm-up of the decay is that of TensorFlow's ExponentialMovingAverage.
             decay = min(self.experiment.train.ema_decay, (1 + self.step) / (10 + self.step))
-            share = 1 - decay
-            torch._foreach_lerp_(_floating(self.average), _floating(self.model), share)
+            torch._foreach_lerp_(
+                _float_tensors(self.average), _float_tensors(self.model), 1 - decay
+            )
 
     @property
-    def evaluated(self) -> TwoBranch:
-        """The network that is evaluated and exported: the average, where there is one."""
+    def evaluation_model(self) -> TwoBranch:
+        """The network to evaluate and export: the moving average if there is one."""
         return self.model if self.average is None else self.average
 
 
-def _floating(model: nn.Module) -> list[Tensor]:
-    """Weights and running statistics; not batch norm's counters, which nothing reads."""
+def _float_tensors(model: nn.Module) -> list[Tensor]:
+    """Weights and running statistics, without the counters of batch norm, which are not used."""
     tensors = (*model.parameters(), *model.buffers())
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-def not_finite(step: int, what: str) -> NonFiniteLossError:
-    """The error of a step, with what to do about it."""
+def non_finite_error(step: int, subject: str) -> NonFiniteLossError:
+    """The error of a step, with what to do about it.
+
+    Args:
+        step: Number of the step.
+        subject: What is not finite, with its verb: "the loss is".
+    """
     return NonFiniteLossError(
-        f"step {step}: {what} not finite; checkpoints from before it are kept: begin another run "
-        "with a lower optim.lr or a higher loss.temperature"
+        f"step {step}: {subject} not finite; checkpoints from before it are kept: begin another "
+        "run with a lower optim.lr or a higher loss.temperature"
     )

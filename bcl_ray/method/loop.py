@@ -1,9 +1,10 @@
-"""One epoch of training, in plain PyTorch.
+"""One epoch of training on any iterable of batches; needs torch, but neither Ray nor MLflow.
 
-It takes any iterable of batches, so that it runs on a machine that has torch alone. A batch is
-`views` uint8 (N, 1 + V, H, W, 3), `labels` int64 (N,), `ids` int64 (N,). Every worker's batch has
-the same N, as the epoch plan deals it: with unequal ones the workers would wait for each other
-for ever. Axes: N a worker's images, V contrastive views, K classes.
+A batch is a dict with `views` uint8 (N, 1 + V, H, W, 3), `labels` int64 (N,) and `ids` int64 (N,).
+The epoch plan gives all workers batches with the same N: otherwise they would wait for each other
+forever.
+
+Axes: N images of a worker, V contrastive views, K classes, H x W pixels.
 """
 
 import time
@@ -17,33 +18,31 @@ from torch import Tensor
 from bcl_ray.data.views.device import transformed
 from bcl_ray.data.views.transfer import Sent
 from bcl_ray.method.collectives import world_size
-from bcl_ray.method.learner import TERMS, Learner, not_finite
+from bcl_ray.method.learner import TERMS, Learner, non_finite_error
 from bcl_ray.method.model import Outputs
 from bcl_ray.method.objectives import global_loss
 from bcl_ray.method.optim import learning_rate
-from bcl_ray.method.precision import fixed_shapes
+from bcl_ray.method.precision import cudnn_benchmark
 
 Batch = dict[str, np.ndarray]
-SIGNALS = ("stop", "restart")  # what a worker may tell the others while it trains
+Signals = frozenset[str]
+SIGNALS = ("stop", "restart")  # what a worker can ask all workers to do
 
 
 @dataclass
 class Step:
-    """One training step, as `train_epoch` yields it.
-
-    Args:
-        step: steps of the whole run that are done.
-        terms: TERMS of the global batch, (3,), still on the device.
-        waited: seconds that the step waited for its batch.
-        images: images of the global batch.
-        signals: which of SIGNALS any worker gave, at the step before; the same on all workers.
-    """
+    """One training step, as `train_epoch` yields it."""
 
     step: int
+    """Number of completed steps of the run."""
     terms: Tensor
+    """TERMS of the global batch, (3,), still on the device."""
     waited: float
+    """Seconds that the step waited for its batch."""
     images: int
-    signals: frozenset[str]
+    """Images of the global batch."""
+    signals: Signals
+    """Those of SIGNALS that any worker gave in the step before; the same on all workers."""
 
 
 def train_epoch(
@@ -51,26 +50,27 @@ def train_epoch(
     batches: Iterable[Batch | Sent],
     *,
     epoch: int,
-    signals: Callable[[], frozenset[str]] = frozenset,
+    signals: Callable[[], Signals] = frozenset,
 ) -> Iterator[Step]:
-    """Train on an epoch's batches, or on those that are left of it; yields every step.
+    """Train on the batches of an epoch, or on the rest of them, and yield every step.
+
+    The loss of a step is checked one step later: by then the host has its value and does not have
+    to wait for the device. The last loss is checked before this generator ends. Before a state is
+    saved in the middle of an epoch, `Learner.check` checks at once.
 
     Args:
-        learner: what is trained.
-        batches: this worker's, or what `Learner.sender` made of them, which is faster.
-        epoch: its number, which the views depend on.
-        signals: asked at every step which of SIGNALS this worker gives. They travel with the
-            gradients, so that all workers learn of them at the same step, at no cost.
-
-    The loss is checked one step late: by then its value is there, and asking for it does not
-    make the device wait. Before a state is saved in the middle of an epoch, `Learner.check` does
-    it at once; at the end this generator has called it.
+        learner: The network and its state, which are changed in place.
+        batches: This worker's batches; the same batches from `Learner.sender` are faster.
+        epoch: Number of the epoch, from which the views are derived.
+        signals: Called at every step for those of SIGNALS that this worker gives. They are summed
+            together with the gradients, so all workers get them at the same step.
 
     Raises:
-        NonFiniteLossError: on all workers at once, naming the step.
+        NonFiniteLossError: The loss or a weight is not finite; raised on all workers at the same
+            step.
     """
     learner.model.train()
-    with fixed_shapes():
+    with cudnn_benchmark():
         yield from _steps(learner, batches, epoch, signals)
     learner.check()
 
@@ -79,12 +79,12 @@ def _steps(
     learner: Learner,
     batches: Iterable[Batch | Sent],
     epoch: int,
-    signals: Callable[[], frozenset[str]],
+    signals: Callable[[], Signals],
 ) -> Iterator[Step]:
-    check_previous: Callable[[], frozenset[str]] = frozenset
-    asked = time.perf_counter()
+    read_previous: Callable[[], Signals] = frozenset
+    requested = time.perf_counter()
     for batch in batches:
-        waited = time.perf_counter() - asked
+        waited = time.perf_counter() - requested
         lr = learning_rate(
             learner.step,
             learner.steps_per_epoch,
@@ -94,17 +94,22 @@ def _steps(
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
         sent = batch if isinstance(batch, Sent) else learner.sender.training([batch], epoch)
-        told = _train_step(learner, sent, signals())
-        given = check_previous()
-        check_previous = _late_check(learner.step, told)
+        sums = _train_step(learner, sent, signals())
+        previous_signals = read_previous()
+        read_previous = _copy_to_host(learner.step, sums)
         images = len(sent.host["labels"]) * world_size()
-        yield Step(learner.step, told[: len(TERMS)], waited, images, given)
-        asked = time.perf_counter()
-    check_previous()
+        yield Step(learner.step, sums[: len(TERMS)], waited, images, previous_signals)
+        requested = time.perf_counter()
+    read_previous()
 
 
-def _train_step(learner: Learner, sent: Sent, signals: frozenset[str]) -> Tensor:
-    """One step; returns TERMS of the global batch, and how many workers gave each of SIGNALS."""
+def _train_step(learner: Learner, sent: Sent, signals: Signals) -> Tensor:
+    """Train on one batch.
+
+    Returns:
+        Sums over workers, (5,): TERMS of the global batch, then for each of SIGNALS the number of
+        workers that gave it.
+    """
     experiment = learner.experiment
     arrays, labels = sent.arrived(), sent.tensors["labels"]
     views = transformed(arrays["views"], sent.passes, arrays, experiment.views)
@@ -113,33 +118,37 @@ def _train_step(learner: Learner, sent: Sent, signals: frozenset[str]) -> Tensor
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()
-    # Filled on the device: a list would be copied there, and the host would wait for it.
-    given = [terms.new_full((1,), float(name in signals)) for name in SIGNALS]
-    told = torch.cat([terms, *given])
-    learner.gradients.finish(told)
+    # Filled on the device: the host would have to wait for a list to be copied there.
+    flags = [terms.new_full((1,), float(name in signals)) for name in SIGNALS]
+    sums = torch.cat([terms, *flags])
+    learner.gradients.finish(sums)
     learner.optimizer.step()
     learner.move_average()
     learner.step += 1
-    learner.sums += told[: len(TERMS)]
-    return told
+    learner.sums += sums[: len(TERMS)]
+    return sums
 
 
-def _late_check(step: int, told: Tensor) -> Callable[[], frozenset[str]]:
-    """Start to copy what a step told to the host; the result waits for that copy and checks it."""
-    values = told.to("cpu", non_blocking=True)
-    # Reading `told` later would wait for all that has been queued since, the next step above all.
-    copied = torch.Event(told.device) if told.is_cuda else None
+def _copy_to_host(step: int, sums: Tensor) -> Callable[[], Signals]:
+    """Start to copy the sums of a step to the host.
+
+    Returns:
+        A function that waits for the copy, checks the loss, and returns the signals.
+    """
+    values = sums.to("cpu", non_blocking=True)
+    # Reading `sums` later would also wait for everything queued since, such as the next step.
+    copied = torch.Event(sums.device) if sums.is_cuda else None
     if copied is not None:
         copied.record()
 
-    def check() -> frozenset[str]:
+    def read() -> Signals:
         if copied is not None:
             copied.synchronize()
         if not values.isfinite().all():
-            named = zip(TERMS, values.tolist(), strict=False)
-            found = ", ".join(f"{name} {value}" for name, value in named)
-            raise not_finite(step, f"the loss ({found}) is")
-        given = zip(SIGNALS, values[len(TERMS) :].tolist(), strict=True)
-        return frozenset(name for name, workers in given if workers)
+            terms = zip(TERMS, values.tolist(), strict=False)
+            text = ", ".join(f"{name} {value}" for name, value in terms)
+            raise non_finite_error(step, f"the loss ({text}) is")
+        workers = zip(SIGNALS, values[len(TERMS) :].tolist(), strict=True)
+        return frozenset(name for name, number in workers if number)
 
-    return check
+    return read

@@ -1,35 +1,55 @@
 """Balanced contrastive, supervised contrastive and logit-adjusted losses over a global batch.
 
-Shares add up: each worker passes its own anchors and everyone's keys, and gets its share of the
-global batch's loss. The sum of the shares is the loss, and the sum of their gradients over
-workers is its gradient. All is computed in float32 (float64 stays) whatever autocast says, and
-no value is read on the host, so that a device never waits for it.
+Each worker passes its own images as anchors and the images of all workers as keys, and gets its
+share of the global batch's loss. Summed over workers, the shares are the loss, and their gradients
+are its gradient. Everything is computed in float32 (in float64 for inputs of that dtype), also
+under autocast. No function reads a tensor's values on the host, so a GPU never has to be waited
+for.
 
 Axes: N local images, M images of all workers, V contrastive views, A = V * N anchors,
 B = V * M keys, K classes, D feature width.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from bcl_ray.method.precision import wide
+from bcl_ray.method.precision import at_least_float32
+from bcl_ray.method.prototype_terms import prototype_terms
 
 AnchorMean = Literal["instance", "class"]
 
 
 class Keys(NamedTuple):
-    """What anchors are compared with: the contrastive views of all workers' images."""
+    """The contrastive views of all workers' images, which anchors are compared with."""
 
     features: Tensor
-    """(V, M, D), unit norm; gradient flows into them."""
+    """Unit-norm features, (V, M, D); gradients flow into them."""
     labels: Tensor
-    """(M,), int64 in [0, K)."""
+    """Class of each image, (M,), int64 in [0, K)."""
     offset: int
     """Position of the first local image among the M."""
+
+
+class _Comparison(NamedTuple):
+    """Every anchor against every key; (A, B) each."""
+
+    similarity: Tensor
+    """Cosine similarity divided by the temperature."""
+    same_class: Tensor
+    is_self: Tensor
+    """Whether the key is the anchor itself."""
+
+    def logsumexp_others(self, scores: Tensor) -> Tensor:
+        """Log of the sum of exp(scores), (A, B), over an anchor's other keys, (A,)."""
+        return scores.masked_fill(self.is_self, -torch.inf).logsumexp(1)
+
+    def positive_sum(self) -> Tensor:
+        """Sum of an anchor's similarities to the other keys of its class, (A,)."""
+        return (self.similarity * (self.same_class & ~self.is_self)).sum(1)
 
 
 def balanced_contrastive_loss(
@@ -41,57 +61,65 @@ def balanced_contrastive_loss(
     anchor_mean: AnchorMean = "instance",
     keys: Keys | None = None,
 ) -> Tensor:
-    """Contrastive loss in which every class weighs the same among an anchor's keys.
+    """Supervised contrastive loss in which every class has the same weight in the denominator.
 
-    Each class enters the denominator as the mean over its keys and its prototype (class
-    averaging), so that a class that the batch lacks is still there (class complement). Divisors
-    are those of the authors' released code: n_y for the anchor's own class, without the anchor
-    itself, and n_k + 1 for the others; the paper's text has n_k + 1 throughout.
+    Class averaging: each class enters the denominator as the mean over its keys and its
+    prototype. Class complement: through its prototype, a class enters it even if the batch has no
+    image of that class. The divisors are those of the authors' code: n_y for the anchor's own
+    class, whose keys do not include the anchor itself, and n_k + 1 for the other classes, where
+    n_k counts the keys of class k. The paper's text divides by n_k + 1 for all classes.
 
     Args:
-        features: unit-norm features of the local contrastive views, (V, N, D).
-        prototypes: unit-norm, one per class, (K, D); the same on every worker.
-        labels: class of each local image, (N,), int64 in [0, K).
-        temperature: divides cosine similarities; unitless, > 0.
-        anchor_mean: "instance" averages over anchors as published; "class" over the classes
-            that the global batch holds, which makes the regular simplex the optimum for
-            long-tailed batches too.
-        keys: the global batch; None when these images are all of it.
+        features: Unit-norm features of the local contrastive views, (V, N, D).
+        prototypes: Unit-norm class prototypes, (K, D); the same on every worker.
+        labels: Class of each local image, (N,), int64 in [0, K).
+        temperature: Divides cosine similarities; unitless, > 0.
+        anchor_mean: "instance" gives every anchor the same weight, as the authors' code does.
+            "class" gives every class in the global batch the same weight, which makes the regular
+            simplex the optimum for long-tailed batches too.
+        keys: The global batch; None if the local images are all of it.
 
     Returns:
-        Scalar: this worker's share of the global batch's loss.
+        This worker's share of the global batch's loss, a scalar.
 
     Raises:
-        ValueError: shapes that do not fit together, or an option out of range.
+        ValueError: Shapes do not match, or an option is out of range.
 
-    Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition", CVPR 2022.
+    Source: Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition",
+    CVPR 2022, https://arxiv.org/abs/2207.09052.
     """
-    keys = _checked(features, labels, keys, temperature, anchor_mean)
+    keys = _check_inputs(features, labels, keys, temperature, anchor_mean)
     if prototypes.ndim != 2 or prototypes.shape[1] != features.shape[2]:
         raise ValueError(
             f"prototypes must have shape (K, {features.shape[2]}), got {tuple(prototypes.shape)}"
         )
     num_views, num_keys, _ = keys.features.shape
     with torch.autocast(features.device.type, enabled=False):
-        anchors = wide(features).flatten(0, 1)  # (A, D)
+        anchors = at_least_float32(features).flatten(0, 1)  # (A, D)
         anchor_labels = labels.repeat(num_views)  # (A,)
         key_labels = keys.labels.repeat(num_views)  # (B,)
-        # Not bincount: on a GPU it waits for the largest label.
-        sizes = anchors.new_zeros(len(prototypes)).index_add_(
+        # Not bincount, which makes the host wait for a GPU to find the largest label.
+        class_sizes = anchors.new_zeros(len(prototypes)).index_add_(
             0, key_labels, anchors.new_ones(num_views * num_keys)
         )  # (K,), n_k
-        own_size = sizes[anchor_labels]  # (A,), n_y
-        log_own, log_other = own_size.log(), (sizes + 1).log()
+        own_size = class_sizes[anchor_labels]  # (A,), n_y
+        log_own, log_other = own_size.log(), (class_sizes + 1).log()
 
-        similarity, same, is_self = _compare(anchors, anchor_labels, keys, temperature)  # (A, B)
-        log_divisor = torch.where(same, log_own[:, None], log_other[key_labels])
-        among_views = (similarity - log_divisor).masked_fill(is_self, -torch.inf).logsumexp(1)
-        among_prototypes, to_own = _PrototypeBlock.apply(
-            anchors, wide(prototypes), anchor_labels, log_own, log_other, temperature
+        compared = _compare(anchors, anchor_labels, keys, temperature)
+        log_divisor = torch.where(compared.same_class, log_own[:, None], log_other[key_labels])
+        prototype_denominator, own_prototype = prototype_terms(
+            anchors,
+            at_least_float32(prototypes),
+            anchor_labels,
+            log_own,
+            log_other,
+            temperature=temperature,
         )
-        positives = (similarity * (same & ~is_self)).sum(1) + to_own
-        losses = torch.logaddexp(among_views, among_prototypes) - positives / own_size  # (A,)
-        weights = _anchor_weights(own_size, (sizes > 0).sum(), len(key_labels), anchor_mean)
+        key_denominator = compared.logsumexp_others(compared.similarity - log_divisor)
+        log_denominator = torch.logaddexp(key_denominator, prototype_denominator)
+        losses = log_denominator - (compared.positive_sum() + own_prototype) / own_size  # (A,)
+        num_present = (class_sizes > 0).sum()
+        weights = ANCHOR_WEIGHTS[anchor_mean](own_size, num_present, len(key_labels))
         return torch.dot(weights, losses)
 
 
@@ -103,14 +131,26 @@ def supervised_contrastive_loss(
     anchor_mean: AnchorMean = "instance",
     keys: Keys | None = None,
 ) -> Tensor:
-    """Supervised contrastive loss: all other keys in the denominator, each weighing the same.
+    """Supervised contrastive loss: every other key has the same weight in the denominator.
 
-    Arguments, return value and errors as in `balanced_contrastive_loss`, without prototypes;
-    V must be at least 2, so that every anchor has a positive.
+    Args:
+        features: Unit-norm features of the local contrastive views, (V, N, D). V must be at least
+            2, so that every anchor has a positive.
+        labels: Class of each local image, (N,), int64 in [0, K).
+        temperature: Divides cosine similarities; unitless, > 0.
+        anchor_mean: Weights of the anchors, as in `balanced_contrastive_loss`.
+        keys: The global batch; None if the local images are all of it.
 
-    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
+    Returns:
+        This worker's share of the global batch's loss, a scalar.
+
+    Raises:
+        ValueError: Shapes do not match, or an option is out of range.
+
+    Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out),
+    https://arxiv.org/abs/2004.11362.
     """
-    keys = _checked(features, labels, keys, temperature, anchor_mean)
+    keys = _check_inputs(features, labels, keys, temperature, anchor_mean)
     num_views = len(features)
     if num_views < 2:
         raise ValueError(
@@ -118,16 +158,16 @@ def supervised_contrastive_loss(
             "the only image of its class would have no positive"
         )
     with torch.autocast(features.device.type, enabled=False):
-        anchors, anchor_labels = wide(features).flatten(0, 1), labels.repeat(num_views)
-        similarity, same, is_self = _compare(anchors, anchor_labels, keys, temperature)  # (A, B)
-        denominator = similarity.masked_fill(is_self, -torch.inf).logsumexp(1)
-        own_size = same.sum(1).to(anchors.dtype)  # (A,), n_y
-        positives = (similarity * (same & ~is_self)).sum(1) / (own_size - 1)
-        images = (keys.labels[:, None] == keys.labels).sum(1)  # (M,), images of the same class
-        num_present = images.to(anchors.dtype).reciprocal().sum()  # each class adds 1
-        return (denominator - positives) @ _anchor_weights(
-            own_size, num_present, same.shape[1], anchor_mean
-        )
+        anchors = at_least_float32(features).flatten(0, 1)  # (A, D)
+        compared = _compare(anchors, labels.repeat(num_views), keys, temperature)
+        own_size = compared.same_class.sum(1).to(anchors.dtype)  # (A,), n_y
+        log_denominator = compared.logsumexp_others(compared.similarity)
+        losses = log_denominator - compared.positive_sum() / (own_size - 1)  # (A,)
+        images_of_class = (keys.labels[:, None] == keys.labels).sum(1)  # (M,)
+        # Summed over its images, each class contributes exactly 1.
+        num_present = images_of_class.to(anchors.dtype).reciprocal().sum()
+        num_keys = num_views * len(keys.labels)
+        return losses @ ANCHOR_WEIGHTS[anchor_mean](own_size, num_present, num_keys)
 
 
 def logit_adjusted_cross_entropy(
@@ -138,24 +178,26 @@ def logit_adjusted_cross_entropy(
     tau: float,
     num_images: int | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits + tau * log prior: at tau 1, the paper's logit compensation.
+    """Cross-entropy of logits + tau * log_prior.
 
-    For training only; predictions take the logits as they are.
+    With tau = 1 it is the logit compensation of the BCL paper. It is for training only:
+    predictions use the logits without the prior.
 
     Args:
-        logits: (N, K), before softmax.
-        labels: (N,), int64 in [0, K).
-        log_prior: log of each class's share of the training images, (K,).
-        tau: strength; 0 is plain cross-entropy.
-        num_images: images of the global batch; None when these are all of them.
+        logits: Logits before softmax, (N, K).
+        labels: Class of each local image, (N,), int64 in [0, K).
+        log_prior: Log of each class's share of the training images, (K,).
+        tau: Strength of the adjustment; 0 is plain cross-entropy.
+        num_images: Number of images in the global batch; None if the local images are all of it.
 
     Returns:
-        Scalar: this worker's share of the mean over the global batch.
+        This worker's share of the mean over the global batch, a scalar.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: Shapes do not match.
 
-    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10.
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10,
+    https://arxiv.org/abs/2007.07314.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or log_prior.shape != logits.shape[1:]:
         raise ValueError(
@@ -163,98 +205,56 @@ def logit_adjusted_cross_entropy(
             f"{tuple(logits.shape)}, {tuple(labels.shape)} and {tuple(log_prior.shape)}"
         )
     with torch.autocast(logits.device.type, enabled=False):
-        adjusted = wide(logits) + tau * wide(log_prior)
+        adjusted = at_least_float32(logits) + tau * at_least_float32(log_prior)
         total = functional.cross_entropy(adjusted, labels, reduction="sum")
         return total / (num_images or len(labels))
 
 
-class _PrototypeBlock(torch.autograd.Function):
-    """Log-sum-exp of anchors against prototypes, and each anchor's own similarity: (A,) both.
-
-    Plain operations hold several K x A buffers at their peak. Here one goes from similarities to
-    exponentials in place, and backward needs no other: softmax is that buffer times a factor per
-    anchor, which the narrow side takes.
-    """
-
-    @staticmethod
-    def forward(  # noqa: PLR0917
-        ctx: Any,
-        anchors: Tensor,
-        prototypes: Tensor,
-        own: Tensor,
-        log_own: Tensor,
-        log_other: Tensor,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        # Classes first: these three products are then a quarter faster on a CPU (measured).
-        block = torch.addmm(-log_other[:, None], prototypes, anchors.T, alpha=1 / temperature)
-        row = own[None]  # (1, A)
-        to_own = block.gather(0, row) + log_other[row]
-        block.scatter_(0, row, to_own - log_own)
-        highest = block.amax(0)
-        total = block.sub_(highest).exp_().sum(0)
-        ctx.save_for_backward(anchors, prototypes, own, block, total)
-        ctx.temperature = temperature
-        return highest + total.log(), to_own[0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_sum: Tensor, grad_own: Tensor) -> tuple[Tensor | None, ...]:
-        anchors, prototypes, own, block, total = ctx.saved_tensors
-        rows = (grad_sum / (total * ctx.temperature))[:, None]
-        owns = (grad_own / ctx.temperature)[:, None]
-        to_anchors = (block.T @ prototypes).mul_(rows).addcmul_(prototypes[own], owns)
-        to_prototypes = (block @ (anchors * rows)).index_add_(0, own, anchors * owns)
-        return to_anchors, to_prototypes, None, None, None, None
-
-
-def _checked(
+def _check_inputs(
     features: Tensor, labels: Tensor, keys: Keys | None, temperature: float, anchor_mean: str
 ) -> Keys:
-    """The keys to compare with, after checks that read shapes only, never values."""
+    """Check shapes and options, never values; return the keys to compare with."""
     if features.ndim != 3 or 0 in features.shape:
         raise ValueError(
-            f"features must have shape (V, N, D), none of them 0, got {tuple(features.shape)}"
+            "features must have shape (V, N, D) without an axis of length 0, got "
+            f"{tuple(features.shape)}"
         )
     num_views, num_images, width = features.shape
     if labels.shape != (num_images,):
         raise ValueError(f"labels must have shape ({num_images},), got {tuple(labels.shape)}")
     if not temperature > 0:
         raise ValueError(f"loss.temperature ({temperature}) must be > 0")
-    if anchor_mean not in ("instance", "class"):
-        raise ValueError(f"loss.anchor_mean '{anchor_mean}' must be 'instance' or 'class'")
+    if anchor_mean not in ANCHOR_WEIGHTS:
+        choices = " or ".join(f"'{name}'" for name in ANCHOR_WEIGHTS)
+        raise ValueError(f"loss.anchor_mean '{anchor_mean}' must be {choices}")
     if keys is None:
         return Keys(features, labels, 0)
     num_keys = len(keys.labels)
     if keys.features.shape != (num_views, num_keys, width):
         raise ValueError(
-            f"keys.features must have shape ({num_views}, {num_keys}, {width}) to go with "
+            f"keys.features must have shape ({num_views}, {num_keys}, {width}), to match "
             f"features and keys.labels, got {tuple(keys.features.shape)}"
         )
     if not 0 <= keys.offset <= num_keys - num_images:
         raise ValueError(
-            f"keys.offset ({keys.offset}) must be in [0, {num_keys - num_images}]: "
-            f"{num_images} local images lie among {num_keys}"
+            f"keys.offset ({keys.offset}) must be in [0, {num_keys - num_images}]: the "
+            f"{num_images} local images are part of the {num_keys} images of keys"
         )
     return keys
 
 
-def _compare(
-    anchors: Tensor, anchor_labels: Tensor, keys: Keys, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarities over temperature, same class, and same view of the same image: (A, B) each."""
+def _compare(anchors: Tensor, anchor_labels: Tensor, keys: Keys, temperature: float) -> _Comparison:
     num_views, num_keys, _ = keys.features.shape
-    similarity = anchors @ wide(keys.features).flatten(0, 1).T / temperature
-    same = anchor_labels[:, None] == keys.labels.repeat(num_views)
+    similarity = anchors @ at_least_float32(keys.features).flatten(0, 1).T / temperature
+    same_class = anchor_labels[:, None] == keys.labels.repeat(num_views)
     position = torch.arange(num_views * num_keys, device=anchors.device)
     local = position.view(num_views, num_keys)[:, keys.offset :][:, : len(anchors) // num_views]
-    return similarity, same, local.flatten()[:, None] == position
+    return _Comparison(similarity, same_class, local.flatten()[:, None] == position)
 
 
-def _anchor_weights(
-    own_size: Tensor, num_present: Tensor, num_keys: int, anchor_mean: AnchorMean
-) -> Tensor:
-    """Weight of each local anchor, (A,); they add up to 1 over the global batch."""
-    if anchor_mean == "class":
-        return 1 / (own_size * num_present)
-    return torch.full_like(own_size, 1 / num_keys)
+# The weight of each local anchor, (A,), by the number of keys of its class, (A,), the number of
+# classes in the global batch, and the number of keys. The weights sum to 1 over all workers.
+ANCHOR_WEIGHTS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "instance": lambda own_size, _, num_keys: torch.full_like(own_size, 1 / num_keys),
+    "class": lambda own_size, num_present, _: 1 / (own_size * num_present),
+}

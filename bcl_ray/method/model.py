@@ -1,11 +1,11 @@
-"""The network: backbone, classifier, and the two projections of the contrastive branch.
+"""The network: a backbone, a classifier, and the two projections of the contrastive branch.
 
 Axes: N images, V contrastive views, K classes, E embedding width, D feature width, H x W pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,51 +15,52 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bcl_ray.experiment.choices import BACKBONES, code
 from bcl_ray.experiment.options import ModelConfig
 from bcl_ray.machine.errors import UserError
-from bcl_ray.method.batch_norm import SyncBatchNorm
-from bcl_ray.method.precision import wide
+from bcl_ray.method.batch_norm import NORMS
+from bcl_ray.method.precision import at_least_float32
 
 
 class Outputs(NamedTuple):
-    """What a training step needs; features and prototypes are float32 with unit norm."""
+    """The network's outputs in a training step; features and prototypes are in float32."""
 
     logits: Tensor
-    """Of the classification view, (N, K)."""
+    """Logits of the classification view, (N, K)."""
     features: Tensor
-    """Projections of the contrastive views, (V, N, D)."""
+    """Unit-norm projections of the contrastive views, (V, N, D)."""
     prototypes: Tensor
-    """Projections of the classifier's weights, (K, D); (0, D) when V is 0."""
+    """Unit-norm projections of the classifier's weights, (K, D); (0, D) without such views."""
 
 
 class TwoBranch(nn.Module):
-    """A backbone with two branches, one that classifies and one whose features are contrasted.
+    """A backbone with a classification branch and a contrastive branch.
 
-    The initial weights depend on torch's seed alone.
+    The initial weights depend on nothing but torch's seed.
 
-    Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition", CVPR 2022.
+    Args:
+        config: Options of the network.
+        num_classes: K, at least 2.
 
     Raises:
-        ValueError: fewer than 2 classes.
+        ValueError: There are fewer than 2 classes.
+
+    Source: Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition",
+    CVPR 2022, https://arxiv.org/abs/2207.09052.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
             raise UserError(f"num_classes ({num_classes}) must be at least 2")
-        norm = SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm2d
-        kind = BACKBONES[config.backbone]
-        self.backbone, width = code(kind.build)(config, norm)
-        self.classifier: CosineClassifier | LinearClassifier = (
-            CosineClassifier(width, num_classes, config.scale)
-            if config.classifier == "cosine"
-            else LinearClassifier(width, num_classes)
-        )
-        feature_norm = SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm1d
-        self.feature_projection = _projection(width, config, feature_norm)
-        # Its rows are the classes, the same on every worker: nothing to synchronise.
+        image_norm, vector_norm = NORMS[config.batch_norm]
+        backbone = BACKBONES[config.backbone]
+        self.backbone, width = code(backbone.build)(config, image_norm)
+        self.classifier = CLASSIFIERS[config.classifier](width, num_classes, config)
+        self.feature_projection = _projection(width, config, vector_norm)
+        # Its inputs are the classes, which are the same on every worker: no need to synchronise.
         self.prototype_projection = _projection(width, config, nn.BatchNorm1d)
-        if kind.kaiming_linear:
-            # The recipe's. On digits BCL gains 1.9 points by them, on a quarter of CIFAR-100-LT
-            # no difference to torch's own was seen (benchmarks/README.md, parity.py).
+        if backbone.kaiming_linear:
+            # As in the published recipe. It gains BCL 1.9 points on digits; on a quarter of
+            # CIFAR-100-LT no difference to torch's initialisation was measured (parity.py in
+            # benchmarks/README.md).
             for module in self.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.kaiming_normal_(module.weight)
@@ -67,11 +68,11 @@ class TwoBranch(nn.Module):
         self.separate_views = config.batch_norm == "classification_stats"
 
     def forward(self, views: Tensor) -> Outputs:
-        """All that a training step needs.
+        """The outputs for a training step.
 
         Args:
-            views: normalised pixels, (1 + V, N, 3, H, W): the classification view, then the
-                contrastive ones. Without contrastive views neither projection runs.
+            views: Normalised pixels, (1 + V, N, 3, H, W): the classification view, then the
+                contrastive ones. With V = 0 neither projection runs.
         """
         num_views, num_images = len(views) - 1, views.shape[1]
         classified, contrasted = self._embed_views(views)
@@ -79,37 +80,37 @@ class TwoBranch(nn.Module):
         if num_views == 0:
             features = logits.new_zeros(0, num_images, self.feature_dim)
             return Outputs(logits, features, logits.new_zeros(0, self.feature_dim))
-        # The authors also project the classification view and drop the result, which still
-        # enters the projection's batch statistics. Here it does not.
+        # The authors' code also projects the classification view. It ignores the result, but not
+        # its part in the projection's batch statistics. Here that view is not projected.
         features = self.project(contrasted).view(num_views, num_images, -1)
         return Outputs(logits, features, self.prototypes())
 
     def classify(self, images: Tensor) -> Tensor:
-        """Logits of images (N, 3, H, W), (N, K); a prediction is the largest."""
+        """Logits, (N, K), of normalised images, (N, 3, H, W); the largest is the prediction."""
         logits: Tensor = self.classifier(self.backbone(images))
         return logits
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embeddings of images (N, 3, H, W), (N, E), before any projection."""
+        """The backbone's embeddings, (N, E), of normalised images, (N, 3, H, W)."""
         embeddings: Tensor = self.backbone(images)
         return embeddings
 
     def compile_stages(self) -> None:
-        """Compile the backbone's stages, each by itself; names and weights stay as they are.
+        """Compile the stages of the backbone one by one; the names of weights do not change.
 
-        Compiled whole, the network's gradients would all arrive at the end of backward, and their
-        sum over workers could not overlap with it.
+        If the network were compiled as a whole, all gradients would arrive at the end of backward,
+        and summing them over workers could not overlap with it.
         """
         for stage in self.backbone.children():
-            # Classification and contrastive views may come apart, in batches of two sizes.
+            # Separate views give two batch sizes: compile for each rather than for any size.
             stage.compile(dynamic=False)
 
     def project(self, embeddings: Tensor) -> Tensor:
-        """Features of embeddings (N, E), (N, D), unit-norm and float32."""
+        """Unit-norm features in float32, (N, D), of embeddings, (N, E)."""
         return _unit(self.feature_projection(embeddings))
 
     def prototypes(self) -> Tensor:
-        """Projections of the classifier's weights, (K, D), unit-norm and float32."""
+        """Unit-norm projections in float32, (K, D), of the classifier's weights."""
         return _unit(self.prototype_projection(self.classifier.weight))
 
     def _embed_views(self, views: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,20 +119,22 @@ class TwoBranch(nn.Module):
         if not self.separate_views or len(views) == 1:
             embeddings = self.backbone(views.flatten(0, 1))
             return embeddings[:num_images], embeddings[num_images:]
-        # On four GPUs, DataParallel gave the authors' first one 192 of the 256 classification
-        # views and nothing else, and kept only its running statistics. Here each worker has
-        # its own classification views, 64 of four workers, and all workers' statistics count.
+        # The authors trained with DataParallel on four GPUs. It gave the first GPU 192 of the 256
+        # classification views and no other view, and kept only that GPU's running statistics.
+        # Here every worker has its own classification views, 64 each with four workers, and the
+        # statistics of all workers are averaged.
         classified = self.backbone(views[0])
-        with _statistics_kept(self.backbone):
+        with _frozen_statistics(self.backbone):
             return classified, self.backbone(views[1:].flatten(0, 1))
 
 
 class Classifier(nn.Module):
-    """What a user takes away: pixels in, logits out, nothing else to know.
+    """A trained network for predictions alone: from pixels in [0, 1] to logits.
 
     Args:
-        model: a trained network; its projections are left behind.
-        mean, std: channel statistics that it was trained with, on a scale of 0 to 1.
+        model: The trained network; its projections are left out.
+        mean: Channel means that it was trained with, on a scale of 0 to 1.
+        std: Channel standard deviations, likewise.
     """
 
     def __init__(
@@ -149,13 +152,13 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, 3, H, W), float32 RGB in [0, 1]."""
+        """Logits, (N, K), of float32 RGB images in [0, 1], (N, 3, H, W)."""
         logits: Tensor = self.classifier(self.backbone((images - self.mean) / self.std))
         return logits
 
 
 class CosineClassifier(nn.Module):
-    """Logits are scale * cosine(embedding, weight): no class gains by the length of its weight."""
+    """Logits are scale * cosine(embedding, weight), so long weights favour no class."""
 
     def __init__(self, width: int, num_classes: int, scale: float) -> None:
         super().__init__()
@@ -164,8 +167,8 @@ class CosineClassifier(nn.Module):
         self.scale = scale
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(N, E) to (N, K), in float32 whatever autocast says."""
-        # bfloat16 has 8 bits: at scale 30, logits would be off by up to 0.1.
+        """Logits, (N, K), of embeddings, (N, E); in float32, also under autocast."""
+        # With the 8 bits of bfloat16 and a scale of 30, logits would be off by up to 0.1.
         with torch.autocast(embeddings.device.type, enabled=False):
             return self.scale * functional.linear(_unit(embeddings), _unit(self.weight))
 
@@ -174,12 +177,19 @@ class LinearClassifier(nn.Linear):
     """Logits are weight @ embedding + bias."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, E) to (N, K), in float32 whatever autocast says, as those of `CosineClassifier`."""
+        """Logits, (N, K), of embeddings, (N, E); in float32, also under autocast."""
         with torch.autocast(input.device.type, enabled=False):
-            return functional.linear(wide(input), self.weight, self.bias)
+            return functional.linear(at_least_float32(input), self.weight, self.bias)
 
 
-def _projection(width: int, config: ModelConfig, norm: Any) -> nn.Sequential:
+# By model.classifier: from the embedding width E, the number of classes K, and the options.
+CLASSIFIERS: dict[str, Callable[[int, int, ModelConfig], CosineClassifier | LinearClassifier]] = {
+    "cosine": lambda width, num_classes, config: CosineClassifier(width, num_classes, config.scale),
+    "linear": lambda width, num_classes, _: LinearClassifier(width, num_classes),
+}
+
+
+def _projection(width: int, config: ModelConfig, norm: type[_BatchNorm]) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, config.hidden_dim),
         norm(config.hidden_dim),
@@ -189,8 +199,8 @@ def _projection(width: int, config: ModelConfig, norm: Any) -> nn.Sequential:
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms still normalise by the batch, and leave their running statistics alone."""
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of all batch norms; they still normalise by the batch."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     for norm in norms:
         norm.track_running_stats = not norm.training
@@ -202,4 +212,4 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return functional.normalize(wide(vectors), dim=-1)
+    return functional.normalize(at_least_float32(vectors), dim=-1)

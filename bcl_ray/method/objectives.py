@@ -1,10 +1,11 @@
-"""What `loss.kind` stands for: losses as a training step calls them, with options of LossConfig.
+"""The losses that `loss.kind` selects, as a training step calls them.
 
 A classification loss is called with (logits, labels, log_prior, config, num_images), a contrastive
-one with (outputs, labels, keys, config); both return this worker's share of the global batch's
-loss. A loss of one's own has the same arguments.
+one with (outputs, labels, keys, config). Both return this worker's share of the global batch's
+loss. Losses from plugins have the same arguments.
 
-Axes: N images of a worker, M images of all workers, V contrastive views, K classes, D features.
+Axes: N images of a worker, M images of all workers, V contrastive views, K classes, D feature
+width.
 """
 
 from typing import Any
@@ -27,16 +28,17 @@ from bcl_ray.method.model import Outputs
 def global_loss(
     outputs: Outputs, labels: Tensor, log_prior: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a step.
+    """The loss of a training step: a weighted sum of a classification and a contrastive loss.
 
     Args:
-        outputs: of this worker's images.
-        labels: class of each of them, (N,).
-        log_prior: log of each class's share of the training images, (K,).
-        config: which losses, and their options.
+        outputs: The network's outputs for this worker's images.
+        labels: Class of each of these images, (N,), int64 in [0, K).
+        log_prior: Log of each class's share of the training images, (K,).
+        config: Selects the losses and their options.
 
     Returns:
-        This worker's share of the global batch's loss, and the same of its TERMS, (3,), detached.
+        This worker's share of the global batch's loss, a scalar, and its shares of the terms named
+        in `bcl_ray.method.learner.TERMS`, (3,), detached.
     """
     kind = LOSSES[config.kind]
     num_images = len(labels) * world_size()
@@ -45,8 +47,8 @@ def global_loss(
     )
     contrastive = torch.zeros_like(classification)
     if config.is_contrastive and kind.contrastive is not None:
-        # Every image is compared with every other: plain data parallelism would silently shrink
-        # the batch to one worker's share.
+        # The images of all workers are compared with each other. Without the other workers' keys,
+        # the batch would shrink to one worker's images, and no error would show it.
         keys = Keys(
             gather_with_grad(outputs.features, 1), gather_with_grad(labels, 0), rank() * len(labels)
         )
@@ -76,7 +78,7 @@ def supervised_contrastive(
     outputs: Outputs, labels: Tensor, keys: Keys, config: LossConfig
 ) -> Tensor:
     """Supervised contrastive loss."""
-    return supervised_contrastive_loss(outputs.features, labels, **_compared(keys, config))
+    return supervised_contrastive_loss(outputs.features, labels, **_options(keys, config))
 
 
 def balanced_contrastive(
@@ -84,11 +86,11 @@ def balanced_contrastive(
 ) -> Tensor:
     """Balanced contrastive loss."""
     return balanced_contrastive_loss(
-        outputs.features, outputs.prototypes, labels, **_compared(keys, config)
+        outputs.features, outputs.prototypes, labels, **_options(keys, config)
     )
 
 
-def _compared(keys: Keys, config: LossConfig) -> dict[str, Any]:
+def _options(keys: Keys, config: LossConfig) -> dict[str, Any]:
     return {
         "temperature": config.temperature,
         "anchor_mean": config.anchor_mean,

@@ -1,48 +1,72 @@
-"""In what precision a network runs, and what is too delicate for less than float32."""
+"""The precision that a network runs in, and what needs float32 at least."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# What each value of train.precision, but auto, means: the type of autocast, where it is on, and
-# whether cuDNN multiplies float32 as TF32 in convolutions. Products of matrices, losses above all,
-# are never TF32: similarities are divided by a temperature of 0.07, and so are errors of 10 bits.
-MEANINGS = {
-    "float32": (None, False),
-    "tf32": (None, True),
-    "bfloat16": (torch.bfloat16, False),
+
+class Precision(NamedTuple):
+    """The meaning of a value of train.precision."""
+
+    autocast_dtype: torch.dtype | None
+    """What autocast computes in; None where autocast is off."""
+    tf32_convolutions: bool
+    """Whether cuDNN multiplies float32 as TF32."""
+
+
+# Matrix products are never in TF32: similarities are divided by a temperature of about 0.07, and
+# the error of TF32's 10 bits with them.
+PRECISIONS = {
+    "float32": Precision(None, tf32_convolutions=False),
+    "tf32": Precision(None, tf32_convolutions=True),
+    "bfloat16": Precision(torch.bfloat16, tf32_convolutions=False),
 }
 
 
-def chosen(precision: str, device: torch.device) -> str:
-    """What train.precision comes to on a device: one of MEANINGS."""
-    if precision != "auto":
-        return precision
-    # Older GPUs emulate bfloat16, which is slower than float32.
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_it else "float32"
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass; sets for this process how float32 is multiplied.
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The precision that a value of train.precision means on a device.
 
     Args:
-        precision: train.precision.
-        device: where the network is.
+        name: A name in PRECISIONS, or "auto".
+        device: Where the network is.
+
+    Returns:
+        A name in PRECISIONS. For "auto", bfloat16 on GPUs whose hardware computes it, and float32
+        elsewhere.
     """
-    kind, tf32 = MEANINGS[chosen(precision, device)]
-    # torch's default for cuDNN is TF32. These are its older switches: after the newer ones
-    # (fp32_precision), reading the older ones, as libraries do, raises an error.
+    if name != "auto":
+        return name
+    # Older GPUs emulate bfloat16, which is slower than float32.
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if native else "float32"
+
+
+def autocast(name: str, device: torch.device) -> torch.autocast:
+    """The autocast context of a forward pass.
+
+    A call also sets, for the whole process, whether cuDNN uses TF32.
+
+    Args:
+        name: Value of train.precision.
+        device: Where the network is.
+    """
+    dtype, tf32 = PRECISIONS[resolve_precision(name, device)]
+    # cuDNN uses TF32 by default. These are torch's older switches: once the newer ones
+    # (fp32_precision) are set, reading the older ones, as libraries do, raises an error.
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 @contextmanager
-def fixed_shapes() -> Iterator[None]:
-    """cuDNN tries its algorithms once per shape: worth it where batches have one size only."""
+def cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN choose its fastest algorithm for each input shape.
+
+    cuDNN measures its algorithms once per shape, so all batches should have the same size.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -51,6 +75,6 @@ def fixed_shapes() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """The same values in float32 at least; float64 stays."""
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it has that dtype."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -21,7 +21,7 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import (
     GradientSum,
     _buckets,
-    begin_as_first_worker,
+    broadcast_initial_state,
     gather_rows,
     gather_with_grad,
     rank,
@@ -206,7 +206,7 @@ def begun_apart(worker: int) -> dict[str, Any]:
         model = TwoBranch(experiment().model, K).to(memory_format=torch.channels_last)
         with torch.no_grad():
             model.backbone[1].running_mean.fill_(seed)
-        begin_as_first_worker(model)
+        broadcast_initial_state(model)
         found[name] = model.state_dict()
     logging.getLogger("bcl_ray.method.collectives").removeHandler(handler)
     return {"begun": found, "said": said}
@@ -492,6 +492,8 @@ def test_every_worker_begins_with_the_first_one_s_weights(workers, alone):
 def test_workers_that_would_begin_with_other_weights_are_named_once(workers):
     said = [found["said"] for found in workers]
     others = ", ".join(str(worker) for worker in range(2, len(workers)))
-    expected = [f"initial weights of workers {others} differ from those of worker 0"] * bool(others)
+    expected = [f"the initial weights of workers {others} differ from those of worker 0"] * bool(
+        others
+    )
     assert [text[: len(expected[0])] for text in said[0]] == expected
     assert not any(said[1:])

@@ -29,7 +29,7 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES
 from bcl_ray.method import evaluation, learner, loop, metrics
-from bcl_ray.method.evaluation import evaluate, represent
+from bcl_ray.method.evaluation import collect_sample, evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.method.model import TwoBranch
@@ -161,7 +161,7 @@ def without_backward(trained: Learner, monkeypatch) -> None:
         return frozenset
 
     monkeypatch.setattr(torch.Tensor, "backward", backward)
-    monkeypatch.setattr(loop, "_late_check", unread)
+    monkeypatch.setattr(loop, "_copy_to_host", unread)
     monkeypatch.setattr(trained, "check", lambda: None)
 
 
@@ -211,7 +211,7 @@ def test_the_test_above_can_fail(spoil, monkeypatch):
 
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("asked", [evaluate, represent])
+@pytest.mark.parametrize("asked", [evaluate, collect_sample])
 def test_evaluation_and_geometry_s_sample_read_nothing_before_their_end(case, asked, monkeypatch):
     of = experiment(case)
     trained = Learner(of, CLASS_COUNTS, STEPS, CARD)
@@ -228,7 +228,7 @@ def test_evaluation_and_geometry_s_sample_read_nothing_before_their_end(case, as
     if asked is evaluate:
         options |= {"class_counts": CLASS_COUNTS, "rows": N, "shares": np.ones(3)}
     with contextlib.suppress(DataDependentOutputException, RuntimeError):  # values are read now
-        asked(trained.evaluated, batches(of, evaluated=True), **options)
+        asked(trained.evaluation_model, batches(of, evaluated=True), **options)
     assert len(gathered) == (5 if asked is evaluate else 4)  # columns
     assert {rows.device for rows in gathered} == {CARD}
 

@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bcl_ray.method.geometry import (
-    CLASSES,
+from bcl_ray.method.geometry import class_means, geometry
+from bcl_ray.method.sample import (
+    MAX_CLASSES,
     Sample,
-    class_means,
-    geometry,
+    gather_sample,
     is_sampled,
     sample_shares,
-    whole_sample,
 )
 from tests import oracles
 
@@ -139,7 +138,7 @@ def test_of_many_classes_512_are_sampled_evenly_by_size():
     sizes = np.random.default_rng(0).permutation(np.arange(1, 8143))
     shares = sample_shares(np.full(8142, 3), sizes, 4096)
     taken = np.sort(sizes[shares > 0])
-    assert len(taken) == CLASSES
+    assert len(taken) == MAX_CLASSES
     assert np.diff(taken).max() <= 17
     assert taken[[0, -1]].tolist() == [1, 8142]
 
@@ -159,7 +158,7 @@ def test_parts_of_a_sample_come_in_any_order():
         Sample(some, some % 3, some[:, None].float(), some[:, None].float())
         for some in ids.split(7)
     ]
-    first, second = whole_sample(parts), whole_sample(parts[::-1])
+    first, second = gather_sample(parts), gather_sample(parts[::-1])
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
     assert sorted(first.ids.tolist()) == ids.tolist()
 

@@ -12,7 +12,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt, digits_lt
 from bcl_ray.method import batch_norm
 from bcl_ray.method.batch_norm import SyncBatchNorm
-from bcl_ray.method.evaluation import evaluate, represent
+from bcl_ray.method.evaluation import collect_sample, evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.runs import checkpoint
@@ -60,7 +60,7 @@ def test_batches_arrive_whole_while_the_device_is_busy_and_buffers_are_filled_ag
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5, 7)])
-def test_batch_norm_by_kernels_is_torch_s_for_one_worker(shape, tmp_path):
+def test_batch_norm_with_kernels_is_torch_s_for_one_worker(shape, tmp_path):
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ def test_batch_norm_by_kernels_is_torch_s_for_one_worker(shape, tmp_path):
         nn.init.uniform_(norm.weight)
         mean, variance = norm.running_mean.clone(), norm.running_var.clone()
         found, expected = (values.clone().requires_grad_() for _ in range(2))
-        ours = batch_norm._by_kernels(norm, found)
+        ours = batch_norm._with_kernels(norm, found)
         (ours * torch.arange(ours.numel(), device=CARD).view_as(ours)).sum().backward()
         gradients = [norm.weight.grad.clone(), norm.bias.grad.clone()]
         norm.zero_grad()
@@ -102,9 +102,14 @@ def test_a_worker_s_life_is_that_on_a_cpu_to_rounding(recipe, tmp_path):
         options = {"experiment": of, "device": device}
         whole = some_batches(of, 3, evaluated=True)
         evaluation = evaluate(
-            learner.evaluated, whole, class_counts=COUNTS, rows=96, shares=np.ones(3), **options
+            learner.evaluation_model,
+            whole,
+            class_counts=COUNTS,
+            rows=96,
+            shares=np.ones(3),
+            **options,
         )
-        sample = represent(learner.evaluated, whole, **options)
+        sample = collect_sample(learner.evaluation_model, whole, **options)
         found[device] = (torch.stack(terms), evaluation, sample)
     ours, theirs = found[CARD], found[CPU]
     torch.testing.assert_close(ours[0], theirs[0], rtol=0.02, atol=0.02)

@@ -19,7 +19,7 @@ from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.method.loop import Batch, Step, global_loss, train_epoch
 from bcl_ray.method.model import Outputs, TwoBranch
 from bcl_ray.method.optim import learning_rate
-from bcl_ray.method.precision import MEANINGS, chosen
+from bcl_ray.method.precision import PRECISIONS, resolve_precision
 from bcl_ray.runs import checkpoint
 
 K, N, STEPS = 3, 12, 4
@@ -95,7 +95,7 @@ def test_the_loss_falls_and_the_images_are_told_apart(loss, batch_norm):
     batches = some_batches(num_views=1 + of.num_contrastive)
     totals = [total(step) for epoch in range(10) for step in train(learner, batches, epoch)]
     assert np.mean(totals[-STEPS:]) < 0.6 * np.mean(totals[:STEPS])
-    accuracy, _ = evaluated(learner.evaluated, some_batches(2, 1, seed=1))
+    accuracy, _ = evaluated(learner.evaluation_model, some_batches(2, 1, seed=1))
     assert accuracy["accuracy/all"] > 90
 
 
@@ -300,15 +300,15 @@ def test_a_resumed_runs_weights_and_momenta_keep_their_memory_format(tmp_path):
 @pytest.mark.parametrize("decay", [0.15, 0.75])
 def test_the_average_follows_weights_and_running_statistics(decay):
     learner = make_learner(experiment(train={"ema_decay": decay}))
-    assert learner.evaluated is not learner.model
+    assert learner.evaluation_model is not learner.model
     expected = floating(learner.model)
-    assert_same(floating(learner.evaluated), expected)  # it starts at the initial weights
+    assert_same(floating(learner.evaluation_model), expected)  # it starts at the initial weights
     for number, _ in enumerate(train_epoch(learner, some_batches(), epoch=0)):
         warm = min(decay, (1 + number) / (10 + number))  # 0.1, 0.18, 0.25, 0.31
         for name, value in floating(learner.model).items():
             expected[name] = warm * expected[name] + (1 - warm) * value
     assert any("running_var" in name for name in expected)
-    torch.testing.assert_close(floating(learner.evaluated), expected)
+    torch.testing.assert_close(floating(learner.evaluation_model), expected)
 
 
 def floating(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -331,7 +331,7 @@ def test_an_average_of_a_short_run_forgets_the_initial_weights():
 
 def test_without_an_average_the_network_itself_is_evaluated():
     learner = make_learner()
-    assert learner.evaluated is learner.model
+    assert learner.evaluation_model is learner.model
     assert learner.state(class_counts=[], **ABOUT).average is None
 
 
@@ -422,7 +422,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batches():
 
 @pytest.mark.parametrize("rows", [2 * N - 1, 2 * N + 1])
 def test_evaluation_fails_when_images_are_lost_or_repeated(rows):
-    message = f"evaluation counted {2 * N} images of {rows}, {2 * N} of them different: every"
+    message = f"counted {2 * N} images, {2 * N} of them different, but the split has {rows}: every"
     with pytest.raises(RuntimeError, match=message):
         evaluated(make_learner().model, some_batches(2, 1), rows=rows)
 
@@ -510,7 +510,7 @@ def test_evaluation_compiles_nothing_whatever_the_batches_sizes(monkeypatch):
     assert found[0] == expected[0]
 
 
-@pytest.mark.parametrize("precision", MEANINGS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("classifier", ["cosine", "linear"])
 def test_logits_and_losses_are_float32_in_every_precision(classifier, precision):
     of = experiment(model={"classifier": classifier}, train={"precision": precision})
@@ -521,7 +521,7 @@ def test_logits_and_losses_are_float32_in_every_precision(classifier, precision)
     assert step.terms.dtype == torch.float32
 
 
-@pytest.mark.parametrize("precision", MEANINGS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_float32_is_multiplied_on_gpus_as_train_precision_says(precision):
     make_learner(experiment(train={"precision": precision}))
     assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
@@ -530,11 +530,11 @@ def test_float32_is_multiplied_on_gpus_as_train_precision_says(precision):
 
 def test_auto_is_bfloat16_on_a_gpu_that_has_it_and_float32_elsewhere(monkeypatch):
     card = torch.device("cuda", 0)
-    assert chosen("auto", CPU) == "float32"
+    assert resolve_precision("auto", CPU) == "float32"
     for has_it, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=has_it, **_: found)
-        assert chosen("auto", card) == expected
-    assert [chosen(name, card) for name in MEANINGS] == list(MEANINGS)
+        assert resolve_precision("auto", card) == expected
+    assert [resolve_precision(name, card) for name in PRECISIONS] == list(PRECISIONS)
 
 
 def test_cudnn_looks_for_fast_algorithms_while_batches_have_one_size():

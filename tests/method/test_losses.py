@@ -439,7 +439,7 @@ def balanced(features=(2, 4, D), prototypes=(K, D), labels=(4,), keys=None, **op
         ({"anchor_mean": "mean"}, r"loss.anchor_mean 'mean' must be 'instance' or 'class'"),
         (
             {"keys": Keys(torch.zeros(2, 8, D), torch.zeros(8, dtype=torch.int64), 5)},
-            r"keys.offset \(5\) must be in \[0, 4\]: 4 local images lie among 8",
+            r"keys.offset \(5\) must be in \[0, 4\]: the 4 local images are part of the 8 images",
         ),
         (
             {"keys": Keys(torch.zeros(3, 8, D), torch.zeros(8, dtype=torch.int64), 0)},

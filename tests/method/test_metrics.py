@@ -15,9 +15,9 @@ from bcl_ray.method.metrics import (
     calibrated_bins,
     class_accuracy,
     count_batch,
+    empty_counts,
     evaluation_metrics,
     expected_calibration_error,
-    no_counts,
     shot_accuracy,
 )
 from tests import oracles
@@ -72,7 +72,7 @@ def test_full_confidence_belongs_to_the_last_bin():
 
 def test_counts_add_up_over_batches():
     logits, labels = predictions()
-    parts = no_counts(K, "cpu")
+    parts = empty_counts(K, "cpu")
     for start in range(0, 500, 77):
         parts = parts + counted(logits[start : start + 77], labels[start : start + 77], start)
     whole = counted(logits, labels)
@@ -87,7 +87,7 @@ def test_counts_are_their_own_sum_over_one_worker():
 
 
 def test_counts_stay_exact_beyond_what_float32_can_count():
-    counts = no_counts(K, "cpu")
+    counts = empty_counts(K, "cpu")
     counts.total.fill_(2**24)
     logits, labels = predictions(1)
     assert (counts + counted(logits, labels)).total[labels[0]] == 2**24 + 1

@@ -129,11 +129,11 @@ def test_entries_that_do_not_fit_are_named_and_nothing_is_loaded(change, message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(1)], "is no state dict, which has a tensor for each name"),
-        ({"epoch": 3}, "is no state dict, which has a tensor for each name"),
-        ({1: torch.zeros(1)}, "is no state dict, which has a tensor for each name"),
-        ({"model": {"0.weight": torch.zeros(1)}}, "without entries under 'backbone.'"),
-        ({"model": {"backbone.0.weight": 1}}, "is no state dict, which has a tensor for each"),
+        ([torch.zeros(1)], "is not a state dict, which maps names to tensors"),
+        ({"epoch": 3}, "is not a state dict, which maps names to tensors"),
+        ({1: torch.zeros(1)}, "is not a state dict, which maps names to tensors"),
+        ({"model": {"0.weight": torch.zeros(1)}}, "without entries that begin with 'backbone.'"),
+        ({"model": {"backbone.0.weight": 1}}, "is not a state dict, which maps names to"),
     ],
     ids=["list", "number", "key", "other model", "entry"],
 )
@@ -153,7 +153,7 @@ class Attack:
 
 def test_code_in_a_file_is_never_run(tmp_path):
     uri = saved(tmp_path, {"0.weight": Attack(tmp_path / "owned")})
-    with pytest.raises(ValueError, match="holds more than tensors and plain values") as refusal:
+    with pytest.raises(ValueError, match="contains more than tensors and plain values") as refusal:
         load_backbone(small(), uri)
     assert not (tmp_path / "owned").exists()
     assert "weights_only" not in str(refusal.value), "no advice to run the code"
@@ -165,7 +165,7 @@ def test_code_in_a_file_is_never_run(tmp_path):
 def test_a_file_that_is_cut_short_is_refused(share, tmp_path):
     path = Path(saved(tmp_path, small().backbone.state_dict()))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"^model.weights {path} is no file of torch.save, is cut"):
+    with pytest.raises(ValueError, match=f"^model.weights {path} was not written by torch.save"):
         load_backbone(small(), str(path))
 
 

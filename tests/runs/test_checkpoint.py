@@ -169,7 +169,7 @@ def test_the_average_is_what_is_evaluated(tmp_path):
     learner = trained(ema=0.5)
     checkpoint.save(state_of(learner), tmp_path)
     weights = checkpoint.evaluated_weights(checkpoint.load(tmp_path))
-    assert differing(dict(weights), dict(learner.evaluated.state_dict())) == []
+    assert differing(dict(weights), dict(learner.evaluation_model.state_dict())) == []
     assert differing(dict(weights), dict(learner.model.state_dict())) != []
     learner.model.load_state_dict(weights)  # it fits the network itself
 
