@@ -1,7 +1,7 @@
-"""Where images come from: digits, CIFAR, a folder per class, list files, Parquet.
+"""Sources of images: digits, CIFAR, a folder per class, list files, Parquet.
 
-A source names its classes and its splits; a split knows every row's label at once and streams
-the encoded bytes of the rows it is asked for.
+A source has class names and splits. A split has the labels of all rows in memory, and streams the
+encoded bytes of the rows that are requested.
 """
 
 from collections.abc import Mapping
@@ -34,29 +34,29 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a source is opened with: the options of `bcl-ray shard`."""
+    """The options of `bcl-ray shard` that describe a source."""
 
     name: str
     """Kind of source, a name in SOURCES."""
     path: str | None = None
-    """Folder, file or URI that it lies in."""
+    """Folder, file or URI of the images."""
     splits: Mapping[str, str] | None = None
-    """Name of each split, and its list file or Parquet file."""
+    """List file or Parquet file of each split, by the split's name."""
     classes: str | None = None
-    """Text file of class names, line label + 1."""
+    """Text file with the name of class k in line k + 1."""
     image_column: str = "image"
     """Parquet column of encoded images: binary, or a struct with a field 'bytes'."""
     label_column: str = "label"
     """Parquet column of integer class indices."""
     id_column: str | None = None
-    """Parquet column of unique integers; None: ids are row numbers."""
+    """Parquet column of unique integers; None to use row numbers as ids."""
 
     @property
     def required_path(self) -> str:
         """The path.
 
         Raises:
-            ValueError: there is none.
+            ValueError: No path was given.
         """
         if self.path is None:
             raise UserError(
@@ -69,46 +69,46 @@ def open_source(name: str, path: str | None = None, **options: Any) -> Source:
     """Open a source.
 
     Args:
-        name: its kind, a name in SOURCES.
-        path: folder, file or URI that it lies in.
-        options: the other fields of SourceRequest.
+        name: Kind of source, a name in SOURCES.
+        path: Folder, file or URI of the images.
+        options: The other fields of SourceRequest.
 
     Raises:
-        ValueError: an option that is missing or does not fit, or content that makes no source.
-        OSError: something that does not exist or may not be read.
+        ValueError: An option is missing or does not fit, or the content makes no source.
+        OSError: A file does not exist or cannot be read.
     """
     kind, request = SOURCES[name], SourceRequest(name, path, **options)
     if (request.splits or request.classes) and not kind.takes_lists:
-        takers = " and ".join(f"'{other.name}'" for other in SOURCES if other.takes_lists)
-        raise UserError(f"--split and --classes are for sources {takers}, not '{request.name}'")
+        names = " and ".join(f"'{other.name}'" for other in SOURCES if other.takes_lists)
+        raise UserError(f"--split and --classes are for sources {names}, not '{request.name}'")
     source: Source = code(kind.open)(request)
     return source
 
 
 def open_digits(request: SourceRequest) -> Source:
-    """scikit-learn's digits."""
+    """Open the digits of scikit-learn."""
     if request.path is not None:
         raise UserError("source 'digits' comes with scikit-learn: leave out --from")
     return digits()
 
 
 def open_cifar(request: SourceRequest) -> Source:
-    """CIFAR-10 or CIFAR-100."""
+    """Open CIFAR-10 or CIFAR-100."""
     return cifar(request.name, request.path)
 
 
 def open_folder(request: SourceRequest) -> Source:
-    """A folder per split, in it a folder per class."""
+    """Open a folder per split that holds a folder per class."""
     return folder(request.required_path)
 
 
 def open_list(request: SourceRequest) -> Source:
-    """List files, a line per image."""
+    """Open images that are named in list files."""
     return list_source(request.required_path, request.splits or {}, classes=request.classes)
 
 
 def open_parquet(request: SourceRequest) -> Source:
-    """Parquet files, one per split or those of a folder."""
+    """Open Parquet files: one per split, or all those of a folder."""
     splits = request.splits or {}
     return parquet(
         {split: [file] for split, file in splits.items()} or parquet_files(request.required_path),

@@ -1,4 +1,4 @@
-"""Sources whose images are arrays of pixels: scikit-learn's digits and CIFAR."""
+"""Sources whose images are arrays of pixels: the digits of scikit-learn, and CIFAR."""
 
 import io
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ DIGITS_TEST_PER_CLASS = 36
 
 
 def digits() -> Source:
-    """The 1,797 8 x 8 handwritten digits that scikit-learn ships, as gray PNGs of 0..255.
+    """The 1,797 handwritten digits of scikit-learn, as gray PNGs of 8 x 8 pixels, 0 to 255.
 
-    The test split is a fixed choice of 36 images per class; the others are for training.
+    The test split is a fixed random choice of 36 images per class; the train split has the others.
     """
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int64)
-    random = np.random.default_rng(0)  # fixed: every seed of sharding meets the same test split
+    random = np.random.default_rng(0)  # fixed, so that the test split is always the same
     is_test = np.zeros(len(labels), dtype=bool)
     for label in range(10):
         rows = np.flatnonzero(labels == label)
@@ -39,36 +39,50 @@ def digits() -> Source:
 
 
 def cifar(name: str, path: str | None) -> Source:
-    """CIFAR from torchvision's files, from its download (no path), or from Parquet files."""
+    """CIFAR-10 or CIFAR-100.
+
+    Args:
+        name: cifar10 or cifar100.
+        path: Folder with the files that torchvision downloads, or with Parquet files. None:
+            torchvision downloads them.
+
+    Raises:
+        ValueError: The files are damaged, missing, or have another number of classes.
+        OSError: The files cannot be downloaded or read.
+    """
     root = Path(path).expanduser() if path else files.user_cache()
-    own = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
-    if path is not None and not own.is_dir():
-        num_classes = int(name.removeprefix("cifar"))
-        source = parquet(parquet_files(path, hint=f" (and no folder {own.name})"))
-        if len(source.class_names) != num_classes:
-            raise UserError(
-                f"{path} has {len(source.class_names)} classes and {name} has {num_classes}: "
-                "use the source that fits, or 'parquet'"
-            )
-        return Source(name, source.class_names, source.splits)
+    folder = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
+    if path is not None and not folder.is_dir():
+        return _cifar_parquet(name, path, folder.name)
 
     from torchvision import datasets  # noqa: PLC0415
 
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     root = root if path else root / "bcl-ray"
     splits = {}
     for split in ("train", "test"):
         try:  # torchvision compares MD5 sums before it opens a pickle
-            data = kind(root, train=split == "train", download=path is None)
+            data = dataset(root, train=split == "train", download=path is None)
         except RuntimeError as error:
-            raise UserError(f"{own}: {error}; delete it and leave out --from") from None
+            raise UserError(f"{folder}: {error}; delete it and leave out --from") from None
         except OSError as error:
             raise OSError(
                 f"{name} could not be fetched or read ({error}): unpack it elsewhere and name the "
-                f"folder that holds {own.name} with --from"
+                f"folder that holds {folder.name} with --from"
             ) from error
         splits[split] = _array_split(data.data, np.asarray(data.targets, dtype=np.int64))
     return Source(name, tuple(data.classes), splits)
+
+
+def _cifar_parquet(name: str, path: str, folder_name: str) -> Source:
+    num_classes = int(name.removeprefix("cifar"))
+    source = parquet(parquet_files(path, hint=f" (and no folder {folder_name})"))
+    if len(source.class_names) != num_classes:
+        raise UserError(
+            f"{path} has {len(source.class_names)} classes and {name} has {num_classes}: "
+            "use the source that fits, or 'parquet'"
+        )
+    return Source(name, source.class_names, source.splits)
 
 
 def _array_split(pixels: NDArray[np.uint8], labels: Rows) -> SourceSplit:

@@ -1,6 +1,6 @@
-"""What a source is: class names, and splits that stream encoded bytes.
+"""The types of a source: class names, and splits that stream encoded bytes.
 
-Axes, here and in the modules beside: N rows of a split, K classes.
+Axes in this package: N rows of a split, K classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,24 +13,30 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 Rows = NDArray[np.int64]
-Content = bytes | FileNotFoundError  # a missing file is a fault of its row, not of the whole
+Content = bytes | FileNotFoundError  # a missing file is a fault of its row, and stops nothing
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """One split, its rows in the source's order."""
+    """One split, with its rows in the source's order."""
 
-    labels: Rows  # (N,); anything outside 0..K-1 is a fault
-    read: Callable[[Rows], Iterator[Content]]  # encoded bytes of rising rows, in their order
-    where: Callable[[int], str]  # what a person calls a row
-    random_order: bool  # whether a class's rows come in random order, so that the first n are fair
-    ids: Rows | None = None  # (N,); None: the row's index
-    faults: Mapping[int, str] = field(default_factory=dict)  # known without reading the image
+    labels: Rows
+    """Class of each row, (N,); a label outside 0..K-1 is a fault of its row."""
+    read: Callable[[Rows], Iterator[Content]]
+    """Yields the encoded bytes of rows, which are given in rising order."""
+    where: Callable[[int], str]
+    """Describes a row in error messages, for example by the path of its file."""
+    random_order: bool
+    """Whether the rows of a class are in random order, so that the first n are a random sample."""
+    ids: Rows | None = None
+    """Unique number of each row, (N,); None to use the row's index."""
+    faults: Mapping[int, str] = field(default_factory=dict)
+    """Faults by row that are found without reading the images."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Named classes and named splits."""
+    """A source of images: class names, in the order of labels, and splits by name."""
 
     name: str
     class_names: tuple[str, ...]
@@ -38,7 +44,7 @@ class Source:
 
 
 def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]:
-    """Class names of a file, or the numbers up to the largest training label."""
+    """The lines of a file of class names; without a file, the numbers up to the largest label."""
     if classes is not None:
         return tuple(line.strip() for line in read_text(classes).strip().split("\n"))
     largest = int(train_labels.max(initial=-1))
@@ -51,7 +57,12 @@ def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]
 
 
 def read_text(uri: str) -> str:
-    """A whole UTF-8 file."""
+    """The content of a UTF-8 file.
+
+    Raises:
+        ValueError: The file is not UTF-8 text.
+        OSError: The file cannot be read.
+    """
     try:
         return files.read_bytes(uri).decode()
     except UnicodeDecodeError as error:

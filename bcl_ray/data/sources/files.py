@@ -21,10 +21,35 @@ from bcl_ray.storage import files
 
 
 def folder(path: str) -> Source:
-    """Images as `<path>/<split>/<class>/<file>`: split train, and test or val or both.
+    """Images in files `<path>/<split>/<class>/<file>`, of the splits train, val and test.
 
-    Every file counts, but for those with a name or folder that starts with a dot.
+    Every file counts as an image, unless its name or a folder's name starts with a dot.
+
+    Raises:
+        ValueError: There are no training images, or neither validation nor test images.
+        OSError: The folder cannot be read.
     """
+    by_split, class_names = _list_folder(path)
+    if not by_split["train"] or not (by_split["val"] or by_split["test"]):
+        raise UserError(
+            f"{path} must hold train/<class>/<image> and test/<class>/<image> (or val/): split it "
+            "into such folders, or name the images of each split in list files (source 'list')"
+        )
+    label_of = {name: label for label, name in enumerate(class_names)}
+    splits = {}
+    for split, images in by_split.items():
+        if images:
+            labels = np.array([label_of.get(parts[1], -1) for parts in images], dtype=np.int64)
+            faults = {
+                row: f"'{images[row][1]}' is not a class folder of train/"
+                for row in np.flatnonzero(labels < 0).tolist()
+            }
+            splits[split] = _file_split(path, ["/".join(parts) for parts in images], labels, faults)
+    return Source("folder", tuple(class_names), splits)
+
+
+def _list_folder(path: str) -> tuple[dict[str, list[list[str]]], list[str]]:
+    """The paths of each split's images, cut at slashes; and the class names. Both are sorted."""
     filesystem, root = files.resolve(path)
     with files.explain_errors(path):
         infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
@@ -37,33 +62,24 @@ def folder(path: str) -> Source:
             continue
         if info.is_file:
             by_split[parts[0]].append(parts)
+        # An empty folder is a class too: one without images, which is then refused.
         if parts[0] == "train" and not (info.is_file and len(parts) == 2):
             classes.add(parts[1])
-    if not by_split["train"] or not (by_split["val"] or by_split["test"]):
-        raise UserError(
-            f"{path} must hold train/<class>/<image> and test/<class>/<image> (or val/): split it "
-            "into such folders, or name the images of each split in list files (source 'list')"
-        )
-    class_names = sorted(classes)  # an empty folder is a class too: one without images
-    label_of = {name: label for label, name in enumerate(class_names)}
-    splits = {}
-    for split, found in by_split.items():
-        if members := sorted(found):
-            labels = np.array([label_of.get(file[1], -1) for file in members], dtype=np.int64)
-            splits[split] = _file_split(
-                path,
-                ["/".join(file) for file in members],
-                labels,
-                {
-                    row: f"'{members[row][1]}' is not a class folder of train/"
-                    for row in np.flatnonzero(labels < 0).tolist()
-                },
-            )
-    return Source("folder", tuple(class_names), splits)
+    return {split: sorted(images) for split, images in by_split.items()}, sorted(classes)
 
 
 def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = None) -> Source:
-    """Images below a root that list files name, `<path> <label>` per line, a list per split."""
+    """Images that are named in list files, one for each split.
+
+    Args:
+        path: Folder or URI to which the paths in the lists are relative.
+        lists: List file of each split, with a line `<path> <label>` per image.
+        classes: File of class names; see `names_of_classes`.
+
+    Raises:
+        ValueError: There is no list of training images, or a file is invalid.
+        OSError: The folder or a file does not exist, or cannot be read.
+    """
     if "train" not in lists:
         raise UserError(
             "source 'list' needs --split train=LIST, and a --split NAME=LIST per evaluation split"
@@ -77,9 +93,16 @@ def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = No
 
 
 def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, str]]:
-    """Paths, labels (N,) and faults of a list file; a line that does not parse has label -1.
+    """Parse a list file: a path, white space and a label in each line.
 
-    A path may contain spaces: the label is what follows the last one.
+    A path may contain spaces; the label follows the last one.
+
+    Args:
+        text: Content of the file.
+        origin: Name of the file in error messages.
+
+    Returns:
+        Paths; labels, (N,); and faults by row. A line that cannot be parsed has label -1.
     """
     paths, faults = [], {}
     lines = text.removesuffix("\n").split("\n")
@@ -111,11 +134,11 @@ def _file_split(
             return error
 
     def read(rows: Rows) -> Iterator[Content]:
-        # Threads hide an object store's latency; 32 at a time bound the memory.
+        # Threads hide the latency of an object store; reading 32 images at a time limits memory.
         pending = iter(rows.tolist())
         with ThreadPoolExecutor(16) as pool:
-            while some := list(islice(pending, 32)):
-                yield from pool.map(read_one, some)
+            while chunk := list(islice(pending, 32)):
+                yield from pool.map(read_one, chunk)
 
     return SourceSplit(
         labels, read, where=lambda row: paths[row], random_order=False, faults=faults

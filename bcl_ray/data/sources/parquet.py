@@ -17,7 +17,12 @@ from bcl_ray.storage import files
 def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
     """The Parquet files of each split in a folder: `<split>.parquet` or `<split>-*.parquet`.
 
-    A path that ends in .parquet is the train split.
+    Args:
+        path: Folder or URI; if it ends in .parquet, it is the only file of the train split.
+        hint: Addition to the error message.
+
+    Raises:
+        ValueError: There are no files of a train split.
     """
     if path.endswith(".parquet"):
         return {"train": [path]}
@@ -43,10 +48,22 @@ def parquet(
     label_column: str = "label",
     id_column: str | None = None,
 ) -> Source:
-    """Images in Parquet files, per split.
+    """Images in a column of Parquet files.
 
-    Class names are those of the file `classes`, else the first training file's metadata key
-    'class_names' (a JSON list), else of classes.txt beside it, else the numbers.
+    Class names are, in order of preference: the lines of the file `classes`, the JSON list under
+    'class_names' in the metadata of the first training file, the lines of classes.txt in its
+    folder, or numbers.
+
+    Args:
+        by_split: Files of each split.
+        classes: File of class names.
+        image_column: Column of encoded images: binary, or a struct with a field 'bytes'.
+        label_column: Column of integer class indices.
+        id_column: Column of unique integers. None: ids are row numbers.
+
+    Raises:
+        ValueError: There is no train split, or a file has no such columns.
+        OSError: A file cannot be read.
     """
     splits = {
         split: _parquet_split(list(uris), image_column, label_column, id_column)
@@ -55,16 +72,14 @@ def parquet(
     if "train" not in splits:
         raise UserError("source 'parquet' needs --split train=FILE")
     first = by_split["train"][0]
-    beside = files.join(first.rpartition("/")[0] or ".", "classes.txt")
-    with _parquet_file(first) as file:
-        named = (file.schema_arrow.metadata or {}).get(b"class_names")
-    if classes is None and named is not None:
-        class_names = tuple(str(name) for name in json.loads(named))
-    else:
-        if classes is None and files.exists(beside):
-            classes = beside
-        class_names = names_of_classes(classes, splits["train"].labels)
-    return Source("parquet", class_names, splits)
+    with _open_parquet(first) as file:
+        metadata = (file.schema_arrow.metadata or {}).get(b"class_names")
+    if classes is None and metadata is not None:
+        return Source("parquet", tuple(str(name) for name in json.loads(metadata)), splits)
+    default = files.join(first.rpartition("/")[0] or ".", "classes.txt")
+    if classes is None and files.exists(default):
+        classes = default
+    return Source("parquet", names_of_classes(classes, splits["train"].labels), splits)
 
 
 def _parquet_split(
@@ -75,18 +90,18 @@ def _parquet_split(
         options["--id-column"] = id_column
     lengths, labels, ids = [], [], []
     for uri in uris:
-        with _parquet_file(uri) as file:
+        with _open_parquet(uri) as file:
             _check_columns(uri, file.schema_arrow.names, options)
             _check_images(uri, file.schema_arrow.field(image_column))
             lengths.append(file.metadata.num_rows)
-            labels.append(_integers(uri, file, label_column))
+            labels.append(_read_integers(uri, file, label_column))
             if id_column is not None:
-                ids.append(_integers(uri, file, id_column))
+                ids.append(_read_integers(uri, file, id_column))
     starts = np.concatenate([[0], np.cumsum(lengths)])
 
     def read(rows: Rows) -> Iterator[Content]:
         for uri, start, end in zip(uris, starts[:-1], starts[1:], strict=True):
-            yield from _parquet_images(uri, image_column, _within(rows, start, end))
+            yield from _read_images(uri, image_column, _rows_within(rows, start, end))
 
     def where(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1
@@ -101,36 +116,41 @@ def _parquet_split(
     )
 
 
-def _parquet_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:
-    """Images of a file's rows, rising; row groups without any are not read."""
-    with files.explain_errors(uri), _parquet_file(uri) as file:
+def _read_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:
+    """Images of some rows of a file, which are given in rising order.
+
+    Only row groups that contain some of them are read.
+    """
+    with files.explain_errors(uri), _open_parquet(uri) as file:
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
-            wanted = _within(rows, start, end)
-            if len(wanted):
+            group_rows = _rows_within(rows, start, end)
+            if len(group_rows):
                 begin = 0
                 for batch in file.iter_batches(64, row_groups=[group], columns=[column]):
                     images = batch.column(0)
                     if pa.types.is_struct(images.type):
                         images = images.field("bytes")
-                    for row in _within(wanted, begin, begin + len(batch)).tolist():
+                    for row in _rows_within(group_rows, begin, begin + len(batch)).tolist():
                         yield images[row].as_py() or b""
                     begin += len(batch)
             start = end
 
 
-def _within(rows: Rows, start: int, end: int) -> Rows:
-    """The rising rows that lie in [start, end), counted from start."""
+def _rows_within(rows: Rows, start: int, end: int) -> Rows:
+    """Those of the rising rows that are in [start, end), relative to start."""
     first, last = np.searchsorted(rows, [start, end])
     return rows[first:last] - start
 
 
-def _parquet_file(uri: str) -> Any:
+def _open_parquet(uri: str) -> Any:
     filesystem, path = files.resolve(uri)
     with files.explain_errors(uri):
         handle = filesystem.open_input_file(path)
-    try:  # by pages (Arrow's have up to 1,024 rows): a foreign row group may exceed memory
+    try:
+        # Read by pages, of up to 1,024 rows in Arrow's files: in files that other programs wrote, a
+        # row group may be larger than the memory.
         return pq.ParquetFile(handle, buffer_size=8 << 20, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise UserError(f"{uri} is not a Parquet file: {error}") from None
@@ -155,7 +175,7 @@ def _check_images(uri: str, column: Any) -> None:
         )
 
 
-def _integers(uri: str, file: Any, column: str) -> Rows:
+def _read_integers(uri: str, file: Any, column: str) -> Rows:
     values = file.read([column]).column(0)
     try:
         return np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy(), dtype=np.int64)
