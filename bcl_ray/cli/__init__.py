@@ -65,7 +65,7 @@ def _run(*command: str) -> None:
 
 def _told(error: Exception) -> tuple[str, int]:
     """What is said of an error, and the exit status."""
-    from bcl_ray.storage.files import user_cache
+    from bcl_ray.storage.paths import user_cache
     from bcl_ray.storage.retry import TransientError
 
     if isinstance(error, ModuleNotFoundError):

@@ -178,4 +178,4 @@ def local_folder(run: Identity) -> Path:
     """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
     if paths.is_local(run.uri):
         return Path(files.resolve(run.uri)[1])
-    return files.user_cache() / "bcl_ray" / run.uid
+    return paths.user_cache() / "bcl_ray" / run.uid

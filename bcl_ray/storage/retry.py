@@ -1,72 +1,78 @@
-"""Trying again: whole operations, with jittered backoff, for as long as the fault is worth it."""
+"""Retries of whole operations, with random exponential backoff."""
 
 import errno
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 Result = TypeVar("Result")
+Retry = Callable[[Callable[[], Any]], Any]  # calls a function until it succeeds
 
-PATIENCE = 300.0  # seconds, with a store that throttles or does not answer, or with a full disk
-QUIET = 1.0  # seconds that a fault may last before a word is said
+# How long a store that throttles or does not answer, or a full disk, is retried.
+RETRY_SECONDS = 300.0
+QUIET_SECONDS = 1.0  # shorter faults are not logged
 
 log = logging.getLogger("bcl_ray.storage")
 
 
 class TransientError(OSError):
-    """What may be over at a later start: a store that does not answer, a full disk."""
+    """A fault that may be over later: a store that does not answer, a full disk."""
 
 
-def persist(
+def retry(
     attempt: Callable[[], Result],
-    what: str,
-    patience: Callable[[BaseException], float],
-    reason: Callable[[BaseException], str] = str,
+    name: str,
+    retry_seconds: Callable[[BaseException], float],
+    summary: Callable[[BaseException], str] = str,
 ) -> Result:
-    """Call `attempt` until it succeeds, or has failed for longer than its error is worth.
+    """Call `attempt` until it succeeds or has failed for too long.
 
     Args:
-        attempt: the operation; must be safe to repeat.
-        what: the file, for the log.
-        patience: seconds that an error is worth, counted from the first of a row of failures
-            that are worth no more; 0: raise it at once.
-        reason: what the log says of an error, in a few words.
+        attempt: The operation; must be safe to repeat.
+        name: Path or URI of the file, for the log.
+        retry_seconds: How long an error is retried; 0 raises it at once. The time counts from the
+            first of consecutive failures whose errors are retried no longer than this one.
+        summary: Text of an error for the log.
     """
-    since: dict[float, float] = {}  # when failures worth so many seconds began
-    told = False
+    # Start of the current failures, by their retry time. A denial between throttled requests does
+    # not end the retries of the throttling: it only shows that the store is throttling.
+    began: dict[float, float] = {}
+    logged = False
 
-    def stop(state: RetryCallState) -> bool:
-        now, worth = time.monotonic(), patience(_error(state))
-        # A denial between throttled requests says no more than that the store is throttling.
-        for shorter in [seconds for seconds in since if seconds < worth]:
-            del since[shorter]
-        return now - since.setdefault(worth, now) >= worth
+    def is_over(state: RetryCallState) -> bool:
+        now, seconds = time.monotonic(), retry_seconds(_error(state))
+        for shorter in [other for other in began if other < seconds]:
+            del began[shorter]
+        return now - began.setdefault(seconds, now) >= seconds
 
-    def tell(state: RetryCallState) -> None:
-        nonlocal told
-        if not told and time.monotonic() - min(since.values()) + state.upcoming_sleep >= QUIET:
-            told, error = True, _error(state)
-            log.warning("%s: %s, trying again for up to %g s", what, reason(error), patience(error))
+    def log_failure(state: RetryCallState) -> None:
+        nonlocal logged
+        lasts = time.monotonic() - min(began.values()) + state.upcoming_sleep
+        if not logged and lasts >= QUIET_SECONDS:
+            logged, error = True, _error(state)
+            log.warning(
+                "%s: %s, trying again for up to %g s", name, summary(error), retry_seconds(error)
+            )
 
     result = Retrying(
-        retry=retry_if_exception(lambda error: patience(error) > 0),
+        retry=retry_if_exception(lambda error: retry_seconds(error) > 0),
         wait=wait_random_exponential(multiplier=0.25, max=10),
-        stop=stop,
-        before_sleep=tell,
+        stop=is_over,
+        before_sleep=log_failure,
         reraise=True,
     )(attempt)
-    if told:
-        log.warning("%s: works again, after %.0f s", what, time.monotonic() - min(since.values()))
+    if logged:
+        log.warning("%s: works again, after %.0f s", name, time.monotonic() - min(began.values()))
     return result
 
 
-def local_patience(error: BaseException) -> float:
-    """Seconds that a local file's error is worth: somebody may make room on a full disk."""
+def local_retry_seconds(error: BaseException) -> float:
+    """How long an error of a local file is retried: only a full disk, for others may make room."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return PATIENCE if full else 0.0
+    return RETRY_SECONDS if full else 0.0
 
 
 def _error(state: RetryCallState) -> BaseException:

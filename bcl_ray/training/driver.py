@@ -22,7 +22,7 @@ from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import Budget, preflight
 from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.storage import paths
-from bcl_ray.storage.lease import LeaseRequest
+from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
 from bcl_ray.training import outcome
 from bcl_ray.training.launch import Launch, run_workers

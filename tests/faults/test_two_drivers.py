@@ -6,8 +6,10 @@ import time
 
 import pytest
 
-from bcl_ray.storage import fence, files
-from bcl_ray.storage.lease import EVERY
+from bcl_ray.storage import files
+from bcl_ray.storage.lease import RENEWAL_SECONDS
+from bcl_ray.storage.lease_record import LEASE_FILE, LeaseRecord, parse_record
+from bcl_ray.storage.versioned_file import versioned_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -34,7 +36,7 @@ def test_a_frozen_driver_is_replaced_and_ends_itself_and_a_job_sent_twice_trains
     assert first.wait(120) != 0
     assert "this driver, number 1, gave no sign of life for a while, and job " in first.output
     assert "has it now as number 2: it ends, and changes nothing more in" in first.output
-    gone_by(frozen, time.monotonic() + 2 * EVERY)
+    gone_by(frozen, time.monotonic() + 2 * RENEWAL_SECONDS)
     assert noted(second) <= set(files.list_folders(second.uri)), "it deleted nothing"
     assert second.last_step() > step, "it noted nothing"
     assert drill.tracked_status(second) == "RUNNING", "nor did it end the MLflow run"
@@ -55,10 +57,10 @@ def test_a_frozen_driver_is_replaced_and_ends_itself_and_a_job_sent_twice_trains
     drill.check_same(third)
 
 
-def holder(job) -> fence.Record:
+def holder(job) -> LeaseRecord:
     """Who has a job's run, or had it last."""
-    uri = files.join(job.uri, fence.LEASE)
-    return fence.parsed(fence.file_at(uri).read(), uri)
+    uri = files.join(job.uri, LEASE_FILE)
+    return parse_record(versioned_file(uri).read(), uri)
 
 
 def noted(job) -> set[str]:

@@ -8,6 +8,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
+from bcl_ray.storage.files import filesystems
 
 FINGERPRINT = "a" * 64
 
@@ -25,7 +26,7 @@ def root(request, tmp_path, monkeypatch):
         store.create_dir(path.rpartition("/")[0])  # an object store has no folders to miss
         return store, path
 
-    monkeypatch.setattr(files, "resolve", resolve)
+    monkeypatch.setattr(filesystems, "resolve", resolve)
     folder = tmp_path / "my runs"
     return {"path": str(folder), "file": folder.as_uri(), "remote": "test://my runs"}[request.param]
 

@@ -13,6 +13,7 @@ import pytest
 from pyarrow import fs
 
 from bcl_ray.storage import files, retry
+from bcl_ray.storage.files import filesystems
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def bucket_of_another_kind(tmp_path, monkeypatch):
     def resolve(uri):
         return (store, uri.removeprefix("test://")) if uri.startswith("test://") else local(uri)
 
-    monkeypatch.setattr(files, "resolve", resolve)
+    monkeypatch.setattr(filesystems, "resolve", resolve)
     return "test://"
 
 
@@ -202,7 +203,7 @@ def test_a_full_disk_is_waited_for_and_told(tmp_path, full_disk, caplog):
 
 
 def test_a_disk_that_stays_full_is_an_error_with_its_number(tmp_path, full_disk, monkeypatch):
-    monkeypatch.setattr(retry, "PATIENCE", 0.3)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.3)
     with pytest.raises(OSError, match=f"{tmp_path}/file: the disk is full: make room") as raised:
         files.write_bytes(f"{tmp_path}/file", bytes(1 << 20))
     assert raised.value.errno == errno.ENOSPC

@@ -16,21 +16,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bcl_ray.storage import fence, files, lease
-from bcl_ray.storage.fence import LEASE, LeaseHeldError, LeaseLostError
-from bcl_ray.storage.lease import LeaseRequest, acquire_lease
-from bcl_ray.storage.swap import ChangedError, Version, file_at
+from bcl_ray.storage import files, lease, lease_record, lease_request
+from bcl_ray.storage.fence import LeaseHeldError, LeaseLostError
+from bcl_ray.storage.lease_record import LEASE_FILE
+from bcl_ray.storage.lease_request import LeaseRequest, acquire_lease
+from bcl_ray.storage.versioned_file import ChangedError, FileVersion, versioned_file
 
-SHORT = {"EVERY": 0.3, "SETTLE": 0.1, "LOOK": 0.1, "READ_BACK": 1.0, "MARGIN": 0.5}
 SECONDS = 3.0  # that a lease lasts here
+RENEWAL = 0.3  # seconds between renewals here
+SHORT = [
+    ("lease", "RENEWAL_SECONDS", RENEWAL),
+    ("lease", "RENEWAL_RETRY_SECONDS", 0.1),
+    ("lease", "MARGIN_SECONDS", 0.5),
+    ("lease_request", "RENEWAL_SECONDS", RENEWAL),
+    ("lease_request", "POLL_SECONDS", 0.1),
+    ("lease_request", "SETTLE_SECONDS", 0.1),
+    ("lease_request", "READ_BACK_SECONDS", 1.0),
+]
 # A driver: takes the folders that it is given, one after another, at certain times; says which it
 # has got; and answers each line that it is told.
 DRIVER = """
 import contextlib, sys, time
-from bcl_ray.storage import fence, lease
-for name, value in {short}.items():
-    setattr(lease, name, value)
-fence.SECONDS = {seconds}
+from bcl_ray.storage import fence, lease, lease_record, lease_request
+for module, name, value in {short}:
+    setattr({{"lease": lease, "lease_request": lease_request}}[module], name, value)
+lease_record.LEASE_SECONDS = {seconds}
 def say(*words):
     print(*words, flush=True)
 def told(text):
@@ -39,7 +49,9 @@ with contextlib.ExitStack() as stack:
     for turn, folder in enumerate(sys.argv[1:]):
         time.sleep(max(0, {begin} + turn - time.time()))
         try:
-            mine = stack.enter_context(lease.acquire_lease(folder, "run 'x'", told, wait={wait}))
+            mine = stack.enter_context(
+                lease_request.acquire_lease(folder, "run 'x'", told, wait={wait})
+            )
             say("number", mine.fence.number)
         except fence.LeaseHeldError as error:
             say("held", error)
@@ -57,9 +69,9 @@ with contextlib.ExitStack() as stack:
 @pytest.fixture
 def short(monkeypatch):
     """Leases that last three seconds."""
-    for name, value in SHORT.items():
-        monkeypatch.setattr(lease, name, value)
-    monkeypatch.setattr(fence, "SECONDS", SECONDS)
+    for module, name, value in SHORT:
+        monkeypatch.setattr(f"bcl_ray.storage.{module}.{name}", value)
+    monkeypatch.setattr(lease_record, "LEASE_SECONDS", SECONDS)
 
 
 @pytest.fixture
@@ -120,7 +132,7 @@ def quiet(text):
 
 
 def record_in(folder):
-    return fence.parsed(file_at(files.join(folder, LEASE)).read(), folder)
+    return lease_record.parse_record(versioned_file(files.join(folder, LEASE_FILE)).read(), folder)
 
 
 class Everywhere:
@@ -133,7 +145,7 @@ class Everywhere:
                 mine.check()
                 assert mine.valid
             assert record_in(folder).released
-        assert files.list_files(folder).keys() - {f".{LEASE}.lock"} == {LEASE}
+        assert files.list_files(folder).keys() - {f".{LEASE_FILE}.lock"} == {LEASE_FILE}
 
     def test_of_processes_that_race_exactly_one_has_each_folder(self, folder, driver):
         """The first of them was a dead driver's, and is taken over at once."""
@@ -154,7 +166,7 @@ class Everywhere:
         frozen.signal(signal.SIGSTOP)
         begun = time.monotonic()
         with acquire_lease(folder, "run 'x'", quiet, wait=True) as mine:
-            assert time.monotonic() - begun > SECONDS - SHORT["EVERY"]
+            assert time.monotonic() - begun > SECONDS - RENEWAL
             assert mine.fence.number == 2
             frozen.signal(signal.SIGCONT)
             answer = frozen.asked("check")
@@ -173,10 +185,10 @@ class Everywhere:
                 files.write_bytes(files.join(folder, name), b"old")
             filesystem, path = files.atomic_filesystem(folder, mine.fence)
             record = dataclasses.replace(record_in(folder), token="another", number=2)  # noqa: S106
-            file = file_at(files.join(folder, LEASE))
+            file = versioned_file(files.join(folder, LEASE_FILE))
             while True:  # beside the thread that renews it
                 with suppress(ChangedError):
-                    file.replace(record.encoded(), file.read())
+                    file.replace(record.to_bytes(), file.read())
                     break
             with pytest.raises(LeaseLostError, match="number 2"):  # noqa: SIM117  (pyarrow's own block)
                 with filesystem.open_output_stream(f"{path}/list.json") as stream:
@@ -191,15 +203,15 @@ class Everywhere:
         said = []
         with acquire_lease(folder, "run 'x'", said.append, wait=False):
             pass
-        text = "the store of run 'x' does not compare before it writes: a second driver is"
+        text = "the store of run 'x' has no atomic conditional writes: a second driver that"
         assert [one.startswith(text) for one in said] == ([] if compares else [True])
 
     def test_a_version_is_replaced_once(self, folder):
-        file = file_at(files.join(folder, LEASE))
+        file = versioned_file(files.join(folder, LEASE_FILE))
         assert file.read() is None
         first = file.replace(b"first", None)
         assert file.replace(b"first", None).data == b"first", "the same again, after a lost answer"
-        for other in (None, Version(b"other", first.tag[::-1])):
+        for other in (None, FileVersion(b"other", first.tag[::-1])):
             with pytest.raises(ChangedError):
                 file.replace(b"second", other)
         second = file.replace(b"second", first)
@@ -207,7 +219,7 @@ class Everywhere:
         file.remove(first)
         assert file.read() == second, "it is another's now"
         file.remove(second)
-        assert files.list_files(folder).keys() - {f".{LEASE}.lock"} == set()
+        assert files.list_files(folder).keys() - {f".{LEASE_FILE}.lock"} == set()
         with pytest.raises(ChangedError):
             file.replace(b"third", second)
 
@@ -260,9 +272,9 @@ def test_a_look_refuses_as_the_lease_would_and_leaves_nothing(on_disk, driver, t
 
 def elsewhere(folder, **changes):
     """The lease of a driver on another machine."""
-    file = file_at(files.join(folder, LEASE))
-    record = dataclasses.replace(fence.own_record(None), machine="another", **changes)
-    file.replace(record.encoded(), file.read())
+    file = versioned_file(files.join(folder, LEASE_FILE))
+    record = dataclasses.replace(lease_record.new_record(None), machine="another", **changes)
+    file.replace(record.to_bytes(), file.read())
 
 
 def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_wait(
@@ -309,7 +321,7 @@ def test_who_waits_says_so_once_and_gets_the_folder_when_the_first_ends(on_disk,
 
 
 def test_a_driver_that_lives_on_is_not_waited_for_for_ever(on_disk, driver, monkeypatch):
-    monkeypatch.setattr(lease, "PATIENCE", 1.0)
+    monkeypatch.setattr(lease_request, "WAIT_SECONDS", 1.0)
     first = driver(on_disk)
     assert first.hears() == "number 1"
     alive = r"run 'x' is still in use by process .*, which is alive: stop it, or leave the work"
@@ -326,7 +338,7 @@ def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
     frozen.signal(signal.SIGSTOP)
     time.sleep(1.5 * SECONDS)
     frozen.signal(signal.SIGCONT)
-    time.sleep(3 * SHORT["EVERY"])
+    time.sleep(3 * RENEWAL)
     assert frozen.asked("check") == "ours True"
 
 
@@ -353,14 +365,14 @@ def test_a_renewal_whose_answer_was_lost_is_known_as_our_own(bucket, proxy, shor
 
 
 def test_a_process_is_dead_where_its_pid_is_gone_or_is_anothers_on_this_machine_alone():
-    own = fence.own_record(None)
+    own = lease_record.new_record(None)
     assert not own.is_dead
     assert dataclasses.replace(own, started="1").is_dead, "another process has the pid now"
     assert dataclasses.replace(own, pid=2**22 + 1).is_dead
     elsewhere = dataclasses.replace(own, pid=2**22 + 1, machine="another boot")
     assert not elsewhere.is_dead, "nobody can see it from here"
     child = subprocess.Popen(["sleep", "60"])
-    zombie = dataclasses.replace(own, pid=child.pid, started=fence._started(child.pid))
+    zombie = dataclasses.replace(own, pid=child.pid, started=lease_record._start_time(child.pid))
     assert not zombie.is_dead
     child.kill()
     while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
@@ -370,7 +382,7 @@ def test_a_process_is_dead_where_its_pid_is_gone_or_is_anothers_on_this_machine_
 
 
 def test_a_file_that_is_no_lease_is_refused(tmp_path):
-    (tmp_path / LEASE).write_text(json.dumps({"number": 1}))
+    (tmp_path / LEASE_FILE).write_text(json.dumps({"number": 1}))
     with (
         pytest.raises(OSError, match="is not as bcl_ray wrote it: delete it, when no driver of"),
         acquire_lease(str(tmp_path), "run 'x'", quiet, wait=False),
@@ -388,12 +400,12 @@ class InMemory:
         return self.now
 
     def replace(self, data, old):
-        if self.now not in (old, Version(data)):
+        if self.now not in (old, FileVersion(data)):
             raise ChangedError
-        self.now = Version(data)
+        self.now = FileVersion(data)
         return self.now
 
-    def compares(self, own):
+    def replaces_atomically(self, own):
         return True
 
 
@@ -410,10 +422,11 @@ def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
     """Clocks of drivers are one here, but each sees only when something changes."""
     file, now, claims, leases = InMemory(), [1000.0], {}, {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease, "clock", lambda: now[0])
-        patch.setattr(lease, "file_at", lambda uri: file)
-        patch.setattr(lease.time, "sleep", lambda seconds: None)
-        patch.setattr(lease.Lease, "_keep", lambda self: None)  # the test renews
+        for module in (lease, lease_request):
+            patch.setattr(module, "clock", lambda: now[0])
+        patch.setattr(lease_request, "versioned_file", lambda uri: file)
+        patch.setattr(lease_request.time, "sleep", lambda seconds: None)
+        patch.setattr(lease.Lease, "_renew", lambda self: None)  # the test renews
         numbers = []
         for kind, what in events:
             if kind == "time":
@@ -421,7 +434,7 @@ def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
             elif kind == "claim" and what not in leases:
                 claim = claims.setdefault(what, LeaseRequest("uri", "run 'x'", quiet))
                 with suppress(LeaseHeldError):
-                    leases[what] = claim._taken(wait=False)
+                    leases[what] = claim._take(wait=False)
                     numbers.append(leases[what].fence.number)
                     del claims[what]
             elif kind == "renew" and what in leases:

@@ -20,8 +20,8 @@ def failing(times):
 
 
 def test_faults_that_pass_are_outlasted_and_told(caplog, monkeypatch):
-    monkeypatch.setattr(retry, "QUIET", 0.0)
-    assert retry.persist(failing(3), "s3://b/f", lambda error: 20.0, lambda _: "SlowDown") == 4
+    monkeypatch.setattr(retry, "QUIET_SECONDS", 0.0)
+    assert retry.retry(failing(3), "s3://b/f", lambda error: 20.0, lambda _: "SlowDown") == 4
     assert [(record.name, record.levelno) for record in caplog.records] == [
         ("bcl_ray.storage", logging.WARNING)
     ] * 2
@@ -30,21 +30,21 @@ def test_faults_that_pass_are_outlasted_and_told(caplog, monkeypatch):
 
 
 def test_a_blip_is_not_told(caplog):
-    assert retry.persist(failing(1), "f", lambda error: 20.0) == 2
+    assert retry.retry(failing(1), "f", lambda error: 20.0) == 2
     assert not caplog.records
 
 
 def test_faults_that_stay_are_raised_at_once():
     attempt = failing(1)
     with pytest.raises(OSError, match="down"):
-        retry.persist(attempt, "f", lambda error: 0.0)
+        retry.retry(attempt, "f", lambda error: 0.0)
     assert attempt() == 2  # the second call
 
 
 def test_patience_ends():
     attempt = failing(1000)
     with pytest.raises(OSError, match="down"):
-        retry.persist(attempt, "f", lambda error: 0.5)
+        retry.retry(attempt, "f", lambda error: 0.5)
     with pytest.raises(OSError, match="down"):
         attempt()  # not all of the thousand were tried
 
@@ -65,7 +65,7 @@ def test_denials_between_other_faults_do_not_end_patience_but_a_row_of_them_does
                 raise OSError(left.pop(0))
 
         try:
-            retry.persist(attempt, "f", lambda error: worth[str(error)])
+            retry.retry(attempt, "f", lambda error: worth[str(error)])
         except OSError:
             return now[0]
         return None
@@ -78,4 +78,4 @@ def test_denials_between_other_faults_do_not_end_patience_but_a_row_of_them_does
 
 @pytest.mark.parametrize(("number", "worth"), [(errno.ENOSPC, True), (errno.EIO, False)])
 def test_only_a_full_disk_is_waited_for(number, worth):
-    assert (retry.local_patience(OSError(number, "x")) > 0) is worth
+    assert (retry.local_retry_seconds(OSError(number, "x")) > 0) is worth

@@ -35,8 +35,8 @@ def small_parts(monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(faults, "PATIENCE", 0.6)
-    monkeypatch.setattr(faults, "DENIED_PATIENCE", 0.6)
+    monkeypatch.setattr(faults, "RETRY_SECONDS", 0.6)
+    monkeypatch.setattr(faults, "DENIED_RETRY_SECONDS", 0.6)
 
 
 def uploads_of(bucket):
@@ -47,7 +47,7 @@ def uploads_of(bucket):
 
 
 def test_all_files_come_page_by_page_in_the_order_of_their_bytes(bucket, monkeypatch):
-    monkeypatch.setattr(listing, "PAGE", 3)
+    monkeypatch.setattr(listing, "PAGE_KEYS", 3)
     names = ["a-b.jpg", "a/1.jpg", "a/deep/er/x", "a0", "b c/ü#?.png", "b c/%41+.png", "é"]
     for name in [*names, ".hidden/x", "a/.thumb", "folder/"]:
         key = {"Bucket": bucket.uri.removeprefix("s3://"), "Key": f"all/{name}"}
@@ -542,9 +542,9 @@ def test_the_checksums_that_an_old_store_does_not_take_are_told(bucket, monkeypa
 
 @ON_SWIFT
 def test_endpoints_that_do_not_answer_are_told_in_time(bucket, proxy, monkeypatch):
-    assert check.CONNECT + check.SILENCE < check.SECONDS == 15
-    monkeypatch.setattr(check, "CONNECT", 1.0)
-    monkeypatch.setattr(check, "SILENCE", 2.0)
+    assert check.CONNECT_SECONDS + check.SILENCE_SECONDS < check.CHECK_SECONDS == 15
+    monkeypatch.setattr(check, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(check, "SILENCE_SECONDS", 2.0)
     proxy.plan("swallow", times=1000)
     began = time.monotonic()
     (problem,) = s3.check_access(bucket.uri, ALL)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bcl_ray.storage.fence import Fence
-from bcl_ray.storage.lease import acquire_lease
+from bcl_ray.storage.lease_request import acquire_lease
 from bcl_ray.use.predict.outputs import Options, Output, PredictionRequest
 from bcl_ray.use.predict.tables import Classes, table_of
 

@@ -29,7 +29,7 @@ from bcl_ray.data.sources import Source
 from bcl_ray.experiment.choices import OnBadImage, Profile
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, s3
-from bcl_ray.storage.lease import acquire_lease
+from bcl_ray.storage.lease_request import acquire_lease
 
 logger = logging.getLogger(__name__)
 

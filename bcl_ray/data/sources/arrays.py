@@ -11,7 +11,7 @@ from PIL import Image
 from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
 from bcl_ray.data.sources.parquet import parquet, parquet_files
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import files
+from bcl_ray.storage import paths
 
 DIGITS_TEST_PER_CLASS = 36
 
@@ -50,7 +50,7 @@ def cifar(name: str, path: str | None) -> Source:
         ValueError: The files are damaged, missing, or have another number of classes.
         OSError: The files cannot be downloaded or read.
     """
-    root = Path(path).expanduser() if path else files.user_cache()
+    root = Path(path).expanduser() if path else paths.user_cache()
     folder = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     if path is not None and not folder.is_dir():
         return _cifar_parquet(name, path, folder.name)

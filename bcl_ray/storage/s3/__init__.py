@@ -1,69 +1,50 @@
-"""S3: settings from the environment, errors in plain words, checks, uploads.
+"""S3: settings from the environment, retries, explained errors, access checks, uploads.
 
-pyarrow moves the data that it reads; boto3 does what pyarrow cannot, and is imported when it
-is first needed.
+pyarrow reads data and writes for Ray. boto3 does what pyarrow cannot, and is imported when it is
+first needed.
 """
 
 from bcl_ray.storage.s3.access import ACTIONS, TransientProblem, check_access
-from bcl_ray.storage.s3.faults import (
-    CHECKSUMS,
-    Fault,
-    brief,
-    explain,
-    explained,
-    fault_of,
-    patience,
-    precise,
+from bcl_ray.storage.s3.clients import QUICK_ATTEMPTS, client, filesystem, forget_clients
+from bcl_ray.storage.s3.diagnosis import clarify, explain
+from bcl_ray.storage.s3.faults import fault_of, retry_seconds, summary
+from bcl_ray.storage.s3.listing import list_keys
+from bcl_ray.storage.s3.location import is_s3, parse_uri
+from bcl_ray.storage.s3.objects import (
+    ChangedError,
+    FileVersion,
+    create_object,
+    read_object,
+    read_version,
+    replace_version,
+    replaces_atomically,
 )
-from bcl_ray.storage.s3.listing import keys
-from bcl_ray.storage.s3.location import (
-    QUICK,
-    Location,
-    client,
-    filesystem,
-    forget,
-    is_s3,
-    parse_uri,
-)
-from bcl_ray.storage.s3.swap import ChangedError, Version, compares, read_version, replace_version
-from bcl_ray.storage.s3.uploads import (
-    StaleUpload,
-    Upload,
-    abort_uploads,
-    create,
-    read,
-    stale_uploads,
-)
+from bcl_ray.storage.s3.uploads import Upload, abort_uploads, stale_uploads
 
 __all__ = [
     "ACTIONS",
-    "CHECKSUMS",
-    "QUICK",
+    "QUICK_ATTEMPTS",
     "ChangedError",
-    "Fault",
-    "Location",
-    "StaleUpload",
+    "FileVersion",
     "TransientProblem",
     "Upload",
-    "Version",
     "abort_uploads",
-    "brief",
     "check_access",
+    "clarify",
     "client",
-    "compares",
-    "create",
+    "create_object",
     "explain",
-    "explained",
     "fault_of",
     "filesystem",
-    "forget",
+    "forget_clients",
     "is_s3",
-    "keys",
+    "list_keys",
     "parse_uri",
-    "patience",
-    "precise",
-    "read",
+    "read_object",
     "read_version",
     "replace_version",
+    "replaces_atomically",
+    "retry_seconds",
     "stale_uploads",
+    "summary",
 ]

@@ -1,24 +1,25 @@
-"""All objects below a prefix, a page at a time."""
+"""Listing of all objects below a prefix."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from bcl_ray.storage.s3.location import Location, client
+from bcl_ray.storage.retry import Retry
+from bcl_ray.storage.s3.clients import client
+from bcl_ray.storage.s3.location import Location
 
-Persist = Callable[[Callable[[], Any]], Any]  # calls until it succeeds, or gives up
-
-PAGE = 1000  # keys, as many as S3 gives
+PAGE_KEYS = 1000  # the most that S3 returns
 
 
-def keys(location: Location, persist: Persist) -> Iterator[str]:
-    """Keys below a prefix, without it, in the order of their bytes; PAGE of them are held.
+def list_keys(location: Location, retry: Retry) -> Iterator[str]:
+    """Keys below a folder, relative to it, in the order of their bytes.
 
-    What only marks a folder, a key that ends in '/', is left out.
+    Only one page of PAGE_KEYS keys is in memory. Keys that end in '/', which mark folders, are left
+    out.
     """
     prefix = f"{location.key}/" if location.key else ""
-    request: dict[str, Any] = {"Bucket": location.bucket, "Prefix": prefix, "MaxKeys": PAGE}
+    request: dict[str, Any] = {"Bucket": location.bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
     while True:
-        page = persist(lambda: client(location).list_objects_v2(**request))
+        page = retry(lambda: client(location).list_objects_v2(**request))
         names = (str(item["Key"]).removeprefix(prefix) for item in page.get("Contents", ()))
         yield from (name for name in names if name and not name.endswith("/"))
         if not page.get("IsTruncated"):

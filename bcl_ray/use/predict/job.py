@@ -29,7 +29,7 @@ from bcl_ray.ray_runtime.autoscaler import Demand, wait_for_nodes
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path_message, one_line
 from bcl_ray.ray_runtime.elastic import usable_nodes
 from bcl_ray.storage import files, paths
-from bcl_ray.storage.lease import LeaseRequest
+from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.training.stream import PausingCallback
 from bcl_ray.use.models import OpenModel, open_model
 from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, read_batch, shards_of

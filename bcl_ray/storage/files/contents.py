@@ -1,0 +1,120 @@
+"""Reading, writing and deleting whole files."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from bcl_ray.storage import s3
+from bcl_ray.storage.files import filesystems
+from bcl_ray.storage.files.errors import explain_errors, with_retries
+from bcl_ray.storage.files.filesystems import with_filesystem
+from bcl_ray.storage.files.listing import exists
+from bcl_ray.storage.files.local import open_local_write
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file; all of it is of one version, even while the file is being replaced."""
+    if s3.is_s3(uri):
+        # pyarrow would ask for the object's size, then for the bytes of perhaps another version.
+        return with_retries(lambda: s3.read_object(s3.parse_uri(uri)), uri)
+
+    def read(filesystem: Any, path: str) -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    return with_filesystem(read, uri)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file, and the folders above it; readers see all of it or the old file."""
+    with open_write(uri) as sink:
+        sink.write(data)
+
+
+def create_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file like `write_bytes`, unless it exists.
+
+    Of several writers exactly one succeeds on a local disk, AWS S3, Ceph and other stores with
+    atomic conditional writes. Elsewhere (OpenStack Swift, gs://) writers at the same moment may all
+    succeed, and the last one's bytes stay.
+
+    Raises:
+        FileExistsError: The file exists.
+    """
+    if s3.is_s3(uri):
+        s3.create_object(s3.parse_uri(uri), data, lambda attempt: with_retries(attempt, uri))
+        return
+    filesystem, path = filesystems.resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with open_local_write(Path(path), uri, exclusive=True) as sink:
+            sink.write(data)
+    elif exists(uri):
+        raise FileExistsError(f"{uri} exists already")
+    else:
+        write_bytes(uri, data)
+
+
+@contextmanager
+def open_write(uri: str) -> Iterator[Any]:
+    """A binary sink whose file appears, complete and durable, when the block ends without error.
+
+    After a block that fails, the old file or none is there; on gs:// and hdfs:// it may be a part
+    of the new one.
+    """
+    if s3.is_s3(uri):
+        with _open_s3_write(uri) as sink:
+            yield sink
+        return
+    filesystem, path = filesystems.resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with open_local_write(Path(path), uri) as sink:
+            yield sink
+        return
+    with explain_errors(uri), filesystem.open_output_stream(path) as sink:
+        yield sink
+
+
+@contextmanager
+def _open_s3_write(uri: str) -> Iterator[Any]:
+    upload = s3.Upload(s3.parse_uri(uri), lambda attempt: with_retries(attempt, uri))
+    try:
+        yield upload
+        upload.complete()
+    except BaseException:
+        with contextlib.suppress(Exception):  # the block's error is the one to report
+            upload.abort()
+        raise
+
+
+def delete(uri: str) -> None:
+    """Delete a file.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    attempts = 0
+
+    def remove(filesystem: Any, path: str) -> None:
+        nonlocal attempts
+        attempts += 1
+        try:
+            filesystem.delete_file(path)
+        except FileNotFoundError:
+            if attempts == 1:  # later, an attempt whose answer was lost may have deleted it
+                raise
+
+    with_filesystem(remove, uri)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder and all in it, if it exists."""
+
+    def remove(filesystem: Any, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(path)
+
+    with_filesystem(remove, uri)

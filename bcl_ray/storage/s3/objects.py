@@ -1,0 +1,157 @@
+"""Whole objects: read, create, and replace in one request.
+
+Of several writers at once one succeeds, by the conditions of PUT (If-None-Match: * and If-Match).
+AWS S3 and Ceph check these atomically. OpenStack Swift supports only the first, and not atomically;
+it answers 501 to the second. Some servers ignore both. Without atomic conditions, an object is read
+before it is written, and two writers at the same moment may both succeed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bcl_ray.storage.retry import Retry
+from bcl_ray.storage.s3.clients import client
+from bcl_ray.storage.s3.faults import code_of, status_of
+from bcl_ray.storage.s3.location import Location
+
+ABSENT_TAG = '"00000000000000000000000000000000"'  # ETag that no object has
+# Of a version's requests: a late answer is of no use, because leases run out.
+VERSION_SILENCE_SECONDS = 10.0
+
+
+class ChangedError(Exception):
+    """The file or object has changed since the version that was to be replaced."""
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """The content of a file or object when it was read or written."""
+
+    data: bytes
+    tag: str = ""  # ETag, in S3
+
+
+def read_object(location: Location) -> bytes:
+    """Read an object in one request, so that all of it is of one version.
+
+    Raises:
+        FileNotFoundError: There is no object.
+    """
+    try:
+        response = client(location).get_object(Bucket=location.bucket, Key=location.key)
+        return bytes(response["Body"].read())
+    except Exception as error:
+        if code_of(error) == "nosuchkey":
+            raise FileNotFoundError from None
+        raise
+
+
+def create_object(location: Location, data: bytes, retry: Retry) -> None:
+    """Write an object unless there is one.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    key: dict[str, Any] = {"Bucket": location.bucket, "Key": location.key}
+    attempts = 0
+
+    def write() -> None:
+        nonlocal attempts
+        attempts += 1
+        try:
+            # The client itself does not retry, so that all attempts are counted here.
+            client(location).put_object(**key, Body=data, IfNoneMatch="*")
+        except Exception as error:
+            if status_of(error) == 501:  # the server knows no conditions
+                client(location).put_object(**key, Body=data)
+            elif status_of(error) != 412:
+                raise
+            # An earlier attempt whose answer was lost may have written the object.
+            elif attempts == 1 or client(location).get_object(**key)["Body"].read() != data:
+                raise FileExistsError from None
+
+    # Servers that ignore the condition need the check before.
+    retry(lambda: _check_absent(location))
+    retry(write)
+
+
+def _check_absent(location: Location) -> None:
+    folder = {"Bucket": location.bucket, "Prefix": location.key}
+    page = client(location).list_objects_v2(**folder, MaxKeys=1)
+    if any(item["Key"] == location.key for item in page.get("Contents", ())):
+        raise FileExistsError
+
+
+def read_version(location: Location) -> FileVersion | None:
+    """Read an object and its ETag; None if there is no object."""
+    try:
+        response = _version_client(location).get_object(Bucket=location.bucket, Key=location.key)
+        return FileVersion(bytes(response["Body"].read()), str(response["ETag"]))
+    except Exception as error:
+        if code_of(error) == "nosuchkey":
+            return None
+        raise
+
+
+def replace_version(location: Location, data: bytes, old: FileVersion | None) -> FileVersion:
+    """Write an object if it is still the version `old`; None stands for no object.
+
+    A call may be repeated with the same data, if no other writer writes these.
+
+    Raises:
+        ChangedError: The object is another version.
+    """
+    condition = {"IfNoneMatch": "*"} if old is None else {"IfMatch": old.tag}
+    try:
+        return _put(location, data, **condition)
+    except Exception as error:
+        if status_of(error) not in (409, 412, 501) and code_of(error) != "nosuchkey":
+            raise
+        unsupported = status_of(error) == 501
+    current = read_version(location)
+    if current is not None and current.data == data:  # written by an attempt whose answer was lost
+        return current
+    if current != old:
+        raise ChangedError
+    if unsupported:
+        return _put(location, data)
+    if old is None:  # the object was there a moment ago, or another writer is at work
+        raise ChangedError
+    return _put_with_bare_tag(location, data, old)
+
+
+def replaces_atomically(location: Location, own: FileVersion) -> bool:
+    """Whether the server checks the condition If-Match.
+
+    Args:
+        location: An object.
+        own: The object's current version, which this process has written. It is written again
+            under a condition that cannot hold.
+    """
+    try:
+        _put(location, own.data, IfMatch=ABSENT_TAG)
+    except Exception as error:
+        if status_of(error) not in (412, 501):
+            raise
+        return status_of(error) == 412
+    return False
+
+
+def _put_with_bare_tag(location: Location, data: bytes, old: FileVersion) -> FileVersion:
+    """Write with an ETag without quotes, as Ceph 16 needs it."""
+    try:
+        return _put(location, data, IfMatch=old.tag.strip('"'))
+    except Exception as error:
+        if status_of(error) in (409, 412):
+            raise ChangedError from None
+        raise
+
+
+def _put(location: Location, data: bytes, **condition: str) -> FileVersion:
+    key = {"Bucket": location.bucket, "Key": location.key}
+    response = _version_client(location).put_object(**key, Body=data, **condition)
+    return FileVersion(data, str(response["ETag"]))
+
+
+def _version_client(location: Location) -> Any:
+    return client(location, silence_seconds=VERSION_SILENCE_SECONDS)
