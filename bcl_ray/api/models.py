@@ -47,7 +47,7 @@ def predict(
 
     Raises:
         ValueError: something that cannot work; nothing was written.
-        bcl_ray.use.predict.job.PredictionError: it began and failed.
+        bcl_ray.use.predict.pool.PredictionError: it began and failed.
         KeyboardInterrupt: Ctrl-C; what is done stays, and `resume` goes on.
     """
     quiet()
@@ -55,7 +55,7 @@ def predict(
 
     find_checkpoint(model, runs, last=last)  # before Ray is imported, which takes seconds
     from bcl_ray.use.predict.job import predict as label
-    from bcl_ray.use.predict.outputs import Options
+    from bcl_ray.use.predict.request import PredictionOptions
 
     try:
         with silent_core(), follower(console()) as follow:
@@ -63,7 +63,7 @@ def predict(
                 model,
                 images,
                 output,
-                Options(top, embeddings, csv, batch_size, part_size),
+                PredictionOptions(top, embeddings, csv, batch_size, part_size),
                 root=runs,
                 last=last,
                 split=split,

@@ -1,4 +1,4 @@
-"""Runs side by side; those that differ in nothing but the seed are one row, with their spread."""
+"""Compare runs; those that differ only in the seed form one row, with mean and deviation."""
 
 import statistics
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bcl_ray.experiment.metric_names import RESULTS
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
@@ -16,53 +17,42 @@ from bcl_ray.use.models import last_state
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-METRICS = ("accuracy/all", "accuracy/many", "accuracy/medium", "accuracy/few", "calibration/ece")
+METRICS = tuple(RESULTS.values())
+ACCURACY = METRICS[0]  # over all classes, in per cent
 SEED, DATA = "train.seed", "data"
-# What does not change what a run computes.
-PLACES = ("scale.", "tracking.", "data.path")
+IRRELEVANT_OPTIONS = ("scale.", "tracking.", "data.path")  # they do not change a run's result
 
-Record = Mapping[str, float]
+Record = Mapping[str, float]  # metrics of one epoch, by name
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A run as a comparison sees it.
+class ComparedRun:
+    """A run with its options and metrics."""
 
-    Args:
-        place: its folder, or its id in MLflow.
-        name: of the run.
-        options: `section.field` to value, as text; and the data's fingerprint as `data`.
-        records: metrics by name for each epoch that was evaluated, the first one first.
-    """
-
-    place: str
+    location: str  # its folder, or its id in MLflow
     name: str
-    options: Mapping[str, str]
-    records: tuple[Record, ...]
+    options: Mapping[str, str]  # `section.field` to value; and the data's fingerprint as `data`
+    records: tuple[Record, ...]  # of each epoch that was evaluated, in order
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs with the same configuration but for the seed.
+    """Runs that differ only in the seed."""
 
-    Args:
-        names: of the runs.
-        label: the options in which the row differs from others.
-        at: each run's metrics, those of one epoch.
-        curves: accuracy over all classes of each run, per cent, by epoch.
-    """
-
-    names: tuple[str, ...]
-    label: str
-    at: tuple[Record, ...]
-    curves: tuple[Mapping[int, float], ...]
+    names: tuple[str, ...]  # of the runs
+    label: str  # the options in which the row differs from other rows
+    records: tuple[Record, ...]  # of each run, the metrics of its last or its best epoch
+    curves: tuple[Mapping[int, float], ...]  # of each run, ACCURACY by epoch
 
     def values(self, metric: str) -> list[float]:
         """A metric of each run that has it."""
-        return [record[metric] for record in self.at if metric in record]
+        return [record[metric] for record in self.records if metric in record]
 
     def mean_and_spread(self, metric: str) -> tuple[float, float | None] | None:
-        """Mean, and standard deviation over seeds where there are several; None without values."""
+        """Mean and standard deviation over seeds.
+
+        The deviation is None with only one seed, and the result is None if no run has the metric.
+        """
         values = self.values(metric)
         if not values:
             return None
@@ -70,124 +60,146 @@ class Row:
 
 
 def compare(names: Sequence[str], root: str = "runs", *, best: bool = False) -> list[Row]:
-    """Read runs and put them side by side, the highest accuracy first.
+    """Read runs and group them into rows, the highest accuracy first.
 
     Args:
-        names: runs below `root`, folders or URIs of runs, or names or ids of runs of MLflow; of
-            a search, its trials are taken.
-        root: folder or URI that holds runs.
-        best: take each run's best epoch instead of its last; which flatters it, where that was
-            found on the images that it is told of.
+        names: Runs below `root`; folders or URIs of runs; or names or ids of runs in MLflow. A
+            search in MLflow stands for its trials.
+        root: Folder or URI that holds runs.
+        best: Take each run's best epoch instead of its last. This is optimistic if the epoch was
+            chosen on the images that the metrics are computed on.
 
     Raises:
-        ValueError: no such run, or one that has not been evaluated.
-        OSError: MLflow does not answer.
+        ValueError: There is no such run, or it has not been evaluated yet.
+        OSError: MLflow does not respond.
     """
     with answered():
-        found = {run.place: run for name in names for run in _read(name, root)}
-    return rows(list(found.values()), best=best)
+        runs = {run.location: run for name in names for run in _read(name, root)}
+    return group_runs(list(runs.values()), best=best)
 
 
-def rows(compared: Sequence[Compared], *, best: bool = False) -> list[Row]:
-    """Put runs side by side: one row for each configuration, the highest accuracy first."""
-    groups: dict[tuple[tuple[str, str], ...], list[Compared]] = {}
-    names = Counter(run.name for run in compared)  # every search has a trial-000
-    compared = [replace(r, name=r.place) if names[r.name] > 1 else r for r in compared]
-    for run in compared:
+def group_runs(runs: Sequence[ComparedRun], *, best: bool = False) -> list[Row]:
+    """Group runs into one row per configuration, the highest accuracy first.
+
+    Raises:
+        ValueError: A run has not been evaluated yet.
+    """
+    counts = Counter(run.name for run in runs)  # every search has a trial-000
+    groups: dict[tuple[tuple[str, str], ...], list[ComparedRun]] = {}
+    for run in runs:
         if not run.records:
             raise UserError(
                 f"run '{run.name}' has evaluated nothing yet: wait for its first "
                 "evaluation (train.eval_every)"
             )
-        same = {name: value for name, value in run.options.items() if name != SEED}
-        groups.setdefault(tuple(sorted(same.items())), []).append(run)
-    differing = _differing([dict(key) for key in groups])
-    made = [
-        _row(runs, [(n, dict(key).get(n, "-")) for n in differing], best)
-        for key, runs in groups.items()
+        configuration = {name: value for name, value in run.options.items() if name != SEED}
+        group = groups.setdefault(tuple(sorted(configuration.items())), [])
+        group.append(replace(run, name=run.location) if counts[run.name] > 1 else run)
+    configurations = [dict(key) for key in groups]
+    differing = _differing_options(configurations)
+    rows = [
+        _row(group, {name: configuration.get(name, "-") for name in differing}, best=best)
+        for configuration, group in zip(configurations, groups.values(), strict=True)
     ]
-    return sorted(made, key=lambda row: -statistics.fmean(row.values(METRICS[0])))
+    return sorted(rows, key=lambda row: -statistics.fmean(row.values(ACCURACY)))
 
 
-def _row(runs: Sequence[Compared], options: Sequence[tuple[str, str]], best: bool) -> Row:
-    at = [_best(run.records) if best else run.records[-1] for run in runs]
-    curves = [{int(r["epoch"]): r[METRICS[0]] for r in run.records} for run in runs]
-    label = ", ".join(f"{name}={value}" for name, value in options)
-    return Row(tuple(run.name for run in runs), label, tuple(at), tuple(curves))
+def _row(runs: Sequence[ComparedRun], options: Mapping[str, str], *, best: bool) -> Row:
+    def chosen(records: Sequence[Record]) -> Record:
+        return max(records, key=lambda record: record[ACCURACY]) if best else records[-1]
+
+    return Row(
+        names=tuple(run.name for run in runs),
+        label=", ".join(f"{name}={value}" for name, value in options.items()),
+        records=tuple(chosen(run.records) for run in runs),
+        curves=tuple({int(r["epoch"]): r[ACCURACY] for r in run.records} for run in runs),
+    )
 
 
-def _best(records: Sequence[Record]) -> Record:
-    return max(records, key=lambda record: record[METRICS[0]])
+def _differing_options(configurations: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of the options that do not have the same value in all configurations."""
+    names = dict.fromkeys(name for options in configurations for name in options)
+    return [name for name in names if len({options.get(name) for options in configurations}) > 1]
 
 
-def _differing(options: Sequence[Mapping[str, str]]) -> list[str]:
-    """Names of the options that do not have the same value everywhere."""
-    names = dict.fromkeys(name for one in options for name in one)
-    return [name for name in names if len({one.get(name) for one in options}) > 1]
-
-
-def _read(name: str, root: str) -> list[Compared]:
+def _read(name: str, root: str) -> list[ComparedRun]:
     uri = paths.absolute(run_folder.run_uri(name, root))
     if files.exists(files.join(uri, run_folder.RUN_FILE)):
-        return [_of_folder(uri)]
+        return [_from_folder(uri)]
     if "/" in name:
         raise UserError(
             f"{paths.for_display(uri)} holds no run: name one that `bcl-ray train` began"
         )
-    return _of_mlflow(name, root)
+    return _from_mlflow(name, root)
 
 
-def _of_folder(uri: str) -> Compared:
-    """A run from its journal, which is quickly read; elsewhere from its last checkpoint."""
+def _from_folder(uri: str) -> ComparedRun:
+    """Read a run from its journal; without one on this machine, from its last checkpoint."""
     run, experiment = run_folder.open_run(uri)
-    options = {**subject(run, experiment).parameters, DATA: run.fingerprint[:8]}
     records = recorded(run_folder.local_folder(run))
     if records is None:
         records = last_state(run).history
-    return Compared(paths.for_display(run.uri), run.name, _computed(options), _evaluated(records))
+    parameters = subject(run, experiment).parameters
+    return _compared_run(paths.for_display(run.uri), run.name, parameters, run.fingerprint, records)
 
 
-def _evaluated(records: Iterable[Record]) -> tuple[Record, ...]:
-    names = ("epoch", *METRICS)
-    return tuple(
-        {name: record[name] for name in names if name in record}
-        for record in records
-        if METRICS[0] in record
-    )
-
-
-def _computed(options: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in options.items() if not name.startswith(PLACES)}
-
-
-def _of_mlflow(name: str, root: str) -> list[Compared]:
+def _from_mlflow(name: str, root: str) -> list[ComparedRun]:
+    """Read a run, or all trials of a search, from MLflow."""
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}' is no run's name: letters, digits, '.', '_' and '-'")
     uri = store(None, root)
     client = mlflow_client(uri)
-    ids = [one.experiment_id for one in client.search_experiments()]
-    found = client.search_runs(ids, f"attributes.run_name = '{name}'")
-    found = found or client.search_runs(ids, f"attributes.run_id = '{name}'")
-    if not found:
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(ids, f"attributes.run_name = '{name}'")
+    runs = runs or client.search_runs(ids, f"attributes.run_id = '{name}'")
+    if not runs:
         raise UserError(
             f"'{name}' is no run: there is none in {paths.for_display(paths.absolute(root))}, and "
             f"none in MLflow at {uri}"
         )
-    if len(found) > 1:
-        known = ", ".join(run.info.run_id for run in found)
-        raise UserError(f"MLflow at {uri} has {len(found)} runs '{name}': give one's id: {known}")
-    run_id = found[0].info.run_id
-    trials = client.search_runs(ids, f"tags.`mlflow.parentRunId` = '{run_id}'")
-    chosen = [run for run in trials if METRICS[0] in run.data.metrics] or found
-    return [_of_run(client, run) for run in chosen]
+    if len(runs) > 1:
+        run_ids = ", ".join(run.info.run_id for run in runs)
+        raise UserError(f"MLflow at {uri} has {len(runs)} runs '{name}': give one's id: {run_ids}")
+    parent = runs[0].info.run_id
+    trials = client.search_runs(ids, f"tags.`mlflow.parentRunId` = '{parent}'")
+    evaluated_trials = [trial for trial in trials if ACCURACY in trial.data.metrics]
+    return [_from_mlflow_run(client, run) for run in evaluated_trials or runs]
 
 
-def _of_run(client: "MlflowClient", run: Any) -> Compared:
+def _from_mlflow_run(client: "MlflowClient", run: Any) -> ComparedRun:
     epochs: dict[int, dict[str, float]] = {}
-    for metric in METRICS:
-        if metric in run.data.metrics:
-            for one in client.get_metric_history(run.info.run_id, metric):
-                epochs.setdefault(one.step, {"epoch": one.step})[metric] = one.value
-    options = {**run.data.params, DATA: run.data.tags.get("data.fingerprint", "")[:8]}
-    records = [epochs[step] for step in sorted(epochs)]
-    return Compared(run.info.run_id, run.info.run_name, _computed(options), _evaluated(records))
+    for name in METRICS:
+        if name in run.data.metrics:
+            for metric in client.get_metric_history(run.info.run_id, name):
+                epochs.setdefault(metric.step, {"epoch": metric.step})[name] = metric.value
+    return _compared_run(
+        run.info.run_id,
+        run.info.run_name,
+        run.data.params,
+        run.data.tags.get("data.fingerprint", ""),
+        [epochs[step] for step in sorted(epochs)],
+    )
+
+
+def _compared_run(
+    location: str,
+    name: str,
+    parameters: Mapping[str, str],
+    fingerprint: str,
+    records: Iterable[Record],
+) -> ComparedRun:
+    """A run with the options, records and metrics that are compared."""
+    columns = ("epoch", *METRICS)
+    return ComparedRun(
+        location,
+        name,
+        {
+            **{n: value for n, value in parameters.items() if not n.startswith(IRRELEVANT_OPTIONS)},
+            DATA: fingerprint[:8],
+        },
+        tuple(
+            {column: record[column] for column in columns if column in record}
+            for record in records
+            if ACCURACY in record
+        ),
+    )

@@ -1,4 +1,4 @@
-"""Evaluate models again from their checkpoints, side by side, in one process."""
+"""Evaluate models from their checkpoints, one after the other, in this process."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ from bcl_ray.training.probe import Probe
 from bcl_ray.training.stream import evaluation_batches
 from bcl_ray.use.models import OpenModel, open_model
 
-Evaluated = tuple[OpenModel, dict[str, float]]
+MAX_NAMES = 10  # of unknown classes in an error message
 
 
 def evaluate_models(
@@ -34,33 +34,35 @@ def evaluate_models(
     data: str | None = None,
     split: str | None = None,
     out: Path | None = None,
-) -> list[Evaluated]:
-    """Metrics of each model on its own data or on other shards.
+) -> list[tuple[OpenModel, dict[str, float]]]:
+    """Evaluate each model on its own data or on other shards, and return their metrics.
 
     Args:
-        names: as `open_model` takes them.
-        root: folder or URI that holds runs.
-        best: of a run, take the best checkpoint that was kept instead of the last.
-        data: folder or URI of shards instead of the models' own. Their classes must be the
-            model's, or some of them, in any order.
-        split: of the data, instead of the one that the model's run evaluated on.
-        out: folder for predictions, figures, a table of classes and a report; with several models
-            for a folder of each.
+        names: Models, named as `open_model` takes them.
+        root: Folder or URI that holds runs.
+        best: Take the best checkpoint of a run instead of its last.
+        data: Folder or URI of shards to evaluate on instead of the models' own. Their classes must
+            be the model's, or some of them, in any order.
+        split: Split to evaluate on, instead of the one that the model's run evaluated on.
+        out: Folder for predictions, figures, a table of classes and a report. With several models,
+            each has a folder in it.
 
     Raises:
-        ValueError: no such model, one named twice, a run without a checkpoint, or other classes;
-            before the first evaluation. Or an image that does not decode.
+        ValueError: There is no such model, it is named twice, it has no checkpoint, or it has
+            other classes than the data; nothing was evaluated yet. Or an image does not decode.
         OSError: `out` cannot be written.
-        TransientError: Ray did not carry it out, as where a node was lost.
+        TransientError: Ray failed, for example because a node was lost.
     """
     with connected():
-        opened = _told_apart([open_model(name, root, last=not best) for name in names], names)
-        checked = [_checked(model, data, split) for model in opened]
-        folders = [_folder(out, model, len(opened) > 1) for model in opened]
+        models = _with_unique_names(
+            [open_model(name, root, last=not best) for name in names], names
+        )
+        inputs = [_evaluation_data(model, data, split) for model in models]
+        folders = [_folder(out, model, several=len(models) > 1) for model in models]
         try:
             return [
-                (model, _evaluate(model, *on, folder))
-                for model, on, folder in zip(opened, checked, folders, strict=True)
+                (model, _evaluate(model, *model_inputs, folder))
+                for model, model_inputs, folder in zip(models, inputs, folders, strict=True)
             ]
         except RayError as error:
             is_mistake = isinstance(root_cause(error), ValueError)  # an image that does not decode
@@ -70,62 +72,67 @@ def evaluate_models(
 def label_map(
     model_names: Sequence[str], data_names: Sequence[str], *, where: str
 ) -> NDArray[np.int64]:
-    """The model's label of each class of a data set, found by name.
+    """The model's label of each class of a data set, matched by name.
 
     Args:
-        model_names: the model's classes, (K,).
-        data_names: the data set's, which may be fewer, and in another order.
-        where: what the two are, for the error.
+        model_names: Names of the model's classes, (K,).
+        data_names: Names of the data set's classes, which may be fewer, and in another order.
+        where: Beginning of error messages.
 
     Returns:
-        (data's classes,), int64 in [0, K).
+        One label per class of the data set, int64 in [0, K).
 
     Raises:
-        ValueError: a class that the model has not learned, or names that occur twice, which tell
-            nothing.
+        ValueError: The model has not learned a class, or the lists differ and a name occurs twice.
     """
     if list(model_names) == list(data_names):
         return np.arange(len(model_names))
     label_of = {name: label for label, name in enumerate(model_names)}
     unknown = [name for name in data_names if name not in label_of]
     if unknown:
-        shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        shown = ", ".join(unknown[:MAX_NAMES]) + (", ..." if len(unknown) > MAX_NAMES else "")
         raise UserError(
             f"{where}: {len(unknown)} of the data's {len(data_names)} classes are not among the "
             f"model's {len(model_names)}: {shown}"
         )
     for names in (model_names, data_names):
         if len(set(names)) < len(names):
-            twice = next(name for name in names if list(names).count(name) > 1)
+            duplicate = next(name for name in names if list(names).count(name) > 1)
             raise UserError(
-                f"{where}: the class lists differ, and '{twice}' occurs twice in one of them, so "
-                "that classes cannot be told apart by name"
+                f"{where}: the class lists differ, and '{duplicate}' occurs twice in one of them, "
+                "so that classes cannot be matched by name"
             )
     return np.array([label_of[name] for name in data_names])
 
 
-def _told_apart(models: Sequence[OpenModel], names: Sequence[str]) -> list[OpenModel]:
-    """Models of one name, runs of two folders say, are called as the command names them."""
-    times = Counter(model.name for model in models)
-    called = [
-        replace(model, name=name) if times[model.name] > 1 else model
+def _with_unique_names(models: Sequence[OpenModel], names: Sequence[str]) -> list[OpenModel]:
+    """Models with unique names: those that share one are called as on the command line.
+
+    Raises:
+        ValueError: Two of them are the same checkpoint.
+    """
+    counts = Counter(model.name for model in models)
+    renamed = [
+        replace(model, name=name) if counts[model.name] > 1 else model
         for model, name in zip(models, names, strict=True)
     ]
-    for number, model in enumerate(called):
-        for other in called[:number]:
-            if other.uri == model.uri:
-                raise UserError(
-                    f"'{other.name}' and '{model.name}' are one checkpoint, {model.uri}: name "
-                    "each model once"
-                )
-    return called
+    name_of: dict[str, str] = {}  # by the checkpoint's URI
+    for model in renamed:
+        if model.uri in name_of:
+            raise UserError(
+                f"'{name_of[model.uri]}' and '{model.name}' are one checkpoint, {model.uri}: name "
+                "each model once"
+            )
+        name_of[model.uri] = model.name
+    return renamed
 
 
-def _checked(
+def _evaluation_data(
     model: OpenModel, data: str | None, split: str | None
 ) -> tuple[Experiment, Manifest, NDArray[np.int64]]:
-    given = {"data.path": data, "data.eval_split": split}
-    changes = [f"{name}={value}" for name, value in given.items() if value is not None]
+    """The experiment that names the data, its manifest, and the model's label of each class."""
+    overrides = {"data.path": data, "data.eval_split": split}
+    changes = [f"{name}={value}" for name, value in overrides.items() if value is not None]
     experiment = with_overrides(model.experiment, changes)
     manifest = read_manifest(experiment.data.path)
     if experiment.data.eval_split not in manifest.splits:
@@ -137,8 +144,8 @@ def _checked(
     return experiment, manifest, label_map(model.class_names, manifest.class_names, where=where)
 
 
-def _folder(out: Path | None, model: OpenModel, several: bool) -> Path | None:
-    """Where a model's files go."""
+def _folder(out: Path | None, model: OpenModel, *, several: bool) -> Path | None:
+    """The folder for a model's files."""
     if out is None or not several:
         return out
     return out / re.sub(r"[^A-Za-z0-9._-]+", "_", model.name)
@@ -158,16 +165,16 @@ def _evaluate(
         model.network(device), _relabelled(batches, labels), labels=labels, trained=False
     )
     if folder is not None:
-        # matplotlib takes a second to import, which other evaluations need not wait for.
+        # The import of matplotlib takes a second, which other evaluations need not wait for.
         from bcl_ray.report import results, summary  # noqa: PLC0415
 
-        found = probe.findings(evaluation)
-        findings.write(found, str(folder))
-        summary.write(results.of_state(model.name, model.state, found), folder)
+        evaluation_findings = probe.findings(evaluation)
+        findings.write(evaluation_findings, str(folder))
+        summary.write(results.of_state(model.name, model.state, evaluation_findings), folder)
     return evaluation.metrics
 
 
 def _relabelled(batches: Iterable[Batch], labels: NDArray[np.int64]) -> Iterator[Batch]:
-    """The same batches, with the model's labels instead of the data's."""
+    """The same batches with the model's labels instead of the data's."""
     for batch in batches:
         yield {**batch, "labels": labels[batch["labels"]]}

@@ -1,7 +1,7 @@
-"""A trained model as a file that others load, compared with the model before it is done.
+"""Write a model to a file for other programs, and check that the file gives the same logits.
 
-All formats (`formats`) take RGB images (N, 3, H, W), float32 in [0, 1], and give logits (N, K), for
-any N. All carry strings by name: class_names, class_counts, temperature and more, see `about`.
+All formats (`formats`) map RGB images (N, 3, H, W), float32 in [0, 1], to logits (N, K), for any
+N. All carry metadata as strings: class_names, class_counts, temperature and more, see `metadata`.
 """
 
 import contextlib
@@ -25,48 +25,43 @@ from bcl_ray.storage import files
 from bcl_ray.use.formats import format_of
 from bcl_ray.use.models import OpenModel
 
-TOLERANCE = 1e-4  # of the largest logit; an assumption: float32 in another order gives about 1e-6
-PROGRAM_FILE = "bcl_ray.json"  # in a .pt2, the strings
+# Relative to the largest logit. An assumption: another order of float32 additions gives about 1e-6.
+TOLERANCE = 1e-4
+PROGRAM_FILE = "bcl_ray.json"  # in a .pt2 file, the metadata
 
-Run = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Tensor]  # images to logits
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how well it fits.
-
-    Args:
-        bytes: of the file.
-        images: that it was compared on.
-        difference: largest of their logits from the original's; allowed: at most.
-    """
+    """The size of an exported file, and how far its logits differ from the model's."""
 
     bytes: int
-    images: int
-    difference: float
-    allowed: float
+    images: int  # on which logits were compared
+    difference: float  # largest absolute difference
+    allowed: float  # largest difference that is accepted
 
 
 def export(model: OpenModel, target: str) -> Exported:
     """Write a model to a file or URI, in the format of its suffix.
 
-    The file is loaded again and compared with the model on made-up images before it is put
-    where it belongs.
+    The file is first written to a temporary folder, loaded again and compared with the model on
+    synthetic images.
 
     Raises:
-        ValueError: another suffix, packages that are missing, or logits that differ.
+        ValueError: No format has this suffix, packages are missing, or the logits differ.
     """
-    form = format_of(target)
+    file_format = format_of(target)
     views = model.experiment.views
     network = model.network(torch.device("cpu")).to(memory_format=torch.contiguous_format)
     original = Classifier(network, views.mean, views.std).eval()
     images = sample_images(views.image_size)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"model{Path(target).suffix}"
-        with _silent():
-            code(form.write)(original, about(model), file)
-            difference, allowed = compare(original, code(form.load)(file), images)
-        if not difference <= allowed:
+        with _suppressed_output():
+            code(file_format.write)(original, metadata(model), file)
+            difference, allowed = compare(original, code(file_format.load)(file), images)
+        if not difference <= allowed:  # also for NaN
             raise UserError(
                 f"{target} was not written: read back, its logits differ by up to "
                 f"{difference:.2g}, and {allowed:.2g} is allowed; try another format"
@@ -76,7 +71,7 @@ def export(model: OpenModel, target: str) -> Exported:
         return Exported(file.stat().st_size, len(images), difference, allowed)
 
 
-def about(model: OpenModel) -> dict[str, str]:
+def metadata(model: OpenModel) -> dict[str, str]:
     """What a user of the weights needs to know, as strings; lists and objects as JSON."""
     views, state = model.experiment.views, model.state
     return {
@@ -97,31 +92,31 @@ def about(model: OpenModel) -> dict[str, str]:
 
 
 def sample_images(size: int) -> Tensor:
-    """Made-up images, from coarse to fine, (16, 3, size, size) in [0, 1]; always the same."""
+    """Random images from coarse to fine, (16, 3, size, size) in [0, 1]; always the same ones."""
     generator = torch.Generator().manual_seed(0)
     coarse = [torch.rand(4, 3, n, n, generator=generator) for n in (2, 4, 16, size)]
     return torch.cat([functional.interpolate(images, (size, size)) for images in coarse])
 
 
 @torch.no_grad()
-def compare(original: Run, loaded: Run, images: Tensor) -> tuple[float, float]:
-    """Largest difference of logits, for all images at once and for one, and what is allowed."""
+def compare(original: Network, loaded: Network, images: Tensor) -> tuple[float, float]:
+    """The largest difference of logits, in a batch and for a single image, and its limit."""
     expected = original(images)
-    found = torch.cat([loaded(images), loaded(images[:1])])
-    difference = (found - torch.cat([expected, expected[:1]])).abs().max().item()
+    logits = torch.cat([loaded(images), loaded(images[:1])])
+    difference = (logits - torch.cat([expected, expected[:1]])).abs().max().item()
     return difference, TOLERANCE * expected.abs().max().item()
 
 
 def write_safetensors(model: Classifier, strings: Mapping[str, str], file: Path) -> None:
-    """Write weights by name."""
-    from safetensors.torch import save_file  # noqa: PLC0415  as the other formats
+    """Write the weights by name."""
+    from safetensors.torch import save_file  # noqa: PLC0415  only this format needs it
 
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, file, dict(strings))
 
 
-def load_safetensors(file: Path) -> Run:
-    """Build the network again from such a file."""
+def load_safetensors(file: Path) -> Network:
+    """Build the network from a .safetensors file alone."""
     from safetensors import safe_open  # noqa: PLC0415
 
     with safe_open(file, "pt") as content:
@@ -141,14 +136,14 @@ def write_program(model: Classifier, strings: Mapping[str, str], file: Path) -> 
     torch.export.save(_program(model, strings), file, extra_files=extra)
 
 
-def load_program(file: Path) -> Run:
-    """Load such a program."""
+def load_program(file: Path) -> Network:
+    """Load a program of torch.export."""
     return torch.export.load(file).module()
 
 
 def _program(model: Classifier, strings: Mapping[str, str]) -> torch.export.ExportedProgram:
     size = int(strings["image_size"])
-    # Two images: torch.export would take a batch of one for a batch that is always one.
+    # Two images, because torch.export would fix the batch size if the example had one.
     example = torch.zeros(2, 3, size, size)
     batch = torch.export.Dim("batch", min=1)
     return torch.export.export(model, (example,), dynamic_shapes={"images": {0: batch}})
@@ -162,14 +157,14 @@ def write_onnx(model: Classifier, strings: Mapping[str, str], file: Path) -> Non
         _program(model, strings), input_names=["images"], output_names=["logits"], verbose=False
     )
     assert program is not None
-    made = program.model_proto
-    onnx.helper.set_model_props(made, dict(strings))
-    onnx.checker.check_model(made)
-    onnx.save(made, file)
+    onnx_model = program.model_proto
+    onnx.helper.set_model_props(onnx_model, dict(strings))
+    onnx.checker.check_model(onnx_model)
+    onnx.save(onnx_model, file)
 
 
-def load_onnx(file: Path) -> Run:
-    """Load such a model into ONNX Runtime, on a CPU."""
+def load_onnx(file: Path) -> Network:
+    """Load an ONNX model into ONNX Runtime, on a CPU."""
     import onnxruntime  # noqa: PLC0415  an extra
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -181,7 +176,7 @@ def load_onnx(file: Path) -> Run:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what exporters print of their progress."""
+def _suppressed_output() -> Iterator[None]:
+    """Keep the progress messages of exporters off the terminal."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""Kinds of file that a model is exported to, by suffix."""
+"""The file formats of `export`, by suffix."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -10,14 +10,11 @@ from bcl_ray.machine.errors import UserError
 
 @dataclass(frozen=True)
 class Format(Choice):
-    """A kind of file; its name is the suffix."""
+    """A file format; its name is the suffix."""
 
-    write: Code
-    """Called with (Classifier, strings, Path)."""
-    load: Code
-    """Called with a Path, it loads the file as somebody else would: images to logits."""
-    packages: tuple[str, ...] = ()
-    """That bcl_ray[onnx] installs."""
+    write: Code  # called with (Classifier, metadata, Path)
+    load: Code  # called with a Path, returns a function from images to logits
+    packages: tuple[str, ...] = ()  # that bcl_ray[onnx] installs
 
 
 _EXPORT = "bcl_ray.use.export:"
@@ -25,7 +22,7 @@ FORMATS = Table(
     "FILE",
     Format(
         ".safetensors",
-        "weights by name, for any library, with what rebuilds the network",
+        "weights by name, for any library, with all that is needed to rebuild the network",
         f"{_EXPORT}write_safetensors",
         f"{_EXPORT}load_safetensors",
     ),
@@ -46,16 +43,16 @@ FORMATS = Table(
 
 
 def format_of(target: str) -> Format:
-    """The format of a file's suffix.
+    """The format that belongs to the suffix of a file's name.
 
     Raises:
-        ValueError: there is none, or it needs packages that are not installed.
+        ValueError: No format has this suffix, or the format needs packages that are missing.
     """
     suffix = Path(target.partition("?")[0]).suffix
     if suffix not in FORMATS.names:
         raise UserError(f"FILE '{target}' must end in one of {', '.join(FORMATS.names)}")
-    kind = FORMATS[suffix]
-    missing = [name for name in kind.packages if importlib.util.find_spec(name) is None]
+    file_format = FORMATS[suffix]
+    missing = [name for name in file_format.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"FILE '{target}' needs {', '.join(missing)}: pip install 'bcl-ray[onnx]'")
-    return kind
+    return file_format

@@ -1,4 +1,4 @@
-"""A trained model in one's own code: a plain `nn.Module` that knows its classes.
+"""A trained model as an `nn.Module`, for use in other programs.
 
 Axes: N images, K classes, E embedding width, H = W = views.image_size.
 """
@@ -18,20 +18,19 @@ from bcl_ray.use.models import OpenModel
 
 
 class Model(nn.Module):
-    """Pixels in, logits, calibrated probabilities or embeddings out.
+    """A classifier with its class names, its calibration and its preprocessing.
 
     It is in evaluation mode, on the CPU; `.to("cuda")` moves it as any other module.
 
     Args:
-        opened: the model.
+        opened: The model.
     """
 
     def __init__(self, opened: OpenModel) -> None:
         super().__init__()
-        self.class_names: list[str] = list(opened.class_names)
-        """(K,)."""
+        self.class_names: list[str] = list(opened.class_names)  # (K,)
+        # Divisor of the logits for calibrated probabilities; 1 if it was never fitted.
         self.temperature: float = opened.temperature or 1.0
-        """What logits are divided by for probabilities; 1 where it was never fitted."""
         self.views = opened.experiment.views
         network = opened.network(torch.device("cpu"))
         self.classifier = Classifier(network, self.views.mean, self.views.std)
@@ -53,31 +52,35 @@ class Model(nn.Module):
         return embeddings
 
     def prepare(self, images: Sequence[Any]) -> Tensor:
-        """Images as evaluation sees them, (N, 3, H, W) in [0, 1], on the model's device.
+        """Preprocess images as in evaluation: (N, 3, H, W) in [0, 1], on the model's device.
 
         Args:
             images: PIL images, arrays uint8 (height, width, 3) in RGB, or encoded bytes, of any
                 size.
 
         Raises:
-            ValueError: something else, or bytes that do not decode.
+            ValueError: An image is of another kind, or does not decode.
         """
-        found = [torch.from_numpy(eval_view(_pixels(image), self.views)) for image in images]
-        stacked = torch.stack(found).permute(0, 3, 1, 2)
-        return stacked.to(self.classifier.mean.device).float() / 255
+        views = [torch.from_numpy(eval_view(_pixels(image), self.views)) for image in images]
+        batch = torch.stack(views).permute(0, 3, 1, 2)
+        return batch.to(self.classifier.mean.device).float() / 255
 
     @torch.no_grad()
     def label(self, images: Sequence[Any], top: int = 1) -> list[list[tuple[str, float]]]:
-        """Name the likeliest classes of images, as `prepare` takes them.
+        """Name the most probable classes of images.
+
+        Args:
+            images: Images, as `prepare` takes them.
+            top: Number of classes per image.
 
         Returns:
-            For each image `top` names with their probabilities, the likeliest first.
+            For each image `top` class names with their probabilities, the most probable first.
         """
-        found = self.probabilities(self.prepare(images)).topk(top)
+        best = self.probabilities(self.prepare(images)).topk(top)
         return [
             [(self.class_names[k], p) for k, p in zip(classes, probabilities, strict=True)]
             for classes, probabilities in zip(
-                found.indices.tolist(), found.values.tolist(), strict=True
+                best.indices.tolist(), best.values.tolist(), strict=True
             )
         ]
 

@@ -1,4 +1,4 @@
-"""What MODEL names: a run, a registered model, or a checkpoint's folder; and what it leads to."""
+"""Open a model by its name: a run, a registered model, or the folder of a checkpoint."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -16,38 +16,32 @@ from bcl_ray.runs.run_folder import BEST, Run
 from bcl_ray.storage import files, paths
 from bcl_ray.tracking.registry import resolve
 
+TEMPERATURE = "calibration/temperature"
+
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model that can be used: evaluated, asked for predictions, exported.
+    """A trained model with its checkpoint in memory."""
 
-    Args:
-        name: as a table calls it.
-        uri: folder of the checkpoint that it is.
-        sha256: of the checkpoint's file.
-        state: what is in there.
-        experiment: with which it was trained.
-    """
-
-    name: str
-    uri: str
-    sha256: str
-    state: checkpoint.State
-    experiment: Experiment
+    name: str  # in tables and messages
+    uri: str  # folder of the checkpoint
+    sha256: str  # of the checkpoint's file
+    state: checkpoint.State  # content of the checkpoint
+    experiment: Experiment  # with which the model was trained
 
     @property
     def class_names(self) -> list[str]:
-        """(K,)."""
+        """Names of the classes, (K,)."""
         return self.state.class_names
 
     @property
     def temperature(self) -> float | None:
-        """What calibrates: probabilities are softmax(logits / temperature); None: never fitted."""
-        found = [r["calibration/temperature"] for r in self.state.history if _is_calibrated(r)]
-        return found[-1] if found else None
+        """Divisor of the logits for calibrated probabilities; None if it was never fitted."""
+        fitted = [record[TEMPERATURE] for record in self.state.history if TEMPERATURE in record]
+        return fitted[-1] if fitted else None
 
     def network(self, device: torch.device) -> TwoBranch:
-        """The network that its run evaluated, ready to classify."""
+        """The network with the weights that its run evaluated, in evaluation mode."""
         model = TwoBranch(self.experiment.model, len(self.state.class_names))
         model.load_state_dict(checkpoint.evaluated_weights(self.state))
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -58,25 +52,29 @@ def open_model(name: str, root: str = "runs", *, last: bool = False) -> OpenMode
     """Load a model by any of its names.
 
     Args:
-        name: of a run below `root`, or a run's folder or URI: its best checkpoint;
-            models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's registry; or a checkpoint's
-            folder or URI.
-        root: folder or URI that holds runs.
-        last: of a run, take the last checkpoint instead of the best.
+        name: A run below `root`, or the folder or URI of a run: its best checkpoint;
+            models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's registry; or the folder or URI of
+            a checkpoint.
+        root: Folder or URI that holds runs.
+        last: Take the last checkpoint of a run instead of its best.
 
     Raises:
-        ValueError: there is no such model, or a run has no such checkpoint yet.
-        OSError: a place or MLflow does not answer.
+        ValueError: There is no such model, or the run has no such checkpoint yet.
+        OSError: A storage location or MLflow does not respond.
     """
     uri = find_checkpoint(name, root, last=last)
-    return open_checkpoint(uri, _called(name, uri))
+    return open_checkpoint(uri, _display_name(name, uri))
 
 
 def open_checkpoint(uri: str, name: str) -> OpenModel:
-    """Load the model of a checkpoint's folder, under a name.
+    """Load the model from the folder of a checkpoint.
+
+    Args:
+        uri: Folder of the checkpoint.
+        name: Name that the model gets in tables and messages.
 
     Raises:
-        UnusableCheckpointError: the folder holds none.
+        UnusableCheckpointError: The folder holds no usable checkpoint.
     """
     state = checkpoint.load(uri)
     experiment = from_yaml(state.experiment, origin=uri)
@@ -84,7 +82,7 @@ def open_checkpoint(uri: str, name: str) -> OpenModel:
 
 
 def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str:
-    """Folder of the checkpoint that a model is; as `open_model`, without reading it."""
+    """The folder of a model's checkpoint, found like `open_model` finds it, but not read."""
     if name.startswith("models:"):
         return resolve(name, root)[1]
     uri = paths.absolute(run_folder.run_uri(name, root))
@@ -94,27 +92,28 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str
     if files.exists(files.join(uri, checkpoint.FILE)):
         return uri
     raise UserError(
-        f"'{name}' is no model: {paths.for_display(uri)} holds neither a run nor a checkpoint; name "
-        "a run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
+        f"'{name}' is no model: {paths.for_display(uri)} holds neither a run nor a checkpoint; "
+        "name a run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
     )
 
 
 def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
-    """The last checkpoint of a run, or the best that was kept.
+    """The last checkpoint of a run, or its best.
 
     Raises:
-        ValueError: the run has none yet.
+        ValueError: The run has no such checkpoint.
     """
     return checkpoint.load(best_checkpoint(run) if best else last_checkpoint(run))
 
 
 def last_state(run: Run) -> checkpoint.State:
-    """The last state, for what it says of all epochs: its weights may be the best ones.
+    """The last checkpoint of a run, for its history of all epochs.
 
-    That is so of a trial that lost its search, whose history is kept beside its best checkpoint.
+    A trial that lost its search keeps only its best checkpoint, and its history in a file. The
+    state then has the weights of the best checkpoint, with the whole history.
 
     Raises:
-        ValueError: the run has none yet.
+        ValueError: The run has no checkpoint yet.
     """
     history = run_folder.saved_history(run)
     if history is None:
@@ -123,32 +122,32 @@ def last_state(run: Run) -> checkpoint.State:
 
 
 def best_checkpoint(run: Run) -> str:
-    """Folder of the checkpoint with the highest accuracy.
+    """The folder of the checkpoint with the highest accuracy.
 
     Raises:
-        ValueError: nothing has been evaluated yet.
+        ValueError: The run has evaluated no checkpoint yet.
     """
-    found = [name for name in files.list_folders(run.uri) if name.startswith(BEST)]
-    if not found:
+    folders = [name for name in files.list_folders(run.uri) if name.startswith(BEST)]
+    if not folders:
         raise UserError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
-    return files.join(run.uri, found[-1])  # while a better one replaces it, there may be two
+    return files.join(run.uri, folders[-1])  # there are two while a better one replaces the old
 
 
 def last_checkpoint(run: Run) -> str:
-    """Folder of the last checkpoint that Ray Train has noted.
+    """The folder of the last checkpoint that Ray Train has recorded.
 
     Raises:
-        ValueError: there is none yet, or no more.
+        ValueError: The run has no checkpoint yet, or its last one was removed.
     """
     if why := run_folder.why_only_best(run):
         raise UserError(
             f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
             "best (evaluate and compare --best; predict, export and register without --last)"
         )
-    from ray.train import Result  # noqa: PLC0415  seconds that the best checkpoint need not pay
+    from ray.train import Result  # noqa: PLC0415  takes seconds, and `best_checkpoint` is without
 
     filesystem, path = files.resolve(run.uri)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells of every snapshot it finds
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it logs every snapshot that it reads
     try:
         result: Any = Result.from_path(path, filesystem)
     except RuntimeError:
@@ -158,14 +157,10 @@ def last_checkpoint(run: Run) -> str:
     return files.join(run.uri, PurePosixPath(result.checkpoint.path).name)
 
 
-def _called(name: str, uri: str) -> str:
-    """A run's name, a registered model's, or a checkpoint's with its run's."""
+def _display_name(name: str, uri: str) -> str:
+    """The name of a run or of a registered model, or RUN/CHECKPOINT for a checkpoint's folder."""
     if name.startswith("models:"):
         return name
     parts = name.partition("?")[0].rstrip("/").split("/")
     is_checkpoint = parts[-1] == uri.partition("?")[0].rpartition("/")[2]
     return "/".join(parts[-2:] if is_checkpoint else parts[-1:])
-
-
-def _is_calibrated(record: dict[str, float]) -> bool:
-    return "calibration/temperature" in record

@@ -83,10 +83,12 @@ def test_where_and_with_how_many_workers_a_run_was_makes_no_other_row(sqlite):
 def test_other_data_are_another_row(sqlite):
     same = {"loss.kind": "bcl"}
     two = [
-        compare.Compared(name, name, {**same, "data": name}, ({"epoch": 0, "accuracy/all": 1.0},))
+        compare.ComparedRun(
+            name, name, {**same, "data": name}, ({"epoch": 0, "accuracy/all": 1.0},)
+        )
         for name in ("1b31c220", "ffffffff")
     ]
-    assert [row.label for row in compare.rows(two)] == ["data=1b31c220", "data=ffffffff"]
+    assert [row.label for row in compare.group_runs(two)] == ["data=1b31c220", "data=ffffffff"]
 
 
 def test_runs_that_cannot_be_compared_are_named(sqlite):

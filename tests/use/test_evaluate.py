@@ -32,10 +32,10 @@ def model(path: str, class_names: list[str]) -> OpenModel:
 
 def test_a_model_is_evaluated_on_its_own_data_or_on_other_shards_of_its_classes(digits):
     names = list(read_manifest(digits).class_names)
-    own, _, labels = evaluate._checked(model(digits, names), None, None)
+    own, _, labels = evaluate._evaluation_data(model(digits, names), None, None)
     assert own.data.path == digits
     assert labels.tolist() == list(range(10))
-    other, manifest, _ = evaluate._checked(model("gone", names), digits, None)
+    other, manifest, _ = evaluate._evaluation_data(model("gone", names), digits, None)
     assert other.data.path == digits
     assert list(manifest.class_names) == names
 
@@ -45,7 +45,7 @@ def test_a_split_that_the_shards_lack_is_refused_with_those_they_have(digits):
     with pytest.raises(
         ValueError, match=rf"^--split 'x' is not in {digits}: there is train, test$"
     ):
-        evaluate._checked(model(digits, names), None, "x")
+        evaluate._evaluation_data(model(digits, names), None, "x")
 
 
 def test_classes_in_another_order_or_fewer_of_them_are_found_by_name():
@@ -58,7 +58,7 @@ def test_shards_of_other_classes_are_refused_with_the_names_that_differ(digits):
     names = list(read_manifest(digits).class_names)
     message = f"^'first' cannot be evaluated on {digits}: 1 of the data's 10 classes are not among"
     with pytest.raises(ValueError, match=message + r" the model's 10: 9$"):
-        evaluate._checked(model(digits, [*names[:-1], "nine"]), None, None)
+        evaluate._evaluation_data(model(digits, [*names[:-1], "nine"]), None, None)
     many = [f"class {number}" for number in range(12)]
     shown = ", ".join(many[:10])
     with pytest.raises(ValueError, match=rf"12 of the data's 13 .* model's 1: {shown}, \.\.\.$"):
@@ -81,7 +81,7 @@ def test_labels_become_the_models_and_the_rest_of_a_batch_stays():
 def test_models_of_one_name_are_called_as_they_were_given_and_none_is_named_twice():
     one = model("data", ["a"])
     other = replace(one, uri="s3://b/first/best_1")
-    told = evaluate._told_apart([one, other], ["s3://a/first", "s3://b/first"])
-    assert [m.name for m in told] == ["s3://a/first", "s3://b/first"]
+    renamed = evaluate._with_unique_names([one, other], ["s3://a/first", "s3://b/first"])
+    assert [m.name for m in renamed] == ["s3://a/first", "s3://b/first"]
     with pytest.raises(ValueError, match=r"^'first' and 'runs/first' are one checkpoint, runs/fir"):
-        evaluate._told_apart([one, one], ["first", "runs/first"])
+        evaluate._with_unique_names([one, one], ["first", "runs/first"])

@@ -12,11 +12,12 @@ import pytest
 
 from bcl_ray.storage.fence import Fence
 from bcl_ray.storage.lease_request import acquire_lease
-from bcl_ray.use.predict.outputs import Options, Output, PredictionRequest
+from bcl_ray.use.predict.outputs import Output
+from bcl_ray.use.predict.request import PredictionOptions, PredictionRequest
 from bcl_ray.use.predict.tables import Classes, table_of
 
 CLASSES = Classes(["cat", "dog", "newt"], [500, 50, 5])
-OPTIONS = Options(top=2, batch_size=4, part_size=4)
+OPTIONS = PredictionOptions(top=2, batch_size=4, part_size=4)
 REQUEST = PredictionRequest("r/best_1", "ab", "images", None, None, OPTIONS)
 COLUMNS = {
     "path": np.array(["a.jpg", "b.jpg", "ü,\n.jpg"]),
@@ -74,12 +75,12 @@ def test_rows_of_shards_have_ids_and_true_classes():
 
 def test_parts_are_counted_from_the_first_and_leftovers_of_a_kill_go(tmp_path):
     made = output(tmp_path)
-    assert made.parts() == 0
+    assert made.finished_parts() == 0
     for number in (0, 1, 3):
         made.write(number, table())
     leftover = tmp_path / "out" / "parquet" / ".part-000002.parquet.abcd.tmp"
     leftover.write_bytes(b"half")
-    assert made.parts() == 2
+    assert made.finished_parts() == 2
     assert not leftover.exists()
     assert pq.read_table(tmp_path / "out" / "parquet").num_rows == 9
 
@@ -137,5 +138,5 @@ def test_another_request_in_the_same_folder_is_refused_with_what_differs(tmp_pat
 def test_the_number_of_images_is_known_once_all_are_listed(tmp_path):
     made = output(tmp_path)
     assert made.images is None
-    made.note_images(12)
+    made.record_images(12)
     assert made.images == 12

@@ -18,14 +18,15 @@ from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import Source, SourceSplit, open_source
 from bcl_ray.use.evaluate import evaluate_models
-from bcl_ray.use.predict.outputs import Options, Summary
+from bcl_ray.use.predict.outputs import Summary
+from bcl_ray.use.predict.request import PredictionOptions
 from tests.s3_servers import Bucket, free_block
 from tests.trained import rows_of
 
 ray = pytest.importorskip("ray")
 from bcl_ray.ray_runtime.connection import Resources  # noqa: E402
 from bcl_ray.storage import files  # noqa: E402  (imports Ray)
-from bcl_ray.use.predict import job  # noqa: E402
+from bcl_ray.use.predict import job, pipeline, pool  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -75,7 +76,7 @@ def evaluated(trained):
 def label(
     trained, images, target, follow=lambda event: None, resume=False, split=None, **options
 ) -> Summary:
-    chosen = Options(**{**SMALL, **options})
+    chosen = PredictionOptions(**{**SMALL, **options})
     where = {"root": trained.root, "split": split}
     places = (str(images), str(target))
     return job.predict("first", *places, chosen, **where, resume=resume, follow=follow)
@@ -243,7 +244,7 @@ def test_an_output_in_the_input_is_refused(trained):
 
 
 def test_a_person_is_told_when_nothing_comes_back(monkeypatch):
-    monkeypatch.setattr(job, "LATE", 0.05)
+    monkeypatch.setattr(pipeline, "LATE_SECONDS", 0.05)
     told, arrivals = [], []
 
     def arrived():
@@ -254,10 +255,10 @@ def test_a_person_is_told_when_nothing_comes_back(monkeypatch):
             time.sleep(pause)
             yield {}
 
-    assert list(job._awaited(blocks(0.5, 0), told.append, arrived)) == [{}, {}]
+    assert list(pipeline.with_late_notice(blocks(0.5, 0), told.append, arrived)) == [{}, {}]
     assert [event["text"][:40] for event in told] == ["no image came back within 0.05 s: others"]
     assert arrivals == [1], "once, with the first"
-    assert list(job._awaited(blocks(0), told.append, arrived)) == [{}]
+    assert list(pipeline.with_late_notice(blocks(0), told.append, arrived)) == [{}]
     time.sleep(0.2)
     assert len(told) == 1
 
@@ -288,7 +289,7 @@ def cluster(cpus, gpus, **more):
     ],
 )
 def test_actors_follow_from_the_cluster_the_work_and_options(resources, batches, options, expected):
-    found = job.pool(resources, batches, options.get("gpus"), options.get("cpus"))
+    found = pool.plan_pool(resources, batches, options.get("gpus"), options.get("cpus"))
     assert (found.actors, "GPU" if "GPU" in found.actor else "CPU") == expected
 
 
@@ -304,4 +305,4 @@ def test_actors_follow_from_the_cluster_the_work_and_options(resources, batches,
 )
 def test_a_number_of_actors_that_cannot_be_is_refused(resources, options, message):
     with pytest.raises(ValueError, match=message):
-        job.pool(resources, 99, options.get("gpus"), options.get("cpus"))
+        pool.plan_pool(resources, 99, options.get("gpus"), options.get("cpus"))

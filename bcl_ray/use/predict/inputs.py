@@ -1,7 +1,7 @@
-"""What is to be labelled: images in a fixed order, any rows of which can be read at any time.
+"""The images to label: an ordered collection, any rows of which can be read at any time.
 
-Nothing is held per image. The images of shards follow from the manifest by arithmetic; those of
-a folder or prefix are listed once, into files that `Folder` reads again where it is used.
+Nothing is held in memory per image. The positions of images in shards follow from the manifest. The
+files of a folder or prefix are listed once, into list files, from which each task reads its part.
 
 Axes: N images of a batch, H = W = views.image_size.
 """
@@ -28,57 +28,45 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.paths import is_local
 
-FILES_AT_ONCE = 8  # read by a task, which hides an object store's latency
-LABELLED = (*FORMATS, "GIF")  # the first picture of it
+PARALLEL_READS = 8  # files per task at once, which hides the latency of an object store
+ACCEPTED_FORMATS = (*FORMATS, "GIF")  # of a GIF, the first picture
 
-Image = bytes | str  # an encoded file, or why there is none
+Image = bytes | str  # an encoded file, or the reason why it cannot be read
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some images, N of them, and what they are called.
+    """N images with the columns that identify them."""
 
-    Args:
-        keys: columns of N values: path; or id and true_class.
-        images: N.
-    """
-
-    keys: dict[str, list[Any]]
+    keys: dict[str, list[Any]]  # columns of N values: path; or id and true_class
     images: list[Image]
 
 
 class InputImages(Protocol):
-    """All images that are to be labelled, in their order."""
+    """All images to label, in their order."""
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """The number of images."""
 
     def load(self, start: int, stop: int) -> Rows:
-        """Those from `start` on, `stop` not among them."""
+        """Read the images from `start` to before `stop`."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Files below a folder or prefix, as `list_folder` has listed them.
-
-    Args:
-        uri: of the folder.
-        listing: folder or URI of the lists.
-        per_list: files in each list but the last.
-        total: files.
-    """
+    """The files below a folder or prefix, listed by `list_folder`."""
 
     uri: str
-    listing: str
-    per_list: int
+    listing: str  # folder or URI of the list files
+    per_list: int  # paths in each list file except the last
     total: int
 
     def load(self, start: int, stop: int) -> Rows:
-        """Rows of one list; a file that is gone, or that may not be read, has that reason."""
+        """Read rows of one list; a file that cannot be read has the reason instead."""
         number, first = divmod(start, self.per_list)
         paths = _read_list(self.listing, number)[first : first + stop - start]
-        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
             return Rows({"path": paths}, list(pool.map(self._read, paths)))
 
     def _read(self, path: str) -> Image:
@@ -87,34 +75,27 @@ class Folder:
         except FileNotFoundError:
             return "it is no longer there"
         except PermissionError:
-            if not is_local(self.uri):  # more likely the credentials of all of them
+            if not is_local(self.uri):  # in an object store, probably no file can be read
                 raise
             return "this user may not read it"
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The images of one split of a data set.
+    """The images of one split of a data set."""
 
-    Args:
-        uri: folder or URI of the shards.
-        files: the shards' names, in the manifest's order.
-        layout: rows of the shards.
-        class_names: (K,).
-    """
-
-    uri: str
-    files: tuple[str, ...]
+    uri: str  # folder or URI of the shards
+    files: tuple[str, ...]  # names of the shards, in the manifest's order
     layout: Layout
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # (K,)
 
     @property
     def total(self) -> int:
-        """Rows of the split."""
+        """The number of images in the split."""
         return self.layout.rows
 
     def load(self, start: int, stop: int) -> Rows:
-        """Rows of any row groups."""
+        """Read rows of any row groups."""
         groups = np.arange(self._group_of(start), self._group_of(stop - 1) + 1)
         shards, inner, first, _ = self.layout.locate(groups)
         tables = [
@@ -128,36 +109,35 @@ class Shards:
         )
 
     def _group_of(self, row: int) -> int:
-        """The row group, counted over the split, that holds a row."""
+        """The row group that holds a row, both numbered over the split."""
         shard = int(np.searchsorted(self.layout.first_rows, row, side="right")) - 1
         within = row - int(self.layout.first_rows[shard])
         return int(self.layout.first_groups[shard]) + within // self.layout.row_group_rows
 
 
 def shards_of(uri: str, manifest: Manifest, split: str) -> Shards:
-    """A split of a data set.
+    """The images of a split of a data set.
 
     Raises:
-        ValueError: it has none of that name.
+        ValueError: The data set has no such split.
     """
     if split not in manifest.splits:
         raise UserError(f"--split '{split}' is not in {uri}: there is {', '.join(manifest.splits)}")
-    found = manifest.splits[split]
-    layout = Layout.of(found)
-    return Shards(uri, tuple(shard.file for shard in found.shards), layout, manifest.class_names)
+    shards = tuple(shard.file for shard in manifest.splits[split].shards)
+    return Shards(uri, shards, Layout.of(manifest.splits[split]), manifest.class_names)
 
 
 def list_folder(uri: str, listing: str, per_list: int, progress: Callable[[int], None]) -> Folder:
-    """List the files below a folder or prefix, in the order of their paths' bytes.
+    """List the files below a folder or prefix, sorted by the bytes of their paths.
 
     Args:
-        uri: the folder.
-        listing: where the lists go.
-        per_list: files in each; so many paths are held.
-        progress: called with the number of files, after each list.
+        uri: Folder or prefix.
+        listing: Folder or URI for the list files.
+        per_list: Paths in each list file; so many are in memory at once.
+        progress: Called after each list file with the number of paths so far.
 
     Raises:
-        ValueError: there are none.
+        ValueError: There are no files.
     """
     paths, total = files.walk(uri), 0
     for number in itertools.count():
@@ -180,13 +160,17 @@ def read_batch(
     size: int,
     item: Mapping[str, NDArray[Any]],
 ) -> dict[str, NDArray[Any]]:
-    """Read and decode one batch, as a task of Ray Data: keys, `views`, and `fault` (N,).
+    """Read and decode one batch, in a task of Ray Data.
 
     Args:
-        images: of which one batch is read.
-        config: the model's views.
-        first: where the first batch begins; size: images of a batch.
-        item: `id`, the batch's number, (1,).
+        images: All images to label.
+        config: View options of the model.
+        first: Position of the first image of batch 0.
+        size: Images per batch.
+        item: `id`, the number of the batch, (1,).
+
+    Returns:
+        The key columns, `views` and `fault`, as `views_of` returns them.
     """
     start = first + int(item["id"][0]) * size
     rows = images.load(start, min(start + size, images.total))
@@ -196,7 +180,12 @@ def read_batch(
 
 
 def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list[str]]:
-    """Views as in evaluation, uint8 (N, 1, H, W, 3), and why there is none: '' where there is."""
+    """Decode images to the views of evaluation.
+
+    Returns:
+        Views, uint8 (N, 1, H, W, 3), and for each image the reason why it has no view, or "". The
+        view of such an image is black.
+    """
     views = np.zeros((len(images), 1, config.image_size, config.image_size, 3), np.uint8)
     faults = []
     with checker_settings(), one_thread():
@@ -212,7 +201,7 @@ def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list
 def _view(image: Image, config: ViewsConfig) -> Pixels:
     if isinstance(image, str):
         raise UserError(image)
-    width, height = image_size(image, MAX_PIXELS, LABELLED)
+    width, height = image_size(image, MAX_PIXELS, ACCEPTED_FORMATS)
     height, width = resized_sides(height, width, config)
     if height * width > MAX_PIXELS:
         raise UserError(

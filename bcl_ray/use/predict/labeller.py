@@ -3,7 +3,8 @@
 Axes: N images of a batch, K classes, k of them named, E embedding width.
 """
 
-import numpy as np
+from typing import Any
+
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,22 +14,21 @@ from bcl_ray.data.views.transfer import Sender
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.precision import autocast
 from bcl_ray.use.models import open_checkpoint
-
-Columns = dict[str, NDArray[np.generic]]
+from bcl_ray.use.predict.tables import Columns
 
 
 class Labeller:
-    """Loads a checkpoint where it is made, and labels what it is called with.
+    """Loads a checkpoint when it is created, and labels batches when it is called.
 
     Args:
-        uri: folder of the checkpoint.
-        sha256: of its file, so that all labellers have the same weights.
-        top: k, classes that are named of each image, at most K.
-        embeddings: whether to give them too.
-        device: where to; None: the GPU that this process sees, else the CPU.
+        uri: Folder of the checkpoint.
+        sha256: Hash of the checkpoint's file, so that all labellers have the same weights.
+        top: k, the number of classes to name per image, at most K.
+        embeddings: Whether to return embeddings.
+        device: Device of the network; None: the GPU that this process sees, else the CPU.
 
     Raises:
-        ValueError: the checkpoint is another one by now.
+        ValueError: The checkpoint was replaced by another one.
     """
 
     def __init__(
@@ -52,35 +52,37 @@ class Labeller:
         self.top, self.embeddings = top, embeddings
 
     def __call__(self, batch: Columns) -> Columns:
-        """Label a batch of views, uint8 (N, 1, H, W, 3).
+        """Label a batch of views.
 
         Args:
-            batch: `views`, and `fault`, '' where there is a view; other columns are passed on.
+            batch: `views`, uint8 (N, 1, H, W, 3), and `fault` (N,), "" for an image that has a
+                view. Other columns are passed on.
 
         Returns:
-            The batch without its views, with `classes` int64 (N, k), the likeliest first, and
+            The batch without its views, with `classes` int64 (N, k), the most probable first, and
             their `probabilities` float32 (N, k): softmax(logits / temperature); on request
-            `embedding` float32 (N, E). All 0 where there is no view.
+            `embedding` float32 (N, E). An image without a view has zeros.
         """
-        views, columns = batch["views"], {n: c for n, c in batch.items() if n != "views"}
+        views = batch["views"]
+        columns = {name: column for name, column in batch.items() if name != "views"}
         readable = torch.from_numpy(batch["fault"] == "")
-        # The network takes one image at least: where none is readable, one that is not used.
-        chosen = views[readable.numpy()] if readable.any() else views[:1]
-        for name, found in self._label(chosen).items():
-            whole = found.new_zeros(len(views), found.shape[1])
-            columns[name] = whole.masked_scatter(readable[:, None], found).numpy()
+        # The network needs at least one image; without a readable one, the result is not used.
+        network_input = views[readable.numpy()] if readable.any() else views[:1]
+        for name, values in self._label(network_input).items():
+            column = values.new_zeros(len(views), values.shape[1])
+            columns[name] = column.masked_scatter(readable[:, None], values).numpy()
         return columns
 
     @torch.no_grad()
-    def _label(self, views: NDArray[np.generic]) -> dict[str, Tensor]:
+    def _label(self, views: NDArray[Any]) -> dict[str, Tensor]:
         images = normalized(self.sender.arrays({"views": views})["views"], self.views)[0]
         with self.precision:
             embeddings = self.network.embed(images)
             logits = self.network.classifier(embeddings)
         probabilities = (logits.float() / self.temperature).softmax(dim=1)
-        # Stable: of equal logits the first counts, as for evaluation's largest.
+        # A stable sort puts the first of equal logits first, like argmax in evaluation.
         classes = logits.float().sort(dim=1, descending=True, stable=True).indices[:, : self.top]
-        found = {"classes": classes, "probabilities": probabilities.gather(1, classes)}
+        columns = {"classes": classes, "probabilities": probabilities.gather(1, classes)}
         if self.embeddings:
-            found["embedding"] = embeddings.float()
-        return {name: tensor.cpu() for name, tensor in found.items()}
+            columns["embedding"] = embeddings.float()
+        return {name: tensor.cpu() for name, tensor in columns.items()}

@@ -1,9 +1,9 @@
-"""Rows of predictions as people read them: names instead of numbers.
+"""Tables of predictions, with names instead of labels.
 
 Axes: N images, K classes, k of them named, E embedding width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from bcl_ray.data.longtail import shot_groups
 
-Columns = Mapping[str, NDArray[Any]]
-KEYS = ("path", "id", "true_class")  # columns that say which image it is, in this order
+Columns = dict[str, NDArray[Any]]  # of a batch of images
+KEYS = ("path", "id", "true_class")  # columns that identify an image, in this order
 
 
 class Classes:
     """Names of the classes, and the shot group of each.
 
     Args:
-        names: (K,).
-        counts: training images per class, (K,).
+        names: Names of the classes, (K,).
+        counts: Training images per class, (K,).
     """
 
     def __init__(self, names: Sequence[str], counts: Sequence[int]) -> None:
@@ -33,45 +33,42 @@ class Classes:
 
 
 def table_of(columns: Columns, classes: Classes) -> pa.Table:
-    """A part's rows as people read them.
+    """The table of a part.
 
     Args:
-        columns: some of KEYS, `fault`, `classes` (N, k), `probabilities` (N, k), perhaps
+        columns: Some of KEYS, `fault`, `classes` (N, k), `probabilities` (N, k), perhaps
             `embedding` (N, E).
-        classes: of the model.
+        classes: Classes of the model.
 
     Returns:
-        Keys, class_1, probability_1, ..., group (of class_1), error, and embedding; an image that
-        could not be read has nothing but an error.
+        The keys, class_1, probability_1, ..., group (of class_1), error, and embedding. An image
+        that could not be read has only its keys and an error.
     """
     unreadable = columns["fault"] != ""
-    keys = [name for name in KEYS if name in columns]
-    made: dict[str, Any] = {name: pa.array(columns[name].tolist()) for name in keys}
-    for place in range(columns["classes"].shape[1]):
-        found = pa.array(columns["classes"][:, place], mask=unreadable)
-        made[f"class_{place + 1}"] = classes.names.take(found)
-        made[f"probability_{place + 1}"] = pa.array(
-            columns["probabilities"][:, place], mask=unreadable
-        )
-    first = pa.array(columns["classes"][:, 0], mask=unreadable)
-    made["group"] = classes.groups.take(first)
-    made["error"] = pa.array(columns["fault"].tolist(), pa.string(), mask=~unreadable)
+    table: dict[str, Any] = {n: pa.array(columns[n].tolist()) for n in KEYS if n in columns}
+    labels = [pa.array(column, mask=unreadable) for column in columns["classes"].T]
+    for rank, column in enumerate(labels, start=1):
+        probabilities = columns["probabilities"][:, rank - 1]
+        table[f"class_{rank}"] = classes.names.take(column)
+        table[f"probability_{rank}"] = pa.array(probabilities, mask=unreadable)
+    table["group"] = classes.groups.take(labels[0])
+    table["error"] = pa.array(columns["fault"].tolist(), pa.string(), mask=~unreadable)
     if "embedding" in columns:
-        made["embedding"] = _lists(columns["embedding"], ~unreadable)
-    return pa.table(made)
+        table["embedding"] = _lists(columns["embedding"], ~unreadable)
+    return pa.table(table)
 
 
-def _lists(vectors: NDArray[Any], there: NDArray[np.bool_]) -> pa.Array:
-    """Rows of (N, E) as lists, null where there is none."""
-    # Not of a fixed size: pyarrow writes those to Parquet with nulls, and cannot read them again.
-    ends = vectors.shape[1] * np.cumsum(there)
+def _lists(vectors: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
+    """The rows of (N, E) as lists; null where a row is not valid."""
+    # Lists of variable size: pyarrow cannot read back fixed-size lists with nulls from Parquet.
+    ends = vectors.shape[1] * np.cumsum(valid)
     offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
-    values = pa.array(vectors[there].reshape(-1))
-    return pa.ListArray.from_arrays(offsets, values, mask=pa.array(~there))
+    values = pa.array(vectors[valid].reshape(-1))
+    return pa.ListArray.from_arrays(offsets, values, mask=pa.array(~valid))
 
 
 def counts_of(table: pa.Table) -> dict[str, Any]:
-    """What a summary needs of a table: images, unreadable, and by group images and confidence."""
+    """Counts of a table for the summary: images, unreadable ones, and both fields by group."""
     by_group = table.group_by("group", use_threads=False)
     sums = by_group.aggregate([("group", "count"), ("probability_1", "sum")]).to_pylist()
     sums = sorted((row for row in sums if row["group"] is not None), key=lambda row: row["group"])
