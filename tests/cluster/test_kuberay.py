@@ -10,29 +10,18 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from bcl_ray.cli import app
-from bcl_ray.ops.manifests import (
-    TARGETS,
-    kuberay,
-    network,
-    pod_rules,
-    ray_pods,
-    render,
-    rules,
-    tracking,
-)
+from bcl_ray.ops.manifests import TARGETS, pod_rules, render, rules
 from bcl_ray.ops.manifests.description import Dns
 from bcl_ray.ops.manifests.files import TARGETS as ALL
 from bcl_ray.ops.manifests.jobs import COMMANDS, job_name
 from bcl_ray.tracking import mlflow_server
 from tests.cluster import schemas
 from tests.cluster.conftest import ROOT
+from tests.cluster.rendered import documents, objects, ray_cluster, ray_job
+from tests.cluster.rendered import mlflow_server as mlflow_container
 
 OVERLAYS = ("kind", "gpu", "gpu-queue")
 JOBS = ROOT / "cluster" / "kuberay" / "overlays" / "kind" / "jobs"
-
-
-def documents(text):
-    return [found for found in yaml.load_all(text, Loader=yaml.CSafeLoader) if found]
 
 
 def yaml_files(description):
@@ -109,7 +98,7 @@ def test_the_kind_overlay_asks_for_no_gpu_and_no_bucket(kustomized):
 
 
 def test_a_queue_admits_the_whole_job_at_once(description):
-    spec = kuberay.ray_job(description)["spec"]["rayClusterSpec"]
+    spec = ray_job(description)["spec"]["rayClusterSpec"]
     assert spec["enableInTreeAutoscaling"] is False
     sizes = {
         group["groupName"]: (group["minReplicas"], group["replicas"], group["maxReplicas"])
@@ -119,7 +108,7 @@ def test_a_queue_admits_the_whole_job_at_once(description):
 
 
 def test_only_steady_nodes_carry_the_label_that_rank_zero_asks_for(description):
-    spec = kuberay.ray_cluster(description)["spec"]
+    spec = ray_cluster(description)["spec"]
     found = {
         group["groupName"]: (group["labels"], group["template"]["spec"]["nodeSelector"])
         for group in spec["workerGroupSpecs"]
@@ -142,8 +131,8 @@ def test_mlflow_asks_for_a_password_that_ray_s_pods_have_and_no_file(
     def key(name, of="mlflow"):
         return {"secretKeyRef": {"name": of, "key": name}}
 
-    deployment, _, accounts, job = tracking.mlflow(description)
-    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    _, _, accounts, job = objects(description, "base/mlflow.yaml")
+    server = mlflow_container(description)
     found = variables_of(server)
     assert "--app-name=basic-auth" in server["args"]
     assert found["MLFLOW_AUTH_ADMIN_PASSWORD"] == key("password", of="mlflow-admin")
@@ -159,7 +148,7 @@ def test_mlflow_asks_for_a_password_that_ray_s_pods_have_and_no_file(
         "from the secret",
         found["MLFLOW_BACKEND_STORE_URI"],
     )
-    spec = kuberay.ray_cluster(description)["spec"]
+    spec = ray_cluster(description)["spec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
         assert variables_of(container)["MLFLOW_TRACKING_USERNAME"] == key("username")
@@ -177,7 +166,7 @@ def test_mlflow_asks_for_a_password_that_ray_s_pods_have_and_no_file(
 
 
 def test_mlflow_has_our_settings_wherever_it_is_started(description):
-    (server,) = tracking.mlflow(description)[0]["spec"]["template"]["spec"]["containers"]
+    server = mlflow_container(description)
     assert mlflow_server.SETTINGS.items() <= variables_of(server).items()
     on_the_head = yaml.safe_load(render("aws", description)["cluster.yaml"])
     (start,) = (line for line in on_the_head["head_start_ray_commands"] if "mlflow" in line)
@@ -195,18 +184,15 @@ def test_without_a_secret_mlflow_asks_nobody(description):
 
 def test_mlflow_answers_its_services_names_with_and_without_port_and_nobody_elses(description):
     """By MLflow's own check of the Host header."""
-    hosts = tracking.allowed_hosts(description)
+    option = "--allowed-hosts="
+    (argument,) = (a for a in mlflow_container(description)["args"] if a.startswith(option))
+    hosts = argument.removeprefix(option).split(",")
     for name in ("mlflow", "mlflow.bcl-ray", "mlflow.bcl-ray.svc.cluster.local", "localhost"):
         assert is_allowed_host_header(hosts, name), name
         assert is_allowed_host_header(hosts, f"{name}:5000"), name
     for name in ("evil.example", "mlflow.evil.example:5000", "mlflow:5001", "10.0.0.1:5000"):
         assert not is_allowed_host_header(hosts, name), name
-    argument = f"--allowed-hosts={','.join(hosts)}"
-    assert (
-        argument
-        in tracking.mlflow(description)[0]["spec"]["template"]["spec"]["containers"][0]["args"]
-    )
-    uri = kuberay.ray_cluster(description)["spec"]["headGroupSpec"]["template"]["spec"]
+    uri = ray_cluster(description)["spec"]["headGroupSpec"]["template"]["spec"]
     variables = variables_of(uri["containers"][0])
     host = variables["MLFLOW_TRACKING_URI"].removeprefix("http://")
     assert is_allowed_host_header(hosts, host), "the address that drivers use"
@@ -263,7 +249,8 @@ def test_network_policies_let_through_what_is_needed_and_no_more(
     description, source, target, port, answer
 ):
     head = description.head.model_copy(update={"redis": True})
-    policies = network.network_policies(description.model_copy(update={"head": head}))
+    with_redis = description.model_copy(update={"head": head})
+    policies = objects(with_redis, "base/networkpolicies.yaml")
     assert allowed(policies, source, target, port) is answer
 
 
@@ -277,9 +264,11 @@ def test_network_policies_let_through_what_is_needed_and_no_more(
         ("data", {"max_nodes": 0}),
         ("tracking", {"uri": "https://mlflow.example.com"}),
         ("image", {"pull_secret": "registry"}),
+        ("image", {"pull_secret": "yes"}),
         ("kubernetes", {"storage_class": "gp3", "spot_taint": "spot", "scratch_class": "ssd"}),
         ("kubernetes", {"monitoring_namespace": "watchers"}),
         ("queue", {"elastic": True}),
+        ("queue", {"cluster_queue": "007"}),
         ("job", {"workers": (1, 4)}),
     ],
     ids=str,
@@ -306,7 +295,7 @@ def test_each_command_has_a_job_that_the_command_line_takes(description):
     """And that runs where its shards, its run and its model are."""
     group = get_command(app)
     for kind in COMMANDS:
-        job = kuberay.ray_job(description, kind)["spec"]
+        job = ray_job(description, kind)["spec"]
         words = shlex.split(job["entrypoint"])
         command, *words = words[words.index("bcl-ray") + 1 :]
         assert command == kind
@@ -355,10 +344,10 @@ def test_a_job_s_name_carries_its_run_and_kubernetes_takes_it(description):
 
 
 def test_each_kind_of_pod_has_a_service_account_and_none_of_them_ray_s_rights(description):
-    objects = [found for text in yaml_files(description).values() for found in documents(text)]
+    found_objects = [one for text in yaml_files(description).values() for one in documents(text)]
     accounts = {
         found["metadata"]["name"]: found["metadata"].get("annotations", {})
-        for found in objects
+        for found in found_objects
         if found["kind"] == "ServiceAccount"
     }
     arn = "arn:aws:iam::123456789012:role/bcl-ray-{}"
@@ -368,7 +357,7 @@ def test_each_kind_of_pod_has_a_service_account_and_none_of_them_ray_s_rights(de
         "mlflow": {"eks.amazonaws.com/role-arn": arn.format("mlflow")},
         "submitter": {},
     }
-    pods = [pod for found in objects for pod in pod_rules.pod_specs(found)]
+    pods = [pod for found in found_objects for pod in pod_rules.pod_specs(found)]
     used = {
         (container["name"], pod.get("serviceAccountName"), pod["automountServiceAccountToken"])
         for pod in pods
@@ -407,13 +396,13 @@ def test_head_and_workers_write_temporary_files_to_a_volume_of_their_size(
 ):
     kubernetes = description.kubernetes.model_copy(update={"scratch_class": storage_class})
     variant = description.model_copy(update={"kubernetes": kubernetes})
-    spec = kuberay.ray_cluster(variant)["spec"]
+    spec = ray_cluster(variant)["spec"]
     for group, size in ((spec["headGroupSpec"], 200), (spec["workerGroupSpecs"][1], 50)):
         pod = group["template"]["spec"]
-        (volume,) = (each for each in pod["volumes"] if each["name"] == ray_pods.SCRATCH)
+        (volume,) = (each for each in pod["volumes"] if each["name"] == "ray-logs")
         (container,) = pod["containers"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        assert mounts["/tmp"] == mounts["/tmp/ray"] == ray_pods.SCRATCH
+        assert mounts["/tmp"] == mounts["/tmp/ray"] == "ray-logs"
         if storage_class is None:
             assert volume["emptyDir"] == {"sizeLimit": f"{size}Gi"}
             asked = container["resources"]["requests"]["ephemeral-storage"]
@@ -432,8 +421,9 @@ def test_network_policies_follow_a_cluster_s_dns_and_monitoring(description):
     )
     policies = {
         found["metadata"]["name"]: found["spec"]
-        for found in network.network_policies(
-            description.model_copy(update={"kubernetes": kubernetes})
+        for found in objects(
+            description.model_copy(update={"kubernetes": kubernetes}),
+            "base/networkpolicies.yaml",
         )
     }
 
@@ -451,5 +441,7 @@ def test_network_policies_follow_a_cluster_s_dns_and_monitoring(description):
     (metrics,) = policies["metrics"]["ingress"]
     assert metrics["from"] == [namespace("monitoring")]
     assert {"protocol": "TCP", "port": 8080} in metrics["ports"]
-    plain = [found["metadata"]["name"] for found in network.network_policies(description)]
+    plain = [
+        found["metadata"]["name"] for found in objects(description, "base/networkpolicies.yaml")
+    ]
     assert "metrics" not in plain

@@ -10,8 +10,8 @@ from mlflow.entities import Metric
 
 from bcl_ray.ops.local.ports import LOOPBACK, answers, free_ports
 from bcl_ray.ops.local.processes import BIN, Processes
-from bcl_ray.ops.manifests import tracking
 from bcl_ray.tracking import mlflow_server
+from tests.cluster.rendered import mlflow_server as mlflow_container
 from tests.tracked import PATIENCE
 
 MIB = 2**20
@@ -20,7 +20,7 @@ RESERVE = 1.5  # for PostgreSQL's and S3's clients, larger artifacts and more ru
 
 def rendered(description, folder, port):
     """Command and environment of the rendered container, on a database and files of this test."""
-    (server,) = tracking.mlflow(description)[0]["spec"]["template"]["spec"]["containers"]
+    server = mlflow_container(description)
     secrets = {
         "MLFLOW_AUTH_ADMIN_USERNAME": mlflow_server.ADMIN,
         "MLFLOW_AUTH_ADMIN_PASSWORD": "the administrator's",
@@ -76,6 +76,7 @@ def test_mlflow_s_processes_fit_into_their_pod_with_a_reserve(description, tmp_p
         pytest.skip("NOT MEASURED: /proc/PID/smaps_rollup cannot be read here")
     finally:
         processes.kill("mlflow")
-    print(f"{len(tree)} processes, {used:.0f} MiB of {tracking.MEMORY}")
+    limit = mlflow_container(description)["resources"]["limits"]["memory"]
+    print(f"{len(tree)} processes, {used:.0f} MiB of {limit}")
     assert len(tree) <= 6, "job execution alone is eight more"
-    assert RESERVE * used <= int(tracking.MEMORY.removesuffix("Mi"))
+    assert RESERVE * used <= int(limit.removesuffix("Mi"))

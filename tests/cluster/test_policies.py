@@ -9,7 +9,7 @@ import secrets
 import pytest
 from botocore.exceptions import ClientError
 
-from bcl_ray.ops.manifests import policies, render
+from bcl_ray.ops.manifests import render
 from bcl_ray.storage import files, s3
 
 ALL = frozenset(s3.ACTIONS)
@@ -51,7 +51,9 @@ def become(bucket, description, monkeypatch):
     for folder in ("shards", "runs", "predictions", "mlflow", "images", "elsewhere"):
         files.write_bytes(f"{bucket.uri}/bcl-ray/{folder}/there", b"x")
     keys, statements = {}, []
-    for role, document in policies.policies(changed, policies.ON_KUBERNETES).items():
+    rendered = render("kuberay", changed)
+    for role in ("head", "worker", "mlflow"):
+        document = json.loads(rendered[f"policies/{role}.json"])
         user = f"{role}-{secrets.token_hex(4)}"
         keys[role] = (user, secrets.token_hex(20))
         made = ("--uid", user, "--display-name", user)

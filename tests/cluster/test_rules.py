@@ -9,9 +9,9 @@ from functools import reduce
 import pytest
 import yaml
 
-from bcl_ray.ops.manifests import databases, kuberay, network, pod_rules, rules, tracking
+from bcl_ray.ops.manifests import pod_rules, rules
 from bcl_ray.ops.manifests.rules import check, complaints
-from tests.cluster import schemas
+from tests.cluster import rendered, schemas
 
 LEGACY = {"onSuccess": {"policy": "DeleteSelf"}, "onFailure": {"policy": "DeleteSelf"}}
 
@@ -23,16 +23,17 @@ def objects(description):
     elastic = description.model_copy(
         update={"queue": description.queue.model_copy(update={"elastic": True})}
     )
+    cluster, budget, _ = rendered.objects(free, "overlays/gpu/raycluster.yaml")
     return {
-        "cluster": kuberay.ray_cluster(free),
-        "redis": kuberay.ray_cluster(redis),
-        "job": kuberay.ray_job(free),
-        "queued": kuberay.ray_job(description),
-        "elastic": kuberay.ray_job(elastic),
-        "budget": kuberay.disruption_budget(free, "bcl-ray", "head", 1),
-        "mlflow": tracking.mlflow(free)[0],
-        "database": databases.postgresql(free)[0],
-        "policy": network.network_policies(redis)[1],
+        "cluster": cluster,
+        "redis": rendered.ray_cluster(redis),
+        "job": rendered.ray_job(free),
+        "queued": rendered.ray_job(description),
+        "elastic": rendered.ray_job(elastic),
+        "budget": budget,
+        "mlflow": rendered.objects(free, "base/mlflow.yaml")[0],
+        "database": rendered.objects(free, "base/postgresql.yaml")[0],
+        "policy": rendered.objects(redis, "base/networkpolicies.yaml")[1],
     }
 
 

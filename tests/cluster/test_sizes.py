@@ -1,16 +1,15 @@
-"""What is rendered for one machine fits into what cluster/README.md says it needs."""
+"""What is rendered for one machine fits into what docs/clusters/kubernetes.md says it needs."""
 
 import re
 from decimal import Decimal
 
 import pytest
-import yaml
 
-from bcl_ray.ops.manifests import tracking
 from tests.cluster.conftest import ROOT
-from tests.cluster.test_kuberay import JOBS, documents, kustomized  # noqa: F401  (a fixture)
+from tests.cluster.rendered import documents, mlflow_server
+from tests.cluster.test_kuberay import JOBS, kustomized  # noqa: F401  (a fixture)
 
-README = " ".join((ROOT / "cluster" / "README.md").read_text().split())
+README = " ".join((ROOT / "docs" / "clusters" / "kubernetes.md").read_text().split())
 UNITS = {"": 1, "m": Decimal("0.001"), "Mi": 2**20, "Gi": 2**30}
 GIB = 2**30
 
@@ -92,8 +91,8 @@ def test_the_readme_leaves_room_for_kubernetes_itself():
     assert needed[1] >= asked[1] + 0.8
 
 
-def test_mlflow_has_on_kind_what_was_measured(kustomized):  # noqa: F811
+def test_mlflow_has_on_kind_the_memory_that_was_measured(description, kustomized):  # noqa: F811
     (found,) = (one for one in kustomized["kind"] if one["kind"] == "Deployment")
     (server,) = found["spec"]["template"]["spec"]["containers"]
-    assert server["resources"]["limits"]["memory"] == tracking.MEMORY
-    assert yaml.safe_load(tracking.MEMORY) == tracking.MEMORY
+    measured = mlflow_server(description)["resources"]["limits"]["memory"]
+    assert server["resources"]["limits"]["memory"] == measured

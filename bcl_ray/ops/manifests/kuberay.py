@@ -1,164 +1,149 @@
-"""RayCluster and RayJob for the KubeRay operator."""
+"""Files for Kubernetes with the KubeRay operator: a Kustomize base with three overlays.
+
+The overlay `gpu` has a cluster that stays, and jobs on clusters of their own; `gpu-queue` has the
+same jobs under Kueue; `kind` has a small training on one machine.
+"""
 
 import shlex
+from collections.abc import Iterable
+from urllib.parse import urlsplit
 
+import yaml
+
+from bcl_ray.ops.manifests import rules
 from bcl_ray.ops.manifests.description import ClusterDescription
-from bcl_ray.ops.manifests.growth import most_nodes
-from bcl_ray.ops.manifests.jobs import WITHOUT_WORKERS, entrypoint, job_name
-from bcl_ray.ops.manifests.pods import (
-    CLUSTER,
-    REDIS_SECRET,
-    ROLE,
-    TOKEN_SECRET,
-    Plain,
-    container_security,
-    metadata,
-    resources,
-    variables,
-)
-from bcl_ray.ops.manifests.ray_pods import ray_pod, store_bytes, submitter
-from bcl_ray.ray_runtime.node_groups import MARKET
+from bcl_ray.ops.manifests.groups import max_nodes, worker_groups
+from bcl_ray.ops.manifests.jobs import WITHOUT_WORKERS, entrypoint, job_name, kinds
+from bcl_ray.ops.manifests.one_machine import on_one_machine
+from bcl_ray.ops.manifests.policies import policy_values
+from bcl_ray.ops.manifests.templating import render_template
+from bcl_ray.tracking import mlflow_server
 
-NO_SECOND_TIME = ("env", "BCL_RAY_ON_MISTAKE=stop")  # see submit/own_job.py
-QUEUE = "bcl-ray"  # the namespace's LocalQueue
+# The loader in C is ten times as fast.
+YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Kustomizations of folders that need more than the list of their files.
+KUSTOMIZATIONS = {"overlays/kind": "kuberay/overlays/kind/kustomization.yaml"}
 
 
-def ray_cluster(description: ClusterDescription) -> Plain:
-    """A standing cluster, which grows from its head alone as jobs come."""
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": metadata(description, description.name),
-        "spec": _cluster_spec(description, description.name, autoscaled=True),
+def manifests(description: ClusterDescription) -> dict[str, str]:
+    """Text of each file; the objects have been checked.
+
+    Raises:
+        ValueError: An object breaks a rule of KubeRay, Kueue or `pod_rules`.
+    """
+    variants = {
+        "base": description,
+        "overlays/gpu": description.model_copy(update={"queue": None}),
+        "overlays/kind": on_one_machine(description),
     }
+    if description.queue:
+        variants["overlays/gpu-queue"] = description
+    files: dict[str, str] = {}
+    for folder, variant in variants.items():
+        contents = _base(variant) if folder == "base" else _overlay(folder, variant)
+        for text in contents.values():
+            rules.check(yaml.load_all(text, Loader=YamlLoader))
+        contents["kustomization.yaml"] = _kustomization(folder, contents, variant)
+        files |= {f"{folder}/{file}": text for file, text in contents.items()}
+    return dict(sorted(files.items())) | _policies(description)
 
 
-def ray_job(description: ClusterDescription, kind: str = "train") -> Plain:
-    """One job on a cluster of its own; a cluster that fails is followed by another.
+def _base(description: ClusterDescription) -> dict[str, str]:
+    """What does not depend on the nodes."""
+    files = ["namespace.yaml", "serviceaccounts.yaml", "networkpolicies.yaml"]
+    if description.tracking.uri is None:
+        files += ["mlflow.yaml", "postgresql.yaml"]
+    if description.head.redis:
+        files.append("redis.yaml")
+    values = _values(description)
+    return {file: render_template(f"kuberay/base/{file}", **values) for file in files}
 
-    With a queue the cluster's size is fixed, so that Kueue admits all of it or nothing, unless
-    `queue.elastic`.
+
+def _overlay(folder: str, description: ClusterDescription) -> dict[str, str]:
+    """What depends on the nodes."""
+    values = _values(description)
+    files = {f"jobs/{kind}.yaml": ray_job(description, kind) for kind in kinds(description)}
+    if folder == "overlays/gpu":
+        files["raycluster.yaml"] = ray_cluster(description)
+    if description.queue:
+        files["localqueue.yaml"] = render_template("kuberay/overlays/localqueue.yaml", **values)
+    if description.object_store.shared_folder:
+        files["shared.yaml"] = render_template("kuberay/overlays/shared.yaml", **values)
+    return files
+
+
+def ray_cluster(description: ClusterDescription) -> str:
+    """A cluster that stays, and grows from its head alone when jobs come."""
+    groups = worker_groups(description)
+    return render_template(
+        "kuberay/overlays/raycluster.yaml",
+        **_values(description),
+        cluster_name=description.name,
+        autoscaled=True,
+        groups=groups,
+        max_nodes=max_nodes(groups),
+    )
+
+
+def ray_job(description: ClusterDescription, kind: str) -> str:
+    """A job on a cluster of its own.
+
+    Under Kueue the size of the cluster is fixed, unless `queue.elastic`.
 
     Args:
-        kind: of `jobs.COMMANDS`.
+        description: The cluster.
+        kind: One of `jobs.COMMANDS`.
     """
-    job, queue = description.job, description.queue
-    name = job_name(description, kind)
-    found = metadata(description, name)
-    if queue:
-        found["labels"]["kueue.x-k8s.io/queue-name"] = QUEUE
-        if queue.elastic:
-            found["annotations"] = {"kueue.x-k8s.io/elastic-job": "true"}
-    autoscaled, workers = queue is None or queue.elastic, kind not in WITHOUT_WORKERS
-    uri, gpus = description.object_store.uri, description.gpu.gpus
+    queue, store = description.queue, description.object_store
+    groups = [] if kind in WITHOUT_WORKERS else worker_groups(description)
+    autoscaled = bool(groups) and (queue is None or queue.elastic)
+    command = entrypoint(description, kind, uri=store.uri, gpus=description.gpu.gpus)
+    return render_template(
+        "kuberay/overlays/jobs/job.yaml",
+        **_values(description),
+        cluster_name=job_name(description, kind),
+        command=shlex.join(command),
+        autoscaled=autoscaled,
+        groups=groups,
+        # An empty list too is needed: KubeRay makes every head look as if it had an autoscaler.
+        max_nodes=max_nodes(groups if autoscaled else []),
+    )
+
+
+def _kustomization(folder: str, files: Iterable[str], description: ClusterDescription) -> str:
+    resources = sorted(file for file in files if not file.startswith("jobs/"))
+    base = [] if folder == "base" else ["../../base"]
+    template = KUSTOMIZATIONS.get(folder, "kuberay/kustomization.yaml")
+    return render_template(template, **_values(description), resources=[*base, *resources])
+
+
+def _policies(description: ClusterDescription) -> dict[str, str]:
+    store = description.object_store
+    if store.roles is None:
+        return {}
+    files = ("policies/head.json", "policies/worker.json", "policies/mlflow.json")
+    return {file: render_template(f"kuberay/{file}", **policy_values(store)) for file in files}
+
+
+def _values(description: ClusterDescription) -> dict[str, object]:
+    """The fields of the description, and what follows from them."""
+    domain = f"{description.name}.svc.cluster.local"
+    database = f"postgresql://mlflow@postgresql.{domain}/mlflow"
     return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": found,
-        "spec": {
-            "entrypoint": shlex.join(
-                [*NO_SECOND_TIME, *entrypoint(description, kind, uri=uri, gpus=gpus)]
-            ),
-            "submissionMode": "K8sJobMode",
-            "submitterPodTemplate": submitter(description, name),
-            "backoffLimit": job.retries,
-            "preRunningDeadlineSeconds": job.wait_minutes * 60,
-            "activeDeadlineSeconds": job.hours * 3600,
-            "shutdownAfterJobFinishes": True,
-            # The autoscaler frees the other nodes when they are idle, but a queue's never are.
-            "ttlSecondsAfterFinished": job.keep_minutes * 60 if autoscaled else 60,
-            "rayClusterSpec": _cluster_spec(
-                description, name, autoscaled=autoscaled and workers, workers=workers
-            ),
-        },
+        **vars(description),
+        "mlflow_uri": description.tracking.uri or f"http://mlflow.{domain}:5000",
+        "mlflow_settings": mlflow_server.SETTINGS,
+        "mlflow_database": database,
+        "mlflow_basic_auth": mlflow_server.basic_auth(database),
+        "outside_ports": _outside_ports(description),
     }
 
 
-def disruption_budget(description: ClusterDescription, cluster: str, role: str, pods: int) -> Plain:
-    """Keeps the pods of a role through voluntary evictions.
-
-    A RayCluster has no scale subresource, so that only a whole number of pods to keep is allowed.
-    """
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": metadata(description, f"{cluster}-{role}"),
-        "spec": {
-            "minAvailable": pods,
-            "selector": {"matchLabels": {CLUSTER: cluster, ROLE: role}},
-        },
-    }
-
-
-def local_queue(description: ClusterDescription) -> Plain:
-    """The namespace's door to the administrators' ClusterQueue."""
-    assert description.queue is not None
-    return {
-        "apiVersion": "kueue.x-k8s.io/v1beta2",
-        "kind": "LocalQueue",
-        "metadata": metadata(description, QUEUE),
-        "spec": {"clusterQueue": description.queue.cluster_queue},
-    }
-
-
-def _cluster_spec(
-    description: ClusterDescription, cluster: str, *, autoscaled: bool, workers: bool = True
-) -> Plain:
-    spec: Plain = {
-        "rayVersion": description.ray_version,
-        # Written out: without the mode the operator leaves the cluster open.
-        "authOptions": {"mode": "token", "secretName": TOKEN_SECRET},
-        "enableInTreeAutoscaling": autoscaled,
-    }
-    if autoscaled:
-        spec["autoscalerOptions"] = {
-            "version": "v2",
-            "upscalingMode": "Default",
-            "idleTimeoutSeconds": 300,
-            "resources": resources("200m", "512Mi"),
-            "securityContext": container_security(),
-        }
-    if description.head.redis:
-        reference = {"name": REDIS_SECRET, "key": "password"}
-        spec["gcsFaultToleranceOptions"] = {
-            "backend": "redis",
-            "redisAddress": f"redis.{description.name}.svc.cluster.local:6379",
-            "redisPassword": {"valueFrom": {"secretKeyRef": reference}},
-        }
-    spec["headGroupSpec"] = {
-        "serviceType": "ClusterIP",
-        "rayStartParams": {
-            "num-cpus": "0",  # drivers only
-            "num-gpus": "0",
-            "dashboard-host": "0.0.0.0",  # the token and the network policies guard it  # noqa: S104
-            "object-store-memory": store_bytes(description.head),
-        },
-        "template": ray_pod(description, cluster, "head", description.head),
-    }
-    head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
-    head["env"] += variables(most_nodes(description, fixed=not autoscaled))
-    groups = _worker_groups(description, cluster, fixed=not autoscaled) if workers else []
-    spec["workerGroupSpecs"] = groups
-    return spec
-
-
-def _worker_groups(description: ClusterDescription, cluster: str, *, fixed: bool) -> list[Plain]:
-    data, gpu = description.data, description.gpu
-    groups = [
-        ("data", data, data.min_nodes, data.max_nodes, data.spot),
-        ("steady", gpu, 0, gpu.steady_nodes, False),
-        ("spot", gpu, 0, gpu.spot_nodes, True),
-    ]
-    return [
-        {
-            "groupName": role,
-            "replicas": most if fixed else least,
-            "minReplicas": most if fixed else least,
-            "maxReplicas": most,
-            "labels": {MARKET: "spot" if spot else "steady"},
-            "rayStartParams": {"object-store-memory": store_bytes(group)},
-            "template": ray_pod(description, cluster, role, group, spot=spot),
-        }
-        for role, group, least, most, spot in groups
-        if most
-    ]
+def _outside_ports(description: ClusterDescription) -> list[int]:
+    """Ports of the object store, of the servers that issue its credentials, and of MLflow."""
+    ports = {443}
+    for address in (description.object_store.endpoint, description.tracking.uri):
+        if address:
+            parts = urlsplit(address)
+            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
+    return sorted(ports)

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from bcl_ray.ops.manifests.pods import Plain
-
+Plain = dict[str, Any]  # a Kubernetes object, or part of one
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN$|ACCESS_KEY", re.IGNORECASE)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests import pod_rules
-from bcl_ray.ops.manifests.pods import Plain
+from bcl_ray.ops.manifests.pod_rules import Plain
 
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035
 LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")

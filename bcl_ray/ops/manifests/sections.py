@@ -56,6 +56,16 @@ class GroupSection(Section):
         "and on the head the images that sharding stages.",
     )
 
+    @property
+    def shared_memory_gib(self) -> int:
+        """GiB of shared memory, which holds Ray's object store."""
+        return max(1, self.memory_gib // 3)
+
+    @property
+    def object_store_bytes(self) -> int:
+        """Bytes of Ray's object store: a little less than the shared memory."""
+        return self.shared_memory_gib * 2**30 * 9 // 10
+
 
 class Head(GroupSection):
     """The head: control and drivers, no Ray tasks."""
@@ -125,6 +135,22 @@ class ObjectStore(Section):
     secret: Name | None = Field(
         None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables by which boto3 and pyarrow find the store; they do not hold its keys."""
+        if not self.uri.startswith("s3://"):
+            return {}
+        return {
+            "AWS_REGION": self.region,
+            **({"AWS_ENDPOINT_URL": self.endpoint} if self.endpoint else {}),
+            "AWS_REQUEST_CHECKSUM_CALCULATION": self.checksums,
+        }
+
+    @property
+    def shared_folder(self) -> str | None:
+        """Folder at which pods mount the shared volume; None if the files are in S3."""
+        return self.uri.removeprefix("file://") if self.uri.startswith("file://") else None
 
     @model_validator(mode="after")
     def _one_identity(self) -> "ObjectStore":
