@@ -20,8 +20,9 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 from ray.cluster_utils import AutoscalingCluster
 
-from bcl_ray.ops.local.ports import LOOPBACK
-from bcl_ray.ops.local.ray_nodes import RAY, Ports, common_environment, listed, machine_environment
+from bcl_ray.ops.local.ports import LOOPBACK, Ports
+from bcl_ray.ops.local.ray_commands import RAY, common_environment, machine_environment
+from bcl_ray.ops.local.ray_nodes import list_nodes
 
 MIB = 2**20
 IDLE_SECONDS = 3.0
@@ -150,13 +151,13 @@ class Autoscaled(AutoscalingCluster):
 
     def _answers(self) -> bool:
         try:
-            return bool(listed(self.ports, self.token))
+            return bool(list_nodes(self.ports, self.token))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def nodes(self) -> list[Mapping[str, float]]:
         """Resources of each node that is alive, but for the head."""
-        alive = [node for node in listed(self.ports, self.token) if node["state"] == "ALIVE"]
+        alive = [node for node in list_nodes(self.ports, self.token) if node["state"] == "ALIVE"]
         return [node["resources_total"] for node in alive if not node["is_head_node"]]
 
     def shutdown(self) -> None:

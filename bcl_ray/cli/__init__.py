@@ -1,45 +1,35 @@
-"""The command line. Ray, torch and the rest are imported inside the commands that need them."""
+"""The command line `bcl-ray`. Ray, torch and other slow imports happen inside the commands."""
 
 import os
 import sys
-import time
-import traceback
-from subprocess import SubprocessError
 
 import typer
 
-from bcl_ray.cli import browse, data, insight, jobs, machines, search, submit, training, use
-from bcl_ray.machine.errors import FailedError, UserError
+from bcl_ray.cli import browse, cluster, data, doctor, jobs, search, submit, training, use
+from bcl_ray.cli.exits import describe
+from bcl_ray.machine.messages import notify
 
 app = typer.Typer(
     help="Balanced Contrastive Learning for long-tailed images, on a Ray cluster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for part in (
-    data.app,
-    training.app,
-    search.app,
-    use.app,
-    insight.app,
-    browse.app,
-    submit.app,
-    jobs.app,
-    machines.app,
-):  # without a name: their commands are ours
-    app.add_typer(part)
+for module in (data, training, search, use, browse, submit, jobs, cluster, doctor):
+    app.add_typer(module.app)  # without a name, so that its commands are commands of `bcl-ray`
 
 
 def main(*command: str) -> None:
-    """Entry point of `bcl-ray`: a mistake is one line and exit status 2; 1, what may pass.
+    """Entry point of `bcl-ray`, which always raises SystemExit.
+
+    A mistake of the user is one line on standard error, and exit status 2; what may pass has 1.
 
     Args:
-        command: words that come before those of the command line.
+        *command: Words to put before those of the command line.
     """
     try:
         _run(*command)
     except SystemExit as end:
-        if end.code == 2 and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop":  # a RayJob
+        if end.code == 2 and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop":  # in a RayJob
             from bcl_ray.ops.jobs.own_job import stop
 
             stop()
@@ -50,7 +40,7 @@ def _run(*command: str) -> None:
     from bcl_ray.machine.versions import CLIENT, check_client
 
     try:
-        if client := os.environ.get(CLIENT):  # a job
+        if client := os.environ.get(CLIENT):  # only in a job
             check_client(client)
         app([*command, *sys.argv[1:]], prog_name="bcl-ray")
     except KeyboardInterrupt:
@@ -58,30 +48,6 @@ def _run(*command: str) -> None:
     except Exception as error:
         if os.environ.get("BCL_RAY_TRACEBACK"):
             raise
-        text, status = _told(error)
-        sys.stderr.write(f"bcl-ray: {text}\n")
+        text, status = describe(error)
+        notify(text)
         sys.exit(status)
-
-
-def _told(error: Exception) -> tuple[str, int]:
-    """What is said of an error, and the exit status."""
-    from bcl_ray.storage.paths import user_cache
-    from bcl_ray.storage.retry import TransientError
-
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error}: pip install 'bcl-ray[train]' has all that a run needs", 2
-    if isinstance(error, TransientError | ConnectionError | TimeoutError | FailedError):
-        return str(error), 1
-    if isinstance(error, UserError | OSError | SubprocessError):
-        return str(error), 2
-    # Nobody thought of it: whoever reports it needs more than its text.
-    lines = traceback.format_exception(error)
-    last = lines[-1].strip().replace("\n", " ")
-    try:
-        folder = user_cache() / "bcl_ray"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"error-{time.strftime('%m%d-%H%M%S')}-{os.getpid()}.txt"
-        file.write_text("".join(lines))
-    except OSError:
-        return "".join(lines).rstrip(), 1
-    return f"{last} (a fault of bcl_ray's own? all of it: {file})", 1

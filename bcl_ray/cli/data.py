@@ -1,35 +1,20 @@
-"""Commands on data: shard, and what looks into shards."""
+"""Commands on data: shard, shards show, shards verify, uploads."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 import bcl_ray
-from bcl_ray.cli.chosen import one_of
+from bcl_ray.cli.options import one_of
 from bcl_ray.display.terminal import console, progress_bars
-from bcl_ray.experiment.choices import SOURCES
+from bcl_ray.experiment.choices import SOURCES, OnBadImage, Profile
 from bcl_ray.machine.errors import UserError
 
+MIB = 2**20
+
 app = typer.Typer()
-shards_app = typer.Typer(help="Look into a data set of shards.", no_args_is_help=True)
+shards_app = typer.Typer(help="Show and check a data set of shards.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
-
-
-class ProfileName(StrEnum):
-    """How class sizes fall from head to tail."""
-
-    exponential = "exponential"
-    step = "step"
-    natural = "natural"
-
-
-class OnBadImage(StrEnum):
-    """What to do with a row that is no image."""
-
-    stop = "stop"
-    skip = "skip"
-
 
 Target = Annotated[str, typer.Argument(help="Folder or URI of the shards.")]
 
@@ -44,21 +29,21 @@ def shard(
             callback=one_of(SOURCES),
         ),
     ],
-    target: Annotated[str, typer.Argument(help="Folder or URI for the shards.")],
+    target: Target,
     origin: Annotated[
         str | None,
-        typer.Option("--from", help="Where the source lies; cifar without it is downloaded."),
+        typer.Option("--from", help="Path or URI of the source; without it, CIFAR is downloaded."),
     ] = None,
     profile: Annotated[
-        ProfileName, typer.Option(help="Class sizes of the training split.")
-    ] = ProfileName.natural,
+        Profile, typer.Option(help="How class sizes of the training split fall.")
+    ] = "natural",
     imbalance_factor: Annotated[
         float | None, typer.Option(help="Largest class / smallest class, at least 1.")
     ] = None,
     max_per_class: Annotated[
         int | None, typer.Option(help="Training images of the largest class.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the choice and of the order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and the order of images.")] = 0,
     split: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,10 +56,11 @@ def shard(
     image_column: Annotated[str, typer.Option(help="Parquet: column of images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Parquet: column of labels.")] = "label",
     id_column: Annotated[str | None, typer.Option(help="Parquet: column of unique ids.")] = None,
-    shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard in MiB, about.")] = 256,
+    shard_mib: Annotated[int, typer.Option(min=1, help="Approximate size of a shard, MiB.")] = 256,
     on_bad_image: Annotated[
-        OnBadImage, typer.Option(help="skip: list bad rows in a quarantine file.")
-    ] = OnBadImage.stop,
+        OnBadImage,
+        typer.Option(help="Stop at a bad image, or skip it and list it in a quarantine file."),
+    ] = "stop",
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Largest width x height of an image.")
     ] = None,
@@ -90,15 +76,15 @@ def shard(
         source,
         target,
         path=origin,
-        profile=profile.value,
+        profile=profile,
         imbalance_factor=imbalance_factor,
         max_per_class=max_per_class,
         seed=seed,
-        shard_bytes=shard_mib * 2**20,
-        on_bad_image=on_bad_image.value,
+        shard_bytes=shard_mib * MIB,
+        on_bad_image=on_bad_image,
         max_pixels=max_pixels,
         plugins=plugin or [],
-        splits=_pairs(split or []) or None,
+        splits=_parse_splits(split or []) or None,
         classes=classes,
         image_column=image_column,
         label_column=label_column,
@@ -107,43 +93,50 @@ def shard(
     shards_show(target)
 
 
+def _parse_splits(texts: list[str]) -> dict[str, str]:
+    splits = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not equals or name in splits:
+            raise UserError(f"--split '{text}' must be NAME=FILE, each name once")
+        splits[name] = file
+    return splits
+
+
 @shards_app.command("show")
 def shards_show(
     target: Target,
-    as_json: Annotated[bool, typer.Option("--json", help="The manifest itself.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest itself.")] = False,
 ) -> None:
     """Describe a data set: its splits, class sizes and fingerprint."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from bcl_ray.data.longtail import shot_groups
     from bcl_ray.data.shards import read_manifest
+    from bcl_ray.display.tables import build_table
 
     manifest = read_manifest(target)
     if as_json:
         typer.echo(manifest.model_dump_json(indent=1))
         return
-    table = Table(title=escape(f"{target}  ({manifest.source})"), title_justify="left")
     columns = ("split", "images", "classes", "largest", "smallest", "shards", "MiB", "quarantined")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "split" else "right")
+    rows = []
     for name, split in manifest.splits.items():
-        size = sum(info.bytes for info in split.shards) / 2**20
+        size = sum(info.bytes for info in split.shards) / MIB
         counts = split.class_counts
         numbers = (split.rows, len(counts), max(counts), min(counts), len(split.shards))
-        cells = [f"{number:,}" for number in numbers]
-        table.add_row(name, *cells, f"{size:,.1f}", str(split.quarantined))
+        cells = (f"{number:,}" for number in numbers)
+        rows.append((name, *cells, f"{size:,.1f}", str(split.quarantined)))
+    title = f"{target}  ({manifest.source})"
     screen = console()
-    screen.print(table)
+    screen.print(build_table(columns, rows, text=("split",), title=title))
     groups = shot_groups(manifest.splits["train"].class_counts)
-    shown = ", ".join(f"{len(members)} {name}" for name, members in groups.items())
-    screen.print(f"classes by training images: {shown}", highlight=False)
+    sizes = ", ".join(f"{len(members)} {name}" for name, members in groups.items())
+    screen.print(f"classes by training images: {sizes}", highlight=False)
     screen.print(f"fingerprint: {manifest.fingerprint}", highlight=False)
 
 
 @shards_app.command("verify")
 def shards_verify(target: Target) -> None:
-    """Read everything again and compare it with the manifest's hashes and counts."""
+    """Read all shards again, and compare them with the manifest's hashes and counts."""
     from bcl_ray.data.shards import read_manifest, verify_shards
 
     with progress_bars() as progress:
@@ -158,33 +151,24 @@ def shards_verify(target: Target) -> None:
 def uploads(
     uri: Annotated[str, typer.Argument(help="s3:// URI of a bucket or folder.")],
     hours: Annotated[
-        float, typer.Option("--older-than", min=0, help="Hours ago that they were begun, at least.")
+        float,
+        typer.Option("--older-than", min=0, help="Hours that must have passed since their start."),
     ] = 24.0,
     abort: Annotated[
-        bool, typer.Option("--abort", help="End them, which gives back their space.")
+        bool, typer.Option("--abort", help="Abort them, which frees their space.")
     ] = False,
 ) -> None:
-    """List uploads that dead processes have left unfinished, or abort them."""
+    """List unfinished uploads of dead processes, or abort them."""
     from datetime import timedelta
 
     from bcl_ray.storage import s3
 
     if not s3.is_s3(uri):
         raise UserError(f"'{uri}' is not in S3, and only S3 has unfinished uploads")
-    found = s3.stale_uploads(uri, timedelta(hours=hours))
-    for upload in found:
+    stale = s3.stale_uploads(uri, timedelta(hours=hours))
+    for upload in stale:
         typer.echo(f"{upload.begun:%Y-%m-%d %H:%M}  {upload.uri}")
     if abort:
-        s3.abort_uploads(uri, found)
-    what = "aborted" if abort else "unfinished, and cost space (--abort ends them)"
-    typer.echo(f"{len(found)} uploads {what}" if found else "no upload is unfinished")
-
-
-def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        name, equals, file = text.partition("=")
-        if not equals or name in pairs:
-            raise UserError(f"--split '{text}' must be NAME=FILE, each name once")
-        pairs[name] = file
-    return pairs
+        s3.abort_uploads(uri, stale)
+    state = "aborted" if abort else "unfinished, and cost space (--abort ends them)"
+    typer.echo(f"{len(stale)} uploads {state}" if stale else "no upload is unfinished")

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import bcl_ray
-from bcl_ray.cli.chosen import one_of
-from bcl_ray.cli.ending import exit_status
-from bcl_ray.cli.training import Overrides
+from bcl_ray.cli.exits import exit_status
+from bcl_ray.cli.options import Overrides, one_of
 from bcl_ray.machine.errors import UserError
 from bcl_ray.tuning.choices import SCHEDULERS, SEARCHERS
 
@@ -25,14 +24,14 @@ def search(
     ] = None,
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="Name of the search, and of its folder.")] = None,
-    resume: Annotated[str | None, typer.Option(metavar="NAME", help="Go on with a search.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="NAME", help="Continue a search.")] = None,
     restartable: Annotated[
-        bool, typer.Option("--restartable", help="Go on with the search --name, if there is one.")
+        bool, typer.Option("--restartable", help="Continue the search --name, if it exists.")
     ] = False,
     trials: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Trials in all, 20 by default; number 0 has the published values."
+            min=1, help="Number of trials, 20 by default; trial 0 has the recipe's own values."
         ),
     ] = None,
     workers_per_trial: Annotated[
@@ -43,16 +42,21 @@ def search(
     ] = None,
     max_concurrent: Annotated[
         int | None,
-        typer.Option(min=1, help="Trials at once; by default as many as there is room for."),
+        typer.Option(
+            min=1, help="Trials at the same time; by default as many as the cluster can run."
+        ),
     ] = None,
     space: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What varies, as YAML; by default the loss.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML file of the options to vary; by default those of the loss."
+        ),
     ] = None,
     searcher: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"Who chooses values. {SEARCHERS.described()}; random by default.",
+            help=f"How values are chosen. {SEARCHERS.described()}; random by default.",
             callback=one_of(SEARCHERS),
         ),
     ] = None,
@@ -67,50 +71,53 @@ def search(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="What counts, accuracy/all by default, or 0.5*accuracy/few+0.5*accuracy/all."
+            help="Metric to maximize, or a sum such as 0.5*accuracy/few+0.5*accuracy/all; "
+            "accuracy/all by default."
         ),
     ] = None,
     validation: Annotated[
         float | None,
         typer.Option(
-            help="Share of each class that is cut from the training split; 0.2 by default."
+            help="Share of each class that is cut from the training split for validation; 0.2 by "
+            "default."
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the choice and the cut; 0 by default.")
+        int | None,
+        typer.Option(min=0, help="Seed of the values and of the validation split; 0 by default."),
     ] = None,
     confirm: Annotated[
         str | None,
-        typer.Option(metavar="K,N", help="Train the best K again with N other seeds each."),
+        typer.Option(metavar="K,N", help="Train the best K trials again, with N other seeds each."),
     ] = None,
 ) -> None:
-    """Try many values of some options, and keep those that are best on validation data."""
-    experiment, options = arguments(locals())
+    """Try many values of some options, and find the best ones on validation data."""
+    experiment, options = api_arguments(locals())
     with exit_status():
         bcl_ray.search(experiment, **options)
 
 
-def arguments(given: dict[str, Any]) -> "tuple[Experiment | None, dict[str, Any]]":
+def api_arguments(options: dict[str, Any]) -> "tuple[Experiment | None, dict[str, Any]]":
     """The command's options as `bcl_ray.search` takes them."""
-    options = dict(given)
-    recipe, changes = options.pop("recipe"), list(options["overrides"] or [])
+    options = dict(options)
+    recipe, overrides = options.pop("recipe"), list(options["overrides"] or [])
     if options["resume"] is not None and recipe is not None and "=" in recipe:
-        recipe, changes = None, [recipe, *changes]
+        recipe, overrides = None, [recipe, *overrides]  # the first argument is an override too
     space, confirm = options["space"], options["confirm"]
     options |= {
-        "overrides": changes,
+        "overrides": overrides,
         "workers": options.pop("workers_per_trial"),
-        "space": None if space is None else _text(space),
+        "space": None if space is None else _read(space),
         "confirm": None if confirm is None else parse_confirm(confirm),
     }
     return None if recipe is None else bcl_ray.recipe(recipe), options
 
 
 def parse_confirm(text: str) -> tuple[int, int]:
-    """K,N of --confirm.
+    """The two numbers of --confirm K,N.
 
     Raises:
-        ValueError: it is not two positive integers.
+        ValueError: The text is not two positive integers.
     """
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
@@ -119,7 +126,7 @@ def parse_confirm(text: str) -> tuple[int, int]:
     return k, n
 
 
-def _text(file: Path) -> str:
+def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

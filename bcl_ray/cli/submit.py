@@ -1,13 +1,14 @@
-"""The command that sends a command to a cluster: submit."""
+"""The command that runs another command on a cluster: submit."""
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import bcl_ray
-from bcl_ray.cli.jobs import Address, CaFile, attend, how_to_come_back
-from bcl_ray.display.terminal import console, quiet
+from bcl_ray.cli.job_log import follow_commands, follow_to_exit
+from bcl_ray.cli.options import Address, CaFile
+from bcl_ray.display.terminal import console, print_line, quiet
 from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,15 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-
-class Kind(StrEnum):
-    """Commands that a cluster runs."""
-
-    shard = "shard"
-    train = "train"
-    evaluate = "evaluate"
-    predict = "predict"
-    search = "search"
+Kind = Literal["shard", "train", "evaluate", "predict", "search"]
+Words = tuple[str, ...]
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -35,7 +29,7 @@ def submit(
     address: Address = None,
     ca_file: CaFile = None,
     with_code: Annotated[
-        bool, typer.Option("--with-code", help="Send this bcl_ray along, and run that.")
+        bool, typer.Option("--with-code", help="Send this bcl_ray along, and let the job use it.")
     ] = False,
     no_follow: Annotated[
         bool, typer.Option("--no-follow", help="Return as soon as the cluster has the job.")
@@ -46,99 +40,122 @@ def submit(
     Credentials are never sent: the cluster's nodes have their own.
     """
     from bcl_ray.machine.versions import client_versions, differing
-    from bcl_ray.ops.jobs.client import JobClient, address_of
+    from bcl_ray.ops.jobs.client import JobClient, dashboard_address
     from bcl_ray.ops.jobs.package import package
     from bcl_ray.ops.jobs.request import submit as send
 
-    where = address_of(address)
+    dashboard = dashboard_address(address)
     quiet()
-    request = _request(kind, tuple(words or ()), where)
-    sent = package(kind.value, request.words, with_code=with_code)
-    cluster = JobClient(where, ca_file)
+    request = _request(kind, tuple(words or ()), dashboard)
+    packed = package(kind, request.words, with_code=with_code)
+    cluster = JobClient(dashboard, ca_file)
     differing(client_versions(), cluster.versions())
-    send(cluster, request, sent)
+    send(cluster, request, packed)
     screen = console()
-    for line in (f"job      {request.name}  on {where}", *request.notes):
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in (f"job      {request.name}  on {dashboard}", *request.notes):
+        print_line(screen, line)
     if no_follow:
-        screen.print(how_to_come_back(request.name, address), highlight=False, soft_wrap=True)
+        screen.print(follow_commands(request.name, address), highlight=False, soft_wrap=True)
         return
-    attend(cluster, request.name, address, screen)
+    follow_to_exit(cluster, request.name, address, screen)
 
 
-def _request(kind: Kind, words: tuple[str, ...], address: str) -> "JobRequest":
-    """The request of a command, which is parsed as the command line parses it here."""
+def _request(kind: Kind, words: Words, address: str) -> "JobRequest":
+    """The request of a command, which is parsed here as the job will parse it."""
     from bcl_ray.cli import app as commands
-    from bcl_ray.ops.jobs.request import check_uri, named
 
     group: Any = typer.main.get_command(commands)
-    options = group.commands[kind.value].make_context(kind.value, list(words)).params
-    if kind is Kind.shard:
-        check_uri("the target", options["target"])
-        if options["origin"]:
-            check_uri("--from", options["origin"])
-        return named(kind.value, f"shard-{options['source']}", words, data=options["target"])
-    if kind is Kind.evaluate:
-        for name in options["names"]:
-            _check_model(name, options["runs"])
-        if options["data"]:
-            check_uri("--data", options["data"])
-        if options["out"]:
-            raise UserError(
-                "--out is a folder of the machine that evaluates, here one of the cluster's: leave "
-                "it out, or evaluate on this machine"
-            )
-        first = options["names"][0].rstrip("/").rpartition("/")[2]
-        return named(kind.value, f"evaluate-{first}", words, run=" ".join(options["names"]))
-    if kind is Kind.search:
-        return _searching(options, words, address)
-    if kind is Kind.predict:
-        _check_model(options["model"], options["runs"])
-        check_uri("INPUT", options["images"])
-        check_uri("OUTPUT", options["output"])
-        label = options["images"].partition("?")[0].rstrip("/").rpartition("/")[2]
-        about = {"run": options["model"], "data": options["images"], "output": options["output"]}
-        return named(kind.value, f"predict-{label}", words, **about)
-    return _resuming(options, words) if options["resume"] else _training(options, words, address)
+    options = group.commands[kind].make_context(kind, list(words)).params
+    return REQUESTS[kind](options, words, address)
+
+
+def _shard(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
+    from bcl_ray.ops.jobs.request import check_uri, new_request
+
+    check_uri("the target", options["target"])
+    if options["origin"]:
+        check_uri("--from", options["origin"])
+    return new_request("shard", f"shard-{options['source']}", words, data=options["target"])
+
+
+def _train(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
+    from bcl_ray.ops.jobs.request import train_request
+
+    if options["resume"]:
+        return _resume(options, words)
+    if not options["recipe"]:
+        raise UserError("train needs a recipe's name or a YAML file, or --resume RUN")
+    experiment = bcl_ray.recipe(options["recipe"], *(options["overrides"] or []))
+    return train_request(options["recipe"], experiment, words, address)
+
+
+def _resume(options: dict[str, Any], words: Words) -> "JobRequest":
+    from bcl_ray.experiment.options import TrackingConfig
+    from bcl_ray.ops.jobs.request import resume_request
+    from bcl_ray.runs import run_folder
+
+    # With --resume, the first argument is an override too.
+    overrides = [options["recipe"] or "", *(options["overrides"] or [])]
+    roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
+    uri = run_folder.run_uri(options["resume"], roots[-1] if roots else TrackingConfig().runs)
+    return resume_request(uri, words)
+
+
+def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
+    from bcl_ray.ops.jobs.request import check_uri, new_request
+
+    for name in options["names"]:
+        _check_model(name, options["runs"])
+    if options["data"]:
+        check_uri("--data", options["data"])
+    if options["out"]:
+        raise UserError(
+            "--out is a folder of the machine that evaluates, here one of the cluster's: leave "
+            "it out, or evaluate on this machine"
+        )
+    first = options["names"][0].rstrip("/").rpartition("/")[2]
+    return new_request("evaluate", f"evaluate-{first}", words, run=" ".join(options["names"]))
+
+
+def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
+    from bcl_ray.ops.jobs.request import check_uri, new_request
+
+    _check_model(options["model"], options["runs"])
+    check_uri("INPUT", options["images"])
+    check_uri("OUTPUT", options["output"])
+    label = options["images"].partition("?")[0].rstrip("/").rpartition("/")[2]
+    record = {"run": options["model"], "data": options["images"], "output": options["output"]}
+    return new_request("predict", f"predict-{label}", words, **record)
+
+
+def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
+    from bcl_ray.api.searches import wanted
+    from bcl_ray.cli.search import api_arguments
+    from bcl_ray.ops.jobs.request import search_request
+
+    # Not restartable here: only the job may be able to read the folder of an earlier search.
+    search = wanted(*api_arguments(options | {"restartable": False}))
+    recipe = options["recipe"]
+    if recipe and "=" in recipe:  # with --resume, the first argument is an override too
+        recipe = None
+    if not (options["name"] or options["resume"]):  # else the job would make up another name
+        words = (*words, "--name", search.name)
+    return search_request(search.name, recipe, search.experiment, words, address)
 
 
 def _check_model(name: str, root: str) -> None:
-    """Refuse a model of this machine; one of the registry is looked up by the job."""
+    """Refuse a model on this machine; the job looks up those of the registry."""
     from bcl_ray.ops.jobs.request import check_uri
 
     if not name.startswith("models:"):
         check_uri("MODEL", name if "/" in name else root)
 
 
-def _training(options: dict[str, Any], words: tuple[str, ...], address: str) -> "JobRequest":
-    from bcl_ray.ops.jobs.request import training
-
-    if not options["recipe"]:
-        raise UserError("train needs a recipe's name or a YAML file, or --resume RUN")
-    experiment = bcl_ray.recipe(options["recipe"], *(options["overrides"] or []))
-    return training(options["recipe"], experiment, words, address)
-
-
-def _searching(options: dict[str, Any], words: tuple[str, ...], address: str) -> "JobRequest":
-    from bcl_ray.api.searches import wanted
-    from bcl_ray.cli.search import arguments
-    from bcl_ray.ops.jobs.request import searching
-
-    # Whether it was begun before is looked up by the job, which can read its store.
-    asked = wanted(*arguments(options | {"restartable": False}))
-    recipe = options["recipe"]
-    known = recipe if recipe and "=" not in recipe else None
-    if not (options["name"] or options["resume"]):  # the job would take the time of its own start
-        words = (*words, "--name", asked.name)
-    return searching(asked.name, known, asked.experiment, words, address)
-
-
-def _resuming(options: dict[str, Any], words: tuple[str, ...]) -> "JobRequest":
-    from bcl_ray.experiment.options import TrackingConfig
-    from bcl_ray.ops.jobs.request import resuming
-    from bcl_ray.runs import run_folder
-
-    changes = [options["recipe"] or "", *(options["overrides"] or [])]
-    roots = [text.partition("=")[2] for text in changes if text.startswith("tracking.runs=")]
-    uri = run_folder.run_uri(options["resume"], roots[-1] if roots else TrackingConfig().runs)
-    return resuming(uri, words)
+REQUESTS: dict[Kind, "Callable[[dict[str, Any], Words, str], JobRequest]"] = {
+    "shard": _shard,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "search": _search,
+}
+"""For each command, a function of its options, its arguments and the dashboard's address."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import bcl_ray
-from bcl_ray.cli.ending import exit_status
+from bcl_ray.cli.exits import exit_status
+from bcl_ray.cli.options import Overrides, Run, Runs
 from bcl_ray.display.terminal import console, quiet
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import command
@@ -18,19 +19,15 @@ if TYPE_CHECKING:
     from bcl_ray.runs.budget import Budget
 
 app = typer.Typer()
-recipes_app = typer.Typer(help="Named, complete experiments.", no_args_is_help=True)
+recipes_app = typer.Typer(help="Recipes: named, complete experiments.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Changes to the experiment, in order."),
-]
-Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs.")]
+MIB = 2**20
 
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """The recipes, one a line."""
+    """List the recipes, one a line."""
     from bcl_ray.experiment.recipes import RECIPES
 
     for name, recipe in RECIPES.items():
@@ -47,44 +44,49 @@ def recipes_show(name: str, overrides: Overrides = None) -> None:
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Work out what a run needs, and refuse one that cannot work; starts nothing."""
+    """Compute what a run needs, and refuse one that cannot work; starts nothing."""
     experiment = bcl_ray.recipe(recipe, *(overrides or []))
-    wanted, store = bcl_ray.plan(experiment)
+    budget, store = bcl_ray.plan(experiment)
     if as_json:
-        typer.echo(json.dumps(asdict(wanted), indent=1))
+        typer.echo(json.dumps(asdict(budget), indent=1))
         return
-    _print_budget(experiment, wanted, store)
+    from bcl_ray.display.tables import build_table
+
+    rows = _budget_rows(experiment, budget, store).items()
+    title = f"{experiment.name}: nothing was started"
+    columns = ("quantity", "value")
+    console().print(build_table(columns, rows, text=columns, title=title, header=False))
 
 
-def _print_budget(experiment: "Experiment", wanted: "Budget", store: float | None) -> None:
-    from rich.table import Table
+def _budget_rows(experiment: "Experiment", budget: "Budget", store: float | None) -> dict[str, str]:
+    """What a run needs, as text.
 
-    workers, mib = experiment.scale.min_workers, 2**20
-    table = Table(show_header=False, title=f"{experiment.name}: nothing was started")
-    batch = experiment.optim.global_batch_size
+    Args:
+        experiment: The experiment.
+        budget: What it needs.
+        store: Size of Ray's object store in bytes; None if unknown.
+    """
+    workers, batch = experiment.scale.min_workers, experiment.optim.global_batch_size
+    data_cpus = "the rest" if budget.data_cpus is None else f"{budget.data_cpus:g}"
     rows = {
-        "steps per epoch": f"{wanted.steps_per_epoch:,} of {batch} images",
-        "steps": f"{wanted.steps:,} in {experiment.train.epochs} epochs",
-        "images per epoch": f"{wanted.images_per_epoch:,} ({wanted.left_out} left out, others "
+        "steps per epoch": f"{budget.steps_per_epoch:,} of {batch} images",
+        "steps": f"{budget.steps:,} in {experiment.train.epochs} epochs",
+        "images per epoch": f"{budget.images_per_epoch:,} ({budget.left_out} left out, others "
         "each epoch)",
-        "images to evaluate": f"{wanted.eval_images:,}",
-        "read per epoch": f"{wanted.bytes_per_epoch / mib:,.1f} MiB",
+        "images to evaluate": f"{budget.eval_images:,}",
+        "read per epoch": f"{budget.bytes_per_epoch / MIB:,.1f} MiB",
         "workers": f"{experiment.scale.workers} x {batch // workers} images, "
-        f"{wanted.batch_bytes / mib:,.1f} MiB of views a batch",
-        "lanes of the plan": f"{wanted.lanes} (workers may be any divisor)",
-        "CPUs": f"{wanted.worker_cpus:g} for workers, "
-        + ("the rest" if wanted.data_cpus is None else f"{wanted.data_cpus:g}")
-        + " for data",
-        "object store": f"{wanted.store_bytes / mib:,.1f} MiB in flight"
-        + (f" of {store / mib:,.0f}" if store else ""),
+        f"{budget.batch_bytes / MIB:,.1f} MiB of views a batch",
+        "lanes of the plan": f"{budget.lanes} (workers may be any divisor)",
+        "CPUs": f"{budget.worker_cpus:g} for workers, {data_cpus} for data",
+        "object store": f"{budget.store_bytes / MIB:,.1f} MiB in flight"
+        + (f" of {store / MIB:,.0f}" if store else ""),
     }
-    if wanted.resident_bytes:
-        rows["images on the device"] = f"{wanted.resident_bytes / mib:,.1f} MiB, of every worker"
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console().print(table)
+    if budget.resident_bytes:
+        rows["images on the device"] = f"{budget.resident_bytes / MIB:,.1f} MiB, of every worker"
+    return rows
 
 
 @app.command()
@@ -97,13 +99,12 @@ def train(
         str | None, typer.Option(metavar="RUN", help="Continue a run, by name, folder or URI.")
     ] = None,
     restartable: Annotated[
-        bool,
-        typer.Option("--restartable", help="Continue the run tracking.run, if there is one."),
+        bool, typer.Option("--restartable", help="Continue the run tracking.run, if it exists.")
     ] = False,
 ) -> None:
     """Train, evaluate and track a run."""
     experiment, changes = None, overrides or []
-    if resume is not None:
+    if resume is not None:  # the first argument is an override too
         changes = [*([recipe] if recipe else []), *changes]
     elif recipe is not None:
         experiment = bcl_ray.recipe(recipe)
@@ -113,7 +114,8 @@ def train(
         trained = bcl_ray.train(
             experiment, resume=resume, overrides=changes, restartable=restartable
         )
-    from bcl_ray.display.run import accuracy_table, method
+    from bcl_ray.display.run import method
+    from bcl_ray.display.tables import accuracy_table
     from bcl_ray.storage.paths import for_display
 
     screen = console()
@@ -139,31 +141,36 @@ def evaluate(
         str | None, typer.Option(help="Shards to evaluate on, instead of the model's own.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Of the shards, instead of the one that the run evaluated.")
+        str | None,
+        typer.Option(help="Split of the shards; by default the one that the run evaluated."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for predictions, figures and a report.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Evaluate models again, from their checkpoints, side by side."""
-    found = bcl_ray.evaluate(*names, runs=runs, best=best, data=data, split=split, out=out)
+    evaluated = bcl_ray.evaluate(*names, runs=runs, best=best, data=data, split=split, out=out)
     if as_json:
-        typer.echo(json.dumps({name: metrics for name, (_, metrics) in found.items()}, indent=1))
+        by_name = {name: metrics for name, (_, metrics) in evaluated.items()}
+        typer.echo(json.dumps(by_name, indent=1))
         return
-    from bcl_ray.display.run import accuracy_table, method
+    from bcl_ray.display.run import method
+    from bcl_ray.display.tables import accuracy_table
 
-    rows = [(name, method(experiment), metrics) for name, (experiment, metrics) in found.items()]
+    rows = [
+        (name, method(experiment), metrics) for name, (experiment, metrics) in evaluated.items()
+    ]
     console().print(accuracy_table(rows))
 
 
 @app.command()
 def sync(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="Name, folder or URI.")],
+    name: Run,
     runs: Runs = "runs",
     patience: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 120.0,
 ) -> None:
-    """Hand MLflow what a run recorded while the server was down."""
+    """Send MLflow what a run recorded while the server was down."""
     from bcl_ray.runs import run_folder
 
     run, experiment = run_folder.open_run(run_folder.run_uri(name, runs))

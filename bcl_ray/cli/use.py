@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import bcl_ray
-from bcl_ray.cli.ending import exit_status
-from bcl_ray.display.terminal import console, quiet
+from bcl_ray.cli.exits import exit_status
+from bcl_ray.cli.options import Last, Runs
+from bcl_ray.display.terminal import console, print_line, quiet
 from bcl_ray.use.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A run, a checkpoint's folder, or models:/NAME@ALIAS."),
 ]
-Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs.")]
-Last = Annotated[bool, typer.Option("--last", help="A run's last checkpoint, instead of the best.")]
 
 
 @app.command()
@@ -27,35 +26,41 @@ def predict(
     model: Model,
     images: Annotated[
         str,
-        typer.Argument(metavar="INPUT", help="Folder or URI of images, at any depth, or shards."),
+        typer.Argument(
+            metavar="INPUT", help="Folder or URI of images, in subfolders too, or of shards."
+        ),
     ],
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URI for the tables.")],
-    top: Annotated[int, typer.Option(help="Classes to name of each image.")] = 5,
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Folder or URI for the resulting tables.")
+    ],
+    top: Annotated[int, typer.Option(help="Number of classes to name for each image.")] = 5,
     embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="The backbone's embeddings too (Parquet alone).")
+        bool, typer.Option("--embeddings", help="Write the backbone's embeddings too (Parquet).")
     ] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Tables as CSV too.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Write the tables as CSV too.")] = False,
     split: Annotated[
-        str | None, typer.Option(help="Of shards; else the one that the run evaluates on.")
+        str | None,
+        typer.Option(help="Split of shards; by default the one that the run evaluates on."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images that the network takes at once.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per step of the network.")] = 128,
     part_size: Annotated[
-        int, typer.Option(help="Images per file of the result, all that a kill costs.")
+        int, typer.Option(help="Images per file of the result, the most that a kill costs.")
     ] = 4096,
     gpus: Annotated[
         int | None,
-        typer.Option(help="GPUs at most, 0 for CPUs; else all that there are, or can come."),
+        typer.Option(help="Most GPUs to use, 0 for CPUs; by default all that the cluster can get."),
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option(help="CPUs at most, where no GPU is used; likewise.")
+        int | None,
+        typer.Option(help="Most CPUs to use if there is no GPU; by default all, likewise."),
     ] = None,
     last: Last = False,
     runs: Runs = "runs",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what OUTPUT holds, if anything.")
+        bool, typer.Option("--resume", help="Continue with what OUTPUT holds, if anything.")
     ] = False,
 ) -> None:
-    """Label images: the likeliest classes of each, with calibrated probabilities."""
+    """Label images with their most probable classes and calibrated probabilities."""
     with exit_status():
         summary = bcl_ray.predict(
             model,
@@ -73,16 +78,16 @@ def predict(
             gpus=gpus,
             cpus=cpus,
         )
-    from bcl_ray.display.run import prediction_table
+    from bcl_ray.display.tables import prediction_table
 
     screen = console()
     screen.print(prediction_table(summary))
-    for line in _closing(summary, output, as_csv):
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in _closing_lines(summary, output, as_csv):
+        print_line(screen, line)
 
 
-def _closing(summary: "Summary", output: str, as_csv: bool) -> list[str]:
-    """Where everything is, and what could not be read."""
+def _closing_lines(summary: "Summary", output: str, as_csv: bool) -> list[str]:
+    """Where the tables are, and which images could not be read."""
     from bcl_ray.storage.files import join
 
     tables = join(output, "parquet") + (f" and {join(output, 'csv')}" if as_csv else "")
@@ -104,7 +109,7 @@ def export(
     last: Last = False,
     runs: Runs = "runs",
 ) -> None:
-    """Write a model as a file that others load; it is compared with the model first."""
+    """Write a model as a file for other programs, and check that it computes the same."""
     quiet()
     from bcl_ray.storage.paths import for_display
     from bcl_ray.use.export import export as write

@@ -5,6 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from bcl_ray.display.terminal import print_line
 from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.metric_names import GROUPS
 from bcl_ray.experiment.options import Experiment
@@ -73,24 +74,23 @@ class RunDisplay:
         if show := kinds.get(event["kind"]):
             show(event)
 
-    def _say(self, line: str, style: str | None = None) -> None:
-        """Print text that may hold paths and errors: no markup in it, and no breaks either."""
-        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, line: str, style: str | None = None) -> None:
+        print_line(self.console, line, style)
 
     def _begin(self, event: Event) -> None:
         experiment, budget = event["experiment"], event["budget"]
         self._epochs, self._steps = experiment.train.epochs, budget.steps
         batch = experiment.optim.global_batch_size
         self._elastic_batch = None if isinstance(experiment.scale.workers, int) else batch
-        self._say(f"run      {event['run']}  in {event['folder']}")
-        self._say(f"method   {method(experiment)}, {experiment.model.backbone}")
-        self._say(
+        self._print(f"run      {event['run']}  in {event['folder']}")
+        self._print(f"method   {method(experiment)}, {experiment.model.backbone}")
+        self._print(
             f"data     {for_display(experiment.data.path)}: {event['classes']} classes, "
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
             f"of {batch}, {budget.eval_images:,} to evaluate"
         )
-        self._say(f"scale    {experiment.scale.shown_workers} on Ray")
-        self._say(f"MLflow   {event['tracking_uri']}")
+        self._print(f"scale    {experiment.scale.shown_workers} on Ray")
+        self._print(f"MLflow   {event['tracking_uri']}")
 
     def _start(self, event: Event) -> None:
         seconds = event.get("at", time.monotonic() - self._began)
@@ -99,7 +99,7 @@ class RunDisplay:
             place += ", the last: nothing is left to train"
         workers = _workers(event["workers"])
         images = ", all images on the device" if event.get("residency") == "device" else ""
-        self._say(
+        self._print(
             f"{workers} started{place}, {seconds:.0f} s after the command, in "
             f"{event['precision']}{images}{self._share(event)}"
         )
@@ -113,10 +113,10 @@ class RunDisplay:
         return f": {each} images each, the global batch stays {self._elastic_batch}, and the lr"
 
     def _page(self, event: Event) -> None:
-        self._say(f"page     {event['page']}")
+        self._print(f"page     {event['page']}")
 
     def _note(self, event: Event) -> None:
-        self._say(event["text"], style="yellow")
+        self._print(event["text"], style="yellow")
 
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
@@ -136,7 +136,7 @@ class RunDisplay:
             f"data {record['time/data_share']:.0f} %",
             f"{record['time/epoch'] + record.get('time/evaluate', 0):.1f} s",
         ]
-        self._say("   ".join(parts))
+        self._print("   ".join(parts))
 
     def _predicting(self, event: Event) -> None:
         temperature = event["temperature"]
@@ -144,10 +144,10 @@ class RunDisplay:
         if temperature:
             calibrated = f"temperature {temperature:.2f}"
         done = f", {event['done']:,} of them labelled before" if event["done"] else ""
-        self._say(f"model    {event['model']}: {event['checkpoint']}, {calibrated}")
-        self._say(f"images   {event['images']}: {event['total']:,}{done}")
-        self._say(f"output   {event['output']}")
-        self._say(f"scale    {event['device']} on Ray")
+        self._print(f"model    {event['model']}: {event['checkpoint']}, {calibrated}")
+        self._print(f"images   {event['images']}: {event['total']:,}{done}")
+        self._print(f"output   {event['output']}")
+        self._print(f"scale    {event['device']} on Ray")
 
     def _images(self, event: Event) -> None:
         done, total = event["done"], event["total"]
@@ -167,7 +167,7 @@ class RunDisplay:
     def _end(self, event: Event) -> None:
         self._progress.stop()
         if not event["tracked"]:
-            self._say(
+            self._print(
                 f"MLflow did not take everything ({event['problem']}); the journal has it all: "
                 f"try again with `bcl-ray sync {event['reference']}`",
                 style="yellow",

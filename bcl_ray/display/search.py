@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bcl_ray.display.tables import build_table
+from bcl_ray.display.terminal import print_line
 from bcl_ray.runs import events
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import spread
@@ -87,25 +88,24 @@ class SearchDisplay:
         if show := kinds.get(event["kind"]):
             show(event)
 
-    def _say(self, line: str, style: str | None = None) -> None:
-        """Print text that may hold paths and errors: no markup in it, and no breaks either."""
-        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, line: str, style: str | None = None) -> None:
+        print_line(self.console, line, style)
 
     def _begin(self, event: Event) -> None:
         self._search = event
-        self._say(f"search   {event['search']}  in {event['folder']}")
-        self._say(f"around   {event['recipe']}, {event['data']}")
-        self._say(
+        self._print(f"search   {event['search']}  in {event['folder']}")
+        self._print(f"around   {event['recipe']}, {event['data']}")
+        self._print(
             f"trials   {event['trials']} of {event['epochs']} epochs, {event['slots']} at once, "
             f"{event['workers']} each"
         )
-        self._say(
+        self._print(
             f"choice   {event['searcher']}, {event['scheduler']}, by {event['metric']} on "
             "validation data"
         )
         for number, parameter in enumerate(event["space"]):
-            self._say(f"{'' if number else 'space':<9}{parameter}")
-        self._say(f"MLflow   {event['tracking_uri']}")
+            self._print(f"{'' if number else 'space':<9}{parameter}")
+        self._print(f"MLflow   {event['tracking_uri']}")
         if self.console.is_terminal:
             self._live.start()
 
@@ -113,7 +113,7 @@ class SearchDisplay:
         before = self._trials.get(event["trial"], {}).get("status", "running")
         self._trials[event["trial"]] = event
         if event["status"] != before and not event.get("old"):
-            self._say(self._line(event), style="yellow" if event["status"] == "failed" else None)
+            self._print(self._line(event), style="yellow" if event["status"] == "failed" else None)
 
     def _line(self, event: Event) -> str:
         ends = [t for t in self._trials.values() if t["status"] != "running"]
@@ -138,10 +138,10 @@ class SearchDisplay:
 
     def _confirm(self, event: Event) -> None:
         self._repeats = event["runs"]
-        self._say(f"confirm  {event['runs']} runs with other seeds")
+        self._print(f"confirm  {event['runs']} runs with other seeds")
 
     def _note(self, event: Event) -> None:
-        self._say(event["text"], style="yellow")
+        self._print(event["text"], style="yellow")
 
     def _table(self) -> Group:
         """The best trials and those that run, and how long the rest may take."""
@@ -157,22 +157,22 @@ class SearchDisplay:
         self._live.stop()
         own = [trial for trial in self._trials.values() if "-seed-" not in trial["trial"]]
         self.console.print(trial_table(own, event["metric"], SHOWN))
-        self._say(f"winner   {event['trial']}: {' '.join(overrides(event['point']))}")
+        self._print(f"winner   {event['trial']}: {' '.join(overrides(event['point']))}")
         published = event["published"]
         against = "" if published is None else f", {published:.2f} with the published values"
         over = " over other seeds" if event["confirmed"] else ""
         score = f"{event['metric']} {event['score']:.2f}"
-        self._say(f"         {score} on validation data{over}{against}")
+        self._print(f"         {score} on validation data{over}{against}")
         for name, scores in event["confirmed"].items():
-            self._say(f"seeds    {name}: {spread(scores)} with {len(scores)} other seeds")
+            self._print(f"seeds    {name}: {spread(scores)} with {len(scores)} other seeds")
         if not event["confirmed"]:
-            self._say("         one run each, so half a point means nothing: --confirm 3,3")
+            self._print("         one run each, so half a point means nothing: --confirm 3,3")
         groups = [name for name in event["test"] if name.startswith("accuracy/")]
         shown = "  ".join(f"{g.partition('/')[2]} {_test(event['test'][g])}" for g in groups)
-        self._say(f"test     accuracy {shown}  (once, at the end)")
-        self._say(f"next     bcl-ray train {event['recipe']}")
+        self._print(f"test     accuracy {shown}  (once, at the end)")
+        self._print(f"next     bcl-ray train {event['recipe']}")
         if not event["tracked"]:
-            self._say(f"MLflow did not take everything ({event['problem']})", style="yellow")
+            self._print(f"MLflow did not take everything ({event['problem']})", style="yellow")
 
 
 def trial_table(trials: list[Event], metric: str, most: int) -> Table:

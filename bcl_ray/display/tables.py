@@ -39,8 +39,12 @@ def build_table(
     else:
         table = Table(title=escape(title), title_justify="left", show_header=header)
     for column in columns:
-        justify = "left" if column in text else "right"
-        table.add_column(column, justify=justify, no_wrap=not wrap, overflow="fold")
+        table.add_column(
+            column,
+            justify="left" if column in text else "right",
+            no_wrap=not wrap,
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*map(escape, row))
     return table
@@ -83,7 +87,7 @@ def comparison_table(rows: "Sequence[Row]") -> Table:
         if any(row.values(metric) for row in rows)
     }
     epochs = [
-        ", ".join(sorted({f"{record['epoch'] + 1:.0f}" for record in row.at})) for row in rows
+        ", ".join(sorted({f"{record['epoch'] + 1:.0f}" for record in row.records})) for row in rows
     ]
     epoch_column = ("epoch",) if len(set(epochs)) > 1 else ()
 

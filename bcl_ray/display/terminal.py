@@ -19,6 +19,11 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
+def print_line(screen: "Console", text: str, style: str | None = None) -> None:
+    """Print text that may hold paths and errors: markup in it is not read, and lines stay whole."""
+    screen.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def quiet() -> None:
     """Keep the libraries' own messages off the terminal; `fit` sends them to a file."""
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from bcl_ray.ops.slurm import driver, network, part, ray_node
+from bcl_ray.ops.slurm import allocation, driver, network, ray_node
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from bcl_ray.ops.slurm import driver, network, part, ray_node
     ],
 )
 def test_a_job_ends_as_its_driver_unless_it_was_asked_to_stop(status, reason, result):
-    assert driver.result_of(status, reason) == result
+    assert driver.job_result(status, reason) == result
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_signal_by_which_srun_ends_the_step_after_a_failure_is_no_request(stop
     (tmp_path / "failed").write_text("n2: Ray has ended here (status 1)")
     assert stop.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(part.LostNodeError, match=r"because of n2: Ray has ended here"):
+    with pytest.raises(allocation.LostNodeError, match=r"because of n2: Ray has ended here"):
         stop.reason()
 
 
@@ -65,7 +65,7 @@ def test_ray_gets_the_memory_that_the_job_has_and_all_of_it_where_the_job_has_al
 def test_a_node_is_known_by_the_address_of_its_interface_or_the_one_that_leads_to_its_peer():
     assert network.own_address("lo", "example.invalid") == "127.0.0.1"
     assert network.own_address(None, "127.0.0.1") == "127.0.0.1"
-    with pytest.raises(part.StartError, match=r"slurm.interface \(ib9\) has no .* there are"):
+    with pytest.raises(allocation.StartError, match=r"slurm.interface \(ib9\) has no .* there are"):
         network.own_address("ib9", "127.0.0.1")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bcl_ray.ops.doctor import gpus, machine
-from bcl_ray.ops.doctor.finding import Finding, look, merged
+from bcl_ray.ops.doctor.finding import Finding, merge, run_check
 
 KEPT = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_")
 
@@ -66,17 +66,17 @@ def answering():
         server.server_close()
 
 
-def test_a_check_that_never_ends_is_left_to_itself():
+def test_a_check_that_never_ends_is_left_alone():
     begun = time.monotonic()
-    found = look("disk", "here", lambda: time.sleep(60) or "", seconds=0.2)
+    found = run_check("disk", "here", lambda: time.sleep(60) or "", seconds=0.2)
     assert time.monotonic() - begun < 5
     assert found == Finding(
-        "disk", "here", False, "no answer within 0.2 s: is it overloaded, or its way blocked?"
+        "disk", "here", False, "no answer within 0.2 s: is it overloaded, or its network blocked?"
     )
 
 
 def test_an_error_that_is_not_ours_is_shown_with_its_kind():
-    found = look("disk", "here", lambda: str({}["gone"]))
+    found = run_check("disk", "here", lambda: str({}["gone"]))
     assert (found.good, found.text) == (False, "KeyError: 'gone'")
 
 
@@ -84,7 +84,7 @@ def test_nodes_that_say_the_same_are_one_line_and_those_with_a_problem_are_named
     good = [Finding("disk", name, True, "fine") for name in ("a", "b", "c")]
     bad = [Finding("S3", name, False, "denied") for name in ("a", "b")]
     alone = Finding("S3", "c", False, "gone")
-    assert list(merged([*good, *bad, alone])) == [
+    assert list(merge([*good, *bad, alone])) == [
         Finding("disk", "3 nodes", True, "fine"),
         Finding("S3", "2 nodes", False, "denied (on a, b)"),
         alone,
@@ -96,21 +96,21 @@ def test_a_full_disk_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(
         machine.shutil, "disk_usage", lambda _: machine.shutil._ntuple_diskusage(*usage)
     )
-    with pytest.raises(OSError, match=r"40 of 1000 GiB free in .*: Ray stores nothing where less"):
-        machine.disk(tmp_path)
+    with pytest.raises(OSError, match=r"40 of 1000 GiB free in .*: Ray stores nothing below 5%"):
+        machine.check_disk(tmp_path)
 
 
 def test_shared_memory_smaller_than_the_store_is_said():
     with pytest.raises(OSError, match="start the container with --shm-size"):
-        machine.shared_memory(store_bytes=2.0**60)
-    assert "GiB free in /dev/shm" in machine.shared_memory(store_bytes=0)
+        machine.check_shared_memory(store_bytes=2.0**60)
+    assert "GiB free in /dev/shm" in machine.check_shared_memory(store_bytes=0)
 
 
 @pytest.mark.parametrize(("seen", "promised"), [(2, 0.0), (0, 1.0)])
 def test_gpus_that_ray_does_not_count_right_are_said(monkeypatch, seen, promised):
-    monkeypatch.setattr(gpus, "ask_driver", lambda: gpus.Driver(seen))
+    monkeypatch.setattr(gpus, "query_driver", lambda: gpus.DriverReport(seen))
     with pytest.raises(ValueError, match=f"nvidia-smi sees {seen}, and Ray counts {promised:g}: "):
-        gpus.gpus(promised)
+        gpus.check_gpus(promised)
 
 
 HEADER = "| NVIDIA-SMI 570.86  Driver Version: 570.86.15  CUDA Version: 12.8 |"
@@ -122,45 +122,57 @@ def test_the_driver_is_what_nvidia_smi_says(monkeypatch, tmp_path):
     command.write_text(f"#!/bin/sh\nif [ \"$1\" = -L ]; then {listed}; else echo '{HEADER}'; fi\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus.ask_driver() == gpus.Driver(2, "570.86.15", "12.8")
+    assert gpus.query_driver() == gpus.DriverReport(2, "570.86.15", "12.8")
     command.write_text("#!/bin/sh\necho no driver\nexit 9\n")
     with pytest.raises(OSError, match="nvidia-smi fails: no driver"):
-        gpus.ask_driver()
+        gpus.query_driver()
 
 
-GOOD = gpus.Driver(2, "580.65", "13.0")
+GOOD = gpus.DriverReport(2, "580.65", "13.0")
 
 
 @pytest.mark.parametrize(
     ("driver", "seen", "message"),
     [
-        (GOOD, gpus.Seen("2.9+cpu", None), "2 there, and PyTorch 2.9.cpu is built for CPUs: ins"),
         (
-            gpus.Driver(2, "570.86", "12.8"),
-            gpus.Seen("2.9", "13.0", problem="The NVIDIA driver on your system is too old"),
+            GOOD,
+            gpus.TorchReport("2.9+cpu", None),
+            "2 there, and PyTorch 2.9.cpu is built for CPUs: ins",
+        ),
+        (
+            gpus.DriverReport(2, "570.86", "12.8"),
+            gpus.TorchReport("2.9", "13.0", problem="The NVIDIA driver on your system is too old"),
             r"driver 570.86 runs CUDA up to 12.8, and PyTorch 2.9 is built for CUDA 13.0: install "
             r"driver 580 or later, or a PyTorch for CUDA 12$",
         ),
-        (GOOD, gpus.Seen("2.9", "13.0", problem="device lost"), r"cannot use them \(device lost\)"),
-        (GOOD, gpus.Seen("2.9", "13.0", ["L4"]), "nvidia-smi sees 2, and PyTorch 1: look at CUDA_"),
+        (
+            GOOD,
+            gpus.TorchReport("2.9", "13.0", problem="device lost"),
+            r"cannot use them \(device lost\)",
+        ),
+        (
+            GOOD,
+            gpus.TorchReport("2.9", "13.0", ["L4"]),
+            "nvidia-smi sees 2, and PyTorch 1: look at CUDA_",
+        ),
     ],
 )
 def test_a_driver_and_a_pytorch_that_do_not_go_together_are_said(driver, seen, message):
     with pytest.raises(ValueError, match=message):
-        gpus.verdict(driver, seen)
+        gpus.compare(driver, seen)
 
 
 @pytest.mark.parametrize("cuda", ["13.0", "13.3", "12.4", ""])
 def test_a_driver_runs_older_versions_of_cuda_and_newer_ones_of_its_own(cuda):
-    seen = gpus.Seen("2.9", cuda or "13.0", ["L4", "L4"])
-    driver = GOOD if cuda else gpus.Driver(2)
-    assert gpus.verdict(driver, seen).startswith("2 L4; driver ")
+    seen = gpus.TorchReport("2.9", cuda or "13.0", ["L4", "L4"])
+    driver = GOOD if cuda else gpus.DriverReport(2)
+    assert gpus.compare(driver, seen).startswith("2 L4; driver ")
 
 
 def test_pytorch_is_asked_in_a_process_that_ray_does_not_hide_gpus_from(monkeypatch):
     """On a machine without a GPU it says why, in words of its own."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    seen = gpus.ask_torch()
+    seen = gpus.query_torch()
     assert (seen.torch, seen.cuda) == (torch.__version__, torch.version.cuda)
     assert len(seen.names) == torch.cuda.device_count()
     if seen.cuda is not None and not seen.names:
@@ -172,7 +184,7 @@ def test_pytorch_is_asked_in_a_process_that_ray_does_not_hide_gpus_from(monkeypa
     [
         (403, "Invalid Host header - possible", "with --allowed-hosts 127.0.0.1:{port}"),
         (401, "who?", r"\(401\): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-        (404, "nothing", "answers 404 to MLflow's own question: is it an MLflow server"),
+        (404, "nothing", "answers 404 to a request of MLflow's API: is it an MLflow server"),
         (200, "<html>", "answers, but is no MLflow server"),
     ],
     ids=["host", "user", "other", "page"],
@@ -180,12 +192,12 @@ def test_pytorch_is_asked_in_a_process_that_ray_does_not_hide_gpus_from(monkeypa
 def test_what_mlflow_says_is_explained(answering, status, body, message):
     uri = answering(status, body)
     with pytest.raises((OSError, ValueError), match=message.format(port=uri.rpartition(":")[2])):
-        machine.tracking_server(uri)
+        machine.check_tracking_server(uri)
 
 
 def test_an_mlflow_address_with_a_password_is_not_shown():
     with pytest.raises(ValueError, match="without user or password") as refused:
-        machine.tracking_server("http://me:secret@host")
+        machine.check_tracking_server("http://me:secret@host")
     assert "secret" not in str(refused.value)
 
 

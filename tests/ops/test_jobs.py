@@ -14,7 +14,7 @@ from bcl_ray.machine.versions import client_versions
 from bcl_ray.ops.jobs import request
 from bcl_ray.ops.jobs.client import JobClient
 from bcl_ray.ops.jobs.package import Package, package
-from bcl_ray.ops.jobs.request import named
+from bcl_ray.ops.jobs.request import new_request
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -95,7 +95,7 @@ def sent(head, name: str, script: str) -> JobClient:
     file = head.folder / f"{name}.py"
     file.write_text(script)
     cluster = JobClient(head.address)
-    made = request.replace(named("train", name, (), run="none"), name=name)
+    made = request.replace(new_request("train", name, (), run="none"), name=name)
     request.submit(cluster, made, Package({"jobs/train.py": file}, ()))
     return cluster
 
@@ -112,7 +112,7 @@ def wait_for(condition, seconds=60):
 def test_a_training_is_followed_to_its_end_as_if_it_ran_here(head, words):
     status, out, err = head.run("submit", "train", "digits_lt", *words, "train.epochs=2")
     assert (status, err) == (0, "")
-    told = "the store of run"  # of a store, as Swift is, that does not compare before it writes
+    told = "the store of run"  # of a store without atomic conditional writes, as Swift
     lines = [line for line in out.splitlines() if not line.startswith(told)]
     job = re.fullmatch(rf"job      (digits_lt-\d{{4}}-\d{{6}})  on {head.address}", lines[0])[1]
     assert lines[1] == f"run      {job}  in {head.runs}/{job}"
@@ -185,7 +185,7 @@ def test_a_job_that_does_not_end_is_killed_and_that_is_said(head, monkeypatch):
 def test_a_client_with_another_bcl_ray_is_refused_in_the_job_with_both_named(head, monkeypatch):
     mine = client_versions()
     monkeypatch.setattr(request, "client_versions", lambda: {**mine, "bcl_ray": "9.9.9"})
-    made = request.replace(named("evaluate", "x", ("file:///gone",)), name="other-version")
+    made = request.replace(new_request("evaluate", "x", ("file:///gone",)), name="other-version")
     request.submit(JobClient(head.address), made, package("evaluate", made.words))
     status, out, err = head.run("jobs", "logs", "other-version", "--follow")
     assert status == 2

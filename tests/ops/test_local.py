@@ -1,6 +1,7 @@
 """A cluster on one machine: what starts, who may reach it, what survives, and that all ends."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,14 +16,14 @@ import pytest
 import requests
 
 from bcl_ray.ops.local import LocalCluster
-from bcl_ray.ops.local.cluster import _names
+from bcl_ray.ops.local.cluster import _node_groups
 from tests.s3_servers import free_block
 
 CLUSTER = (sys.executable, "-m", "bcl_ray", "cluster")
 
 
 def processes_of(cluster) -> list[psutil.Process]:
-    server = cluster._own_server().processes
+    server = cluster.parts.own_s3_server().processes
     groups = [(cluster.processes, cluster.processes.names()), (server, server.names())]
     return [one for group, names in groups for name in names for one in group.tree(name)]
 
@@ -46,10 +47,10 @@ def status_of(url: str, token: str | None = None, **headers: str) -> int:
 
 
 def test_a_third_of_the_nodes_are_for_data():
-    assert _names(1) == {"train-1": "train"}
-    assert _names(2) == {"data-1": "data", "train-1": "train"}
-    assert _names(3) == {"data-1": "data", "train-1": "train", "train-2": "train"}
-    assert list(_names(7).values()).count("data") == 2
+    assert _node_groups(1) == {"train-1": "train"}
+    assert _node_groups(2) == {"data-1": "data", "train-1": "train"}
+    assert _node_groups(3) == {"data-1": "data", "train-1": "train", "train-2": "train"}
+    assert list(_node_groups(7).values()).count("data") == 2
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,26 @@ def test_secrets_are_for_their_owner_alone_and_on_no_command_line(local_cluster)
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_training_workers_are_counted_by_node(local_cluster):
+    code = (
+        "import json, os, ray\n"
+        "from bcl_ray.ops.local import LocalCluster\n"
+        "ray.init(os.environ['BCL_RAY_GCS_ADDRESS'], log_to_driver=False)\n"
+        "@ray.remote(num_cpus=0, resources={'train': 2})\n"  # all that a node has
+        "class RayTrainWorker:\n"
+        "    def ready(self):\n"
+        "        pass\n"
+        "workers = [RayTrainWorker.remote() for _ in range(2)]\n"
+        "ray.get([worker.ready.remote() for worker in workers])\n"
+        "print(json.dumps(LocalCluster().training_workers()))\n"
+    )
+    counts = json.loads(driver(local_cluster, code).splitlines()[-1])
+    assert counts == {"train-1": 1, "train-2": 1}
+    assert local_cluster.training_workers() == {}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_node_is_gone_and_can_be_added_again(local_cluster):
     tree = local_cluster.processes.tree("data-1")
     assert len(tree) > 3  # ray start, raylet, agents
@@ -223,10 +244,10 @@ def test_a_killed_up_is_cleared_by_the_next_and_down_leaves_no_process(tmp_path)
     cluster, said = LocalCluster(tmp_path / "cluster"), []
     left = interrupted_up(cluster, signal.SIGKILL)
     assert alive(left)
-    cluster.up(workers=1, port=free_block(20), cpus=1, say=said.append)
+    cluster.up(workers=1, port=free_block(20), cpus=1, notify=said.append)
     assert said == ["clearing what a cluster that was not taken down has left"]
     assert alive(left) == []
-    tree, ray_folder = processes_of(cluster), Path(cluster._description().ray_folder)
+    tree, ray_folder = processes_of(cluster), Path(cluster.parts.description().ray_folder)
     assert ray_folder.is_dir()
     cluster.down()
     assert alive(tree) == []

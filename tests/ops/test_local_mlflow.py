@@ -10,11 +10,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from bcl_ray.ops.doctor.machine import tracking_server as looked_at
+from bcl_ray.ops.doctor.machine import check_tracking_server
 from bcl_ray.ops.local import tracking_server
 from bcl_ray.ops.local.ports import LOOPBACK, answers, free_ports
 from bcl_ray.ops.local.processes import Processes
-from bcl_ray.ops.local.ray_nodes import machine_environment
+from bcl_ray.ops.local.ray_commands import machine_environment
 from bcl_ray.ops.local.tracking_server import Accounts
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.checkpoint import load
@@ -79,14 +79,14 @@ def test_who_does_not_say_who_it_is_gets_nothing(protected, monkeypatch):
         assert status_of(uri + path) == 401, path
     assert status_of(f"{uri}/health") == 200, "Kubernetes asks without a password"
     with pytest.raises(OSError, match=r"wants to know who asks \(401\): set MLFLOW_TRACKING_USER"):
-        looked_at(uri)
+        check_tracking_server(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", mlflow_server.ADMIN)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")  # MLflow's own, once
     with pytest.raises(OSError, match=r"\(401\)"):
-        looked_at(uri)
+        check_tracking_server(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", accounts.client()["MLFLOW_TRACKING_PASSWORD"])
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", tracking_server.USER)
-    assert looked_at(uri).startswith(uri)
+    assert check_tracking_server(uri).startswith(uri)
 
 
 def test_passwords_are_for_their_owner_alone(protected):

@@ -110,7 +110,7 @@ def test_the_same_name_runs_once(processes):
         start(processes, "one")
 
 
-def test_one_that_ends_too_early_is_told_with_its_last_words(processes):
+def test_one_that_ends_too_early_is_reported_with_its_last_line(processes):
     start(processes, "one", "import sys; sys.exit('no licence')")
     with pytest.raises(OSError, match=rf"one ended: no licence \({processes.log('one')}\)"):
         processes.wait("one", iter(lambda: False, None), seconds=20)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcl_ray.ops.jobs import client, follow
-from bcl_ray.ops.jobs.client import JobClient, address_of, token_of
+from bcl_ray.ops.jobs.client import JobClient, dashboard_address, find_token
 from bcl_ray.ops.jobs.follow import Lines
 
 pytestmark = pytest.mark.ray  # Ray's client is used, though no Ray is started
@@ -284,23 +284,23 @@ def test_an_address_is_the_option_or_of_the_environment(monkeypatch):
     for name in client.ADDRESSES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match="which cluster"):
-        address_of(None)
+        dashboard_address(None)
     monkeypatch.setenv("RAY_ADDRESS", "https://ray:443/")
-    assert address_of(None) == "https://ray:443"
+    assert dashboard_address(None) == "https://ray:443"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://api:8265")
-    assert address_of(None) == "http://api:8265"
-    assert address_of("http://other:8265") == "http://other:8265"
+    assert dashboard_address(None) == "http://api:8265"
+    assert dashboard_address("http://other:8265") == "http://other:8265"
 
 
 @pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "ray://head:10001", "http://"])
 def test_an_address_that_is_no_dashboards_is_refused(address):
     with pytest.raises(ValueError, match="jobs go to the dashboard: --address http://HOST:8265"):
-        address_of(address)
+        dashboard_address(address)
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown():
     with pytest.raises(ValueError, match="--address holds a user name or a password") as error:
-        address_of("http://me:sesame@head:8265")
+        dashboard_address("http://me:sesame@head:8265")
     assert "sesame" not in str(error.value)
 
 
@@ -310,16 +310,16 @@ def test_a_token_is_found_where_ray_finds_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     home, other = tmp_path / ".ray" / "auth_token", tmp_path / "other"
     missing = f"none in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or {home}"
-    assert token_of() == (None, missing)
+    assert find_token() == (None, missing)
     home.parent.mkdir()
     home.write_text("of-home\n")
-    assert token_of() == ("of-home", str(home))
+    assert find_token() == ("of-home", str(home))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
     with pytest.raises(FileNotFoundError, match=r"RAY_AUTH_TOKEN_PATH names .*other, which does"):
-        token_of()
+        find_token()
     other.write_text("of-path")
-    assert token_of() == ("of-path", str(other))
+    assert find_token() == ("of-path", str(other))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of-environment")
-    assert token_of() == ("of-environment", "RAY_AUTH_TOKEN")
+    assert find_token() == ("of-environment", "RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert token_of() == (None, "none, as RAY_AUTH_MODE is disabled")
+    assert find_token() == (None, "none, as RAY_AUTH_MODE is disabled")

@@ -45,7 +45,7 @@ def digits(tmp_path_factory):
 
 
 def asked(kind: str, *words: str, address: str = CLUSTER) -> request.JobRequest:
-    return submit._request(submit.Kind(kind), words, address)
+    return submit._request(kind, words, address)
 
 
 def test_a_run_is_named_at_once_and_its_job_likewise(unseen):
@@ -122,7 +122,7 @@ def test_a_bucket_without_data_is_refused_before_anything_is_sent(monkeypatch):
 
 
 def test_storage_that_swallows_everything_holds_nobody_up(monkeypatch):
-    monkeypatch.setattr(request, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(request, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr(request, "read_manifest", lambda uri: time.sleep(30))
     begun = time.monotonic()
     assert asked("train", "cifar10_lt", *REMOTE).notes

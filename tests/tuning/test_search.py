@@ -8,7 +8,7 @@ import yaml
 from mlflow import MlflowClient
 
 from bcl_ray.api.searches import begun, wanted
-from bcl_ray.cli.search import arguments, parse_confirm
+from bcl_ray.cli.search import api_arguments, parse_confirm
 from bcl_ray.experiment.overrides import from_file
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.tuning.settings import Extent, Settings
@@ -21,7 +21,7 @@ OPTIONS += ("validation", "seed", "confirm")
 
 def asked(**given):
     """What is searched when the command is given these options."""
-    return wanted(*arguments(dict.fromkeys(OPTIONS) | given))
+    return wanted(*api_arguments(dict.fromkeys(OPTIONS) | given))
 
 
 def test_options_that_are_not_given_have_defaults():

@@ -30,7 +30,7 @@ def unseen(monkeypatch, tmp_path):
 
 
 def asked(*words):
-    return submit._request(submit.Kind.search, words, CLUSTER)
+    return submit._request("search", words, CLUSTER)
 
 
 def test_a_job_is_named_after_its_search(monkeypatch):

@@ -1,1 +1,1 @@
-"""What a run needs, looked at part by part: each is in order, or says what to do."""
+"""`bcl-ray doctor`: checks of everything that a run needs, here and on every node."""

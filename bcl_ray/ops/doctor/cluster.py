@@ -1,4 +1,4 @@
-"""A cluster from outside: its dashboard, its token, its versions, and a job that asks the nodes."""
+"""Checks of a cluster from outside: dashboard, token, versions, and a job that checks the nodes."""
 
 import json
 import re
@@ -11,15 +11,16 @@ from urllib.parse import urlsplit
 import requests
 
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.messages import last_line
 from bcl_ray.machine.versions import client_versions
-from bcl_ray.ops.doctor.finding import SECONDS, Finding, look, merged
+from bcl_ray.ops.doctor.finding import SECONDS, Finding, merge, run_check
 from bcl_ray.ops.jobs.client import JobClient
 
-MARK = "bcl-ray-finding "
-JOB_SECONDS = 110.0  # a driver and a process on each node, on machines that have work
+MARK = "bcl-ray-finding "  # begins a line of the job's log that holds a finding
+JOB_SECONDS = 110.0  # for the driver, and a process on each node, on busy machines
 
 
-def show(finding: Finding) -> str:
+def to_log_line(finding: Finding) -> str:
     """A finding as a line of a job's log."""
     return MARK + json.dumps(asdict(finding))
 
@@ -27,61 +28,63 @@ def show(finding: Finding) -> str:
 def examine_cluster(
     address: str, ca_file: str | None, store: str | None, mlflow: str | None
 ) -> Iterator[Finding]:
-    """What this machine sees of a cluster, then what its nodes see.
+    """Check a cluster from this machine, and then its nodes by a job.
 
     Args:
         address: http(s)://HOST:PORT of the dashboard.
-        ca_file: certificates to trust for https.
-        store: s3:// address, or None.
-        mlflow: tracking URI as the nodes reach it, or None.
+        ca_file: Certificates to trust for https.
+        store: s3:// URI, or None.
+        mlflow: Tracking URI as the nodes reach it, or None.
 
     Raises:
-        ValueError: an address holds a secret, which a job's record would keep.
+        ValueError: A URI holds a secret, which the job's record would show.
     """
     for option, uri in (("--store", store), ("--mlflow", mlflow)):
-        if uri and "@" in urlsplit(uri).netloc:  # it is not shown
+        if uri and "@" in urlsplit(uri).netloc:  # the error must not show the secret
             raise UserError(f"{option} holds a user name or a password: take it out")
-    reached: list[JobClient] = []
+    clients: list[JobClient] = []
 
-    def dashboard() -> str:
-        reached.append(JobClient(address, ca_file))
+    def check_dashboard() -> str:
+        clients.append(JobClient(address, ca_file))
         return address
 
-    yield look("dashboard", "cluster", dashboard)
-    if not reached:
+    yield run_check("dashboard", "cluster", check_dashboard)
+    if not clients:
         return
-    cluster = reached[0]
-    yield look("token", "cluster", lambda: _token(cluster))
-    yield look("versions", "cluster", lambda: _versions(cluster))
-    yield look("State API", "cluster", lambda: _nodes(cluster))
-    yield from _by_job(cluster, store, mlflow)
+    cluster = clients[0]
+    yield run_check("token", "cluster", lambda: _check_token(cluster))
+    yield run_check("versions", "cluster", lambda: _check_versions(cluster))
+    yield run_check("State API", "cluster", lambda: _check_nodes(cluster))
+    yield from _examine_nodes_by_job(cluster, store, mlflow)
 
 
-def _token(cluster: JobClient) -> str:
-    bare = requests.get(
+def _check_token(cluster: JobClient) -> str:
+    without_token = requests.get(
         f"{cluster.address}/api/version", timeout=SECONDS - 3, verify=cluster.ca_file or True
     )
-    if bare.status_code < 400:
+    if without_token.status_code < 400:
         raise UserError(
             "the cluster takes jobs from anyone who reaches it: start it with RAY_AUTH_MODE=token "
             "(KubeRay: authOptions.mode: token)"
         )
-    return f"asked for, and that of {cluster.token_place} is accepted"
+    return f"required, and that of {cluster.token_origin} is accepted"
 
 
-def _versions(cluster: JobClient) -> str:
+def _check_versions(cluster: JobClient) -> str:
     own, theirs = client_versions(), cluster.versions()
     pairs = [(name, own[name], number) for name, number in theirs.items() if name in own]
-    other = [f"{name} {ours} here, {there} there" for name, ours, there in pairs if ours != there]
-    if other:
-        raise UserError(f"{'; '.join(other)}: install the cluster's versions here")
+    differing = [
+        f"{name} {here} here, {there} there" for name, here, there in pairs if here != there
+    ]
+    if differing:
+        raise UserError(f"{'; '.join(differing)}: install the cluster's versions here")
     return ", ".join(f"{name} {number}" for name, number in theirs.items()) + ", as here"
 
 
-def _nodes(cluster: JobClient) -> str:
-    answer = cluster._do_request("GET", "/api/v0/nodes?limit=1000", timeout=SECONDS - 3)
+def _check_nodes(cluster: JobClient) -> str:
     try:
-        nodes = answer.json()["data"]["result"]["result"]
+        answer = cluster.get("/api/v0/nodes?limit=1000", timeout=SECONDS - 3)
+        nodes = answer["data"]["result"]["result"]
     except (ValueError, KeyError, TypeError):
         raise UserError("no State API: install ray[default] on the head") from None
     alive = [node for node in nodes if node["state"] == "ALIVE"]
@@ -93,28 +96,30 @@ def _nodes(cluster: JobClient) -> str:
     return f"{len(alive)} nodes, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
 
 
-def _by_job(cluster: JobClient, store: str | None, mlflow: str | None) -> Iterator[Finding]:
+def _examine_nodes_by_job(
+    cluster: JobClient, store: str | None, mlflow: str | None
+) -> Iterator[Finding]:
     words = ["python", "-m", "bcl_ray", "doctor", "--on-nodes"]
     words += ["--store", store] if store else []
     words += ["--mlflow", mlflow] if mlflow else []
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
-    def job() -> str:
+    def run_job() -> str:
         name = f"doctor-{time.strftime('%m%d-%H%M%S')}"
         cluster.send(submission_id=name, entrypoint=shlex.join(words), metadata={"kind": "doctor"})
-        status, log = _outcome(cluster, name)
-        found.extend(_read(log))
-        if not found:
-            said = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
-            raise OSError(f"job {name} {status}: {said[-1][:300]}; `bcl-ray jobs logs {name}`")
-        return f"{name} asked every node"
+        status, log = _wait_for_job(cluster, name)
+        findings.extend(_findings_in(log))
+        if not findings:
+            line = last_line(log, "its log is empty")[:300]
+            raise OSError(f"job {name} {status}: {line}; `bcl-ray jobs logs {name}`")
+        return f"{name} checked every node"
 
-    yield look("jobs", "cluster", job, JOB_SECONDS + SECONDS)
-    yield from merged(found)
+    yield run_check("jobs", "cluster", run_job, JOB_SECONDS + SECONDS)
+    yield from merge(findings)
 
 
-def _outcome(cluster: JobClient, name: str) -> tuple[str, str]:
-    """How a job ended, and its log; it is stopped when its time is up."""
+def _wait_for_job(cluster: JobClient, name: str) -> tuple[str, str]:
+    """How a job ended, and its log; a job that takes too long is stopped."""
     deadline = time.monotonic() + JOB_SECONDS
     while not (status := cluster.get_job_status(name)).is_terminal():
         if time.monotonic() > deadline:
@@ -124,6 +129,6 @@ def _outcome(cluster: JobClient, name: str) -> tuple[str, str]:
     return f"is {status.value}", cluster.get_job_logs(name)
 
 
-def _read(log: str) -> list[Finding]:
+def _findings_in(log: str) -> list[Finding]:
     lines = re.findall(rf"^{MARK}(.*)$", log, re.MULTILINE)
     return [Finding(**json.loads(line)) for line in lines]

@@ -1,34 +1,36 @@
-"""One thing that was looked at, and the time limit of looking."""
+"""Findings, each the result of one check with a time limit."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-SECONDS = 15.0  # for each check, whatever swallows its packets
+SECONDS = 15.0  # for each check, even if a server never answers
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Args:
-        subject: S3, disk, …
-        where: "here", or a node's name.
-        good: whether it is in order.
-        text: what is so, or what is wrong and what to do.
-    """
+    """The result of one check."""
 
     subject: str
+    """What was checked, such as S3 or disk."""
     where: str
+    """"here", "cluster", or a node's name."""
     good: bool
+    """Whether it is in order."""
     text: str
+    """The state, or what is wrong and what to do."""
 
 
-def look(subject: str, where: str, check: Callable[[], str], seconds: float = SECONDS) -> Finding:
-    """Run one check, which is left to itself when its time is up.
+def run_check(
+    subject: str, where: str, check: Callable[[], str], seconds: float = SECONDS
+) -> Finding:
+    """Run one check in a thread, and leave the thread to itself if the check takes too long.
 
     Args:
-        check: returns what is in order, or raises what is not, with what to do.
+        subject: What is checked.
+        where: Where it is checked.
+        check: Returns the state, or raises an error with what is wrong and what to do.
+        seconds: Time limit.
     """
     outcome: list[tuple[bool, str]] = []
 
@@ -36,24 +38,24 @@ def look(subject: str, where: str, check: Callable[[], str], seconds: float = SE
         try:
             outcome.append((True, check()))
         except Exception as error:
-            plain = isinstance(error, (ValueError, OSError)) and str(error)
-            text = str(error) if plain else f"{type(error).__name__}: {error}"
+            has_own_text = isinstance(error, (ValueError, OSError)) and str(error)
+            text = str(error) if has_own_text else f"{type(error).__name__}: {error}"
             outcome.append((False, " ".join(text.split())))
 
-    thread = threading.Thread(target=run, name=f"look-{subject}", daemon=True)
+    thread = threading.Thread(target=run, name=f"check-{subject}", daemon=True)
     thread.start()
     thread.join(seconds)
-    late = (False, f"no answer within {seconds:g} s: is it overloaded, or its way blocked?")
+    late = (False, f"no answer within {seconds:g} s: is it overloaded, or its network blocked?")
     return Finding(subject, where, *(outcome or [late])[0])
 
 
-def merged(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Nodes that say the same as one finding, in the order of the first of them."""
-    where: dict[tuple[str, bool, str], list[str]] = {}
+def merge(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Combine equal findings of several nodes into one, in the order of their first ones."""
+    nodes: dict[tuple[str, bool, str], list[str]] = {}
     for finding in findings:
-        where.setdefault((finding.subject, finding.good, finding.text), []).append(finding.where)
-    for (subject, good, text), names in where.items():
-        place = names[0] if len(names) == 1 else f"{len(names)} nodes"
-        # Which nodes matters where there is something to do on them.
-        named = "" if good or len(names) == 1 else f" (on {', '.join(names)})"
-        yield Finding(subject, place, good, text + named)
+        nodes.setdefault((finding.subject, finding.good, finding.text), []).append(finding.where)
+    for (subject, good, text), names in nodes.items():
+        where = names[0] if len(names) == 1 else f"{len(names)} nodes"
+        # A problem names its nodes, for there is something to do on them.
+        suffix = "" if good or len(names) == 1 else f" (on {', '.join(names)})"
+        yield Finding(subject, where, good, text + suffix)

@@ -1,6 +1,6 @@
-"""Checks of one machine, whichever it is: this one, or a node in a task of Ray's.
+"""Checks of one machine: the client's, or a node in a Ray task.
 
-Each returns what is in order, or raises ValueError or OSError with what to do.
+Each check returns the state, or raises ValueError or OSError with what is wrong and what to do.
 """
 
 import json
@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 from bcl_ray import __version__
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.doctor import gpus
-from bcl_ray.ops.doctor.finding import SECONDS, Finding, look
+from bcl_ray.ops.doctor.finding import SECONDS, Finding, run_check
 from bcl_ray.storage import s3
 
 PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "boto3")
-LONG = {"GPUs": gpus.SECONDS + 2}  # seconds of a check that may take longer than the others
+TIME_LIMITS = {"GPUs": gpus.SECONDS + 2}  # of checks that take longer than the others
 GIB = 2**30
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Ray keeps its objects)
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Ray's object store lies)
 
 
 def examine(
@@ -36,59 +36,64 @@ def examine(
     resources: Mapping[str, float],
     disk_folder: str | None = None,
 ) -> Iterator[Finding]:
-    """All checks of the machine that this runs on.
+    """Run all checks of this machine.
 
     Args:
-        where: its name.
-        store: s3:// address to read from and write to, or None.
-        mlflow: tracking URI, or None.
-        resources: what Ray says that the node has; empty where it is none.
-        disk_folder: where Ray keeps what does not fit into memory; else the temporary folder.
+        where: Name of the machine.
+        store: s3:// URI to read from and write to, or None.
+        mlflow: Tracking URI, or None.
+        resources: Resources that Ray lists for this node; empty if it is no Ray node.
+        disk_folder: Folder where Ray spills objects; by default the temporary folder.
     """
     folder = Path(disk_folder or tempfile.gettempdir())
     checks: dict[str, Callable[[], str]] = {
-        "versions": versions,
-        "disk": lambda: disk(folder),
-        "memory": lambda: shared_memory(resources.get("object_store_memory", 0)),
-        "GPUs": lambda: gpus.gpus(resources.get("GPU", 0) if resources else None),
+        "versions": check_versions,
+        "disk": lambda: check_disk(folder),
+        "memory": lambda: check_shared_memory(resources.get("object_store_memory", 0)),
+        "GPUs": lambda: gpus.check_gpus(resources.get("GPU", 0) if resources else None),
     }
     if store:
-        checks["S3"] = lambda: object_store(store)
+        checks["S3"] = lambda: check_object_store(store)
     if mlflow:
-        checks["MLflow"] = lambda: tracking_server(mlflow)
-    with ThreadPoolExecutor(len(checks)) as pool:  # those that wait do so together
+        checks["MLflow"] = lambda: check_tracking_server(mlflow)
+    with ThreadPoolExecutor(len(checks)) as pool:
         yield from pool.map(
-            lambda name: look(name, where, checks[name], LONG.get(name, SECONDS)), checks
+            lambda name: run_check(name, where, checks[name], TIME_LIMITS.get(name, SECONDS)),
+            checks,
         )
 
 
-def versions() -> str:
-    """Versions of what a run needs."""
-    found = {"bcl-ray": __version__, "Python": platform.python_version()}
+def check_versions() -> str:
+    """Check that the packages that a run needs are installed."""
+    versions = {"bcl-ray": __version__, "Python": platform.python_version()}
     missing = []
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             missing.append(name)
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'bcl-ray[train]'")
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
-def disk(folder: Path) -> str:
-    """Room for what Ray spills, and for checkpoints on their way."""
+def check_disk(folder: Path) -> str:
+    """Check the free space for spilled objects and for checkpoints before their upload."""
     usage = shutil.disk_usage(folder)
     text = f"{usage.free / GIB:.0f} of {usage.total / GIB:.0f} GiB free in {folder}"
     if usage.free < 0.05 * usage.total:  # Ray's own limit: local_fs_capacity_threshold
-        raise OSError(f"{text}: Ray stores nothing where less than 5% are: make room")
+        raise OSError(f"{text}: Ray stores nothing below 5% of free space: make room")
     if usage.free < 5 * GIB:
         raise OSError(f"{text}: a run needs 5 GiB: make room")
     return text
 
 
-def shared_memory(store_bytes: float) -> str:
-    """Room for Ray's object store, without which it works from the disk, slowly."""
+def check_shared_memory(store_bytes: float) -> str:
+    """Check that Ray's object store fits into shared memory; else Ray uses the slow disk.
+
+    Args:
+        store_bytes: Size of the object store; 0 if unknown.
+    """
     if not SHARED_MEMORY.exists():
         return f"{SHARED_MEMORY} is not on this system"
     usage = shutil.disk_usage(SHARED_MEMORY)
@@ -101,8 +106,8 @@ def shared_memory(store_bytes: float) -> str:
     return text
 
 
-def object_store(uri: str) -> str:
-    """Whether a place in S3 may be used as a run does."""
+def check_object_store(uri: str) -> str:
+    """Check that a location in S3 allows all that a run does there."""
     if not s3.is_s3(uri):
         raise UserError(f"'{uri}' is not s3://BUCKET/FOLDER")
     actions = ("list", "read", "write", "delete")
@@ -112,8 +117,8 @@ def object_store(uri: str) -> str:
     return f"{uri} on {s3.parse_uri(uri).server}: {', '.join(actions)}"
 
 
-def tracking_server(uri: str) -> str:
-    """Whether an MLflow server answers this machine, under the name that it has here."""
+def check_tracking_server(uri: str) -> str:
+    """Check that an MLflow server answers this machine, under the host name in the URI."""
     address = urlsplit(uri)
     if address.scheme == "sqlite":
         return f"{uri}: a file, for one machine alone"
@@ -121,7 +126,7 @@ def tracking_server(uri: str) -> str:
         raise UserError(
             "MLFLOW_TRACKING_URI must be a server's http(s):// address, without user or password"
         )
-    # The path that runs use; /health and /version answer whatever the name.
+    # A route that runs use: /health and /version would answer under any host name.
     request = urllib.request.Request(  # noqa: S310 (http or https, as checked)
         f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1",
         headers=_credentials(),
@@ -130,7 +135,7 @@ def tracking_server(uri: str) -> str:
         with urllib.request.urlopen(request, timeout=SECONDS - 3) as answer:  # noqa: S310
             json.load(answer)
     except urllib.error.HTTPError as error:
-        raise OSError(f"{uri} {_meaning(error, address.netloc)}") from None
+        raise OSError(f"{uri} {_explain(error, address.netloc)}") from None
     except ValueError:
         raise UserError(f"{uri} answers, but is no MLflow server") from None
     except OSError as error:
@@ -139,20 +144,20 @@ def tracking_server(uri: str) -> str:
     return f"{uri} answers as {address.netloc}"
 
 
-def _meaning(error: urllib.error.HTTPError, host: str) -> str:
-    said = error.read(1000).decode(errors="replace")
-    if error.code == 403 and "host" in said.lower():
+def _explain(error: urllib.error.HTTPError, host: str) -> str:
+    body = error.read(1000).decode(errors="replace")
+    if error.code == 403 and "host" in body.lower():
         return f"refuses the name {host} (403): start `mlflow server` with --allowed-hosts {host}"
     if error.code in (401, 403):
         return (
-            f"wants to know who asks ({error.code}): set MLFLOW_TRACKING_USERNAME and "
+            f"asks for a login ({error.code}): set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
-    return f"answers {error.code} to MLflow's own question: is it an MLflow server?"
+    return f"answers {error.code} to a request of MLflow's API: is it an MLflow server?"
 
 
 def _credentials() -> dict[str, str]:
-    """As MLflow's client sends them."""
+    """HTTP headers with the credentials that MLflow's client would send."""
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"Authorization": f"Bearer {token}"}
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")

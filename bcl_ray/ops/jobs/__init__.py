@@ -1,7 +1,8 @@
-"""Send a job to a cluster, follow it, come back to it.
+"""Send a job to a cluster, and follow it.
 
-package   the working directory that it gets
-request   what is asked of the cluster, checked before anything is sent
+package   the job's working directory
+request   the job, checked on this machine before anything is sent
 client    the cluster's Jobs API
 follow    the job's log, over connections that may break
+own_job   how a job ends itself as stopped, from inside
 """

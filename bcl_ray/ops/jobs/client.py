@@ -1,4 +1,4 @@
-"""A Ray cluster's Jobs API: address, token, TLS, time limits, and errors in plain words."""
+"""Client of a Ray cluster's Jobs API: address, token, TLS, time limits, and clear errors."""
 
 import difflib
 import logging
@@ -14,18 +14,22 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.messages import last_line
 
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
-READY = 60.0  # seconds for which a cluster may have no agent that takes jobs
+AGENT_SECONDS = 60.0  # for which a cluster that starts may have no agent for jobs
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 CA_FILES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 
 
-def address_of(option: str | None) -> str:
-    """The address of a cluster's dashboard: the option, or the environment.
+def dashboard_address(option: str | None) -> str:
+    """The address of a cluster's dashboard, from --address or the environment.
+
+    Args:
+        option: Value of --address, or None.
 
     Raises:
-        ValueError: there is none, or one that is not a dashboard's.
+        ValueError: There is no address, or it is not a dashboard's.
     """
     named = [("--address", option), *((name, os.environ.get(name)) for name in ADDRESSES)]
     name, address = next(((name, text) for name, text in named if text), ("", ""))
@@ -35,7 +39,7 @@ def address_of(option: str | None) -> str:
             "RAY_API_SERVER_ADDRESS"
         )
     parts = urlsplit(address)
-    if "@" in parts.netloc:  # it is not shown
+    if "@" in parts.netloc:  # the error must not show the password
         raise UserError(f"{name} holds a user name or a password: a cluster takes a token instead")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
@@ -44,11 +48,14 @@ def address_of(option: str | None) -> str:
     return address.rstrip("/")
 
 
-def token_of() -> tuple[str | None, str]:
-    """The token, found as Ray finds it, and where it was found or is missing.
+def find_token() -> tuple[str | None, str]:
+    """The token, from where Ray itself would take it.
+
+    Returns:
+        The token or None, and its origin or where it was looked for.
 
     Raises:
-        OSError: the file of RAY_AUTH_TOKEN_PATH cannot be read.
+        OSError: The file in RAY_AUTH_TOKEN_PATH cannot be read.
     """
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return None, f"none, as RAY_AUTH_MODE is {os.environ['RAY_AUTH_MODE']}"
@@ -68,65 +75,55 @@ def token_of() -> tuple[str | None, str]:
 
 
 class JobClient(JobSubmissionClient):
-    """Ray's client, with time limits and errors that say what to do.
+    """Ray's client of the Jobs API, with time limits, and errors that say what to do.
 
     Args:
         address: http(s)://HOST:PORT of the dashboard.
-        ca_file: certificates to trust, else those of the environment or of the system.
+        ca_file: Certificates to trust; by default those of the environment or of the system.
 
     Raises:
-        ValueError: the address answers, but is no dashboard.
-        OSError: it does not answer, or refuses the token.
+        ValueError: The server at this address is no dashboard.
+        OSError: It does not answer, or refuses the token.
     """
 
     def __init__(self, address: str, ca_file: str | None = None) -> None:
         self.address = address
-        token, self.token_place = token_of()
+        token, self.token_origin = find_token()
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.ca_file = ca_file or next(filter(None, map(os.environ.get, CA_FILES)), None)
-        os.environ[ADDRESSES[0]] = address  # Ray's client takes it before its argument
+        os.environ[ADDRESSES[0]] = address  # Ray's client prefers it to its argument
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # they set themselves up to print
+            logging.getLogger(name).setLevel(logging.WARNING)  # they print to the terminal
         try:
             super().__init__(address, headers=dict(self.headers), verify=self.ca_file or True)
-        except AuthenticationError:  # Ray wants a token before it asks anybody
+        except AuthenticationError:  # Ray's client finds no token, and sends nothing
             raise self._refused(missing=True) from None
         except (KeyError, TypeError, RuntimeError, requests.RequestException):
             raise UserError(
                 f"{address} answers, but is no Ray dashboard: name the dashboard, which has port "
-                "8265 where nothing else was set"
+                "8265 by default"
             ) from None
 
     def tls(self) -> ssl.SSLContext | bool:
-        """Which certificates are trusted, as aiohttp takes it."""
+        """The certificates to trust, as aiohttp takes them."""
         return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else True
 
-    def _refused(self, missing: bool) -> PermissionError:
-        if missing:
-            return PermissionError(
-                f"{self.address} wants a token (401), and there is {self.token_place}: put the "
-                "cluster's into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"
-            )
-        return PermissionError(
-            f"{self.address} does not accept the token of {self.token_place} (403): it is "
-            "another cluster's, or an old one"
-        )
+    def get(self, route: str, **options: Any) -> Any:
+        """The JSON that the dashboard answers to GET; `options` go to `requests`.
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        try:
-            answer = super()._do_request(method, endpoint, **{"timeout": TIMEOUT, **options})
-        except AuthenticationError as error:
-            raise self._refused(missing=str(error).startswith("Authentication required")) from None
-        except requests.RequestException as error:
-            raise ConnectionError(f"{self.address} {_plain(error)}") from None
-        if answer.status_code >= 400 and answer.status_code != 404:
-            last = (answer.text.strip().splitlines() or [answer.reason])[-1]
-            raise OSError(f"{self.address} answered {answer.status_code} to {endpoint}: {last}")
-        return answer
+        Raises:
+            ValueError: The answer is no JSON.
+            OSError: The dashboard does not answer, or refuses.
+        """
+        return self._do_request("GET", route, **options).json()
 
     def send(self, **job: Any) -> None:
-        """Submit a job, as `submit_job` takes it; a cluster that has just begun is waited for."""
-        end = time.monotonic() + READY
+        """Submit a job, and wait for a cluster that has just started and takes none yet.
+
+        Args:
+            **job: Arguments of `submit_job`.
+        """
+        end = time.monotonic() + AGENT_SECONDS
         while True:
             try:
                 self.submit_job(**job)
@@ -137,57 +134,81 @@ class JobClient(JobSubmissionClient):
             time.sleep(1)
 
     def versions(self) -> dict[str, str]:
-        """Versions of the cluster's Ray, and of its Python where the dashboard tells it.
+        """The cluster's versions of Ray and, if the dashboard tells it, of Python.
 
-        As `bcl_ray.machine.versions.client_versions` has them.
+        The names are those of `bcl_ray.machine.versions.client_versions`.
         """
-        found = {"Ray": str(self._do_request("GET", "/api/version").json()["ray_version"])}
+        versions = {"Ray": str(self.get("/api/version")["ray_version"])}
         try:
-            data = self._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
-            found["Python"] = ".".join(str(data["pythonVersion"]).split(".")[:2])
+            python = self.get("/api/v0/cluster_metadata")["data"]["pythonVersion"]
+            versions["Python"] = ".".join(str(python).split(".")[:2])
         except (KeyError, TypeError, ValueError, OSError):
-            pass  # an undocumented route; the job itself checks again
-        return found
+            pass  # the route is undocumented; the job checks again
+        return versions
 
     def job(self, name: str) -> JobDetails:
-        """What the cluster knows of a job that was submitted.
+        """The record of a submitted job.
 
         Raises:
-            ValueError: there is no such job; the nearest are named.
+            ValueError: There is no such job; the error suggests the nearest names.
         """
         try:
             return self.get_job_info(name)
         except RuntimeError:
             raise UserError(
-                f"{self.address} knows no job '{name}': {self._nearest(name)}"
+                f"{self.address} knows no job '{name}': {self._suggestion(name)}"
             ) from None
 
     def is_supervised(self, name: str) -> bool:
-        """Whether the actor lives that runs a job's driver, and says when it has ended.
+        """Whether the actor lives that runs a job's driver and reports its end.
 
-        A head that comes back with its old state lists jobs as running whose drivers died with
-        it, until it is sent another one.
+        A head that starts again with its old state lists jobs as running whose drivers died with
+        it, until another job is submitted.
         """
         actor = f"_ray_internal_job_actor_{name}"
         query = f"filter_keys=name&filter_predicates=%3D&filter_values={actor}"
-        answer = self._do_request("GET", f"/api/v0/actors?{query}").json()
-        return any(found["state"] != "DEAD" for found in answer["data"]["result"]["result"])
+        actors = self.get(f"/api/v0/actors?{query}")["data"]["result"]["result"]
+        return any(one["state"] != "DEAD" for one in actors)
 
     def jobs(self) -> list[JobDetails]:
-        """All jobs that were submitted, the newest first."""
+        """All submitted jobs, the newest first."""
         submitted = [job for job in self.list_jobs() if job.submission_id]
         return sorted(submitted, key=lambda job: -(job.start_time or 0))
 
-    def _nearest(self, name: str) -> str:
-        known = [str(job.submission_id) for job in self.jobs()]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        near = near or [other for other in known if name in other][:3]
+    def _suggestion(self, name: str) -> str:
+        names = [str(job.submission_id) for job in self.jobs()]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        near = near or [other for other in names if name in other][:3]
         if near:
             return f"did you mean {' or '.join(near)}?"
-        return f"the latest are {', '.join(known[:3])}" if known else "it has had none yet"
+        return f"the latest are {', '.join(names[:3])}" if names else "it has had none yet"
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        """Replaces the method of Ray's client through which all requests go."""
+        try:
+            answer = super()._do_request(method, endpoint, **{"timeout": TIMEOUT, **options})
+        except AuthenticationError as error:
+            raise self._refused(missing=str(error).startswith("Authentication required")) from None
+        except requests.RequestException as error:
+            raise ConnectionError(f"{self.address} {_explain(error)}") from None
+        if answer.status_code >= 400 and answer.status_code != 404:  # Ray's client handles 404
+            reason = last_line(answer.text, answer.reason)
+            raise OSError(f"{self.address} answered {answer.status_code} to {endpoint}: {reason}")
+        return answer
+
+    def _refused(self, missing: bool) -> PermissionError:
+        if missing:
+            return PermissionError(
+                f"{self.address} wants a token (401), and there is {self.token_origin}: put the "
+                "cluster's into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"
+            )
+        return PermissionError(
+            f"{self.address} does not accept the token of {self.token_origin} (403): it is "
+            "another cluster's, or an old one"
+        )
 
 
-def _plain(error: requests.RequestException) -> str:
+def _explain(error: requests.RequestException) -> str:
     """What went wrong with a request, and what to do."""
     text = str(error)
     if isinstance(error, requests.exceptions.SSLError):
@@ -196,7 +217,7 @@ def _plain(error: requests.RequestException) -> str:
             "with --ca-file, or use http://"
         )
     if isinstance(error, requests.Timeout):
-        return "does not answer in time: is it the right host, and is the way there open?"
+        return "does not answer in time: is it the right host, and the network open?"
     if "refused" in text:
         return "refuses connections: is the cluster up, and is it the dashboard's port (8265)?"
     if any(words in text for words in ("resolve", "Name or service", "getaddrinfo")):

@@ -12,7 +12,7 @@ from ray.job_submission import JobDetails, JobStatus
 
 from bcl_ray.ops.jobs.client import JobClient
 
-QUIET = 30.0  # seconds without a line, after which the job's state is asked for
+QUIET = 30.0  # seconds without a line, after which the job's state is looked up
 PATIENCE = 900.0  # seconds for which a cluster may be out of reach
 PAUSES = (1.0, 2.0, 5.0, 10.0)  # seconds before the next connection
 
@@ -20,23 +20,26 @@ Show = Callable[[str], None]
 
 
 class DriverDiedError(OSError):
-    """A job that ended without a word, with the node that its driver ran on."""
+    """A job's driver died with its node, and the cluster does not know it."""
 
 
 class Lines:
-    """The lines of a text that every connection sends from its beginning; each line once."""
+    """Splits a log into lines, each of which comes once.
+
+    Every connection sends the log from its beginning.
+    """
 
     def __init__(self) -> None:
-        self._read = 0  # characters, over all connections
-        self._position = 0  # likewise, in this one
-        self._rest = ""
+        self._read = 0  # characters read in all connections together
+        self._position = 0  # characters read in this connection
+        self._rest = ""  # the beginning of a line whose end has not come yet
 
     def reconnected(self) -> None:
-        """What comes next is the beginning again."""
+        """Expect the beginning of the log again."""
         self._position = 0
 
     def feed(self, chunk: str) -> list[str]:
-        """The lines that a chunk completes."""
+        """The new lines that a chunk completes."""
         fresh = chunk[max(self._read - self._position, 0) :]
         self._position += len(chunk)
         self._read = max(self._read, self._position)
@@ -44,30 +47,33 @@ class Lines:
         return lines
 
     def end(self) -> list[str]:
-        """The last line, where nothing ends it."""
+        """The last line, if no line break ends it."""
         rest, self._rest = self._rest, ""
         return [rest] if rest else []
 
 
 def follow(cluster: JobClient, name: str, show: Show, notify: Show) -> JobDetails:
-    """Show a job's log until the job has ended; returns what became of it.
+    """Show a job's log until the job has ended.
 
     Args:
-        cluster: which has the job.
-        name: of the job.
-        show: called with each line of the log, once.
-        notify: called with messages of the connection, and of a job that waits.
+        cluster: Client of the cluster.
+        name: Name of the job.
+        show: Called once with each line of the log.
+        notify: Called with messages about the connection, and about a job that waits.
+
+    Returns:
+        The record of the ended job.
 
     Raises:
-        ValueError: there is no such job.
-        OSError: the cluster was out of reach for PATIENCE seconds, or the job's driver died with
+        ValueError: There is no such job.
+        OSError: The cluster was out of reach for PATIENCE seconds, or the job's driver died with
             its node.
     """
     return asyncio.run(_follow(cluster, name, show, notify))
 
 
 async def _follow(cluster: JobClient, name: str, show: Show, notify: Show) -> JobDetails:
-    lines, failures, since = Lines(), 0, 0.0
+    lines, failures, failing_since = Lines(), 0, 0.0
     while True:
         try:
             lines.reconnected()
@@ -81,14 +87,15 @@ async def _follow(cluster: JobClient, name: str, show: Show, notify: Show) -> Jo
                 break
             raise ConnectionError("the log ended before the job")
         except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, PermissionError | BrokenPipeError):  # nobody reads what is shown
+            # BrokenPipeError comes from `show`: nobody reads the output any more.
+            if isinstance(error, PermissionError | BrokenPipeError):
                 raise
-            since = since if failures else time.monotonic()
-            if failures and (ended := await _ended(cluster, name)):
+            failing_since = failing_since if failures else time.monotonic()
+            if failures and (ended := await _ended_job(cluster, name)):
                 notify("the end of its log cannot be read: its node is gone")
                 job = ended
                 break
-            if time.monotonic() - since > PATIENCE:
+            if time.monotonic() - failing_since > PATIENCE:
                 raise
             if failures == 1:
                 notify(f"connection to {cluster.address} lost, trying again; the job goes on")
@@ -99,11 +106,11 @@ async def _follow(cluster: JobClient, name: str, show: Show, notify: Show) -> Jo
     return job
 
 
-async def _ended(cluster: JobClient, name: str) -> JobDetails | None:
-    """The job, where the cluster answers and says that it has ended.
+async def _ended_job(cluster: JobClient, name: str) -> JobDetails | None:
+    """The job's record if the cluster answers that the job has ended, else None.
 
     Raises:
-        DriverDiedError: it says that the job runs, and it does not.
+        DriverDiedError: The cluster lists the job as running, but its driver is dead.
     """
     try:
         job = await asyncio.to_thread(cluster.job, name)
@@ -112,7 +119,7 @@ async def _ended(cluster: JobClient, name: str) -> JobDetails | None:
             return None
     except PermissionError:
         raise
-    except (OSError, KeyError, TypeError):  # a head that is starting says odd things
+    except (OSError, KeyError, TypeError):  # a starting head answers anything
         return None
     if running:
         raise DriverDiedError(
@@ -123,14 +130,15 @@ async def _ended(cluster: JobClient, name: str) -> JobDetails | None:
 
 
 async def _chunks(cluster: JobClient, name: str, notify: Show) -> AsyncGenerator[str, None]:
-    """The log as one connection sends it.
+    """The log, as one connection sends it.
 
     Raises:
-        aiohttp.ClientError, OSError: the connection broke.
+        aiohttp.ClientError: The connection cannot be made.
+        OSError: The connection broke.
     """
     url = f"{cluster.address}/api/jobs/{name}/logs/tail"
-    # The dashboard answers no pings on this route, so it is TCP that notices a dead connection.
-    connector = aiohttp.TCPConnector(ssl=cluster.tls(), socket_factory=_alive)
+    # The dashboard answers no WebSocket pings on this route, so dead connections are left to TCP.
+    connector = aiohttp.TCPConnector(ssl=cluster.tls(), socket_factory=_keep_alive_socket)
     limits = aiohttp.ClientTimeout(total=None, sock_connect=10)
     async with (
         aiohttp.ClientSession(
@@ -142,7 +150,7 @@ async def _chunks(cluster: JobClient, name: str, notify: Show) -> AsyncGenerator
             try:
                 message = await stream.receive(timeout=QUIET)
             except TimeoutError:
-                await _say_why_quiet(cluster, name, notify)
+                await _notify_if_pending(cluster, name, notify)
                 continue
             if message.type == aiohttp.WSMsgType.TEXT:
                 yield message.data
@@ -152,18 +160,18 @@ async def _chunks(cluster: JobClient, name: str, notify: Show) -> AsyncGenerator
                 raise ConnectionError(f"closed with code {stream.close_code}")
 
 
-async def _say_why_quiet(cluster: JobClient, name: str, notify: Show) -> None:
+async def _notify_if_pending(cluster: JobClient, name: str, notify: Show) -> None:
     job = await asyncio.to_thread(cluster.job, name)
     if job.status == JobStatus.PENDING:
         notify(f"the job is waiting: {job.message or 'it has not been started yet'}")
 
 
-def _alive(info: Any) -> socket.socket:
+def _keep_alive_socket(info: Any) -> socket.socket:
     """A socket that notices within a minute that the other side is gone."""
     family, kind, protocol, _, _ = info
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):  # elsewhere the system's own, longer times hold
+        if hasattr(socket, option):  # other systems keep their own, longer times
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return made

@@ -1,7 +1,7 @@
-"""A job that ends itself as stopped: KubeRay starts a job that failed once more, whatever failed.
+"""How a job ends itself as stopped, so that KubeRay does not repeat a mistake of the user.
 
-A mistake of the user, exit status 2, would come again on every new cluster. KubeRay (1.7) repeats
-jobs that Ray calls FAILED, and takes one that Ray calls STOPPED for complete.
+KubeRay (1.7) repeats jobs that Ray calls FAILED, on a new cluster each time, whatever the exit
+status. A job that Ray calls STOPPED counts as complete.
 """
 
 import json
@@ -12,23 +12,27 @@ import time
 
 from ray.job_submission import JobSubmissionClient
 
+from bcl_ray.machine.messages import notify
+
 MISTAKE = 2  # exit status
-PATIENCE = 60.0  # seconds until Ray's signal to stop, which it sends at once
+PATIENCE = 60.0  # seconds until Ray's stop signal, which comes at once
 
 
 def stop() -> None:
-    """Let Ray stop the job that this process is the entry point of; ends the process if it does."""
-    job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # Ray's, of every submitted job's driver
+    """Stop the job whose entry point this process is; the process ends with Ray's signal.
+
+    Returns if this process belongs to no job, or Ray does not stop it.
+    """
+    job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # Ray sets it for a submitted job's driver
     if not job:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(MISTAKE))
     try:
         name = json.loads(job)["metadata"]["job_submission_id"]
-        sys.stderr.write(f"bcl-ray: job {name} is stopped, for it would end so again\n")
-        sys.stderr.flush()
+        notify(f"job {name} is stopped, for it would end so again")
         JobSubmissionClient(os.environ["RAY_ADDRESS"]).stop_job(name)
-    except Exception as error:  # the first error is the one to be seen
-        sys.stderr.write(f"bcl-ray: job was not stopped, and may be started again: {error}\n")
+    except Exception as error:  # it must not replace the user's own error
+        notify(f"job was not stopped, and may be started again: {error}")
         return
-    time.sleep(PATIENCE)  # an end before the signal would be a failure
+    time.sleep(PATIENCE)  # an exit before the signal would count as a failure

@@ -1,4 +1,4 @@
-"""A job's working directory: its entry point, the files that its command names, no more."""
+"""A job's working directory: its entry point, and the files that its command names."""
 
 import contextlib
 import re
@@ -29,23 +29,20 @@ SECRETS = (
 
 @dataclass(frozen=True)
 class Package:
-    """What a job is sent.
-
-    Args:
-        files: where each file goes in the working directory, and where it lies here.
-        words: the command's arguments, with files named as they are in the working directory.
-    """
+    """A job's working directory, and its command."""
 
     files: dict[str, Path]
+    """Files of this machine, by their names in the working directory."""
     words: tuple[str, ...]
+    """The command's arguments, with the files' names in the working directory."""
 
     @property
     def bytes(self) -> int:
-        """The size of all files."""
+        """Size of all files."""
         return sum(file.stat().st_size for file in self.files.values())
 
     def write(self, folder: Path) -> None:
-        """Fill a folder."""
+        """Copy the files into a folder."""
         for name, file in self.files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,47 +50,47 @@ class Package:
 
 
 def package(kind: str, words: Sequence[str], *, with_code: bool = False) -> Package:
-    """The working directory of a job.
+    """Put the working directory of a job together.
 
     Args:
-        kind: name of the entry point: shard, train, evaluate.
-        words: arguments of the command. A word FILE or NAME=FILE with a suffix of SUFFIXES whose
-            file is there is sent along, and so are plugins that lie in the current folder.
-        with_code: send this bcl_ray too; the cluster's own is then not used.
+        kind: The command, such as train; its entry point is jobs/KIND.py.
+        words: Arguments of the command. FILE and NAME=FILE are sent along if the file exists and
+            has one of SUFFIXES, as are plugins that lie in the current folder.
+        with_code: Send this bcl_ray too, which the job then uses instead of the cluster's.
 
     Raises:
-        ValueError: something that looks like a credential in the arguments or in a file that
-            they name, or more than LIMIT bytes.
-        OSError: a file that cannot be read.
+        ValueError: An argument or a file holds what looks like a credential, or all files together
+            have more than LIMIT bytes.
+        OSError: A file cannot be read.
     """
     files = {f"jobs/{kind}.py": entry_point(kind)}
-    sent = []
+    packed_words = []
     for number, word in enumerate(words, 1):
         _refuse_secret(f"argument {number} of {kind}", word)
-        before, file = _named_file(word)
+        prefix, file = _named_file(word)
         if file is None:
-            sent.append(word)
+            packed_words.append(word)
             continue
-        _refuse_secret(str(file), file.read_text(encoding="utf-8", errors="replace"))
+        _refuse_secret_in(file)
         name = _free_name(file, files)
         files[name] = file
-        sent.append(before + name)
+        packed_words.append(prefix + name)
     for module in _plugins(words, list(files.values())):
-        for name, file in _own_code(module).items():
-            _refuse_secret(str(file), file.read_text(encoding="utf-8", errors="replace"))
+        for name, file in _module_files(module).items():
+            _refuse_secret_in(file)
             files[name] = file
     if with_code:
         files |= {str(Path("bcl_ray", file.relative_to(PACKAGE))): file for file in _code()}
-    made = Package(files, tuple(sent))
-    _refuse_large(made)
-    return made
+    packed = Package(files, tuple(packed_words))
+    _refuse_large(packed)
+    return packed
 
 
 def entry_point(kind: str) -> Path:
-    """The file of jobs/: beside the package in a checkout, in it where it is installed.
+    """The file jobs/KIND.py: beside the package in a checkout, inside it if installed.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     for folder in (PACKAGE.parent / "jobs", PACKAGE / "jobs"):
         if (folder / f"{kind}.py").is_file():
@@ -102,30 +99,30 @@ def entry_point(kind: str) -> Path:
 
 
 def _named_file(word: str) -> tuple[str, Path | None]:
-    """What stands before the name of a file in a word, and the file."""
+    """The file in an argument FILE or NAME=FILE, and the text before it."""
     name, equals, value = word.partition("=")
-    for before, text in (("", word), (name + equals, value)):
+    for prefix, text in (("", word), (name + equals, value)):
         if text.lower().endswith(SUFFIXES) and "://" not in text and Path(text).is_file():
-            return before, Path(text)
+            return prefix, Path(text)
     return "", None
 
 
-def _plugins(words: Sequence[str], sent: Iterable[Path]) -> Iterator[str]:
-    """Top packages of the plugins that a command or its experiment's file names."""
+def _plugins(words: Sequence[str], files: Iterable[Path]) -> Iterator[str]:
+    """Top-level packages of the plugins that a command or its YAML files name."""
     texts = [word.replace("=", ": ", 1) for word in words if word.startswith("plugins=")]
-    texts += [file.read_text() for file in sent if file.suffix.lower() in (".yaml", ".yml")]
+    texts += [file.read_text() for file in files if file.suffix.lower() in (".yaml", ".yml")]
     for text in texts:
-        with contextlib.suppress(yaml.YAMLError):  # the command itself says what is wrong
+        with contextlib.suppress(yaml.YAMLError):  # the command itself reports it
             content = yaml.safe_load(text)
             modules = content.get("plugins") if isinstance(content, dict) else None
             if isinstance(modules, list):
                 yield from (str(module).partition(".")[0] for module in modules)
-    given = [after for before, after in pairwise(words) if before == "--plugin"]
-    yield from (module.partition(".")[0] for module in given)
+    options = [value for option, value in pairwise(words) if option == "--plugin"]
+    yield from (module.partition(".")[0] for module in options)
 
 
-def _own_code(module: str) -> dict[str, Path]:
-    """Files of a module or package in the current folder; an installed one is the cluster's."""
+def _module_files(module: str) -> dict[str, Path]:
+    """Files of a module or package in the current folder; none of an installed one."""
     single = Path(f"{module}.py")
     if single.is_file():
         return {single.name: single}
@@ -133,6 +130,7 @@ def _own_code(module: str) -> dict[str, Path]:
 
 
 def _free_name(file: Path, files: dict[str, Path]) -> str:
+    """A name in the working directory that no other file has."""
     name, number = f"files/{file.name}", 1
     while name in files and not files[name].samefile(file):
         number += 1
@@ -148,22 +146,26 @@ def _code() -> Iterator[Path]:
             yield file
 
 
+def _refuse_secret_in(file: Path) -> None:
+    _refuse_secret(str(file), file.read_text(encoding="utf-8", errors="replace"))
+
+
 def _refuse_secret(where: str, text: str) -> None:
-    if any(pattern.search(text) for pattern in SECRETS):  # it is not shown, here or anywhere
+    if any(pattern.search(text) for pattern in SECRETS):  # the error must not show it
         raise UserError(
             f"{where} holds what looks like a credential, and a job's record shows everything it "
             "is sent: give the cluster's nodes a role, a Secret or an environment of their own"
         )
 
 
-def _refuse_large(made: Package) -> None:
-    if made.bytes <= LIMIT:
+def _refuse_large(packed: Package) -> None:
+    if packed.bytes <= LIMIT:
         return
     mib = 2**20
-    largest = sorted(made.files.values(), key=lambda file: -file.stat().st_size)[:3]
-    shown = ", ".join(f"{file} ({file.stat().st_size / mib:,.0f} MiB)" for file in largest)
+    largest = sorted(packed.files.values(), key=lambda file: -file.stat().st_size)[:3]
+    listing = ", ".join(f"{file} ({file.stat().st_size / mib:,.0f} MiB)" for file in largest)
     raise UserError(
-        f"the job's working directory is {made.bytes / mib:,.0f} MiB, and at most {LIMIT // mib} "
-        f"can be sent: {shown} {'are' if len(largest) > 1 else 'is'} the largest; put "
-        "them where the cluster reads data, and name their URI"
+        f"the job's working directory is {packed.bytes / mib:,.0f} MiB, and at most "
+        f"{LIMIT // mib} can be sent: {listing} {'are' if len(largest) > 1 else 'is'} the "
+        "largest; put them where the cluster reads data, and name their URI"
     )

@@ -1,4 +1,4 @@
-"""What a job asks of a cluster, checked here as far as it can be, before anything is sent."""
+"""A job to be sent, checked on this machine as far as possible before anything is sent."""
 
 import json
 import os
@@ -17,14 +17,15 @@ from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import CLIENT, client_versions, versions
+from bcl_ray.ops.jobs.client import JobClient
 from bcl_ray.ops.jobs.package import Package
 from bcl_ray.runs import events, run_folder
 from bcl_ray.runs.budget import budget
 from bcl_ray.storage import files, paths
 from bcl_ray.tracking.tracker import tracking_uri
 
-STOP_SECONDS = 90  # for a last checkpoint; then Ray kills
-LOOK_SECONDS = 15.0  # for a look at the data from here
+STOP_SECONDS = 90  # for a last checkpoint; after that, Ray kills the job
+CHECK_SECONDS = 15.0  # for reading a run or data from this machine
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 T = TypeVar("T")
@@ -32,64 +33,71 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class JobRequest:
-    """One job to be.
-
-    Args:
-        name: by which people find it again, unique on its cluster.
-        kind: of its entry point.
-        words: its arguments.
-        metadata: what its record says of it; every client of the cluster can read it.
-        notes: what a person should know before it is sent.
-    """
+    """A job to be sent."""
 
     name: str
+    """Name of the job, unique on its cluster."""
     kind: str
+    """The command, such as train; its entry point is jobs/KIND.py."""
     words: tuple[str, ...]
+    """Arguments of the command."""
     metadata: dict[str, str]
+    """The job's record, which every client of the cluster can read."""
     notes: tuple[str, ...] = ()
+    """Messages for the person who sends it."""
 
 
-def named(kind: str, label: str, words: tuple[str, ...], **metadata: str) -> JobRequest:
-    """A request named by a label and the time."""
-    name = _plain(f"{label}-{time.strftime('%m%d-%H%M%S')}")
+def new_request(kind: str, label: str, words: tuple[str, ...], **metadata: str) -> JobRequest:
+    """A request whose name consists of a label and the time."""
+    name = _safe_name(f"{label}-{time.strftime('%m%d-%H%M%S')}")
     return JobRequest(name, kind, words, {"kind": kind, **metadata, **versions()})
 
 
-def resuming(uri: str, words: tuple[str, ...]) -> JobRequest:
+def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
     """A request to continue the run in a folder.
 
+    Args:
+        uri: URI of the run's folder.
+        words: Arguments of the command.
+
     Raises:
-        ValueError: there is no run, where its folder can be read from here.
+        ValueError: This machine can read the folder, and it holds no run.
     """
     check_uri("--resume", uri)
     notes = []
     try:
-        within(LOOK_SECONDS, lambda: run_folder.open_run(uri))
+        call_with_limit(CHECK_SECONDS, lambda: run_folder.open_run(uri))
     except (OSError, ImportError) as error:
         notes = [f"run not checked from here, the job will: {error}"]
     except ValueError:
-        if not paths.is_local(uri):  # the nodes may mount a folder that this machine does not
+        if not paths.is_local(uri):  # only the nodes may mount the folder of a file:// URI
             raise
-    made = named("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)
-    return replace(made, notes=tuple(notes))
+    request = new_request("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)
+    return replace(request, notes=tuple(notes))
 
 
-def training(
+def train_request(
     recipe: str, experiment: Experiment, words: tuple[str, ...], address: str
 ) -> JobRequest:
     """A request to train.
 
-    The run gets a name here, so that it can be found and continued whatever becomes of the job.
+    The run gets its name here, so that it can be found and continued whatever happens to the job.
+
+    Args:
+        recipe: Name or file of the recipe.
+        experiment: The experiment.
+        words: Arguments of the command.
+        address: Address of the cluster's dashboard.
 
     Raises:
-        ValueError: the run cannot work on a cluster, or with its data where that can be read.
+        ValueError: The run cannot work on a cluster, or with its data (if they can be read here).
     """
-    _check_places(experiment)
+    _check_locations(experiment)
     default = run_folder.default_name(experiment)
     run = experiment.tracking.run or default
     added = [] if experiment.tracking.run else [f"tracking.run={run}"]
     added += _tracking_words(experiment, address)
-    fingerprint, notes = _look(experiment)
+    fingerprint, notes = _check_data(experiment)
     metadata = {
         "kind": "train",
         "recipe": recipe,
@@ -98,29 +106,29 @@ def training(
         **({"data.fingerprint": fingerprint} if fingerprint else {}),
         **versions(),
     }
-    own = run if run == default else f"{run.rpartition('/')[2]}-{time.strftime('%m%d-%H%M%S')}"
-    return JobRequest(_plain(own), "train", (*words, *added), metadata, notes)
+    name = run if run == default else f"{run.rpartition('/')[2]}-{time.strftime('%m%d-%H%M%S')}"
+    return JobRequest(_safe_name(name), "train", (*words, *added), metadata, notes)
 
 
-def searching(
+def search_request(
     name: str, recipe: str | None, experiment: Experiment, words: tuple[str, ...], address: str
 ) -> JobRequest:
-    """A request to search, or to go on with a search.
+    """A request to start or continue a search.
 
     Args:
-        name: of the search.
-        recipe: what is searched around; None: the search's own.
-        experiment: likewise, resolved.
-        words: arguments of the command.
-        address: of the cluster.
+        name: Name of the search.
+        recipe: Name or file of the recipe; None to continue with the search's own experiment.
+        experiment: The experiment that the search varies.
+        words: Arguments of the command.
+        address: Address of the cluster's dashboard.
 
     Raises:
-        ValueError: it cannot work on a cluster, or with its data where they can be read.
+        ValueError: It cannot work on a cluster, or with its data (if they can be read here).
     """
-    _check_places(experiment)
+    _check_locations(experiment)
     added = _tracking_words(experiment, address)
-    fingerprint, notes = _look(experiment)
-    made = named(
+    fingerprint, notes = _check_data(experiment)
+    request = new_request(
         "search",
         name,
         (*words, *added),
@@ -129,11 +137,11 @@ def searching(
         **({"recipe": recipe} if recipe else {}),
         **({"data.fingerprint": fingerprint} if fingerprint else {}),
     )
-    return replace(made, notes=notes)
+    return replace(request, notes=notes)
 
 
-def _check_places(experiment: Experiment) -> None:
-    """Refuse paths of this machine in an experiment."""
+def _check_locations(experiment: Experiment) -> None:
+    """Refuse an experiment that names paths of this machine."""
     for option, path in (
         ("data.path", experiment.data.path),
         ("tracking.runs", experiment.tracking.runs),
@@ -147,7 +155,7 @@ def check_uri(option: str, path: str) -> None:
     """Refuse a path of this machine.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: It is one; names the option.
     """
     if "://" not in path:
         raise UserError(
@@ -156,18 +164,18 @@ def check_uri(option: str, path: str) -> None:
         )
 
 
-def submit(cluster: Any, request: JobRequest, package: Package) -> None:
+def submit(cluster: JobClient, request: JobRequest, package: Package) -> None:
     """Send a job; returns when the cluster has it.
 
     Args:
-        cluster: a `client.Cluster`.
-        request: the job.
-        package: its working directory.
+        cluster: Client of the cluster.
+        request: The job.
+        package: Its working directory.
     """
-    settings = {
+    variables = {
         events.SWITCH: "json",
         CLIENT: json.dumps(client_versions()),
-        # Ray reads these two in the job's environment when the job is to stop.
+        # Ray reads these two when the job is to stop.
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
     }
@@ -176,21 +184,24 @@ def submit(cluster: Any, request: JobRequest, package: Package) -> None:
         cluster.send(
             submission_id=request.name,
             entrypoint=shlex.join(["python", f"jobs/{request.kind}.py", *package.words]),
-            runtime_env={"working_dir": folder, "env_vars": settings},
+            runtime_env={"working_dir": folder, "env_vars": variables},
             metadata=request.metadata,
         )
 
 
 def _tracking_words(experiment: Experiment, address: str) -> list[str]:
-    """The tracking server of this environment as an option, where the experiment names none."""
+    """The tracking server of this environment as an option, if the experiment names none.
+
+    Without either, the cluster's environment names one, or runs under file:// use SQLite.
+    """
     uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return []  # the cluster's environment names one, or runs under file:// have SQLite
+        return []
     option = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"
-    tracking_uri(experiment)  # it may be malformed, or hold a secret
+    tracking_uri(experiment)  # refuses a malformed URI, or one with a password
     if uri.startswith("sqlite:") and not uri.startswith("sqlite:////"):
         raise UserError(f"{option} ({uri}) is a file of this machine: name an MLflow server")
-    if _is_here(uri) and not _is_here(address):
+    if _is_loopback(uri) and not _is_loopback(address):
         raise UserError(
             f"{option} ({uri}) is a server of this machine, and the cluster is not: name it as the "
             "cluster's nodes see it, with tracking.uri=http://HOST:PORT"
@@ -198,19 +209,22 @@ def _tracking_words(experiment: Experiment, address: str) -> list[str]:
     return [] if experiment.tracking.uri else [f"tracking.uri={uri}"]
 
 
-def _is_here(address: str) -> bool:
+def _is_loopback(address: str) -> bool:
     return urlsplit(address).hostname in LOOPBACK
 
 
-def _look(experiment: Experiment) -> tuple[str | None, tuple[str, ...]]:
-    """The data's fingerprint, where it can be read from here, and else why not.
+def _check_data(experiment: Experiment) -> tuple[str | None, tuple[str, ...]]:
+    """Check the experiment against its data.
+
+    Returns:
+        The data's fingerprint; or None, and a note why the data were not checked.
 
     Raises:
-        ValueError: there are no data, or the run cannot work with them.
+        ValueError: There are no data, or the run cannot work with them.
     """
     path = experiment.data.path
     try:
-        manifest = within(LOOK_SECONDS, lambda: _manifest(path))
+        manifest = call_with_limit(CHECK_SECONDS, lambda: _manifest(path))
     except (OSError, ImportError) as error:
         return None, (f"data not checked from here, the job will: {error}",)
     if manifest is None:
@@ -223,13 +237,13 @@ def _manifest(path: str) -> Manifest | None:
     try:
         return read_manifest(path)
     except ValueError:
-        if paths.is_local(path):  # the nodes may mount a folder that this machine does not
+        if paths.is_local(path):  # only the nodes may mount the folder of a file:// URI
             return None
         raise
 
 
-def within(seconds: float, function: Callable[[], T]) -> T | None:
-    """The function's value or error, or None after `seconds`, when it is left to itself."""
+def call_with_limit(seconds: float, function: Callable[[], T]) -> T | None:
+    """The function's value or error; None if it takes longer, and it is then left to itself."""
     outcome: dict[str, Any] = {}
 
     def call() -> None:
@@ -246,6 +260,6 @@ def within(seconds: float, function: Callable[[], T]) -> T | None:
     return outcome.get("value")
 
 
-def _plain(name: str) -> str:
-    """A name that is safe in a path, which Ray makes of it."""
+def _safe_name(name: str) -> str:
+    """A name without characters that are special in paths, for Ray makes a path of it."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")

@@ -1,4 +1,4 @@
-"""A whole cluster on one machine, of real processes, for trying things out and for tests."""
+"""A whole cluster on one machine, made of real processes, for trials and tests."""
 
 from bcl_ray.ops.local.cluster import LocalCluster
 

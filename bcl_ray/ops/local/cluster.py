@@ -1,59 +1,58 @@
-"""A cluster on one machine: Ray head and nodes, S3 and MLflow, each its own processes."""
+"""A cluster on one machine: Ray head and nodes, an S3 server and an MLflow server."""
 
-import contextlib
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.local import description as records
-from bcl_ray.ops.local import ray_nodes, tracking_server
 from bcl_ray.ops.local.description import LocalDescription
-from bcl_ray.ops.local.ports import LOOPBACK, answers, check_free
-from bcl_ray.ops.local.postgres import Postgres
+from bcl_ray.ops.local.parts import S3_SERVERS, Parts
+from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.processes import Processes
-from bcl_ray.ops.local.secret import kept
-from bcl_ray.ops.local.store import S3Server
-from bcl_ray.ops.local.swift import Swift
+from bcl_ray.ops.local.secret import ensure_secret
+from bcl_ray.ops.local.tracking_server import DATABASES
 
-SERVERS: dict[str, type[S3Server]] = {"swift": Swift}
 GROUPS = ("data", "train")
 FIRST_PORT = 9600
-START_SECONDS = 120  # for each part; a quiet machine needs 10
-KILL = (
-    "import sys, time; from bcl_ray.ops.local import LocalCluster; time.sleep(float(sys.argv[3])); "
-)
-KILL += "cluster, name, created = LocalCluster(sys.argv[1]), sys.argv[2], float(sys.argv[4]); "
-KILL += "cluster.processes.created(name) == created and cluster.kill_node(name)"  # not a new one
+# Runs in a process of its own, which outlives the command that gave notice.
+KILL_LATER = """
+import sys, time
+from bcl_ray.ops.local import LocalCluster
+folder, name, seconds, created = sys.argv[1:]
+time.sleep(float(seconds))
+cluster = LocalCluster(folder)
+if cluster.processes.created(name) == float(created):  # else a new node has the name
+    cluster.kill_node(name)
+"""
 
 
 @dataclass(frozen=True)
 class Status:
-    """One process of a cluster, as a person wants to see it."""
+    """State of one process of a cluster."""
 
     name: str
     pid: int | None
     address: str
+    """URL at which it is reached; empty for most."""
     alive: bool
 
 
 class LocalCluster:
-    """The cluster of a folder, whether this process started it or another did.
+    """The cluster of a folder, whether this process or another has started it.
 
     Args:
-        folder: BCL_RAY_CLUSTER or ~/.cache/bcl_ray/cluster where it is not given.
+        folder: Folder of the cluster; by default BCL_RAY_CLUSTER or ~/.cache/bcl_ray/cluster.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.processes = Processes(Path(folder) if folder else records.default_folder())
-        self.folder = self.processes.folder
-        self._token = self.folder / "token"
+        self.parts = Parts(Path(folder) if folder else records.default_folder())
+        self.processes = self.parts.processes
+        self.folder = self.parts.folder
 
     def up(
         self,
@@ -65,351 +64,199 @@ class LocalCluster:
         port: int = FIRST_PORT,
         cpus: int = 2,
         store_mib: int = 512,
-        say: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Start it, and wait until all of it answers; where that fails, nothing is left running.
+        """Start the cluster, and wait until all parts answer. If one fails, all are ended again.
 
         Args:
-            workers: nodes beside the head, at least 1; about a third of them for data.
-            store: swift, or s3://BUCKET/PREFIX of a store that is there.
-            database: behind MLflow: sqlite or postgres.
-            auth: MLflow asks for a name and a password, which the environment then has.
-            port: first of the 20 that it may use.
-            cpus: CPUs that each node says it has.
-            store_mib: object store of each node, MiB.
-            say: told what a person should know.
+            workers: Number of nodes beside the head, at least 1; about a third is for data.
+            store: swift, or s3://BUCKET/PREFIX of an existing store.
+            database: Database behind MLflow: sqlite or postgres.
+            auth: Let MLflow ask for a name and a password, which `environment` has.
+            port: First of 20 consecutive ports.
+            cpus: Number of CPUs that each node declares.
+            store_mib: Size of Ray's object store on each node, in MiB.
+            notify: Called with messages for a person.
 
         Raises:
-            ValueError: an option is out of range.
-            OSError: it is up already, a port is in use, something is not installed or does not
-                start; with its last words.
+            ValueError: An option is out of range.
+            OSError: The cluster runs already, a port is in use, or a program is not installed or
+                does not start; with its last line of output.
         """
         _check_options(workers, store, database, cpus)
-        with records.held(self.folder):
-            self._clear_remains(say)
-            nodes = _names(workers)
+        with records.lock(self.folder):
+            self._clear_remains(notify)
+            nodes = _node_groups(workers)
             description = LocalDescription(store, database, port, cpus, store_mib, "", nodes, auth)
-            self._check_ports(description)
-            # A socket's path may have 107 characters, and Ray's own part of it has 62.
-            ray_folder = tempfile.mkdtemp(prefix="bcl-ray-")
-            self._write(replace(description, ray_folder=ray_folder))
+            self.parts.check_ports(description)
+            # Not below self.folder: a socket's path has at most 107 characters, and Ray adds 62.
+            description = replace(description, ray_folder=tempfile.mkdtemp(prefix="bcl-ray-"))
+            self.parts.write(description)
             try:
-                kept(self._token, secrets.token_hex(32))
-                self._start_all()
-                self._write(replace(self._description(), ready=True))
+                ensure_secret(self.parts.token, secrets.token_hex(32))
+                self.parts.start_all()
+                self.parts.write(replace(self.parts.description(), ready=True))
                 records.write_environment(self.folder, self.environment())
             except BaseException:
-                self._clear()
+                self.parts.clear()
                 raise
 
     def down(self, *, wipe: bool = False) -> None:
-        """End all of it; what is in S3 and MLflow stays, unless it is to be wiped.
+        """End the cluster; the data of S3 and MLflow stay.
+
+        Args:
+            wipe: Delete the data too.
 
         Raises:
-            OSError: another command is starting it.
+            OSError: Another command is starting or ending the cluster.
         """
         if not self.folder.exists():
             return
-        with records.held(self.folder):
-            self._clear()
+        with records.lock(self.folder):
+            self.parts.clear()
             if wipe:
-                for database in self.folder.glob("mlflow-*/postgres/data"):
-                    shutil.rmtree(database.resolve(), ignore_errors=True)  # root's is elsewhere
+                for link in self.folder.glob("mlflow-*/postgres/data"):
+                    shutil.rmtree(link.resolve(), ignore_errors=True)  # it may lead elsewhere
                 shutil.rmtree(self.folder)
 
     def environment(self) -> dict[str, str]:
-        """What a client, a driver or a test sets to use it; secrets among it.
+        """Environment variables of clients, drivers and tests; secrets are among them.
 
         Raises:
-            OSError: no cluster is here.
+            OSError: The folder has no cluster.
         """
-        description = self._description()
-        ports, server = description.ports, self._server(description)
-        return {
-            "BCL_RAY_CLUSTER": str(self.folder),
-            "BCL_RAY_GCS_ADDRESS": f"{LOOPBACK}:{ports.gcs}",
-            "BCL_RAY_STORE": description.bucket,
-            "RAY_ADDRESS": f"http://{LOOPBACK}:{ports.dashboard}",
-            "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
-            **(self._accounts(description).client() if description.auth else {}),
-            **ray_nodes.common_environment(self._token),
-            **(server.environment() if server else {}),
-        }
+        return self.parts.client_environment()
 
     def status(self) -> list[Status]:
-        """Every process that was started and not ended since."""
-        if records.read(self.folder) is None:
+        """Every process that was started and not ended since, dead ones too."""
+        description = records.read(self.folder)
+        if description is None:
             return []
-        description = self._description()
-        ports, server = description.ports, self._server(description)
         addresses = {
-            "head": f"http://{LOOPBACK}:{ports.dashboard}",
-            "mlflow": f"http://{LOOPBACK}:{ports.mlflow}",
+            "head": f"http://{LOOPBACK}:{description.ports.dashboard}",
+            "mlflow": self.parts.mlflow().uri,
         }
-        found = [(name, self.processes, addresses.get(name, "")) for name in self.processes.names()]
-        if server:
-            names = server.processes.names()
-            found += [(name, server.processes, server.endpoint) for name in names]
-        prefix = {id(self.processes): ""}
-        return [
-            Status(
-                prefix.get(id(of), f"{description.store} ") + name,
-                of.pid(name),
-                address,
-                of.alive(name),
-            )
-            for name, of, address in found
-        ]
+
+        def row(processes: Processes, name: str, label: str, address: str) -> Status:
+            return Status(label, processes.pid(name), address, processes.alive(name))
+
+        own = self.processes
+        rows = [row(own, name, name, addresses.get(name, "")) for name in own.names()]
+        if server := self.parts.s3_server(description):
+            rows += [
+                row(server.processes, name, f"{description.store} {name}", server.endpoint)
+                for name in server.processes.names()
+            ]
+        return rows
 
     def nodes(self) -> dict[str, int]:
-        """The pid of each Ray node that runs, the head's too."""
-        names = ["head", *self._description().nodes]
+        """The pid of each Ray node that runs, the head included, by name."""
+        names = ["head", *self.parts.description().nodes]
         alive = [name for name in names if self.processes.alive(name)]
         return {name: pid for name in alive if (pid := self.processes.pid(name)) is not None}
 
+    def training_workers(self) -> Mapping[str, int]:
+        """Number of training workers on each node that has some; empty if the head is silent."""
+        try:
+            return self.parts.ray().training_workers()
+        except (OSError, ValueError, KeyError, TypeError):  # a starting head answers anything
+            return {}
+
     def kill_node(self, name: str) -> None:
-        """Kill a node with all that runs on it, as a power cut would.
+        """Kill a node with everything that runs on it, as a power cut would.
 
         Raises:
-            ValueError: it is not one that runs.
+            ValueError: No such node runs.
         """
         self._check_runs(name)
         self.processes.kill(name)
-        self._write(self._description())
+        self.parts.write(self.parts.description())
 
     def add_node(self, name: str, group: str | None = None) -> None:
-        """Start one more node, or one that has ended, and wait until it has joined.
+        """Start a new node, or one that has ended, and wait until it has joined.
 
         Args:
-            name: as the cluster lists it.
-            group: data or train; that of its name or of its last life where it is not given.
+            name: Name of the node.
+            group: data or train; by default the node's former group, or the one in its name.
 
         Raises:
-            ValueError: the group is neither, or the node runs.
+            ValueError: The group is neither, or the node runs already.
         """
-        description = self._description()
+        description = self.parts.description()
         group = group or description.nodes.get(name) or name.partition("-")[0]
         if group not in GROUPS:
-            raise UserError(f"--group ({group}) must be data or train")
+            raise UserError(f"--group ({group}) must be {' or '.join(GROUPS)}")
         if name == "head" or self.processes.alive(name):
-            raise UserError(f"node '{name}' runs already: give another name")
-        self._write(description.with_node(name, group))
-        self._start_node(name)
-        self._join(name)
-        self._write(self._description())
+            raise UserError(f"node '{name}' runs already: choose another name")
+        self.parts.write(description.with_node(name, group))
+        ray = self.parts.ray()
+        ray.start(name)
+        ray.wait_until_joined(name)
+        self.parts.write(self.parts.description())
 
     def drain_node(self, name: str, notice_seconds: int) -> None:
-        """Give notice that a node ends, as a cloud does of a spot machine; then kill it.
+        """Announce that a node will end, as a cloud does for a spot machine; kill it after that.
 
-        Returns at once. Ray takes no new work for the node, and asks Ray Train for a checkpoint.
+        Returns at once. Ray gives the node no new work, and asks Ray Train for a checkpoint.
 
         Raises:
-            ValueError: it is not one that runs.
+            ValueError: No such node runs.
             OSError: Ray refuses.
         """
         self._check_runs(name)
-        ports = self._description().ports
         created = self.processes.created(name)
-        node = ray_nodes.node_id(name, created, ports, self._token)
-        if node is None:
-            raise OSError(f"the head does not know '{name}': look at `bcl-ray cluster status`")
-        done = subprocess.run(  # noqa: S603 (the command is ours)
-            ray_nodes.drain_command(node, notice_seconds, ports),
-            env=self._node_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        if done.returncode:
-            raise OSError(f"'{name}' is not drained: {done.stderr.strip().splitlines()[-1:]}")
-        given = [str(self.folder), name, str(notice_seconds), repr(created)]
-        kill = [sys.executable, "-c", KILL, *given]
-        self.processes.start(f"notice-{name}", kill, self._node_environment())
+        self.parts.ray().drain(name, notice_seconds)
+        arguments = [str(self.folder), name, str(notice_seconds), repr(created)]
+        kill = [sys.executable, "-c", KILL_LATER, *arguments]
+        self.processes.start(f"notice-{name}", kill, self.parts.node_environment())
 
     def kill_head(self) -> None:
-        """Kill the head with all that runs on it, drivers of jobs too; its state is kept."""
+        """Kill the head with everything that runs on it, drivers of jobs too; its state stays."""
         self.processes.kill("head")
 
     def start_head(self) -> None:
-        """Start the head again, and wait until it answers; nodes that wait for it come back."""
-        self._launch_head()
-        self._join("head")
-
-    def _launch_head(self) -> None:
-        description = self._description()
-        ports, folder = description.ports, Path(description.ray_folder)
-        # Where it is there, Ray takes the nodes that wait for the head for one that runs.
-        (folder / "head" / "ray_current_cluster").unlink(missing_ok=True)
-        command = ray_nodes.head_command(ports, folder / "head")
-        environment = ray_nodes.head_environment(ports, folder / "gcs")
-        self.processes.start("head", command, {**self._node_environment(), **environment})
-        self.processes.wait("head", answers(ports.gcs), START_SECONDS)
+        """Start the head again, and wait until it answers; waiting nodes connect to it again."""
+        ray = self.parts.ray()
+        ray.start_head()
+        ray.wait_until_joined("head")
 
     def stop_s3(self) -> None:
-        """End the S3 server; what it has stays."""
-        self._own_server().stop()
+        """End the S3 server; its data stay."""
+        self.parts.own_s3_server().stop()
 
     def start_s3(self) -> None:
         """Start the S3 server again, and wait until it answers."""
-        self._own_server().start()
+        self.parts.own_s3_server().start()
 
     def stop_mlflow(self) -> None:
-        """End the MLflow server; what it has stays."""
-        self.processes.end("mlflow")
+        """End the MLflow server; its data stay."""
+        self.parts.mlflow().stop()
 
     def start_mlflow(self) -> None:
         """Start the MLflow server, and wait until it answers."""
-        description = self._description()
-        port = description.ports.mlflow
-        artifacts = f"{description.bucket}/mlflow"
-        command = tracking_server.command(port, artifacts, auth=description.auth)
-        folder = self._mlflow_folder(description)
-        environment = self._node_environment()
-        if description.database == "postgres":
-            database = Postgres(folder / "postgres", description.ports.postgres, self.processes)
-            if not self.processes.alive("postgres"):
-                database.start()
-            environment |= database.environment()
-            uri = database.address
-        else:
-            uri = tracking_server.sqlite(folder)
-        environment |= tracking_server.environment(uri)
-        if description.auth:
-            environment |= self._accounts(description).server(uri)
-        self.processes.start("mlflow", command, environment)
-        self.processes.wait("mlflow", answers(port), START_SECONDS)
-        if description.auth:
-            self._accounts(description).ensure_client(f"http://{LOOPBACK}:{port}")
-
-    def _mlflow_folder(self, description: LocalDescription) -> Path:
-        """A database says where its artifacts are, so each store has a database of its own."""
-        return self.folder / f"mlflow-{description.store.partition(':')[0]}"
-
-    def _accounts(self, description: LocalDescription) -> tracking_server.Accounts:
-        return tracking_server.Accounts(self._mlflow_folder(description))
-
-    def _start_all(self) -> None:
-        """Start the parts at the same time; the first that fails ends the others."""
-        parts = (self._start_store, self._start_ray, self.start_mlflow)
-        with ThreadPoolExecutor(len(parts)) as pool:
-            futures = [pool.submit(part) for part in parts]
-            try:
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
-            except BaseException:
-                self._end_all()  # else the other parts would be waited for
-                raise
-
-    def _start_store(self) -> None:
-        if server := self._server(self._description()):
-            server.start()
-            server.make_bucket("bcl-ray")
-
-    def _start_ray(self) -> None:
-        self._launch_head()
-        names = list(self._description().nodes)
-        for name in names:
-            self._start_node(name)
-        for name in ("head", *names):
-            self._join(name)
-
-    def _start_node(self, name: str) -> None:
-        description = self._description()
-        command = ray_nodes.worker_command(
-            name,
-            description.nodes[name],
-            cpus=description.cpus,
-            store_mib=description.store_mib,
-            ports=description.ports,
-            temporary=Path(description.ray_folder) / name,
-        )
-        self.processes.start(name, command, self._node_environment())
-
-    def _join(self, name: str) -> None:
-        since, ports = self.processes.created(name), self._description().ports
-        joined = ray_nodes.registered(name, since, ports, self._token)
-        self.processes.wait(name, joined, START_SECONDS)
-
-    def _node_environment(self) -> dict[str, str]:
-        own = self._server(self._description()) is not None
-        there = {name: value for name, value in self.environment().items() if name != "RAY_ADDRESS"}
-        return {**ray_nodes.machine_environment(keep=() if own else ("AWS_",)), **there}
-
-    def _server(self, description: LocalDescription) -> S3Server | None:
-        server = SERVERS.get(description.store)
-        return server(self.folder / description.store, description.ports.s3) if server else None
-
-    def _own_server(self) -> S3Server:
-        description = self._description()
-        server = self._server(description)
-        if server is None:
-            raise UserError(f"{description.store} is not a server of this cluster")
-        return server
-
-    def _description(self) -> LocalDescription:
-        found = records.read(self.folder)
-        if found is None:
-            raise OSError(f"no cluster is in {self.folder}: start one with `bcl-ray cluster up`")
-        return found
-
-    def _write(self, description: LocalDescription) -> None:
-        pids = {name: self.processes.pid(name) for name in self.processes.names()}
-        ports = description.ports
-        addresses = {
-            "dashboard": f"http://{LOOPBACK}:{ports.dashboard}",
-            "gcs": f"{LOOPBACK}:{ports.gcs}",
-            "mlflow": f"http://{LOOPBACK}:{ports.mlflow}",
-            "bucket": description.bucket,
-        }
-        records.write(self.folder, description, {"addresses": addresses, "pids": pids})
-
-    def _check_ports(self, description: LocalDescription) -> None:
-        ports, server = description.ports, self._server(description)
-        wanted = {**ports.head(), "MLflow": ports.mlflow}
-        if description.database == "postgres":
-            wanted["PostgreSQL"] = ports.postgres
-        for number in server.ports if server else []:
-            wanted[f"S3 {number}"] = number
-        check_free(wanted)
+        self.parts.mlflow().start(self.parts.node_environment())
 
     def _check_runs(self, name: str) -> None:
         running = [node for node in self.nodes() if node != "head"]
         if name not in running:
             raise UserError(f"no node '{name}' runs; there is: {', '.join(running) or 'none'}")
 
-    def _clear_remains(self, say: Callable[[str], None]) -> None:
-        """End and forget what a cluster that was not taken down has left, or refuse one that is up.
+    def _clear_remains(self, notify: Callable[[str], None]) -> None:
+        """Clear what a cluster without a regular end has left.
 
         Raises:
-            OSError: it is up.
+            OSError: The cluster is up.
         """
-        found = records.read(self.folder)
-        if found is None:
+        description = records.read(self.folder)
+        if description is None:
             return
-        alive = self.processes.any_alive()
-        if alive and found.ready:
+        if description.ready and self.processes.any_alive():
             raise OSError(
                 f"a cluster is up in {self.folder}: `bcl-ray cluster down` ends it, --folder "
                 "starts another beside it"
             )
-        say("clearing what a cluster that was not taken down has left")
-        self._clear()
-
-    def _end_all(self) -> None:
-        self.processes.end(*self.processes.names(), patience=5)
-        found = records.read(self.folder)
-        if found and (server := self._server(found)):
-            server.stop()
-
-    def _clear(self) -> None:
-        self._end_all()
-        found = records.read(self.folder)
-        if found and found.ray_folder:
-            shutil.rmtree(found.ray_folder, ignore_errors=True)
-        for name in ("cluster.json", "environment", "token"):
-            with contextlib.suppress(FileNotFoundError):
-                (self.folder / name).unlink()
+        notify("clearing what a cluster that was not taken down has left")
+        self.parts.clear()
 
 
 def _check_options(workers: int, store: str, database: str, cpus: int) -> None:
@@ -417,14 +264,17 @@ def _check_options(workers: int, store: str, database: str, cpus: int) -> None:
         raise UserError(f"--workers ({workers}) must be at least 1")
     if cpus < 1:
         raise UserError(f"--cpus ({cpus}) must be at least 1")
-    if store not in SERVERS and not store.startswith("s3://"):
-        raise UserError(f"--store ({store}) must be swift or s3://BUCKET/PREFIX")
-    if database not in ("sqlite", "postgres"):
-        raise UserError(f"--database ({database}) must be sqlite or postgres")
+    if store not in S3_SERVERS and not store.startswith("s3://"):
+        raise UserError(f"--store ({store}) must be {', '.join(S3_SERVERS)} or s3://BUCKET/PREFIX")
+    if database not in DATABASES:
+        raise UserError(f"--database ({database}) must be {' or '.join(DATABASES)}")
 
 
-def _names(workers: int) -> dict[str, str]:
-    """Group by name: a third of the nodes for data, at least one where there are two."""
+def _node_groups(workers: int) -> dict[str, str]:
+    """The group of each node, by name: about a third is for data, at least one for each group.
+
+    A single node is for training.
+    """
     data = max(workers // 3, min(1, workers - 1))
     counts = {"data": data, "train": workers - data}
     return {f"{group}-{n}": group for group in GROUPS for n in range(1, counts[group] + 1)}

@@ -1,4 +1,4 @@
-"""What a cluster's folder says of it: cluster.json for programs, `environment` for shells."""
+"""Files of a local cluster: cluster.json describes it to programs, `environment` to shells."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.local.ray_nodes import Ports
+from bcl_ray.ops.local.ports import Ports
 from bcl_ray.ops.local.secret import write_private
 
 DEFAULT_FOLDER = "~/.cache/bcl_ray/cluster"
@@ -17,65 +17,64 @@ DEFAULT_FOLDER = "~/.cache/bcl_ray/cluster"
 
 @dataclass(frozen=True)
 class LocalDescription:
-    """A cluster: what it was asked to be, and where it is. No secrets.
-
-    Args:
-        store: swift, or the s3:// address of somebody else's store.
-        database: sqlite or postgres.
-        first_port: of a row of 20.
-        cpus: CPUs that each node says it has.
-        store_mib: object store of each node, MiB.
-        ray_folder: of the nodes' temporary folders.
-        nodes: group (data or train) of each worker node.
-        auth: whether MLflow asks for a name and a password.
-        ready: False while it is starting.
-    """
+    """The options that a cluster was started with, and its state. It holds no secrets."""
 
     store: str
+    """swift, or s3://BUCKET/PREFIX of an existing store."""
     database: str
+    """The database behind MLflow: sqlite or postgres."""
     first_port: int
+    """First of 20 consecutive ports."""
     cpus: int
+    """Number of CPUs that each node declares."""
     store_mib: int
+    """Size of Ray's object store on each node, in MiB."""
     ray_folder: str
+    """Folder of the nodes' temporary folders."""
     nodes: Mapping[str, str]
+    """The group of each worker node, data or train, by the node's name."""
     auth: bool = False
+    """Whether MLflow asks for a name and a password."""
     ready: bool = False
+    """False while the cluster is starting."""
 
     @property
     def ports(self) -> Ports:
-        """Its ports."""
+        """The ports of the cluster."""
         return Ports(self.first_port)
 
     @property
     def bucket(self) -> str:
-        """The s3:// address under which data and runs may be kept."""
+        """The s3:// URI under which data and runs may be stored."""
         return self.store if self.store.startswith("s3://") else "s3://bcl-ray"
 
     def with_node(self, name: str, group: str) -> "LocalDescription":
-        """The same with one node more."""
+        """The same description with one more node."""
         return replace(self, nodes={**self.nodes, name: group})
 
 
 def default_folder() -> Path:
-    """BCL_RAY_CLUSTER, or the one below the user's home."""
+    """The folder that BCL_RAY_CLUSTER names, else one in the user's cache."""
     return Path(os.environ.get("BCL_RAY_CLUSTER") or DEFAULT_FOLDER)
 
 
-def write(folder: Path, description: LocalDescription, found: Mapping[str, object]) -> None:
+def write(folder: Path, description: LocalDescription, details: Mapping[str, object]) -> None:
     """Write cluster.json.
 
     Args:
-        found: addresses and pids, which change as the cluster lives.
+        folder: Folder of the cluster.
+        description: Description of the cluster.
+        details: Addresses and pids, which change while the cluster runs.
     """
-    text = json.dumps({**asdict(description), **found}, indent=1)
+    text = json.dumps({**asdict(description), **details}, indent=1)
     write_private(folder / "cluster.json", text + "\n")
 
 
 def read(folder: Path) -> LocalDescription | None:
-    """What cluster.json says; None where there is none.
+    """The description in cluster.json; None if there is no such file.
 
     Raises:
-        ValueError: it is not of this version.
+        ValueError: The file cannot be read, or another version of bcl_ray wrote it.
     """
     file = folder / "cluster.json"
     if not file.exists():
@@ -90,24 +89,24 @@ def read(folder: Path) -> LocalDescription | None:
 
 
 def write_environment(folder: Path, environment: Mapping[str, str]) -> None:
-    """Write what `source` takes, for its owner alone: it holds the object store's key."""
+    """Write the file for the shell's `source`; only its owner can read it, for it holds keys."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     write_private(folder / "environment", "\n".join(lines) + "\n")
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other commands from starting or ending the cluster for as long as the block lasts.
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other commands from starting or ending the cluster during the block.
 
     Raises:
-        OSError: another command does so now.
+        OSError: Another command is starting or ending it.
     """
-    import fcntl  # noqa: PLC0415 (not on Windows, where this module is imported too)
+    import fcntl  # noqa: PLC0415 (Windows, where this module is imported too, has none)
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(
                 f"another command is starting or ending the cluster of {folder}: wait for it"

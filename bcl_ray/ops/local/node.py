@@ -1,7 +1,8 @@
-"""`ray` for nodes that keep to this machine: `python -m bcl_ray.ops.local.node start …`.
+"""`ray` for nodes that listen on 127.0.0.1 alone: `python -m bcl_ray.ops.local.node start …`.
 
-Ray takes 127.0.0.1 for the machine's outer address, and then listens on every interface. With
-RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 it does not, but it refuses a second node; this allows it.
+Ray replaces 127.0.0.1 by the machine's outer address, and then listens on every interface. With
+RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 it keeps 127.0.0.1, but refuses a second node. This module
+allows the second node.
 """
 
 from ray.scripts.scripts import main

@@ -1,4 +1,4 @@
-"""Ports of this machine: which are free, who holds the others, and waiting for one to answer."""
+"""TCP ports of this machine: those of a local cluster, free ones, and who uses the others."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -8,34 +8,62 @@ import psutil
 LOOPBACK = "127.0.0.1"
 
 
+class Ports:
+    """The ports of a local cluster: 20 consecutive numbers.
+
+    Args:
+        first: The first number.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.dashboard = first  # Ray's dashboard, Jobs API and State API
+        self.mlflow = first + 1
+        self.gcs = first + 2  # the head's control store, which nodes and drivers connect to
+        self.ray_client = first + 3
+        self.autoscaler_metrics = first + 4
+        self.dashboard_metrics = first + 5
+        self.postgres = first + 6  # database behind MLflow, if it is not SQLite
+        self.s3 = first + 10  # first of the S3 server's ports
+
+    def head(self) -> dict[str, int]:
+        """All ports of the Ray head, by purpose."""
+        return {
+            "Ray dashboard": self.dashboard,
+            "Ray GCS": self.gcs,
+            "Ray client": self.ray_client,
+            "Ray monitor": self.autoscaler_metrics,
+            "Ray metrics": self.dashboard_metrics,
+        }
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different."""
+    """Different ports on which nobody listens now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for probe in sockets:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
     finally:
-        for one in sockets:
-            one.close()
+        for probe in sockets:
+            probe.close()
 
 
 def check_free(ports: Mapping[str, int]) -> None:
     """Refuse ports that are in use.
 
     Args:
-        ports: by what they are for, in words that a person can act on.
+        ports: The port numbers, by purpose as the error names it.
 
     Raises:
-        OSError: naming each port in use, what it was to be for, and who holds it.
+        OSError: Some are in use; names each port, its purpose and the process that uses it.
     """
-    taken = [f"{port} ({name}), by {_holder(port)}" for name, port in ports.items() if _used(port)]
+    taken = [f"{port} ({name}), by {_user(port)}" for name, port in ports.items() if _used(port)]
     if taken:
-        raise OSError(f"ports in use: {'; '.join(taken)}; stop that, or choose others")
+        raise OSError(f"ports in use: {'; '.join(taken)}; stop that process, or choose other ports")
 
 
 def answers(port: int) -> Iterator[bool]:
-    """Whether something accepts connections at a port of this machine; ask again and again."""
+    """Yield, again and again, whether a port of this machine accepts connections."""
     while True:
         try:
             with socket.create_connection((LOOPBACK, port), timeout=1):
@@ -45,21 +73,23 @@ def answers(port: int) -> Iterator[bool]:
 
 
 def _used(port: int) -> bool:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server just ended is no user
+    with socket.socket() as probe:
+        # Without this, the port of a server that has just ended would count as used.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((LOOPBACK, port))
+            probe.bind((LOOPBACK, port))
         except OSError:
             return True
     return False
 
 
-def _holder(port: int) -> str:
-    """Name and pid of the process that listens, where the system tells."""
+def _user(port: int) -> str:
+    """Name and pid of the process that listens on a port, if the system tells them."""
     try:
-        for held in psutil.net_connections("tcp"):
-            if held.laddr and held.laddr.port == port and held.status == psutil.CONN_LISTEN:
-                return f"{psutil.Process(held.pid).name()} (pid {held.pid})"
+        for listener in psutil.net_connections("tcp"):
+            address = listener.laddr
+            if address and address.port == port and listener.status == psutil.CONN_LISTEN:
+                return f"{psutil.Process(listener.pid).name()} (pid {listener.pid})"
     except (psutil.Error, TypeError):
         pass
     return "another process"

@@ -1,4 +1,4 @@
-"""PostgreSQL on one machine, for MLflow: loopback only, with a password of its own."""
+"""A PostgreSQL server for MLflow, on 127.0.0.1 alone and with a password."""
 
 import os
 import pwd
@@ -8,60 +8,62 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bcl_ray.machine.messages import last_line
 from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.processes import Processes, program
-from bcl_ray.ops.local.secret import kept, write_private
+from bcl_ray.ops.local.secret import ensure_secret, write_private
 
 INSTALL = "apt-get install postgresql, or --database sqlite"
 USER = "mlflow"
 
 
 class Postgres:
-    """A database that stays in a folder.
+    """A database server whose data stay in a folder.
 
-    It refuses to run as root, so root's runs as another user, with its data where that user may go.
+    PostgreSQL refuses to run as root. For root, it runs as another user, with its data in a
+    temporary folder that this user may enter; `data` in the folder is then a link to it.
 
     Args:
-        folder: of its data and password.
-        port: on this machine alone.
-        processes: among which it runs, as `postgres`.
+        folder: Data and password.
+        port: Port on 127.0.0.1.
+        processes: Processes among which it runs, under the name `postgres`.
     """
 
     def __init__(self, folder: Path, port: int, processes: Processes) -> None:
         self.folder, self.port, self.processes = folder, port, processes
         self._password_file = folder / "pgpass"
-        self._user = _other_user() if os.geteuid() == 0 else None
+        self._user = _unprivileged_user() if os.geteuid() == 0 else None
 
     @property
     def address(self) -> str:
-        """For SQLAlchemy; the password is in a file that the environment names."""
+        """URL for SQLAlchemy, without the password: `environment` names its file."""
         return f"postgresql+psycopg2://{USER}@{LOOPBACK}:{self.port}/postgres"
 
     def environment(self) -> dict[str, str]:
-        """What a client needs beside the address."""
+        """Environment variables of clients."""
         return {"PGPASSFILE": str(self._password_file)}
 
     def start(self) -> None:
-        """Start it, and wait until it answers.
+        """Start the server, and wait until it answers queries.
 
         Raises:
-            OSError: it is not installed, or ended; with its last words.
+            OSError: It is not installed, or has ended; with its last line of output.
         """
         server = program("postgres", INSTALL)
         data = self.folder / "data"
         if not data.exists():
-            self._make(data)
+            self._create(data)
         command = [server, "-D", str(data.resolve()), "-p", str(self.port)]
         command += ["-c", f"listen_addresses={LOOPBACK}", "-c", "unix_socket_directories="]
-        password = kept(self.folder / "password")
-        # The port may have changed since the last time.
+        password = ensure_secret(self.folder / "password")
+        # Written each time, for the port may have changed.
         write_private(self._password_file, f"{LOOPBACK}:{self.port}:*:{USER}:{password}\n")
         self.processes.start("postgres", command, dict(os.environ), user=self._user)
-        self.processes.wait("postgres", self._takes_queries(), seconds=60)
+        self.processes.wait("postgres", self._answers_queries(), seconds=60)
 
-    def _takes_queries(self) -> Iterator[bool]:
-        """Whether it has started; it accepts connections before that, and refuses what they say."""
-        import psycopg2  # noqa: PLC0415 (only where this database is asked for)
+    def _answers_queries(self) -> Iterator[bool]:
+        """Yield whether the server accepts a login; while starting, it accepts only connections."""
+        import psycopg2  # noqa: PLC0415 (installed only where this database is wanted)
 
         address = self.address.replace("+psycopg2", "")
         while True:
@@ -71,21 +73,21 @@ class Postgres:
             except psycopg2.OperationalError:
                 yield False
 
-    def _make(self, data: Path) -> None:
-        """Make the database; a folder that is not complete never gets its name."""
-        program("initdb", INSTALL)
+    def _create(self, data: Path) -> None:
+        """Create the database in a temporary folder, and link to it when it is complete."""
+        initdb = program("initdb", INSTALL)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        where = None if self._user else self.folder
-        folder = Path(tempfile.mkdtemp(prefix="bcl-ray-postgres-", dir=where))
+        parent = None if self._user else self.folder
+        folder = Path(tempfile.mkdtemp(prefix="bcl-ray-postgres-", dir=parent))
         with tempfile.NamedTemporaryFile("w") as secret:
-            secret.write(kept(self.folder / "password"))
+            secret.write(ensure_secret(self.folder / "password"))
             secret.flush()
             if self._user:
                 shutil.chown(secret.name, self._user)
                 shutil.chown(folder, self._user)
             done = subprocess.run(  # noqa: S603 (the command is ours)
                 [
-                    program("initdb", INSTALL),
+                    initdb,
                     *("-D", str(folder), "-U", USER, "-A", "scram-sha-256"),
                     f"--pwfile={secret.name}",
                 ],
@@ -98,11 +100,11 @@ class Postgres:
             )
         if done.returncode:
             shutil.rmtree(folder)
-            raise OSError(f"initdb failed: {done.stderr.strip().splitlines()[-1:]}")
-        data.unlink(missing_ok=True)  # of a temporary folder that is gone
+            raise OSError(f"initdb failed: {last_line(done.stderr, 'it gave no reason')}")
+        data.unlink(missing_ok=True)  # a link to a temporary folder that has been deleted
         data.symlink_to(folder)
 
 
-def _other_user() -> str:
+def _unprivileged_user() -> str:
     names = {entry.pw_name for entry in pwd.getpwall()}
     return "postgres" if "postgres" in names else "nobody"

@@ -1,7 +1,7 @@
-"""Processes that outlive the command that started them, found again and ended by who they are.
+"""Processes that outlive the command that starts them, and that later commands can find and end.
 
-A process is remembered by its pid and the time of its creation, so that a pid that the system
-has given to somebody else is never killed.
+A file records the pid and the creation time of each process. If the system has given the pid to
+another process since, the times differ, and that process is left alone.
 """
 
 import contextlib
@@ -15,18 +15,22 @@ from pathlib import Path
 
 import psutil
 
-MARK = "BCL_RAY_PROCESS"  # in the environment of all that we start: the file that remembers it
-BIN = Path(sys.executable).parent  # where pip put the commands of what it installed
-_children: dict[int, "subprocess.Popen[bytes]"] = {}  # our own must be waited for, else zombies
+MARK = "BCL_RAY_PROCESS"  # environment variable of every process: the file that records it
+BIN = Path(sys.executable).parent  # where pip installs commands
+START_SECONDS = 120  # for one part of a cluster to start; a quiet machine needs 10
+KILL_SECONDS = 30
+
+# Children of this very process, which must be waited for: else they stay as zombies.
+_children: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
 def program(name: str, remedy: str) -> str:
-    """Path of a command, beside this Python or on the PATH.
+    """Path of a command, beside this Python, on the PATH, or where Debian installs PostgreSQL.
 
     Raises:
-        FileNotFoundError: it is not installed; with the remedy.
+        FileNotFoundError: It is not installed; with the remedy.
     """
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # not on the PATH
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     for folder in (BIN, *map(Path, os.get_exec_path()), *debian):
         if (folder / name).is_file() and os.access(folder / name, os.X_OK):
             return str(folder / name)
@@ -34,10 +38,10 @@ def program(name: str, remedy: str) -> str:
 
 
 class Processes:
-    """The named processes of one folder: run/NAME.json remembers each, log/NAME.log is its output.
+    """Named processes of one folder: run/NAME.json records each, log/NAME.log has its output.
 
     Args:
-        folder: made when it is first needed, for its owner only.
+        folder: Created with the first process; only its owner may enter it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,13 +55,19 @@ class Processes:
         *,
         user: str | None = None,
     ) -> int:
-        """Start a command in a session of its own, in the folder; returns its pid.
+        """Start a command in the folder, in a session of its own.
 
         Args:
-            user: whom it runs as; this process's where it is not given.
+            name: Name of the process.
+            command: Program and arguments.
+            environment: All its environment variables.
+            user: User that it runs as; by default the user of this process.
+
+        Returns:
+            The pid.
 
         Raises:
-            OSError: it runs already, or cannot be started.
+            OSError: A process of this name runs, or the command cannot be started.
         """
         if self.alive(name):
             raise OSError(f"{name} runs already (pid {self.pid(name)})")
@@ -84,45 +94,51 @@ class Processes:
         return self.folder / "log" / f"{name}.log"
 
     def names(self) -> list[str]:
-        """All that were started and not ended since, alive or not, the oldest first."""
+        """Names of all processes that `end` was not called for, dead ones too, oldest first."""
         files = (self.folder / "run").glob("*.json")
         return [file.stem for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
 
     def pid(self, name: str) -> int | None:
-        """Its pid, dead or alive; None where it was never started."""
+        """The pid of a process, alive or dead; None if it was never started."""
         record = self._record(name)
         return int(record["pid"]) if record else None
 
     def created(self, name: str) -> float:
-        """When it was started, seconds since the epoch; 0 where it never was."""
+        """When a process was started, in seconds since the epoch; 0 if it never was."""
         record = self._record(name)
         return record["created"] if record else 0
 
     def alive(self, name: str) -> bool:
-        """Whether it runs."""
-        return self._root(name) is not None
+        """Whether a process runs."""
+        return self._running(name) is not None
 
     def any_alive(self) -> bool:
-        """Whether one of them, or what one of them has left behind, runs."""
+        """Whether any of the processes, or any of their descendants, runs."""
         return any(self.tree(name) for name in self.names())
 
     def tree(self, name: str) -> list[psutil.Process]:
-        """The process and all that it started, also where what stood between has died."""
-        root, pid = self._root(name), self.pid(name)
-        # A session keeps its number from being a pid again, until all of it has ended.
-        ours = pid is not None and (self._leader(name) is not None or not psutil.pid_exists(pid))
-        found = {} if root is None else {root.pid: root}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found |= {child.pid: child for child in root.children(recursive=True)} if root else {}
+        """A process and its descendants that run, including those whose parents have died."""
+        root, pid = self._running(name), self.pid(name)
+        # The system reuses no pid that is the number of a session with living members.
+        owned = pid is not None and (self._leader(name) is not None or not psutil.pid_exists(pid))
+        members = {} if root is None else {root.pid: root}
+        if root is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                members |= {child.pid: child for child in root.children(recursive=True)}
         for other in psutil.process_iter():
-            if other.pid not in found and self._is_orphan(other, name, pid if ours else None):
-                found[other.pid] = other
-        return [p for p in found.values() if _runs(p) and p.pid != os.getpid()]
+            if other.pid not in members and self._is_orphan(other, name, pid if owned else None):
+                members[other.pid] = other
+        return [one for one in members.values() if _runs(one) and one.pid != os.getpid()]
 
     def end(self, *names: str, patience: float = 10) -> None:
-        """Ask them to end (SIGTERM), and kill what is there of them after `patience` seconds."""
+        """Ask processes to end (SIGTERM), kill those that do not, and forget them.
+
+        Args:
+            *names: Names of the processes.
+            patience: Seconds until they and their descendants are killed.
+        """
         members = [member for name in names for member in self.tree(name)]
-        for root in filter(None, map(self._root, names)):
+        for root in filter(None, map(self._running, names)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 root.terminate()
         _wait(members, patience)
@@ -131,45 +147,50 @@ class Processes:
             self._file(name).unlink(missing_ok=True)
 
     def kill(self, *names: str) -> None:
-        """Kill them and all that they started (SIGKILL), as a power cut would; they stay listed.
+        """Kill processes and their descendants (SIGKILL), as a power cut would; they stay listed.
 
         Raises:
-            OSError: something is still there after 30 s.
+            OSError: Some still run after 30 s.
         """
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + KILL_SECONDS
         while members := [member for name in names for member in self.tree(name)]:
             for member in members:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
             _wait(members, 2)
             if time.monotonic() > deadline:
-                raise OSError(f"processes {[m.pid for m in members]} cannot be killed")
+                raise OSError(f"processes {[member.pid for member in members]} cannot be killed")
         for name in names:
             if child := _children.pop(self.pid(name) or 0, None):
                 child.wait()
 
     def wait(self, name: str, ready: Iterator[bool], seconds: float) -> None:
-        """Wait until `ready` yields True.
+        """Wait until a process is ready.
+
+        Args:
+            name: Name of the process.
+            ready: Yields, again and again, whether it is.
+            seconds: Longest time to wait.
 
         Raises:
-            OSError: the process has ended, or was not ready in time; with its last words.
+            OSError: The process has ended, or was not ready in time; with its last line of output.
         """
         deadline = time.monotonic() + seconds
         for is_ready in ready:
             if is_ready:
                 return
             if not self.alive(name):
-                raise OSError(f"{name} ended: {self.last_words(name)}")
+                raise OSError(f"{name} ended: {self.last_line(name)}")
             if time.monotonic() > deadline:
-                raise OSError(f"{name} was not ready in {seconds:g} s: {self.last_words(name)}")
+                raise OSError(f"{name} was not ready in {seconds:g} s: {self.last_line(name)}")
             time.sleep(0.05)
 
-    def last_words(self, name: str) -> str:
-        """The last line that it wrote, and where to find the rest."""
+    def last_line(self, name: str) -> str:
+        """The last line of a process's output, and the file that has all of it."""
         log = self.log(name)
         lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-        said = [line.strip() for line in lines if line.strip()] or ["it wrote nothing"]
-        return f"{said[-1][:300]} ({log})"
+        lines = [line.strip() for line in lines if line.strip()] or ["it wrote nothing"]
+        return f"{lines[-1][:300]} ({log})"
 
     def _file(self, name: str) -> Path:
         return self.folder / "run" / f"{name}.json"
@@ -182,21 +203,24 @@ class Processes:
         return record
 
     def _leader(self, name: str) -> psutil.Process | None:
-        """The process, also as a zombie; none where it is gone or its pid is somebody else's."""
+        """The process, running or a zombie; None if it is gone, or its pid is another's now."""
         record = self._record(name)
+        if record is None:
+            return None
         try:
-            found = psutil.Process(int(record["pid"])) if record else None
-            # The clock may be set while it runs; a pid does not come round again in a second.
-            same = record and found and abs(found.create_time() - record["created"]) < 1
+            process = psutil.Process(int(record["pid"]))
+            # 1 s, for the clock may be set meanwhile; the system reuses no pid within a second.
+            same = abs(process.create_time() - record["created"]) < 1
         except psutil.NoSuchProcess:
             return None
-        return found if same else None
+        return process if same else None
 
-    def _root(self, name: str) -> psutil.Process | None:
+    def _running(self, name: str) -> psutil.Process | None:
         leader = self._leader(name)
         return leader if leader and _runs(leader) else None
 
     def _is_orphan(self, other: psutil.Process, name: str, session: int | None) -> bool:
+        """Whether a process descends from one of ours, by its environment or its session."""
         try:
             mark = other.environ().get(MARK)
             # A process that renames itself, as Ray's workers do, may lose its environment.
@@ -208,7 +232,7 @@ class Processes:
 
 
 def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Wait until all have ended; a zombie has, also where nobody collects it."""
+    """Wait until all have ended; zombies count as ended."""
     deadline = time.monotonic() + seconds
     while any(map(_runs, processes)) and time.monotonic() < deadline:
         time.sleep(0.02)

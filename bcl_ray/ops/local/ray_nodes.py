@@ -1,205 +1,166 @@
-"""The Ray nodes of one machine: their commands, their environment, and what the head says of them.
-
-A node is what a machine is in a real cluster: a raylet with workers, CPUs, an object store and a
-temporary folder of its own. CPUs are what a node says that it has, not what the machine has.
-"""
+"""The Ray head and worker nodes of a local cluster, and what the head knows of them."""
 
 import json
-import os
-import sys
+import subprocess
 import time
-import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bcl_ray.ops.local.ports import LOOPBACK
-from bcl_ray.ops.local.processes import BIN
+from bcl_ray.machine.messages import last_line
+from bcl_ray.ops.local import ray_commands
+from bcl_ray.ops.local.description import LocalDescription
+from bcl_ray.ops.local.ports import LOOPBACK, Ports, answers
+from bcl_ray.ops.local.processes import START_SECONDS, Processes
 
-RAY = (sys.executable, "-m", "bcl_ray.ops.local.node")
-GROUP = "bcl-ray.io/group"  # a node's label: data or train
-CALLERS = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_", "PYTHONPATH", "VIRTUAL_ENV")
-SECONDS_WITHOUT_HEAD = "300"  # before a node gives up; 60 by default, and a head starts slowly
-
-
-@dataclass(frozen=True)
-class Ports:
-    """A cluster's ports, in one row."""
-
-    first: int
-
-    @property
-    def dashboard(self) -> int:
-        """Of the dashboard: jobs and the State API too."""
-        return self.first
-
-    @property
-    def mlflow(self) -> int:
-        """Of the MLflow server."""
-        return self.first + 1
-
-    @property
-    def gcs(self) -> int:
-        """Of the head's control store, which nodes and drivers connect to."""
-        return self.first + 2
-
-    @property
-    def s3(self) -> int:
-        """The first of the S3 server's."""
-        return self.first + 10
-
-    @property
-    def postgres(self) -> int:
-        """Of the database behind MLflow, where it is not SQLite."""
-        return self.first + 6
-
-    def head(self) -> dict[str, int]:
-        """All that the head listens on, by what it is for."""
-        names = ("Ray client", "Ray monitor", "Ray metrics")
-        more = {name: self.first + offset for offset, name in enumerate(names, 3)}
-        return {"Ray dashboard": self.dashboard, "Ray GCS": self.gcs, **more}
+WORKER_CLASS = "RayTrainWorker"  # class of Ray Train's actors, one for each training worker
 
 
-def common_environment(token: Path) -> dict[str, str]:
-    """What nodes, drivers and clients of the cluster have in common."""
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes 127.0.0.1 for another address
-        "RAY_gcs_rpc_server_reconnect_timeout_s": SECONDS_WITHOUT_HEAD,
-        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-    }
-
-
-def machine_environment(keep: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment, less what is about other clusters, and our Python first.
+class RayNodes:
+    """Starts the Ray nodes of one cluster, and asks the head about them.
 
     Args:
-        keep: prefixes of what stays all the same.
+        processes: Processes of the cluster; a node's process has the node's name.
+        description: Description of the cluster.
+        token: File of the cluster's token.
+        environment: Environment variables of every node.
     """
-    drop = tuple(prefix for prefix in CALLERS if prefix not in keep)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
-    # A node's own folder is where its modules are looked for first; it has none.
-    path = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)])
-    return {**kept, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+
+    def __init__(
+        self,
+        processes: Processes,
+        description: LocalDescription,
+        token: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._processes = processes
+        self._description = description
+        self._ports = description.ports
+        self._token = token
+        self._environment = environment
+
+    def start_all(self) -> None:
+        """Start the head and all nodes, and wait until all have joined."""
+        self.start_head()
+        for name in self._description.nodes:
+            self.start(name)
+        for name in ("head", *self._description.nodes):
+            self.wait_until_joined(name)
+
+    def start_head(self) -> None:
+        """Start the head, and wait until it accepts connections."""
+        folder = Path(self._description.ray_folder)
+        # If this file exists, Ray mistakes nodes that wait for the head for a running head.
+        (folder / "head" / "ray_current_cluster").unlink(missing_ok=True)
+        command = ray_commands.head_command(self._ports, folder / "head")
+        environment = ray_commands.head_environment(self._ports, folder / "gcs")
+        self._processes.start("head", command, {**self._environment, **environment})
+        self._processes.wait("head", answers(self._ports.gcs), START_SECONDS)
+
+    def start(self, name: str) -> None:
+        """Start the process of a worker node."""
+        command = ray_commands.worker_command(
+            name,
+            self._description.nodes[name],
+            cpus=self._description.cpus,
+            store_mib=self._description.store_mib,
+            ports=self._ports,
+            temporary=Path(self._description.ray_folder) / name,
+        )
+        self._processes.start(name, command, self._environment)
+
+    def wait_until_joined(self, name: str) -> None:
+        """Wait until the head lists a node as alive.
+
+        Raises:
+            OSError: The node's process has ended, or did not join in time.
+        """
+
+        def joined() -> Iterator[bool]:
+            while True:
+                yield self._node_id(name) is not None
+                time.sleep(0.2)
+
+        self._processes.wait(name, joined(), START_SECONDS)
+
+    def drain(self, name: str, notice_seconds: int) -> None:
+        """Tell Ray that a node will end.
+
+        Raises:
+            OSError: The head does not know the node, or Ray refuses.
+        """
+        node_id = self._node_id(name)
+        if node_id is None:
+            raise OSError(f"the head does not know '{name}': look at `bcl-ray cluster status`")
+        done = subprocess.run(  # noqa: S603 (the command is ours)
+            ray_commands.drain_command(node_id, notice_seconds, self._ports),
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode:
+            raise OSError(
+                f"'{name}' is not drained: {last_line(done.stderr, 'Ray gave no reason')}"
+            )
+
+    def training_workers(self) -> Mapping[str, int]:
+        """The number of training workers on each node that has some, by the node's name.
+
+        Raises:
+            OSError: The head does not answer within a few seconds.
+        """
+        query = f"filter_keys=class_name&filter_predicates=%3D&filter_values={WORKER_CLASS}"
+        actors = _state("actors", self._ports, self._token, query, timeout=3)
+        nodes = list_nodes(self._ports, self._token, timeout=3)
+        names = {node["node_id"]: node["node_name"] for node in nodes}
+        alive = [actor for actor in actors if actor["state"] == "ALIVE"]
+        return Counter(names.get(actor["node_id"], "unknown") for actor in alive)
+
+    def _node_id(self, name: str) -> str | None:
+        """Ray's id of the living node of a name, or None."""
+        # For some seconds the head takes a killed node for alive: an older one does not count.
+        earliest = self._processes.created(name) - 1  # clocks are read in different ways
+        try:
+            nodes = list_nodes(self._ports, self._token)
+        except (OSError, ValueError, KeyError, TypeError):  # a starting head answers anything
+            return None
+        return next(
+            (
+                str(node["node_id"])
+                for node in nodes
+                if node["node_name"] == name and node["state"] == "ALIVE"
+                if node["start_time_ms"] / 1000 >= earliest
+            ),
+            None,
+        )
 
 
-def head_environment(ports: Ports, state: Path) -> dict[str, str]:
-    """What only the head needs: its state outlives it, and its ports are its own."""
-    return {
-        "RAY_gcs_storage": "rocksdb",
-        "RAY_gcs_storage_path": str(state),
-        "RAY_health_check_period_ms": "1000",  # a dead node is missed after 5 s, not 15
-        # Of jobs that are sent by other means than ours: time for a last checkpoint.
-        "RAY_JOB_STOP_SIGNAL": "SIGINT",
-        "RAY_JOB_STOP_WAIT_TIME_S": "90",
-        "AUTOSCALER_METRIC_PORT": str(ports.head()["Ray monitor"]),
-        "DASHBOARD_METRIC_PORT": str(ports.head()["Ray metrics"]),
-    }
-
-
-def head_command(ports: Ports, temporary: Path) -> list[str]:
-    """`ray start` of the head, which takes no work."""
-    return [
-        *_start("head", temporary, store_mib=128),
-        "--head",
-        *("--port", str(ports.gcs)),
-        *("--num-cpus", "0"),
-        *("--dashboard-host", LOOPBACK, "--dashboard-port", str(ports.dashboard)),
-        *("--ray-client-server-port", str(ports.head()["Ray client"])),
-    ]
-
-
-def worker_command(
-    name: str, group: str, *, cpus: int, store_mib: int, ports: Ports, temporary: Path
-) -> list[str]:
-    """`ray start` of a node that works.
+def list_nodes(ports: Ports, token: Path, timeout: float = 10) -> list[Mapping[str, Any]]:
+    """The nodes that the head knows, dead ones too, as Ray's State API describes them.
 
     Args:
-        group: data or train; its label, and the name of a resource of which it has `cpus`.
-        cpus: CPUs that it says it has.
-        store_mib: its object store, MiB.
-    """
-    return [
-        *_start(name, temporary, store_mib),
-        *("--address", f"{LOOPBACK}:{ports.gcs}"),
-        *("--num-cpus", str(cpus)),
-        *("--resources", json.dumps({group: cpus})),
-        *("--labels", f"{GROUP}={group}"),
-    ]
-
-
-def _start(name: str, temporary: Path, store_mib: int) -> list[str]:
-    return [
-        *RAY,
-        "start",
-        "--block",
-        "--disable-usage-stats",
-        *("--include-log-monitor", "false"),  # one a machine is enough, and our drivers read none
-        *("--node-name", name),
-        *("--node-ip-address", LOOPBACK),
-        *("--num-gpus", "0"),
-        *("--object-store-memory", str(store_mib * 2**20)),
-        *("--temp-dir", str(temporary)),
-        *("--min-worker-port", "0", "--max-worker-port", "0"),  # else two nodes choose the same
-        *("--dashboard-agent-listen-port", "0"),  # likewise, and jobs need that of the head
-    ]
-
-
-def drain_command(node_id: str, notice_seconds: int, ports: Ports) -> list[str]:
-    """What a cloud's notice of a machine's end becomes: Ray Train asks for a last checkpoint."""
-    return [
-        *RAY,
-        "drain-node",
-        *("--address", f"{LOOPBACK}:{ports.gcs}"),
-        *("--node-id", node_id),
-        *("--reason", "DRAIN_NODE_REASON_PREEMPTION"),
-        *("--reason-message", f"this machine ends in {notice_seconds} s"),
-        *("--deadline-remaining-seconds", str(notice_seconds)),
-    ]
-
-
-def listed(ports: Ports, token: Path, timeout: float = 10) -> list[Mapping[str, Any]]:
-    """The nodes that the head knows, dead ones too, as its State API tells them.
+        ports: Ports of the cluster.
+        token: File of the cluster's token.
+        timeout: Seconds to wait for the answer.
 
     Raises:
-        OSError: no head answers.
+        OSError: No head answers.
     """
+    return _state("nodes", ports, token, "detail=1", timeout)
+
+
+def _state(
+    resource: str, ports: Ports, token: Path, query: str, timeout: float
+) -> list[Mapping[str, Any]]:
+    """Ask the head's State API for a list."""
     request = urllib.request.Request(
-        f"http://{LOOPBACK}:{ports.dashboard}/api/v0/nodes?detail=1&limit=1000",
+        f"http://{LOOPBACK}:{ports.dashboard}/api/v0/{resource}?{query}&limit=1000",
         headers={"Authorization": f"Bearer {token.read_text()}"},
     )
     with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
-        found: list[Mapping[str, Any]] = json.load(answer)["data"]["result"]["result"]
-    return found
-
-
-def node_id(name: str, since: float, ports: Ports, token: Path) -> str | None:
-    """Ray's name of the node that is alive under ours; None where there is none.
-
-    Args:
-        since: when its process was started, seconds since the epoch: for some seconds the head
-            takes a node that was killed for alive.
-    """
-    try:
-        nodes = listed(ports, token)
-    except (OSError, ValueError, KeyError, TypeError):  # a head that is starting says odd things
-        return None
-    return next(
-        (
-            str(node["node_id"])
-            for node in nodes
-            if node["node_name"] == name and node["state"] == "ALIVE"
-            if node["start_time_ms"] / 1000 >= since - 1  # clocks are read in different ways
-        ),
-        None,
-    )
-
-
-def registered(name: str, since: float, ports: Ports, token: Path) -> Iterator[bool]:
-    """Whether a node has joined; ask again and again."""
-    while True:
-        yield node_id(name, since, ports, token) is not None
-        time.sleep(0.2)
+        rows: list[Mapping[str, Any]] = json.load(answer)["data"]["result"]["result"]
+    return rows

@@ -1,4 +1,4 @@
-"""Secrets of one folder, made at random at first use and kept in files of mode 0600."""
+"""Secrets in files that only their owner can read (mode 0600)."""
 
 import os
 import secrets
@@ -15,10 +15,15 @@ def write_private(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def kept(file: Path, given: str | None = None) -> str:
-    """The secret of a file: the one given, else the one that is there, else a new one."""
-    if given is None and file.exists():
+def ensure_secret(file: Path, secret: str | None = None) -> str:
+    """The secret that a file holds; without a file, a random one is made and stored.
+
+    Args:
+        file: File of the secret.
+        secret: Replaces what the file holds.
+    """
+    if secret is None and file.exists():
         return file.read_text()
-    secret = given or secrets.token_hex(20)
+    secret = secret or secrets.token_hex(20)
     write_private(file, secret)
     return secret

@@ -1,27 +1,28 @@
-"""What the S3 servers of one machine have in common."""
+"""Base class of the S3 servers that run on one machine."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from bcl_ray.ops.local.ports import LOOPBACK, check_free
 from bcl_ray.ops.local.processes import Processes
-from bcl_ray.ops.local.secret import kept
+from bcl_ray.ops.local.secret import ensure_secret
 
 REGION = "us-east-1"
 
 
 class S3Server(ABC):
-    """An S3 server that listens on this machine alone, with its data in one folder.
+    """An S3 server that listens on 127.0.0.1 alone and keeps its data in one folder.
 
     Args:
-        folder: of its data, settings and logs; found again by the next process that names it.
-        port: of S3.
-        access_key: of its one user; kept from the last time, else made up.
-        secret_key: likewise.
+        folder: Data, settings and logs; any later process can name it and control the server.
+        port: Port of S3.
+        access_key: Access key of the only user.
+        secret_key: Secret key of the only user; by default the one in the folder, else a new one.
     """
 
     default_access_key: str
-    num_ports: int  # consecutive ones, the first is S3's
+    num_ports: int
+    """Number of consecutive ports; the first is that of S3."""
 
     def __init__(
         self,
@@ -34,34 +35,34 @@ class S3Server(ABC):
         self.processes = Processes(Path(folder))
         self.folder, self.port = self.processes.folder, port
         self.access_key = access_key or self.default_access_key
-        self.secret_key = kept(self.folder / "secret_key", secret_key)
+        self.secret_key = ensure_secret(self.folder / "secret_key", secret_key)
 
     @property
     def endpoint(self) -> str:
-        """Its address, with scheme and port."""
+        """URL of the S3 interface."""
         return f"http://{LOOPBACK}:{self.port}"
 
     @property
     def ports(self) -> list[int]:
-        """All the ports that it listens on."""
+        """All ports of the server."""
         return list(range(self.port, self.port + self.num_ports))
 
     def environment(self) -> dict[str, str]:
-        """What a client needs."""
+        """Environment variables of clients."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
-            "AWS_EC2_METADATA_DISABLED": "true",  # else a wrong key waits for a cloud's server
+            "AWS_EC2_METADATA_DISABLED": "true",  # else a wrong key waits for EC2's key server
         }
 
     def start(self) -> None:
-        """Start it, and wait until it answers; a folder with data goes on with them.
+        """Start the server on the data that the folder has, and wait until it answers.
 
         Raises:
-            OSError: it is not installed, a port is in use, or it ended; with its last words.
+            OSError: It is not installed, a port is in use, or it has ended; with its last line.
         """
         check_free({f"{type(self).__name__} {n}": port for n, port in enumerate(self.ports, 1)})
         self._start()
@@ -70,8 +71,8 @@ class S3Server(ABC):
     def _start(self) -> None: ...
 
     def make_bucket(self, name: str) -> None:
-        """Make a bucket, where it is not there already."""
-        import boto3  # noqa: PLC0415 (half a second, which `status` need not wait)
+        """Make a bucket, if it does not exist."""
+        import boto3  # noqa: PLC0415 (its import takes half a second)
         from botocore.config import Config  # noqa: PLC0415
 
         client = boto3.client(
@@ -86,14 +87,14 @@ class S3Server(ABC):
             client.create_bucket(Bucket=name)
 
     def alive(self) -> bool:
-        """Whether all its processes run."""
+        """Whether all processes of the server run."""
         names = self.processes.names()
         return bool(names) and all(map(self.processes.alive, names))
 
     def stop(self) -> None:
-        """End it; the data stay."""
+        """End the server; its data stay."""
         self.processes.end(*self.processes.names())
 
     def kill(self) -> None:
-        """Kill it at once, as a power cut would; the data stay."""
+        """Kill the server, as a power cut would; its data stay."""
         self.processes.kill(*self.processes.names())

@@ -1,7 +1,7 @@
-"""OpenStack Swift with its S3 interface: pip installs it, and it needs no root.
+"""OpenStack Swift with its S3 interface, which pip installs and which needs no root.
 
-It takes the default settings of pyarrow and boto3. Creating an object only if it is absent is
-not atomic: it looks, then writes.
+It works with the default settings of pyarrow and boto3. A conditional write ("create the object
+only if it does not exist") is not atomic: Swift checks first, then writes.
 """
 
 import getpass
@@ -79,7 +79,7 @@ max_manifest_segments = 10000
 [filter:dlo]
 use = egg:swift#dlo
 """
-# Run apart: Swift's modules are patched by eventlet, which nothing else here should be.
+# Runs in a process of its own: importing Swift lets eventlet patch the standard library.
 RINGS = """
 import sys
 from swift.common.ring.builder import RingBuilder
@@ -90,7 +90,7 @@ for offset, name in enumerate(("account", "container", "object"), 1):
     ring.rebalance(seed=1)
     ring.get_ring().save(f"{folder}/{name}.ring.gz")
 """
-# The updater has no option for where its settings are.
+# The updater has no option that names its settings.
 UPDATER = """
 import sys
 from swift.common import utils
@@ -102,7 +102,7 @@ main()
 
 
 class Swift(S3Server):
-    """Swift on this machine; its access key is account:user."""
+    """A Swift server; its access key has the form account:user."""
 
     default_access_key = "local:bcl-ray"
     num_ports = 4
@@ -111,7 +111,7 @@ class Swift(S3Server):
         command = program("swift-proxy-server", INSTALL)
         self._configure()
         etc, environment = self.folder / "etc", dict(os.environ)
-        # Without the other servers, the proxy says that there is no such bucket.
+        # The proxy comes last: without the other servers, it answers that buckets do not exist.
         for names in (("account", "container", "object"), ("proxy",)):
             for name in names:
                 server = command.replace("proxy", name)
@@ -123,12 +123,12 @@ class Swift(S3Server):
         self.processes.start("updater", [sys.executable, "-c", UPDATER, str(etc)], environment)
 
     def stop(self) -> None:
-        """End it, the proxy first; the data stay."""
+        """End the server, the proxy first; its data stay."""
         self.processes.end("proxy")
         super().stop()
 
     def kill(self) -> None:
-        """Kill it at once, as a power cut would; the data stay."""
+        """Kill the server, as a power cut would; its data stay."""
         self.processes.kill("proxy")
         super().kill()
 
@@ -139,7 +139,7 @@ class Swift(S3Server):
         etc = self.folder / "etc"
         for part in ("etc", "cache", "disk/d1"):
             (self.folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not (etc / "swift.conf").exists():  # other hashes would hide what has been stored
+        if not (etc / "swift.conf").exists():  # with other hashes, stored objects are not found
             prefix, suffix = secrets.token_hex(16), secrets.token_hex(16)
             text = Template(HASHES).substitute(prefix=prefix, suffix=suffix)
             write_private(etc / "swift.conf", text)
@@ -157,6 +157,6 @@ class Swift(S3Server):
             secret_key=self.secret_key,
         )
         write_private(etc / "proxy-server.conf", text)
-        subprocess.run(  # noqa: S603 (the ports may have changed since the last time)
+        subprocess.run(  # noqa: S603 (each time, for the ports may have changed)
             [sys.executable, "-c", RINGS, str(etc), str(self.port)], check=True, timeout=60
         )

@@ -10,17 +10,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bcl_ray.ops.slurm.part import Allocation, LostNodeError, StartError
+from bcl_ray.ops.slurm.allocation import Allocation, LostNodeError, StartError
 from bcl_ray.ops.slurm.ray_node import RayNode
 
 USER_MISTAKE = 2
-STOPPED = 128 + signal.SIGTERM  # of a driver that was asked to stop, and did
-LOOK = 1.0  # seconds between two looks at processes and files
-PATIENCE = 30.0  # seconds for what should not take any: an answer of Ray's, a driver's last words
+STOPPED = 128 + signal.SIGTERM  # exit status of a driver that has ended on request
+POLL_SECONDS = 1.0  # between two looks at processes and files
+SHORT_SECONDS = 30.0  # for what is normally immediate, such as an answer of Ray's
 
 
 class JobStop:
-    """Why the driver should stop, if it should; the user's word outranks Slurm's."""
+    """Whether the driver should stop, and why; the user's request outranks Slurm's signal.
+
+    Args:
+        folder: Folder of the allocation's messages.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._signalled = folder, False
@@ -30,10 +34,10 @@ class JobStop:
         self._signalled = True
 
     def reason(self) -> str | None:
-        """`end`, `requeue` or None.
+        """`end` or `requeue`; None if the driver should go on.
 
         Raises:
-            LostNodeError: srun ends the step, because another node failed.
+            LostNodeError: srun ends the step, for another node has failed.
         """
         with contextlib.suppress(OSError):
             return (self._folder / "stop").read_text().strip() or None
@@ -41,20 +45,34 @@ class JobStop:
             return None
         with contextlib.suppress(OSError):
             raise LostNodeError(f"ended, because of {(self._folder / 'failed').read_text()}")
-        return "requeue"  # Slurm takes the nodes away with notice: that goes to the step alone
+        # Slurm takes the nodes back with notice, which reaches only the step, not the script.
+        return "requeue"
 
 
-def joined(allocation: Allocation, head: str, ray: RayNode, stop: JobStop) -> bool:
-    """Wait until Ray is there on all nodes; False where a request to stop comes first."""
+def wait_for_nodes(allocation: Allocation, head: str, ray: RayNode, stop: JobStop) -> bool:
+    """Wait until Ray runs on all nodes.
+
+    Args:
+        allocation: This node's view of the allocation.
+        head: Address of Ray's head.
+        ray: Ray's processes on this node.
+        stop: Requests to stop.
+
+    Returns:
+        False if a request to stop came first.
+
+    Raises:
+        StartError: Not all nodes have joined in time.
+    """
     deadline = time.monotonic() + allocation.wait_seconds
-    while time.monotonic() < deadline:  # a census fails where the head is starting again
-        with _census(head, allocation.nodes) as census:
-            while census.exitcode is None and time.monotonic() < deadline:
+    while time.monotonic() < deadline:  # again, if the head starts again and the count fails
+        with _counting(head, allocation.nodes) as counter:
+            while counter.exitcode is None and time.monotonic() < deadline:
                 ray.check()
                 if stop.reason():
                     return False
-                census.join(LOOK)
-            if census.exitcode == 0:
+                counter.join(POLL_SECONDS)
+            if counter.exitcode == 0:
                 return True
     raise StartError(
         f"not all of {allocation.nodes} nodes joined within slurm.wait_seconds "
@@ -62,22 +80,29 @@ def joined(allocation: Allocation, head: str, ray: RayNode, stop: JobStop) -> bo
     )
 
 
-def drive(command: tuple[str, ...], head: str, ray: RayNode, stop: JobStop) -> int:
-    """Run the driver to its end; returns its status, 128 + N after signal N."""
+def run_driver(command: tuple[str, ...], head: str, ray: RayNode, stop: JobStop) -> int:
+    """Run the driver to its end.
+
+    Returns:
+        Its exit status; 128 + N if signal N has ended it.
+
+    Raises:
+        LostNodeError: Ray has ended on this node, or another node has failed.
+    """
     driver = subprocess.Popen(  # noqa: S603
         command, env={**os.environ, "RAY_ADDRESS": head}, start_new_session=True
     )
-    asked = False
+    terminated = False
     try:
         while driver.poll() is None:
-            if stop.reason() and not asked:
-                asked = True
+            if stop.reason() and not terminated:
+                terminated = True
                 driver.terminate()
             ray.check()
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
     except LostNodeError:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(PATIENCE)  # it may say what it has lost
+            driver.wait(SHORT_SECONDS)  # it may print what it has lost
         raise
     finally:
         driver.kill()
@@ -85,30 +110,33 @@ def drive(command: tuple[str, ...], head: str, ray: RayNode, stop: JobStop) -> i
     return status if status >= 0 else 128 - status
 
 
-def result_of(status: int, reason: str | None) -> str:
-    """What the batch script does after a driver that ended with a status: exit with it, mostly.
+def job_result(status: int, reason: str | None) -> str:
+    """What the batch script does after the driver: an exit status, or `requeue`.
 
     Args:
-        status: the driver's.
-        reason: why it was asked to stop, if it was.
+        status: Exit status of the driver.
+        reason: Why the driver was to stop, or None.
     """
     if reason == "requeue" and status not in (0, USER_MISTAKE):
         return "requeue"
     if reason == "end" and status == STOPPED:
-        return "0"  # what a user asks for is no failure
+        return "0"  # the user has asked for this end, so it is no failure
     return str(status)
 
 
 def all_alive(head: str, nodes: int) -> bool:
-    """Whether Ray is there on all nodes now."""
-    with _census(head, nodes) as census:
-        census.join(PATIENCE)
-        return census.exitcode == 0
+    """Whether Ray runs on all nodes now."""
+    with _counting(head, nodes) as counter:
+        counter.join(SHORT_SECONDS)
+        return counter.exitcode == 0
 
 
 @contextlib.contextmanager
-def _census(head: str, nodes: int) -> Iterator[multiprocessing.process.BaseProcess]:
-    """A process that ends, with 0, once Ray has as many nodes: Ray's client takes our signals."""
+def _counting(head: str, nodes: int) -> Iterator[multiprocessing.process.BaseProcess]:
+    """A process that exits with 0 once Ray has as many nodes.
+
+    It is a process of its own because Ray's client takes over the handling of signals.
+    """
     process = multiprocessing.get_context("spawn").Process(target=_count, args=(head, nodes))
     process.start()
     try:
@@ -119,12 +147,12 @@ def _census(head: str, nodes: int) -> Iterator[multiprocessing.process.BaseProce
 
 
 def _count(head: str, nodes: int) -> None:
-    import ray  # noqa: PLC0415  a second, which other nodes need not take
+    import ray  # noqa: PLC0415 (its import takes a second)
 
     try:
         ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:  # the head may be starting again
         os._exit(1)
     while sum(node["Alive"] for node in ray.nodes()) < nodes:
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     os._exit(0)

@@ -1,59 +1,68 @@
-"""By which addresses, interfaces and ports the nodes of an allocation reach each other."""
+"""Addresses, network interfaces and ports of the nodes of an allocation."""
 
 import contextlib
 import socket
 
 import psutil
 
-from bcl_ray.ops.slurm.part import StartError
+from bcl_ray.ops.slurm.allocation import StartError
 
-PATIENCE = 1.0  # seconds for a connection
+CONNECT_SECONDS = 1.0
 
 
 def own_address(interface: str | None, peer: str) -> str:
-    """This node's address on an interface; else the one by which it reaches a peer.
+    """This node's IPv4 address.
 
-    A node's own name may lead to a loopback address, such as 127.0.1.1 on Debian.
+    The node's own name would not do: it may lead to a loopback address, such as 127.0.1.1 on
+    Debian.
+
+    Args:
+        interface: Network interface; None for the one by which this node reaches the peer.
+        peer: Name or address of another node.
+
+    Raises:
+        StartError: The interface has no IPv4 address.
     """
     if interface is None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((peer, 9))  # sends nothing
             return str(probe.getsockname()[0])
-    found = psutil.net_if_addrs()
-    for address in found.get(interface, []):
+    interfaces = psutil.net_if_addrs()
+    for address in interfaces.get(interface, []):
         if address.family == socket.AF_INET:
             return str(address.address)
     raise StartError(
-        f"slurm.interface ({interface}) has no IPv4 address here; there are: {', '.join(found)}"
+        f"slurm.interface ({interface}) has no IPv4 address here; there are: "
+        f"{', '.join(interfaces)}"
     )
 
 
 def interface_of(address: str) -> str:
-    """The interface that has an address.
+    """The network interface that has an address.
 
     Raises:
-        StartError: none has it.
+        StartError: No interface has it.
     """
-    for name, found in psutil.net_if_addrs().items():
-        if any(each.address == address for each in found):
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
             return str(name)
     raise StartError(f"no interface has the address {address}")
 
 
 def free_ports(address: str) -> list[int]:
-    """Two ports of an address that nobody listens on now."""
+    """Two ports of an address on which nobody listens now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind((address, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for probe in sockets:
+            probe.bind((address, 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def answers(address: str) -> bool:
     """Whether something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError:
         return False
     return True

@@ -1,0 +1,47 @@
+"""Options and arguments that several commands share."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from bcl_ray.experiment.choices import Table
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Changes to the experiment, in order."),
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of the run, or path or URI of its folder.")
+]
+Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs.")]
+Last = Annotated[
+    bool, typer.Option("--last", help="The run's last checkpoint, instead of the best.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's dashboard, http(s)://HOST:8265; by default RAY_API_SERVER_ADDRESS or "
+        "RAY_ADDRESS."
+    ),
+]
+CaFile = Annotated[
+    str | None,
+    typer.Option(
+        help="Certificates to trust for https; by default REQUESTS_CA_BUNDLE or SSL_CERT_FILE."
+    ),
+]
+
+
+def one_of(table: Table[Any]) -> Callable[[typer.Context, str | None], str | None]:
+    """A callback that refuses names that a table does not have, while the command is parsed.
+
+    With --plugin, the name may be one that a plugin adds: then the command itself checks it.
+    """
+
+    def check(context: typer.Context, name: str | None) -> str | None:
+        if name is not None and not context.params.get("plugin") and name not in table.names:
+            raise typer.BadParameter(f"'{name}' is not one of {', '.join(table.names)}")
+        return name
+
+    return check
