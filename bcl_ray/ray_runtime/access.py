@@ -29,14 +29,14 @@ MAX_NODES = 8  # named for each problem
 
 
 def check_everywhere(
-    locations: Locations, worker: Mapping[str, float] | None = None, seconds: float = SECONDS
+    locations: Locations, per_worker: Mapping[str, float] | None = None, seconds: float = SECONDS
 ) -> None:
     """Make sure that this process and every node of the cluster can use S3 as they will need to.
 
         check_everywhere({
             "data.path": (data, {"list", "read"}),
             "tracking.runs": (runs, {"list", "read", "write", "delete"}),
-        }, worker={"CPU": 1, "GPU": 1})
+        }, per_worker={"CPU": 1, "GPU": 1})
 
     Needs a connection to Ray. Nodes without CPUs run nothing and are not checked. Nodes on which
     no worker fits run only data tasks, and are checked only for what those list and read.
@@ -44,7 +44,7 @@ def check_everywhere(
     Args:
         locations: For each option, its URI and actions as `s3.check_access` takes them. Local
             paths and URIs of other stores are skipped.
-        worker: Resources of one worker; None: workers may run on every node.
+        per_worker: Resources of one worker; None: workers may run on every node.
         seconds: Time in which problems of the store are reported.
 
     Raises:
@@ -57,7 +57,7 @@ def check_everywhere(
     if not on_s3:
         return
     nodes_with: dict[str, list[str]] = {}
-    for name, problems in _check_nodes(on_s3, worker or {}, seconds).items():
+    for name, problems in _check_nodes(on_s3, per_worker or {}, seconds).items():
         for problem in problems:
             nodes_with.setdefault(problem, []).append(name)
     if nodes_with:
@@ -86,14 +86,14 @@ def check_here(locations: Locations, seconds: float = SECONDS) -> list[str]:
 
 
 def _check_nodes(
-    locations: Locations, worker: Mapping[str, float], seconds: float
+    locations: Locations, per_worker: Mapping[str, float], seconds: float
 ) -> dict[str, list[str]]:
     """Problems of the driver and of each node, by their names."""
     begun = time.monotonic()
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(check_here)
     pending: dict[Any, str] = {}
     for name, node in _by_name(ray.nodes()).items():
-        needed = _needed(locations, node["Resources"], worker)
+        needed = _needed(locations, node["Resources"], per_worker)
         if needed:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = remote.options(scheduling_strategy=strategy).remote(needed, seconds - MARGIN)
@@ -125,12 +125,12 @@ def _result(task: Any) -> list[str]:
 
 
 def _needed(
-    locations: Locations, resources: Mapping[str, float], worker: Mapping[str, float]
+    locations: Locations, resources: Mapping[str, float], per_worker: Mapping[str, float]
 ) -> dict[str, tuple[str, Collection[str]]]:
     """The locations that a node with these resources will use."""
     if not resources.get("CPU"):
         return {}
-    hosts_workers = all(resources.get(name, 0) >= amount for name, amount in worker.items())
+    hosts_workers = all(resources.get(name, 0) >= amount for name, amount in per_worker.items())
     return {
         option: (uri, actions)
         for option, (uri, actions) in locations.items()

@@ -3,6 +3,8 @@
 Ray Train's own policy starts any number of workers, even one that does not divide the global
 batch. It takes all of the cluster's CPUs, so that none are left for data tasks, and it waits for
 nodes without a limit. `ScalingPolicy` replaces it in Ray Train's controller.
+
+In this module `nodes` are the resources of each node, and `per_worker` those of one worker.
 """
 
 import math
@@ -28,55 +30,37 @@ class MissingResourcesError(RuntimeError):
     """The cluster had too few resources for the fewest workers during scale.wait_timeout."""
 
 
-def resource_bundles(experiment: Experiment, worker: Amounts, *, data: bool) -> list[Amounts]:
-    """What a run requests from an autoscaler: the most workers, then data tasks.
-
-    Args:
-        experiment: The run's options.
-        worker: Resources of one worker.
-        data: Whether to include data tasks.
-    """
+def resource_bundles(experiment: Experiment, per_worker: Amounts, *, data: bool) -> list[Amounts]:
+    """What a run requests from an autoscaler: the most workers, and with `data` its data tasks."""
     task = experiment.scale.cpus_per_data_task
     tasks = math.ceil(experiment.least_data_cpus / task - TOLERANCE) if data else 0
-    return [worker] * experiment.scale.max_workers + [{"CPU": task}] * tasks
+    return [per_worker] * experiment.scale.max_workers + [{"CPU": task}] * tasks
 
 
-def worker_capacity(nodes: Iterable[Amounts], worker: Amounts) -> int:
+def worker_capacity(nodes: Iterable[Amounts], per_worker: Amounts) -> int:
     """How many workers fit on nodes; a worker cannot be split between nodes."""
     return sum(
-        min(math.floor(node.get(name, 0.0) / need + TOLERANCE) for name, need in worker.items())
+        min(math.floor(node.get(name, 0.0) / need + TOLERANCE) for name, need in per_worker.items())
         for node in nodes
     )
 
 
-def worker_count(experiment: Experiment, nodes: Iterable[Amounts], worker: Amounts) -> int:
-    """The largest number of workers that fits on nodes, with CPUs left for data tasks.
+def worker_count(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amounts) -> int:
+    """The largest of experiment.worker_counts that fits on nodes, with CPUs left for data tasks.
 
-    Args:
-        experiment: Its `worker_counts` are the numbers to choose from.
-        nodes: Resources of each node.
-        worker: Resources of one worker.
-
-    Returns:
-        0 if not even the smallest number fits.
+    It is 0 if not even the smallest number fits.
     """
     nodes, scale = list(nodes), experiment.scale
     cpus = sum(node.get("CPU", 0.0) for node in nodes) - experiment.least_data_cpus
     by_cpus = math.floor(cpus / scale.cpus_per_worker + TOLERANCE)
-    capacity = min(worker_capacity(nodes, worker), by_cpus)
+    capacity = min(worker_capacity(nodes, per_worker), by_cpus)
     return max((count for count in experiment.worker_counts if count <= capacity), default=0)
 
 
-def shortage(experiment: Experiment, nodes: Iterable[Amounts], worker: Amounts) -> str:
-    """What nodes lack for the smallest number of workers, in words.
-
-    Args:
-        experiment: The run's options.
-        nodes: Resources of each node.
-        worker: Resources of one worker.
-    """
+def shortage(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amounts) -> str:
+    """What nodes lack for the smallest number of workers, in words."""
     nodes, scale = list(nodes), experiment.scale
-    needed = {name: scale.min_workers * amount for name, amount in worker.items()}
+    needed = {name: scale.min_workers * amount for name, amount in per_worker.items()}
     needed["CPU"] += experiment.least_data_cpus
     present = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
     parts = [
@@ -85,14 +69,18 @@ def shortage(experiment: Experiment, nodes: Iterable[Amounts], worker: Amounts) 
         for name in needed
         if present[name] < needed[name]
     ]
-    each = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
+    each = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
     return "; ".join(parts) or f"nodes with {each} free for each of {scale.min_workers} workers"
 
 
-def cluster_shortage(experiment: Experiment, worker: Amounts) -> str:
+def cluster_shortage(experiment: Experiment, per_worker: Amounts) -> str:
     """What the cluster now lacks for the smallest number of workers; empty if it has enough."""
     nodes = usable_nodes().values()
-    return "" if worker_count(experiment, nodes, worker) else shortage(experiment, nodes, worker)
+    return (
+        ""
+        if worker_count(experiment, nodes, per_worker)
+        else shortage(experiment, nodes, per_worker)
+    )
 
 
 def usable_nodes() -> dict[str, dict[str, float]]:
@@ -137,22 +125,23 @@ class ScalingPolicy(ElasticScalingPolicy):
         Raises:
             MissingResourcesError: scale.wait_timeout has passed.
         """
-        now, timeout = time.monotonic(), self._experiment.scale.wait_timeout
-        is_first = self._waiting_since is None
-        since = self._waiting_since = now if self._waiting_since is None else self._waiting_since
+        timeout, is_first = self._experiment.scale.wait_timeout, self._waiting_since is None
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        waited = time.monotonic() - self._waiting_since
         nodes = usable_nodes()
-        workers = self._startable_workers(nodes, released=now - since > RELEASE_SECONDS)
-        if now - since > timeout:
+        workers = self._startable_workers(nodes, released=waited > RELEASE_SECONDS)
+        if waited > timeout:
+            missing = shortage(self._experiment, nodes.values(), self._per_worker)
             raise MissingResourcesError(
-                f"no workers after scale.wait_timeout ({timeout:g} s): the run needs "
-                f"{shortage(self._experiment, nodes.values(), self._worker)}; add nodes, or lower "
-                "scale.workers"
+                f"no workers after scale.wait_timeout ({timeout:g} s): the run needs {missing}; "
+                "add nodes, or lower scale.workers"
             )
         if workers:
             self._nodes = set(nodes)
             return self._get_resize_decision(workers)
-        if is_first and not worker_count(self._experiment, nodes.values(), self._worker):
-            missing = shortage(self._experiment, nodes.values(), self._worker)
+        if is_first and not worker_count(self._experiment, nodes.values(), self._per_worker):
+            missing = shortage(self._experiment, nodes.values(), self._per_worker)
             self._notify(f"waiting up to {timeout:g} s for {missing}")
         return NoopDecision()  # `Controller` pauses before it asks again
 
@@ -163,8 +152,8 @@ class ScalingPolicy(ElasticScalingPolicy):
             nodes: Resources of each usable node.
             released: Whether ended workers have had time to release their resources.
         """
-        possible = worker_count(self._experiment, nodes.values(), self._worker)
-        immediate = worker_count(self._experiment, free_resources(nodes), self._worker)
+        possible = worker_count(self._experiment, nodes.values(), self._per_worker)
+        immediate = worker_count(self._experiment, free_resources(nodes), self._per_worker)
         fewest = self._experiment.worker_counts[0]
         if possible in (0, fewest) or immediate >= possible:
             return possible
@@ -184,7 +173,7 @@ class ScalingPolicy(ElasticScalingPolicy):
         may_grow = time_monotonic() - worker_group_state.start_time > GROWTH_INTERVAL
         if may_grow and scale.min_workers < scale.max_workers:
             nodes = usable_nodes()
-            workers = worker_count(self._experiment, nodes.values(), self._worker)
+            workers = worker_count(self._experiment, nodes.values(), self._per_worker)
             if set(nodes) - self._nodes and workers > worker_group_state.num_workers:
                 self._nodes = set(nodes)
                 self._request_restart()
@@ -194,6 +183,6 @@ class ScalingPolicy(ElasticScalingPolicy):
         """Request nothing: the driver has requested nodes for workers and data tasks."""
 
     @property
-    def _worker(self) -> dict[str, float]:
+    def _per_worker(self) -> dict[str, float]:
         """Resources of one worker."""
         return dict(self.scaling_config._resources_per_worker_not_none)

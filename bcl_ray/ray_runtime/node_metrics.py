@@ -24,7 +24,7 @@ FINAL_TIMEOUT = 5.0  # seconds to wait for the last epoch's metrics
 MIB = 2**20
 
 
-class Sampler:
+class NodeSampler:
     """Samples this node's load from a thread, until `end` or the end of the process."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class NodeSamplers:
     def __init__(self, channel: Any, *, all_nodes: bool = True) -> None:
         self._channel, self._all_nodes = channel, all_nodes
         self._this_node = ray.get_runtime_context().get_node_id()
-        self._sampler = Sampler()
+        self._sampler = NodeSampler()
         self._actors: dict[str, Any] = {}  # by node id
         self._pending: list[Any] = []  # results of the actors' last `send`
         self._start_actors()
@@ -116,7 +116,7 @@ class NodeSamplers:
         for node in new:
             strategy = NodeAffinitySchedulingStrategy(node, soft=False)
             remote: Any = ray.remote  # its types do not know this strategy
-            actor = remote(num_cpus=0, scheduling_strategy=strategy)(Sampler)
+            actor = remote(num_cpus=0, scheduling_strategy=strategy)(NodeSampler)
             self._actors[node] = actor.remote()
         return names
 
@@ -137,7 +137,7 @@ class _Cpu:
 
     def _read(self) -> tuple[float, container.Share | None, Any]:
         # Not psutil.cpu_percent(), which counts from the last call of the same thread.
-        return time.monotonic(), container.cpu(), psutil.cpu_times()
+        return time.monotonic(), container.cpu_share(), psutil.cpu_times()
 
     def percent(self) -> float:
         """Per cent of the CPUs that may be used, 0 to 100."""
@@ -150,7 +150,7 @@ class _Cpu:
 
 
 def _memory_percent() -> float:
-    share = container.memory()
+    share = container.memory_share()
     return 100 * share.used / share.limit if share else float(psutil.virtual_memory().percent)
 
 

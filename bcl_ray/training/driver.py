@@ -98,25 +98,25 @@ def fit(
     lease_request.check_free(wait=restartable)  # before Ray starts, which takes seconds
     with connected() as cluster:
         check_resources(experiment, manifest, cluster)
-        worker = worker_resources(experiment, cluster)
-        check_storage(experiment, worker)
+        per_worker = worker_resources(experiment, cluster)
+        check_storage(experiment, per_worker)
         with (
             lease_request.acquire(wait=restartable) as lease,
             stop_signals(stop_request) as stop,
             Demand(uri) as demand,
         ):
-            request = functools.partial(request_nodes, demand, experiment, worker, cluster)
+            request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
             request(data=cluster.grows)
             if cluster.grows:
-                await_nodes(experiment, worker, notify=note, stop_request=stop)
-                check_storage(experiment, worker)
+                await_nodes(experiment, per_worker, notify=note, stop_request=stop)
+                check_storage(experiment, per_worker)
                 # Requested CPUs are reserved. Once workers train, data tasks may use theirs.
                 follow = _call_at_first_step(functools.partial(request, data=False), follow)
             if continues():
                 run = run_folder.open_run(uri)[0]
             else:
                 run = run_folder.create(uri, experiment, manifest.fingerprint)
-            launch = Launch(run, experiment, manifest, lease, worker, callbacks)
+            launch = Launch(run, experiment, manifest, lease, per_worker, callbacks)
             result = _train(
                 launch,
                 mlflow_uri,

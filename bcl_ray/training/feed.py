@@ -79,33 +79,31 @@ def open_feed(
             on all workers.
         OSError: A shard cannot be read.
     """
-    return _FEEDS[experiment.data.residency](experiment, manifest, device, watched)
-
-
-def _stream(
-    experiment: Experiment, manifest: Manifest, device: torch.device, _: Watched
-) -> tuple[Feed, str]:
-    return StreamFeed(experiment, manifest, device), ""
-
-
-def _device(
-    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watched
-) -> tuple[Feed, str]:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
-    feed, reason = _on_all_devices(experiment, manifest, device, watched, limit=free)
-    if feed is None:
-        raise UnsupportedError(f"data.residency is 'device': {reason}")
-    return feed, ""
-
-
-def _automatic(
-    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watched
-) -> tuple[Feed, str]:
-    if device.type != "cuda":
-        return _stream(experiment, manifest, device, watched)
-    limit = MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    limit = _LIMITS[experiment.data.residency](device)
+    if limit is None:
+        return StreamFeed(experiment, manifest, device), ""
     feed, reason = _on_all_devices(experiment, manifest, device, watched, limit=limit)
+    if feed is None and experiment.data.residency == "device":
+        raise UnsupportedError(f"data.residency is 'device': {reason}")
     return feed or StreamFeed(experiment, manifest, device), reason
+
+
+def _free_memory(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+def _gpu_share(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    return MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+# Bytes of a device that images may take, by data.residency; None: they are streamed.
+_LIMITS: dict[str, Callable[[torch.device], float | None]] = {
+    "stream": lambda _: None,
+    "device": _free_memory,
+    "auto": _gpu_share,
+}
 
 
 def _on_all_devices(
@@ -139,7 +137,3 @@ def _on_all_devices(
     if not sum_over_workers(failed).any():
         return feed, ""
     return None, "another worker's device cannot hold them" if feed else reason
-
-
-_FEEDS: dict[str, Callable[[Experiment, Manifest, torch.device, Watched], tuple[Feed, str]]]
-_FEEDS = {"stream": _stream, "device": _device, "auto": _automatic}

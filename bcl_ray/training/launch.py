@@ -38,7 +38,7 @@ class Launch:
     experiment: Experiment
     manifest: Manifest
     lease: Lease
-    worker: Mapping[str, float]
+    per_worker: Mapping[str, float]
     """Resources of one worker."""
     callbacks: Sequence[Any]
     """Callbacks of Ray Train's controller."""
@@ -67,8 +67,8 @@ class Launch:
             torch_config=ray.train.torch.TorchConfig(timeout_s=int(2 * scale.hang_timeout) + 1),
             scaling_config=ScalingConfig(
                 num_workers=(scale.min_workers, scale.max_workers),
-                use_gpu="GPU" in self.worker,
-                resources_per_worker=dict(self.worker),
+                use_gpu="GPU" in self.per_worker,
+                resources_per_worker=dict(self.per_worker),
                 label_selector=rank_zero_labels(scale.max_workers, resources()),
             ),
             run_config=self._run_config(),

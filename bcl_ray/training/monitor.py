@@ -10,10 +10,10 @@ A metric passes these functions on its way from a worker to MLflow, and takes no
     RunMonitor.track_records   skips epochs that it has tracked
     tracker.Tracker.metrics    writes the metrics to the run's journal, from there to MLflow
 
-An event is lost if the driver dies. The records of all epochs are therefore in every checkpoint as
-well: workers send them again with their `start` event, and the driver takes those of the last
-checkpoint at the end. `track_records` gets them all. Metrics of nodes come from
-`node_metrics.Sampler.send` with an event, `system`, and take the same way from `Channel.put` on.
+An event is lost if the driver dies. Every checkpoint therefore has the records of all epochs, too:
+workers send them again with their `start` event, and at the end the driver takes those of the last
+checkpoint; all of them pass `track_records`. Metrics of nodes come from `NodeSampler.send` with an
+event, `system`, and take the same way from `Channel.put` on.
 """
 
 import contextlib

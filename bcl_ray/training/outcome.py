@@ -84,7 +84,7 @@ def write_report(
         # matplotlib takes a second to import, which training need not wait for.
         from bcl_ray.report import results, summary  # noqa: PLC0415
 
-        written = summary.write(results.of_run(run, state), folder)
+        written = summary.write(results.from_run(run, state), folder)
     except Exception as error:
         logger.exception("the report failed")
         retry = f"bcl-ray report {run_folder.reference(run)}"

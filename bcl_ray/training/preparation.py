@@ -1,4 +1,7 @@
-"""What a run needs before its workers start: resources, object storage and nodes."""
+"""What a run needs before its workers start: resources, object storage and nodes.
+
+In this module `per_worker` are the resources of one worker.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -49,12 +52,8 @@ def rank_zero_labels(max_workers: int, cluster: Resources) -> list[dict[str, str
     return [{MARKET: "steady"}, *({} for _ in range(max_workers - 1))]
 
 
-def check_storage(experiment: Experiment, worker: Mapping[str, float]) -> None:
+def check_storage(experiment: Experiment, per_worker: Mapping[str, float]) -> None:
     """Make sure that the driver and all present nodes can use the object store.
-
-    Args:
-        experiment: The run's options.
-        worker: Resources of one worker.
 
     Raises:
         ValueError: As `access.check_everywhere`.
@@ -65,26 +64,26 @@ def check_storage(experiment: Experiment, worker: Mapping[str, float]) -> None:
     }
     if experiment.model.weights is not None:
         locations["model.weights"] = (experiment.model.weights, {"read"})
-    access.check_everywhere(locations, worker=worker)
+    access.check_everywhere(locations, per_worker=per_worker)
 
 
 def request_nodes(
     demand: Demand,
     experiment: Experiment,
-    worker: Mapping[str, float],
+    per_worker: Mapping[str, float],
     cluster: Resources,
     *,
     data: bool,
 ) -> None:
     """Request the nodes of the largest number of workers, and with `data` those of data tasks."""
-    bundles = resource_bundles(experiment, worker, data=data)
+    bundles = resource_bundles(experiment, per_worker, data=data)
     labels = rank_zero_labels(experiment.scale.max_workers, cluster) or []
     demand.request(bundles, labels + [{}] * (len(bundles) - len(labels)))
 
 
 def await_nodes(
     experiment: Experiment,
-    worker: Mapping[str, float],
+    per_worker: Mapping[str, float],
     *,
     notify: Callable[[str], None],
     stop_request: StopRequest,
@@ -97,7 +96,7 @@ def await_nodes(
     """
     timeout = experiment.scale.wait_timeout
     complete = wait_for_nodes(
-        lambda: cluster_shortage(experiment, worker),
+        lambda: cluster_shortage(experiment, per_worker),
         timeout,
         notify,
         lambda: stop_request.reason,
@@ -107,5 +106,5 @@ def await_nodes(
     if not complete:
         raise MissingNodesError(
             f"the nodes did not come within scale.wait_timeout ({timeout:g} s): the run needs "
-            f"{cluster_shortage(experiment, worker)}; see `ray status` on the head"
+            f"{cluster_shortage(experiment, per_worker)}; see `ray status` on the head"
         )

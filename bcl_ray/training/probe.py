@@ -125,7 +125,10 @@ class Probe:
 
     @cached_property
     def _training_sample(self) -> list[Batch]:
-        """This worker's part of the training split's sample, with evaluation's views."""
+        """This worker's part of the training split's sample, with evaluation's views.
+
+        Of a split of more than READ_BYTES, only every `stride`-th row group is read.
+        """
         split = self.manifest.splits[self.experiment.data.train_split]
         stride = 1 + sum(shard.bytes for shard in split.shards) // READ_BYTES
         images = min(TRAINED_IMAGES, KEPT_BYTES // (3 * self.experiment.views.image_size**2))

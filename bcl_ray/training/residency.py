@@ -38,8 +38,7 @@ class ResidentFeed:
         experiment: The run's options.
         manifest: Manifest of the shards in data.path.
         device: The worker's device.
-        rank: The worker's number.
-        world_size: Number of workers.
+        rank, world_size: The worker's number, and the number of workers.
         watched: Wraps an iterable that takes long, as `Watchdog.watched` does.
 
     Raises:
@@ -103,13 +102,9 @@ def training_batches(
     """Each remaining epoch's number, with the worker's batches of it for `loop.train_epoch`.
 
     Args:
-        experiment: The run's options.
-        plans: The plan of each epoch.
         images: The whole training split, in the order of the plan's layout.
         sender: Sender to the device that has the images.
-        rank: The worker's number.
-        world_size: Number of workers.
-        first_step: Number of steps of the whole run that are done.
+        experiment, plans, rank, world_size, first_step: As of `planned_batches`.
     """
     positions = plans(0).layout.positions
     num_views = 1 + experiment.num_contrastive

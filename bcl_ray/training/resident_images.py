@@ -57,12 +57,10 @@ def load_images(
     """Read and decode images of a split, and copy them to a device part by part.
 
     Args:
-        experiment: The run's options.
-        manifest: Manifest of the shards in data.path.
-        split: Name of the split.
         reads: The rows to read, in order.
         decode: `whole_images` or `evaluation_images`.
-        device: The device to copy to.
+        experiment, manifest, split, device: The run's options, the shards in data.path, the name
+            of the split, and the device to copy to.
         watched: Wraps an iterable that takes long, as `Watchdog.watched` does.
 
     Raises:

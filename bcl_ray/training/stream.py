@@ -53,8 +53,7 @@ def training_batches(
     Args:
         experiment: The run's options.
         manifest: Manifest of the shards in data.path.
-        rank: The worker's number.
-        world_size: Number of workers.
+        rank, world_size: The worker's number, and the number of workers.
         first_step: Number of steps of the whole run that are done.
         deliver: Makes a batch of its parts and the epoch's number, in the thread that runs
             ahead: `Sender.training` copies it to a device.

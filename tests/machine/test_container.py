@@ -22,14 +22,14 @@ from bcl_ray.ray_runtime import node_metrics
 from bcl_ray.runs import budget
 node_metrics.SAMPLE_INTERVAL = 3600  # it samples only when it is told to
 held = bytearray(os.urandom(1 << 20) * 150)
-sampler = node_metrics.Sampler()
-begun, used = time.monotonic(), container.cpu().used
+sampler = node_metrics.NodeSampler()
+begun, used = time.monotonic(), container.cpu_share().used
 while time.monotonic() < begun + 2:
     pass
 seconds = time.monotonic() - begun
 print(json.dumps({
-    "took": container.cpu().used - used, "seconds": seconds, "metrics": sampler.take(),
-    "cpu": container.cpu(), "cpus": container.cpus(), "memory": container.memory(),
+    "took": container.cpu_share().used - used, "seconds": seconds, "metrics": sampler.take(),
+    "cpu": container.cpu_share(), "cpus": container.cpus(), "memory": container.memory_share(),
     "machine": budget.this_machine(),
 }), flush=True)
 sys.stdin.read()  # while the files of the group are looked at
@@ -155,8 +155,8 @@ POD = {
 
 def test_a_pod_has_the_limits_of_its_own_group(machine):
     machine("0::/\n", [V2_MOUNT], POD)
-    assert container.cpu() == (1.5, 7.5)
-    assert container.memory() == (8 * GIB, 2 * GIB), "without the files' pages that lie idle"
+    assert container.cpu_share() == (1.5, 7.5)
+    assert container.memory_share() == (8 * GIB, 2 * GIB), "without the files' pages that lie idle"
     assert container.cpus() == 1.5
     assert container.memory_bytes() == 8 * GIB
 
@@ -164,8 +164,8 @@ def test_a_pod_has_the_limits_of_its_own_group(machine):
 def test_a_pod_without_limits_has_what_its_node_has(machine):
     free = {"cgroup/cpu.max": "max 100000\n", "cgroup/memory.max": "max\n"}
     machine("0::/\n", [V2_MOUNT], {**POD, **free})
-    assert container.cpu() is None
-    assert container.memory() is None
+    assert container.cpu_share() is None
+    assert container.memory_share() is None
     assert container.cpus() == 64
     assert container.memory_bytes() == 256 * GIB
 
@@ -173,7 +173,7 @@ def test_a_pod_without_limits_has_what_its_node_has(machine):
 def test_cpus_that_a_group_is_bound_to_are_a_limit_as_a_quota_is(machine):
     bound = {"cgroup/cpu.max": "max 100000\n", "cgroup/cpuset.cpus.effective": "0-2,32\n"}
     machine("0::/\n", [V2_MOUNT], {**POD, **bound})
-    assert container.cpu() == (4, 7.5)
+    assert container.cpu_share() == (4, 7.5)
 
 
 def test_of_groups_within_each_other_the_one_that_may_use_the_least_counts(machine):
@@ -187,8 +187,8 @@ def test_of_groups_within_each_other_the_one_that_may_use_the_least_counts(machi
         "cgroup/job_1/step_0/cpu.max": "max 100000\n",
     }
     machine("0::/job_1/step_0\n", [V2_MOUNT], step)
-    assert container.memory() == (4 * GIB, GIB)
-    assert container.cpu() == (4, 7.5)
+    assert container.memory_share() == (4 * GIB, GIB)
+    assert container.cpu_share() == (4, 7.5)
 
 
 V1_GROUP = "docker/0123"
@@ -214,15 +214,15 @@ def mounted(root):
 @pytest.mark.parametrize("root", [f"/{V1_GROUP}", "/../elsewhere"])
 def test_a_container_of_version_1_sees_its_group_at_the_place_of_the_mount(machine, root):
     machine(V1_GROUPS, mounted(root), V1_FILES)
-    assert container.memory() == (2 * GIB, GIB - MIB)
-    assert container.cpu() == (2.5, 1.5)
+    assert container.memory_share() == (2 * GIB, GIB - MIB)
+    assert container.cpu_share() == (2.5, 1.5)
 
 
 def test_a_job_of_version_1_sees_its_group_below_the_place_of_the_mount(machine):
     below = {name.replace("/", f"/{V1_GROUP}/"): text for name, text in V1_FILES.items()}
     machine(V1_GROUPS, mounted("/"), below)
-    assert container.memory() == (2 * GIB, GIB - MIB)
-    assert container.cpu() == (2.5, 1.5)
+    assert container.memory_share() == (2 * GIB, GIB - MIB)
+    assert container.cpu_share() == (2.5, 1.5)
 
 
 def test_the_number_that_version_1_has_for_no_limit_is_none(machine):
@@ -231,11 +231,11 @@ def test_the_number_that_version_1_has_for_no_limit_is_none(machine):
         "cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
     }
     machine(V1_GROUPS, mounted(f"/{V1_GROUP}"), {**V1_FILES, **free})
-    assert container.memory() is None
-    assert container.cpu() is None
+    assert container.memory_share() is None
+    assert container.cpu_share() is None
 
 
 def test_a_machine_without_control_groups_has_all_of_itself(machine):
     machine("", [], {})
-    assert (container.cpu(), container.memory()) == (None, None)
+    assert (container.cpu_share(), container.memory_share()) == (None, None)
     assert container.cpus() == 64

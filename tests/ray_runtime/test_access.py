@@ -42,7 +42,7 @@ def test_every_node_is_asked_for_what_it_will_do(cluster, proxy, bucket, places,
     from bcl_ray.ray_runtime.access import check_everywhere
 
     proxy.plan("denied", times=1000, method="PUT")
-    check_everywhere(places, worker=WORKER)  # data-1 need not write
+    check_everywhere(places, per_worker=WORKER)  # data-1 need not write
     assert {method for method, _ in proxy.requests} == {"GET"}
     with pytest.raises(ValueError, match="object storage cannot be used as this run needs") as told:
         check_everywhere(places)
@@ -57,7 +57,7 @@ def test_every_node_is_asked_for_what_it_will_do(cluster, proxy, bucket, places,
     with pytest.raises(
         TransientError, match=r"data\.path: .* does not answer: .*\n    on node data-1$"
     ):
-        check_everywhere(places, worker=WORKER)
+        check_everywhere(places, per_worker=WORKER)
     assert time.monotonic() - began < 15
 
     proxy.calm()

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from bcl_ray.ray_runtime import node_metrics
-from bcl_ray.ray_runtime.node_metrics import Sampler
+from bcl_ray.ray_runtime.node_metrics import NodeSampler
 
 EVERY = node_metrics.SAMPLE_INTERVAL  # seconds
 
@@ -14,7 +14,7 @@ EVERY = node_metrics.SAMPLE_INTERVAL  # seconds
 @pytest.fixture
 def sampler(monkeypatch):
     monkeypatch.setattr(node_metrics, "SAMPLE_INTERVAL", 3600)  # it samples only when it is told to
-    return Sampler()
+    return NodeSampler()
 
 
 def test_memory_is_that_of_the_machine(sampler):
@@ -94,7 +94,7 @@ def test_per_cent_is_of_the_time_of_all_cores_that_was_not_idle():
 
 def test_a_sampler_that_is_ended_looks_no_more():
     others = set(threading.enumerate())
-    running = Sampler()
+    running = NodeSampler()
     (thread,) = set(threading.enumerate()) - others
     running.end()
     thread.join(5)
