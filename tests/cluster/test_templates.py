@@ -3,7 +3,7 @@
 import jinja2
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcl_ray.ops.manifests import templating
@@ -11,6 +11,7 @@ from bcl_ray.ops.manifests import templating
 TEXT = st.text(st.characters(codec="utf-8"))
 
 
+@settings(deadline=None)
 @given(TEXT | st.booleans() | st.integers() | st.none() | st.dictionaries(TEXT, TEXT))
 def test_a_value_reads_back_in_a_block_and_between_brackets(value):
     text = templating.to_yaml(value)

@@ -34,11 +34,20 @@ def to_yaml(value: Any) -> str:
     """A value as YAML in one line, quoted where YAML needs it, also within [...] and {...}."""
     if isinstance(value, jinja2.Undefined):
         str(value)  # raises the error that names the value
-    style = '"' if isinstance(value, str) and "\n" in value else None
-    text: str = yaml.safe_dump(
-        [value], default_flow_style=True, default_style=style, width=sys.maxsize
-    )
+    text = yaml.dump([value], Dumper=_OneLine, default_flow_style=True, width=sys.maxsize)
     return text[1:-2]  # without the list's brackets, within which PyYAML quotes commas too
+
+
+class _OneLine(yaml.SafeDumper):
+    """Escapes line breaks."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLine.add_representer(str, _represent_text)
 
 
 @cache
