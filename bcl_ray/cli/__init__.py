@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for module in (data, training, search, use, browse, submit, jobs, cluster, doctor):
-    app.add_typer(module.app)  # without a name, so that its commands are commands of `bcl-ray`
+    app.add_typer(module.app)  # without a name: its commands become commands of `bcl-ray`
 
 
 def main(*command: str) -> None:

@@ -39,7 +39,7 @@ def submit(
 
     Credentials are never sent: the cluster's nodes have their own.
     """
-    from bcl_ray.machine.versions import client_versions, differing
+    from bcl_ray.machine.versions import check_same_versions, client_versions
     from bcl_ray.ops.jobs.client import JobClient, dashboard_address
     from bcl_ray.ops.jobs.package import package
     from bcl_ray.ops.jobs.request import submit as send
@@ -49,7 +49,7 @@ def submit(
     request = _request(kind, tuple(words or ()), dashboard)
     packed = package(kind, request.words, with_code=with_code)
     cluster = JobClient(dashboard, ca_file)
-    differing(client_versions(), cluster.versions())
+    check_same_versions(client_versions(), cluster.versions())
     send(cluster, request, packed)
     screen = console()
     for line in (f"job      {request.name}  on {dashboard}", *request.notes):
