@@ -6,34 +6,23 @@ from bcl_ray.experiment.choices import Choice, Code, Table
 
 
 @dataclass(frozen=True)
-class SearcherKind(Choice):
-    """A choice of `--searcher`."""
+class Method(Choice):
+    """A choice of `--searcher` or `--scheduler`."""
 
-    make: Code  # called with (space, seed, number of earlier trials), returns a `Sampler`
-
-
-@dataclass(frozen=True)
-class SchedulerKind(Choice):
-    """A choice of `--scheduler`."""
-
-    make: Code  # called with a TrainConfig, returns a scheduler of Ray Tune
+    make: Code  # called by `make_sampler` or `make_scheduler`
 
 
 _SAMPLERS, _SCHEDULERS = "bcl_ray.tuning.samplers:", "bcl_ray.tuning.schedulers:"
 SEARCHERS = Table(
     "--searcher",
-    SearcherKind("random", "at random", f"{_SAMPLERS}RandomSampler"),
-    SearcherKind("grid", "all points of a grid, in order", f"{_SAMPLERS}GridSampler"),
-    SearcherKind("tpe", "Optuna's TPE, which learns from all trials", f"{_SAMPLERS}TpeSampler"),
+    Method("random", "at random", f"{_SAMPLERS}RandomSampler"),
+    Method("grid", "all points of a grid, in order", f"{_SAMPLERS}GridSampler"),
+    Method("tpe", "Optuna's TPE, which learns from all trials", f"{_SAMPLERS}TpeSampler"),
 )
 SCHEDULERS = Table(
     "--scheduler",
-    SchedulerKind("asha", "asynchronous successive halving", f"{_SCHEDULERS}asha"),
-    SchedulerKind(
-        "hyperband", "asynchronous successive halving in brackets", f"{_SCHEDULERS}hyperband"
-    ),
-    SchedulerKind(
-        "median", "stops trials below the median of the others' means", f"{_SCHEDULERS}median"
-    ),
-    SchedulerKind("none", "stops no trial", f"{_SCHEDULERS}none"),
+    Method("asha", "asynchronous successive halving", f"{_SCHEDULERS}asha"),
+    Method("hyperband", "asynchronous successive halving in brackets", f"{_SCHEDULERS}hyperband"),
+    Method("median", "stops trials below the median of the others' means", f"{_SCHEDULERS}median"),
+    Method("none", "stops no trial", f"{_SCHEDULERS}none"),
 )

@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,11 +23,12 @@ from bcl_ray.tracking.tracker import Tracker, tracking_uri
 from bcl_ray.tuning import ledger as ledgers
 from bcl_ray.tuning.capacity import trial_capacity
 from bcl_ray.tuning.cleanup import remove_lost_checkpoints
+from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
-from bcl_ray.tuning.phases import SearchPhases
+from bcl_ray.tuning.phases import common_options, run_phases
 from bcl_ray.tuning.reporter import SearchReporter, record_start, start_event, subject
 from bcl_ray.tuning.settings import Extent, Settings, check_search
-from bcl_ray.tuning.tune_run import driver_node
+from bcl_ray.tuning.tune_run import TuneRunner, driver_node
 from bcl_ray.tuning.tune_searcher import Follow
 from bcl_ray.tuning.winner import conclude
 
@@ -73,7 +73,7 @@ def search(
     else:
         ledgers.check_free(uri, settings, experiment)
     request = LeaseRequest(
-        uri, f"search '{name}'", lambda text: follow({"kind": "note", "text": text})
+        uri, f"search '{name}'", notify=lambda text: follow({"kind": "note", "text": text})
     )
     request.check_free(wait=resume)
     with connected() as resources:
@@ -120,18 +120,20 @@ def _run(
     lease: Lease,
 ) -> dict[str, Any]:
     """Run the trials of a search that has begun, and return its winner."""
-    folder, uri = local_folder(ledger), tracking_uri(ledger.experiment)
+    folder, uri = run_folder.local_folder(ledger), tracking_uri(ledger.experiment)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_file(folder, lambda: lease.lost is None))
         follow(start_event(ledger, capacity, uri))
-        data_options = _data_options(ledger, manifest)  # before `stop_signals`: Ctrl-C ends it
+        # Before `stop_signals`, because Ctrl-C may interrupt it at any point.
+        data_options = _data_options(ledger, manifest)
         stop_request = stack.enter_context(stop_signals())
         tracker = stack.enter_context(Tracker(subject(ledger), uri, folder, lease))
         record_start(tracker, ledger, manifest)
         reporter = SearchReporter(tracker, follow)
-        trials = SearchPhases(
-            ledger, data_options, resources, capacity, reporter, stop_request, lease
-        ).run()
+        options = common_options(ledger, data_options, resources, capacity)
+        with ResourceWatcher(ledger.uid, reporter.note) as watcher:
+            runner = TuneRunner(ledger, capacity, options, reporter, watcher, stop_request, lease)
+            trials = run_phases(runner, reporter)
         lease.check()
         winner = conclude(
             ledger, trials, manifest, tracker=tracker, folder=folder, notify=reporter.note
@@ -140,13 +142,6 @@ def _run(
         winner["tracked"] = tracker.finish("FINISHED", TRACKING_SECONDS)
         winner["problem"] = tracker.problem
     return winner
-
-
-def local_folder(ledger: Ledger) -> Path:
-    """The folder of this machine for a search's log, journal and figures."""
-    return run_folder.local_folder(
-        run_folder.Run(ledger.uri, ledger.uid, ledger.digest, ledger.fingerprint)
-    )
 
 
 def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
