@@ -1,1 +1,1 @@
-"""What this process runs on: versions, the cluster and job, the limits of its container."""
+"""The machine and process: versions, cluster and job, limits of the container, messages."""

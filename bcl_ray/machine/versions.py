@@ -1,4 +1,4 @@
-"""What a run was made with, and where: versions, the commit of this project, job, cluster."""
+"""What a run was made with, and where: versions, this project's commit, cluster and job."""
 
 import json
 import os
@@ -14,87 +14,37 @@ import bcl_ray
 from bcl_ray import __version__
 from bcl_ray.machine.errors import UserError
 
-CLIENT = "BCL_RAY_CLIENT"  # in a job's environment: `client_versions` of who submitted it
+CLIENT = "BCL_RAY_CLIENT"  # environment variable of jobs: `client_versions` of the submitter, JSON
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow")
 
 
 def versions() -> dict[str, str]:
-    """Tags of a run: `version.NAME` of each package, and `git.commit` where there is one."""
-    found = {"version.bcl-ray": __version__, "version.python": platform.python_version()}
+    """Tags of a run: `version.NAME` of each package, and `git.commit` if there is one."""
+    tags = {"version.bcl-ray": __version__, "version.python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[f"version.{name}"] = version(name)
+            tags[f"version.{name}"] = version(name)
         except PackageNotFoundError:
             continue
-    commit = git_commit(_package().parent) or _built_from()
-    return {**found, "git.commit": commit} if commit else found
+    commit = git_commit(_package().parent) or _image_commit()
+    return {**tags, "git.commit": commit} if commit else tags
 
 
 def _package() -> Path:
     return Path(bcl_ray.__file__).parent
 
 
-def _built_from() -> str | None:
-    """The commit that an image's package was built from (cluster/Dockerfile writes the file)."""
+def _image_commit() -> str | None:
+    """The commit that a container image was built from, which cluster/Dockerfile writes."""
     file = _package() / "commit.txt"
     return (file.read_text().strip() or None) if file.exists() else None
 
 
-def cluster_tags() -> dict[str, str]:
-    """Tags of a run: `cluster`, and `job` where a scheduler started this process."""
-    environment = os.environ
-    name = environment.get("RAY_CLUSTER_NAME") or environment.get("SLURM_CLUSTER_NAME")
-    address = environment.get("RAY_ADDRESS", "")
-    host = urlsplit(address if "://" in address else f"//{address}").hostname
-    here = host in (None, "local", "auto", "localhost", "127.0.0.1")
-    found = {"cluster": name or (socket.gethostname() if here else str(host))}
-    # Ray's supervisor of a job tells the job's driver so.
-    settings = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    job = settings.get("metadata", {}).get("job_submission_id") or environment.get("SLURM_JOB_ID")
-    return {**found, "job": job} if job else found
-
-
-def client_versions() -> dict[str, str]:
-    """What a job and who submits it must have alike: bcl_ray, Ray, and Python to the minor."""
-    python = ".".join(platform.python_version_tuple()[:2])
-    return {"bcl_ray": __version__, "Python": python, "Ray": version("ray")}
-
-
-def check_client(text: str) -> None:
-    """Refuse to run a job for a client with other versions.
-
-    Args:
-        text: its `client_versions`, as JSON.
-
-    Raises:
-        ValueError: naming both.
-    """
-    differing(json.loads(text), client_versions())
-
-
-def differing(client: dict[str, str], cluster: dict[str, str]) -> None:
-    """Refuse two sides of different versions, as far as the cluster's are known.
-
-    Raises:
-        ValueError: naming both.
-    """
-    pairs = [(name, own, cluster.get(name, own)) for name, own in client.items()]
-    found = [
-        f"{name} {own} submitted it, and the cluster has {other}"
-        for name, own, other in pairs
-        if own != other
-    ]
-    if found:
-        raise UserError(
-            f"job refused: {'; '.join(found)}: install the cluster's versions where you submit "
-            "(`--with-code` sends your bcl_ray along)"
-        )
-
-
 def git_commit(root: Path) -> str | None:
-    """The commit of this project's checkout, with '-dirty' where files differ from it.
+    """The commit of this project's checkout, with '-dirty' if files differ from it.
 
-    None where `root` is none, as when the package is installed or part of another project.
+    Returns:
+        None if `root` is no such checkout: the package is installed, or part of another project.
     """
     try:
         project = tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"]
@@ -102,14 +52,71 @@ def git_commit(root: Path) -> str | None:
             return None
         git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
         describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(  # noqa: S603  nothing in it comes from a user
+        result = subprocess.run(  # noqa: S603  (no user input in it)
             [*git, *describe], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, KeyError, ValueError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()
+
+
+def cluster_tags() -> dict[str, str]:
+    """Tags of a run: `cluster`, and `job` if a scheduler started this process."""
+    environment = os.environ
+    name = environment.get("RAY_CLUSTER_NAME") or environment.get("SLURM_CLUSTER_NAME")
+    address = environment.get("RAY_ADDRESS", "")
+    host = urlsplit(address if "://" in address else f"//{address}").hostname
+    is_here = host in (None, "local", "auto", "localhost", "127.0.0.1")
+    tags = {"cluster": name or (socket.gethostname() if is_here else str(host))}
+    # Ray sets this variable in the driver of a submitted job.
+    settings = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    job = settings.get("metadata", {}).get("job_submission_id") or environment.get("SLURM_JOB_ID")
+    return {**tags, "job": job} if job else tags
+
+
+def client_versions() -> dict[str, str]:
+    """The versions that must agree between a job and its submitter; Python's without the patch."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"bcl_ray": __version__, "Python": python, "Ray": version("ray")}
+
+
+def check_client(text: str) -> None:
+    """Refuse to run the job of a submitter with other versions.
+
+    Args:
+        text: The submitter's `client_versions`, as JSON.
+
+    Raises:
+        ValueError: A version differs; the text names both.
+    """
+    check_same_versions(json.loads(text), client_versions())
+
+
+def check_same_versions(client: dict[str, str], cluster: dict[str, str]) -> None:
+    """Refuse a job whose submitter and cluster have different versions.
+
+    Args:
+        client: Versions of the submitter.
+        cluster: Versions of the cluster, as far as they are known.
+
+    Raises:
+        ValueError: A version differs; the text names both.
+    """
+    differences = [
+        f"{name} {own} submitted it, and the cluster has {cluster[name]}"
+        for name, own in client.items()
+        if cluster.get(name, own) != own
+    ]
+    if differences:
+        raise UserError(
+            f"job refused: {'; '.join(differences)}: install the cluster's versions where you "
+            "submit (`--with-code` sends your bcl_ray along)"
+        )
 
 
 def command() -> str:
-    """How a person goes on who reads what this process prints: a job's reader has no driver."""
+    """The command with which the reader of this process's messages goes on.
+
+    In a job this is `bcl-ray submit`, because the reader is at another machine.
+    """
     return "bcl-ray submit" if os.environ.get(CLIENT) else "bcl-ray"

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder: checkpoints, findings, events."""
+"""What a run leaves in its folder: identity, checkpoints, findings, logs and events."""

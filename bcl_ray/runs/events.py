@@ -1,4 +1,4 @@
-"""A run's events as lines of text, so that a run can be followed from another machine."""
+"""Events of a run as lines of text, so that a run can be followed from another machine."""
 
 import json
 import os
@@ -11,18 +11,18 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs.budget import Budget
 
-SWITCH = "BCL_RAY_EVENTS"  # in a job's environment: json, for lines instead of a display
-MARK = "bcl_ray event: "
-TICK = 1.0  # seconds between two lines of steps, which stay in the job's log for good
+SWITCH = "BCL_RAY_EVENTS"  # environment variable of jobs: json, for lines instead of a display
+MARK = "bcl_ray event: "  # comes before the JSON of an event
+STEP_SECONDS = 1.0  # between two lines of steps: a job's log keeps all lines
 
 Event = dict[str, Any]
 
 
 def to_line(event: Event) -> str:
-    """One event of `training.driver.fit` as a line of text, with what a display needs of it."""
+    """Encode an event of `training.driver.fit` as a line of text, as far as a display needs it."""
     content = {name: value for name, value in event.items() if name != "history"}
     if "records" in event:
-        content["records"] = event["records"][-1:]  # a log of all of them would grow as a square
+        content["records"] = event["records"][-1:]  # all of them would repeat in every line
     if "experiment" in event:
         content["experiment"] = event["experiment"].model_dump(mode="json")
     if "budget" in event:
@@ -31,7 +31,11 @@ def to_line(event: Event) -> str:
 
 
 def from_line(line: str) -> tuple[str, Event | None]:
-    """The text of a line, and the event at its end; a line without one is all text."""
+    """Decode a line of a log.
+
+    Returns:
+        The text before the event, and the event; the whole line and None if it has no event.
+    """
     text, mark, tail = line.partition(MARK)
     if not mark:
         return line, None
@@ -49,10 +53,10 @@ def from_line(line: str) -> tuple[str, Event | None]:
 
 
 def requested() -> bool:
-    """Whether this process was asked to tell its events in lines.
+    """Whether this process is to print events as lines, rather than show a display.
 
     Raises:
-        ValueError: a value that is not known.
+        ValueError: The environment variable has an unknown value.
     """
     value = os.environ.get(SWITCH, "")
     if value not in ("", "json"):
@@ -61,24 +65,24 @@ def requested() -> bool:
 
 
 class EventWriter:
-    """Prints a run's events as lines, each with the seconds since the command, as `at`."""
+    """Prints events of a run as lines; `at` in each is the seconds since the command began."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._told = -TICK  # seconds of the last step
+        self._last_step = -STEP_SECONDS  # `at` of the last step printed
 
     def __enter__(self) -> "EventWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left to end."""
+        """Do nothing; displays, in whose place this stands, have to be closed."""
 
     def __call__(self, event: Event) -> None:
-        """Print one event; steps that follow each other closely are left out."""
+        """Print an event, unless it is a step that closely follows another."""
         at = time.monotonic() - self._began
         if event["kind"] == "step":
-            if at - self._told < TICK:
+            if at - self._last_step < STEP_SECONDS:
                 return
-            self._told = at
+            self._last_step = at
         sys.stdout.write(to_line({**event, "at": round(at, 1)}) + "\n")
         sys.stdout.flush()

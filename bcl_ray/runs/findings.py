@@ -1,7 +1,7 @@
 """What the last evaluation of a run found, as files beside its checkpoints.
 
 <folder>/predictions.parquet   one row per image, in the order of ids
-<folder>/class_means.parquet   one row per class of the sample whose geometry was measured
+<folder>/class_means.parquet   one row per class of the sample that geometry is measured on
 
 Axes: N images, C classes in the sample, E embedding width, D feature width.
 """
@@ -19,32 +19,32 @@ from numpy.typing import NDArray
 from bcl_ray.storage import files
 
 PREDICTIONS, MEANS = "predictions.parquet", "class_means.parquet"
-ABOUT = b"bcl_ray"  # key of the Parquet file's metadata
+METADATA_KEY = b"bcl_ray"  # of `about` in the Parquet file
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a network said of every image of a split, and where it put the classes."""
+    """Predictions of a network for a split, and the means of its vectors per class."""
 
     ids: NDArray[np.int64]
-    """(N,), rising."""
+    """(N,), in ascending order."""
     labels: NDArray[np.int64]
     """(N,)."""
     predicted: NDArray[np.int64]
-    """(N,)."""
+    """Class with the highest probability, (N,)."""
     second: NDArray[np.int64]
-    """The class that came next, (N,)."""
+    """Class with the second highest probability, (N,)."""
     confidence: NDArray[np.float32]
     """Probability of the predicted class, before calibration, (N,)."""
     classes: NDArray[np.int64]
-    """Those of the sample, (C,)."""
+    """Classes of the sample, (C,)."""
     embeddings: NDArray[np.float32]
-    """Their mean embeddings, (C, E)."""
+    """Mean embedding of each class, (C, E)."""
     features: NDArray[np.float32]
-    """Their mean features, (C, D); (C, 0) where the loss contrasts nothing."""
+    """Mean features of each class, (C, D); (C, 0) for a loss without a contrastive term."""
     about: dict[str, Any] = field(default_factory=dict)
-    """data, its fingerprint, split, epoch and metrics; `bins` and `calibrated_bins` by
-    confidence, (15, 3): images, summed confidence, correct images; the latter is None of too few
+    """Keys: data, fingerprint, split, epoch, metrics; `bins` and `calibrated_bins` by confidence,
+    (15, 3): images, summed confidence, correct images. `calibrated_bins` is None for too few
     images."""
 
 
@@ -52,7 +52,7 @@ def write(findings: Findings, folder: str) -> None:
     """Write both files into a folder or URI.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The folder cannot be written.
     """
     predictions = pa.table(
         {
@@ -62,12 +62,12 @@ def write(findings: Findings, folder: str) -> None:
             "confidence": findings.confidence,
             "second": pa.array(findings.second, pa.int32()),
         }
-    ).replace_schema_metadata({ABOUT: json.dumps(findings.about)})
+    ).replace_schema_metadata({METADATA_KEY: json.dumps(findings.about)})
     means = pa.table(
         {
             "class": pa.array(findings.classes, pa.int32()),
-            "embedding": _vectors(findings.embeddings),
-            "feature": _vectors(findings.features),
+            "embedding": _to_column(findings.embeddings),
+            "feature": _to_column(findings.features),
         }
     )
     for name, table in ((MEANS, means), (PREDICTIONS, predictions)):
@@ -77,11 +77,11 @@ def write(findings: Findings, folder: str) -> None:
 
 
 def read(folder: str) -> Findings:
-    """What was written there.
+    """Read both files from a folder or URI.
 
     Raises:
-        FileNotFoundError: nothing was.
-        OSError: it cannot be read.
+        FileNotFoundError: A file is missing.
+        OSError: A file cannot be read.
     """
     predictions, means = (
         pq.read_table(io.BytesIO(files.read_bytes(files.join(folder, name))))
@@ -95,16 +95,16 @@ def read(folder: str) -> Findings:
         second=columns["second"].astype(np.int64),
         confidence=columns["confidence"],
         classes=means["class"].to_numpy().astype(np.int64),
-        embeddings=_matrix(means["embedding"]),
-        features=_matrix(means["feature"]),
-        about=json.loads(predictions.schema.metadata[ABOUT]),
+        embeddings=_to_matrix(means["embedding"]),
+        features=_to_matrix(means["feature"]),
+        about=json.loads(predictions.schema.metadata[METADATA_KEY]),
     )
 
 
-def _vectors(matrix: NDArray[np.float32]) -> Any:
+def _to_column(matrix: NDArray[np.float32]) -> Any:
     return pa.array(list(matrix.astype(np.float32)), pa.list_(pa.float32()))
 
 
-def _matrix(column: Any) -> NDArray[np.float32]:
+def _to_matrix(column: Any) -> NDArray[np.float32]:
     rows = column.to_pylist()
     return np.array(rows, dtype=np.float32).reshape(len(rows), len(rows[0]) if rows else 0)

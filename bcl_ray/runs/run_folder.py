@@ -1,13 +1,13 @@
-"""A run's folder: what it is, whether it may go on, and its checkpoints.
+"""The folder of a run: its identity, whether it may be resumed, and its checkpoints.
 
 <runs>/<name>/experiment.yaml    the resolved experiment
-<runs>/<name>/run.json           identity and digest; a folder without it holds no run
-<runs>/<name>/journal.jsonl      what the tracker was told (a local run's folder)
-<runs>/<name>/driver.lease       who drives the run; keeps a second driver off, see `lease`
-<runs>/<name>/driver.log         what libraries logged in the driver (a local run's folder)
-<runs>/<name>/checkpoint_*/      the last two checkpoints, which Ray Train keeps account of
-<runs>/<name>/best_*/            the one with the highest accuracy
-<runs>/<name>/only_best.json     of a trial that lost: its history, for checkpoint_* are gone
+<runs>/<name>/run.json           identity and digest; a folder without this file holds no run
+<runs>/<name>/journal.jsonl      what was tracked (on the driver's disk)
+<runs>/<name>/driver.lease       the run's driver, see `storage.lease`
+<runs>/<name>/driver.log         log of libraries in the driver (on the driver's disk)
+<runs>/<name>/checkpoint_*/      the last two checkpoints, which Ray Train manages
+<runs>/<name>/best_*/            the checkpoint with the highest accuracy
+<runs>/<name>/only_best.json     if only the best checkpoint was kept: the reason and the history
 """
 
 import json
@@ -24,9 +24,8 @@ from bcl_ray.runs.identity import Identity
 from bcl_ray.storage import files, paths
 
 RUN_FILE, EXPERIMENT_FILE = identity.RUN.file, identity.EXPERIMENT_FILE
-BEST = "best_"  # begins the folder of the checkpoint with the highest accuracy
-LAST = "checkpoint_"  # begins those of Ray Train's last two
-ONLY_BEST = "only_best.json"
+BEST, LAST = "best_", "checkpoint_"  # prefixes of the checkpoints' folders
+ONLY_BEST_FILE = "only_best.json"
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,25 @@ def holds_run(uri: str) -> bool:
 
 
 def run_uri(run: str, runs: str) -> str:
-    """The folder of a run that is given by name, or by its folder's path or URI."""
+    """The folder of a run.
+
+    Args:
+        run: Name of the run, or path or URI of its folder.
+        runs: Folder of the runs that are given by name.
+    """
     return run if "/" in run else files.join(runs, run)
 
 
 def default_name(experiment: Experiment) -> str:
-    """The experiment's name and the time, for a run that was given no name."""
+    """The name of a run that was given none: the experiment's name and the time."""
     return f"{experiment.name}-{time.strftime('%m%d-%H%M%S')}"
 
 
 def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
-    """Begin a run in a folder of its own.
+    """Create the folder of a new run.
 
     Raises:
-        ValueError: the folder already holds a run, with how to go on.
+        ValueError: The folder already holds a run; the text says how to go on.
     """
     check_free(uri, experiment)
     run = Run(uri, identity.new_uid(), experiment.digest(), fingerprint)
@@ -65,10 +69,10 @@ def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
 
 
 def check_free(uri: str, experiment: Experiment) -> None:
-    """Refuse a folder that holds a run.
+    """Refuse a folder that already holds a run.
 
     Raises:
-        ValueError: with how to go on.
+        ValueError: It holds one; the text says how to go on.
     """
     if holds_run(uri):
         run = open_run(uri)[0]
@@ -76,10 +80,10 @@ def check_free(uri: str, experiment: Experiment) -> None:
 
 
 def open_run(uri: str) -> tuple[Run, Experiment]:
-    """A run that exists, and its experiment.
+    """Read the identity and the experiment of a run.
 
     Raises:
-        ValueError: the folder holds no run, or its files were changed since.
+        ValueError: The folder holds no run, or its files were edited.
     """
     content, experiment = identity.read(uri, identity.RUN)
     run = Run(uri, content["uid"], content["digest"], content["fingerprint"])
@@ -88,25 +92,25 @@ def open_run(uri: str) -> tuple[Run, Experiment]:
 
 
 def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
-    """Refuse to continue a run with another experiment or other data.
+    """Refuse to resume a run with another experiment or other data, or without its last checkpoint.
 
     Raises:
-        ValueError: naming what differs; or a run of which the best checkpoint alone was kept.
+        ValueError: The text names the reason.
     """
-    if why := why_only_best(run):
+    if reason := why_only_best(run):
         raise UserError(
-            f"run '{run.name}' {why}, and its last checkpoint was removed: train it again from its "
-            f"options, bcl-ray train {paths.for_display(files.join(run.uri, EXPERIMENT_FILE))} "
-            "tracking.run=NAME"
+            f"run '{run.name}' {reason}, and its last checkpoint was removed: train it again from "
+            "its options, bcl-ray train "
+            f"{paths.for_display(files.join(run.uri, EXPERIMENT_FILE))} tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
-        difference = ", ".join(_differing(open_run(run.uri)[1], experiment))
+        difference = ", ".join(_differences(open_run(run.uri)[1], experiment))
         run.check_configuration(experiment.digest(), difference)
     run.check_data(experiment.data.path, fingerprint)
 
 
-def _differing(before: Experiment, now: Experiment) -> Iterator[str]:
-    """Options that another value was given than a run began with, and both values."""
+def _differences(before: Experiment, now: Experiment) -> Iterator[str]:
+    """Options whose values differ, each with both values."""
     old, new = before.computed_options(), now.computed_options()
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
@@ -114,49 +118,49 @@ def _differing(before: Experiment, now: Experiment) -> Iterator[str]:
 
 
 def keep_only_best(run: Run, why: str, history: list[dict[str, float]]) -> None:
-    """Remove a run's last checkpoints, from which it could go on; the best one stays.
+    """Delete a run's last checkpoints and keep the best one; the run cannot be resumed any more.
 
     Args:
-        run: that has ended; where it has no best checkpoint, nothing is removed.
-        why: what became of it, for who asks for its last checkpoint later.
-        history: a record per epoch, which only the last checkpoint has whole.
+        run: A run that has ended. Nothing is deleted if it has no best checkpoint.
+        why: The reason, for messages, such as "lost its search".
+        history: Metrics of each epoch, which only the last checkpoint has of all epochs.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
     folders = files.list_folders(run.uri)
     if not any(name.startswith(BEST) for name in folders):
         return
-    note = files.join(run.uri, ONLY_BEST)
-    if not files.exists(note):  # it is written first: a kill leaves too much, not too little
-        files.write_bytes(note, json.dumps({"why": why, "history": history}).encode())
+    file = files.join(run.uri, ONLY_BEST_FILE)
+    if not files.exists(file):  # written first: a kill leaves too much rather than too little
+        files.write_bytes(file, json.dumps({"why": why, "history": history}).encode())
     for name in folders:
         if name.startswith(LAST):
             files.delete_folder(files.join(run.uri, name))
 
 
 def why_only_best(run: Run) -> str | None:
-    """Why a run has its best checkpoint alone; None where it has its last, or none yet."""
-    content = _only_best(run)
+    """The reason why only a run's best checkpoint was kept; None if nothing was deleted."""
+    content = _read_only_best(run)
     return str(content["why"]) if content else None
 
 
 def saved_history(run: Run) -> list[dict[str, float]] | None:
-    """A record per epoch of such a run; None of others, whose last checkpoint has it."""
-    content = _only_best(run)
+    """Metrics of each epoch of a run without its last checkpoint; None if nothing was deleted."""
+    content = _read_only_best(run)
     return list(content["history"]) if content else None
 
 
-def _only_best(run: Run) -> dict[str, Any] | None:
+def _read_only_best(run: Run) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(files.read_bytes(files.join(run.uri, ONLY_BEST))))
+        return dict(json.loads(files.read_bytes(files.join(run.uri, ONLY_BEST_FILE))))
     except FileNotFoundError:
         return None
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The experiment with absolute paths, which mean the same in every process and later on."""
-    places = {
+    """An experiment whose paths mean the same in every process and later on."""
+    sections = {
         section: getattr(experiment, section).model_copy(update={name: paths.absolute(path)})
         for section, name, path in (
             ("data", "path", experiment.data.path),
@@ -165,17 +169,20 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
         )
         if path is not None
     }
-    return experiment.model_copy(update=places)
+    return experiment.model_copy(update=sections)
 
 
 def reference(run: Run) -> str:
-    """How a command names a run: by name in the default place, elsewhere by its folder."""
+    """A run as an argument of a command: its name if it lies in ./runs, otherwise its folder."""
     folder = paths.for_display(paths.absolute(run.uri))
     return run.name if folder == f"runs/{run.name}" else folder
 
 
 def local_folder(run: Identity) -> Path:
-    """Where this machine keeps a run's journal: its folder, or the cache for a remote one."""
+    """The folder of a run or search on the driver's disk, for its journal, log and report.
+
+    This is its own folder, or one in the user's cache if its own is remote.
+    """
     if paths.is_local(run.uri):
         return Path(files.resolve(run.uri)[1])
     return paths.user_cache() / "bcl_ray" / run.uid

@@ -1,1 +1,1 @@
-"""Files anywhere: local paths, S3 and other URIs; and who may write where."""
+"""Files anywhere (local paths, S3 and other URIs), and leases that decide who may write."""

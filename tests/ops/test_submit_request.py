@@ -9,7 +9,12 @@ import time
 import pytest
 
 from bcl_ray.cli import main, submit
-from bcl_ray.machine.versions import check_client, client_versions, differing, git_commit
+from bcl_ray.machine.versions import (
+    check_client,
+    check_same_versions,
+    client_versions,
+    git_commit,
+)
 from bcl_ray.ops.jobs import request
 
 pytestmark = pytest.mark.ray  # Ray's client is imported, though no Ray is started
@@ -186,9 +191,11 @@ def test_a_command_that_does_not_parse_here_is_not_sent(monkeypatch, capsys):
 
 
 def test_versions_that_differ_are_refused_with_both_named():
-    differing({"bcl_ray": "1", "Python": "3.11"}, {"bcl_ray": "1"})
+    check_same_versions({"bcl_ray": "1", "Python": "3.11"}, {"bcl_ray": "1"})
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        differing({"bcl_ray": "1", "Python": "3.11", "Ray": "2"}, {"Python": "3.12", "Ray": "3"})
+        check_same_versions(
+            {"bcl_ray": "1", "Python": "3.11", "Ray": "2"}, {"Python": "3.12", "Ray": "3"}
+        )
     assert str(error.value) == (
         "job refused: Python 3.11 submitted it, and the cluster has 3.12; Ray 2 submitted it, and "
         "the cluster has 3: install the cluster's versions where you submit (`--with-code` sends "

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from bcl_ray.runs.driver_log import FILE, log_to_file
+from bcl_ray.runs.driver_log import LOG_FILE, log_to_file
 
 
 @pytest.mark.parametrize("propagates", [True, False])  # before and after Ray is imported
@@ -17,14 +17,14 @@ def test_what_libraries_log_goes_to_the_file_while_it_is_this_drivers(
         mine[0] = False
         logging.getLogger("anything").warning("written by nobody")
     logging.getLogger("anything").warning("after the end")
-    text = (tmp_path / "run" / FILE).read_text()
+    text = (tmp_path / "run" / LOG_FILE).read_text()
     assert "ERROR ray: a node died" in text
     assert "WARNING anything: slow" in text
     assert len(text.splitlines()) == 2
 
 
 def test_a_full_disk_prints_nothing(tmp_path, capsys, monkeypatch):
-    (tmp_path / FILE).symlink_to("/dev/full")
+    (tmp_path / LOG_FILE).symlink_to("/dev/full")
     with log_to_file(tmp_path, lambda: True):
         for _ in range(3):
             logging.getLogger("anything").warning("no room for this")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from bcl_ray.machine.errors import flat_text
 from bcl_ray.storage import s3
 from bcl_ray.storage.retry import RETRY_SECONDS, TransientError, local_retry_seconds, retry
 
@@ -62,13 +63,8 @@ def explain_errors(uri: str) -> Iterator[None]:
         raise _explain(error, uri) from error
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text without line breaks."""
-    return " ".join(str(error).split())
-
-
 def _explain(error: OSError, uri: str) -> OSError:
-    text = one_line(error)
+    text = flat_text(error)
     if isinstance(error, FileExistsError):
         return FileExistsError(f"{uri} exists already")
     if isinstance(error, PermissionError) or "access denied" in text.lower().replace("_", " "):

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.errors import UserError, flat_text
 from bcl_ray.storage import s3
-from bcl_ray.storage.files.errors import explain_errors, one_line, with_retries
+from bcl_ray.storage.files.errors import explain_errors, with_retries
 from bcl_ray.storage.files.local import AtomicFileSystem, Guard
 from bcl_ray.storage.retry import TransientError
 
@@ -36,7 +36,7 @@ def resolve(uri: str) -> tuple[Any, str]:
             filesystem, path = fs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UserError(
-                f"'{uri}' is not a URI that pyarrow opens ({one_line(error)}): use a local path, "
+                f"'{uri}' is not a URI that pyarrow opens ({flat_text(error)}): use a local path, "
                 "file://, s3://, gs:// or hdfs://"
             ) from None
     return filesystem, path

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bcl_ray.machine.errors import flat_text
 from bcl_ray.storage.retry import TransientError
 from bcl_ray.storage.s3.clients import client
 from bcl_ray.storage.s3.faults import (
@@ -90,7 +91,7 @@ def explain(error: BaseException, uri: str, location: Location) -> OSError:
     """
     fault = fault_of(error)
     if fault is None:
-        return OSError(f"{uri}: {' '.join(str(error).split())}")
+        return OSError(f"{uri}: {flat_text(error)}")
     has_code = fault.code and fault.code not in TRANSIENT and fault.action
     detail = f"{summary(error)}, {fault.action}" if has_code else shortened(fault.text)
     text = f"{uri}: {_explanation(fault, location)} ({detail})"

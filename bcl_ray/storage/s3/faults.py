@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from bcl_ray.machine.errors import flat_text
 from bcl_ray.storage.retry import RETRY_SECONDS
 
 DENIED_RETRY_SECONDS = 30.0  # some stores answer 403 while they throttle
@@ -64,7 +65,7 @@ class Fault:
 
 def fault_of(error: BaseException) -> Fault | None:
     """The fault that an error reports; None for an error that is not of S3 or its network."""
-    text = " ".join(str(error).split())
+    text = flat_text(error)
     response = getattr(error, "response", None)
     if isinstance(response, dict) and "Error" in response:  # boto3's ClientError
         code = str(response["Error"].get("Code", ""))
@@ -111,7 +112,7 @@ def summary(error: BaseException) -> str:
     """An error in a few words, for the log."""
     fault = fault_of(error)
     if fault is None:
-        return " ".join(str(error).split()) or type(error).__name__
+        return flat_text(error) or type(error).__name__
     if detail := re.search(r"Details: (.*)", fault.text):
         return detail[1]
     match = re.search(r"\((\w+)\) when calling|ExceptionName: (\w+)", fault.text)
