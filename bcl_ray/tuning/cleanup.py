@@ -59,7 +59,7 @@ def _has_lost(trial: Trial) -> bool:
 
 
 def _keep_only_best(ledger: Ledger, trial: Trial) -> None:
-    run, _ = run_folder.open_run(ledger.place(trial.name))
+    run, _ = run_folder.open_run(ledger.file(trial.name))
     history: list[dict[str, float]] = []
     if run_folder.why_only_best(run) is None:  # else the history was saved before
         recorded_history = recorded(run_folder.local_folder(run))

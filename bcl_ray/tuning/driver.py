@@ -66,20 +66,20 @@ def search(
     manifest = read_manifest(experiment.data.path)
     uri = run_folder.run_uri(name, experiment.tracking.runs)
     check_search(name, experiment, settings, extent, manifest, connected=ray.is_initialized())
-    tracking_uri(experiment)  # raises now if it is wrong
+    tracking_uri(experiment)  # a wrong address is an error before anything starts
     if resume:
         ledger = ledgers.open_search(uri)
         ledgers.check_resumable(ledger, settings, experiment, manifest.fingerprint)
     else:
         ledgers.check_free(uri, settings, experiment)
-    request = LeaseRequest(
+    lease_request = LeaseRequest(
         uri, f"search '{name}'", notify=lambda text: follow({"kind": "note", "text": text})
     )
-    request.check_free(wait=resume)
+    lease_request.check_free(wait=resume)
     with connected() as resources:
         capacity = _capacity(extent, experiment, manifest, resources)
         start_ray_data_actors()
-        with request.acquire(wait=resume) as lease:
+        with lease_request.acquire(wait=resume) as lease:
             if resume:
                 ledger = ledgers.resume(ledger, extent, experiment)
             else:
@@ -124,7 +124,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_file(folder, lambda: lease.lost is None))
         follow(start_event(ledger, capacity, uri))
-        # Before `stop_signals`, because Ctrl-C may interrupt it at any point.
+        # Before `stop_signals`, so that Ctrl-C ends it at once.
         data_options = _data_options(ledger, manifest)
         stop_request = stack.enter_context(stop_signals())
         tracker = stack.enter_context(Tracker(subject(ledger), uri, folder, lease))
@@ -150,7 +150,7 @@ def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
     validation_split = own_validation(manifest, data.eval_split)
     if validation_split is not None:
         return [f"data.eval_split={validation_split}"]
-    target = ledger.place("data")
+    target = ledger.file("data")
     if not files.exists(files.join(target, MANIFEST)):
         hold_out(data.path, target, settings.validation, settings.seed, split=data.train_split)
     return [f"data.path={target}", "data.train_split=train", "data.eval_split=validation"]

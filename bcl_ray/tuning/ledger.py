@@ -1,9 +1,10 @@
-"""What a search has found so far, in files, from which it goes on.
+"""The ledger of a search: all settings and results in files, from which the search is resumed.
 
-<tracking.runs>/<name>/search.json             settings, identity, digest; written once
-<tracking.runs>/<name>/experiment.yaml         what is searched around
-<tracking.runs>/<name>/data/                   the split that was cut, where one was
+<tracking.runs>/<name>/search.json             settings, size, identity and digest
+<tracking.runs>/<name>/experiment.yaml         the experiment whose options are searched
+<tracking.runs>/<name>/data/                   the training and validation splits, if they were cut
 <tracking.runs>/<name>/<trial>/trial.json      a trial's point, scores and end, beside its run
+<tracking.runs>/<name>/winner.json             metrics of the best trial on test data
 <tracking.runs>/<name>/winner.yaml             the best trial, as a recipe
 """
 
@@ -28,51 +29,51 @@ SEARCH_FILE, TRIAL_FILE = identity.SEARCH.file, "trial.json"
 
 @dataclass(frozen=True)
 class Ledger(Identity):
-    """A search's folder."""
+    """A search, and the files in its folder."""
 
     kind = identity.SEARCH
 
-    settings: Settings  # which trials there are
-    extent: Extent  # how many, by the last command
-    experiment: Experiment  # the one that trials change; its data are all of them
+    settings: Settings
+    extent: Extent  # of the last command; it may change on --resume
+    experiment: Experiment  # its options are searched; its data are the whole data set
     fence: Fence | None = None  # of this driver's lease, checked before a trial is written
 
     @property
     def space(self) -> Space:
-        """The searched options, of a trial as its extent has it."""
+        """The searched options, around the experiment of a trial."""
         return parse_space(self.settings.space, self.extent.of_trial(self.experiment))
 
-    def place(self, *parts: str) -> str:
+    def file(self, *parts: str) -> str:
         """URI of a file in the folder."""
         return files.join(self.uri, *parts)
 
     def trials(self) -> list[Trial]:
-        """All trials that were begun, by number; repeats come after those that they repeat."""
-        return sorted(self._read(), key=lambda trial: (trial.number, trial.seed or -1))
+        """All trials so far, by number; repeats come after the trial that they repeat."""
+        return sorted(self._read_trials(), key=lambda trial: (trial.number, trial.seed or -1))
 
-    def _read(self) -> Iterator[Trial]:
+    def _read_trials(self) -> Iterator[Trial]:
         for folder in files.list_folders(self.uri):
             try:
-                content = json.loads(files.read_bytes(self.place(folder, TRIAL_FILE)))
+                content = json.loads(files.read_bytes(self.file(folder, TRIAL_FILE)))
             except FileNotFoundError:
                 continue
             scores = {int(epoch): score for epoch, score in content.pop("scores").items()}
             yield Trial(**content, scores=scores)
 
     def save(self, trial: Trial) -> None:
-        """Write a trial down.
+        """Write a trial.
 
         Raises:
-            LeaseLostError: another driver has the search.
+            LeaseLostError: Another driver has taken over the search.
         """
         if self.fence is not None:
             self.fence.check()
         content = json.dumps(asdict(trial), indent=1).encode()
-        files.write_bytes(self.place(trial.name, TRIAL_FILE), content)
+        files.write_bytes(self.file(trial.name, TRIAL_FILE), content)
 
 
 def digest(settings: Settings, experiment: Experiment) -> str:
-    """Twelve hex digits of a search's settings and of the experiment that it changes."""
+    """A hash of all that determines the trials of a search, 12 hex digits."""
     parameters = [asdict(p) for p in parse_space(settings.space, experiment).parameters]
     content = {**asdict(settings), "space": parameters, "experiment": experiment.digest()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -81,10 +82,17 @@ def digest(settings: Settings, experiment: Experiment) -> str:
 def begin(
     uri: str, settings: Settings, extent: Extent, experiment: Experiment, fingerprint: str
 ) -> Ledger:
-    """Begin a search in a folder of its own.
+    """Begin a search in a new folder.
+
+    Args:
+        uri: The folder.
+        settings: Settings of the search.
+        extent: Size of the search.
+        experiment: Experiment whose options are searched.
+        fingerprint: Fingerprint of the experiment's data.
 
     Raises:
-        ValueError: the folder holds a search or a run.
+        ValueError: The folder holds a search or a run.
     """
     check_free(uri, settings, experiment)
     ledger = Ledger(
@@ -116,7 +124,7 @@ def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
     """Refuse a folder that holds a search or a run.
 
     Raises:
-        ValueError: with how to go on.
+        ValueError: The folder holds one; the message says how to resume it.
     """
     if files.exists(files.join(uri, identity.RUN.file)):
         raise UserError(
@@ -153,20 +161,20 @@ def open_search(uri: str) -> Ledger:
 def check_resumable(
     ledger: Ledger, settings: Settings, experiment: Experiment, fingerprint: str
 ) -> None:
-    """Refuse to go on with a search with another configuration or other data.
+    """Refuse to resume a search with another configuration or other data.
 
-    Only data.path, scale and tracking of the experiment may differ.
+    Of the experiment, only data.path, scale and tracking may differ.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: The configuration or the data differ.
     """
-    now = digest(settings, experiment)
-    ledger.check_configuration(now, f"digest {ledger.digest}, now {now}")
+    new_digest = digest(settings, experiment)
+    ledger.check_configuration(new_digest, f"digest {ledger.digest}, now {new_digest}")
     ledger.check_data(experiment.data.path, fingerprint)
 
 
 def resume(ledger: Ledger, extent: Extent, experiment: Experiment) -> Ledger:
-    """A search that goes on, with another extent perhaps, and where things lie now."""
+    """Resume a search, perhaps with another size and other locations of data and runs."""
     ledger = replace(ledger, extent=extent, experiment=experiment)
     _write(ledger)
     return ledger

@@ -117,6 +117,6 @@ def _check_ended(ledger: Ledger, trials: Sequence[Trial]) -> None:
     held_up = [trial.name for trial in trials if trial.status == "running"]
     if held_up:
         raise SearchError(
-            f"{', '.join(held_up)} did not come to an end, and may yet; go on with: bcl-ray search "
-            f"--resume {_reference(ledger)}"
+            f"not finished: {', '.join(held_up)}; go on with: bcl-ray search --resume "
+            f"{_reference(ledger)}"
         )

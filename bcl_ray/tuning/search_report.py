@@ -48,7 +48,7 @@ def write_report(
         "report.html": report.encode(),
     }
     for name, content in contents.items():
-        files.write_bytes(ledger.place(name), content)
+        files.write_bytes(ledger.file(name), content)
         files.write_bytes(str(folder / name), content)
         tracker.artifact(folder / name, str(Path(name).parent) if "/" in name else "")
 

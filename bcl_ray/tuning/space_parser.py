@@ -127,7 +127,7 @@ def _check_values(parameter: Parameter, experiment: Experiment, origin: str) -> 
     """Refuse a parameter unless the experiment accepts its choices, or its bounds."""
     values = list(parameter.values)
     if parameter.kind != "choice":
-        # One value inside the interval, no round one: it shows whether an option takes fractions.
+        # A fraction inside the interval too: options that are integers refuse it.
         values.append(parameter.quantile(0.3141))
     for value in values:
         try:

@@ -55,7 +55,7 @@ class TrialRun(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next evaluation, for a short time: meanwhile Tune cannot call this actor."""
+        """Wait up to STEP_SECONDS for the next result; Tune cannot call this actor meanwhile."""
         try:
             return self._results.get(timeout=STEP_SECONDS)
         except queue.Empty:

@@ -53,12 +53,12 @@ def conclude(
     assert winner is not None
     finished = ranked(trials)
     confirmed = {t.name: scores for t in finished if (scores := repeat_scores(t, trials))}
-    # If trials were repeated, a trial that was not is not comparable: it has the luck of one run.
+    # A mean over repeats is compared only with other means, not with the score of a single run.
     comparable = [t for t in finished if not confirmed or t.name in confirmed]
     published = next((final_score(t, trials) for t in comparable if t.number == 0), None)
     test = _test_metrics(ledger, winner, trials, manifest)
     recipe = with_overrides(ledger.experiment, overrides(winner.point)).to_yaml()
-    recipe_file = ledger.place(RECIPE_FILE)
+    recipe_file = ledger.file(RECIPE_FILE)
     files.write_bytes(recipe_file, recipe.encode())
     result = {
         "search": ledger.name,
@@ -96,7 +96,7 @@ def _test_metrics(
         if trial.number == winner.number and trial.seed is not None and trial.status == "finished"
     ] or [winner.name]
     try:
-        content = json.loads(files.read_bytes(ledger.place(WINNER_FILE)))
+        content = json.loads(files.read_bytes(ledger.file(WINNER_FILE)))
     except FileNotFoundError:
         content = {}
     if content.get("runs") != runs or content.get("fingerprint") != manifest.fingerprint:
@@ -108,7 +108,7 @@ def _test_metrics(
             "split": data.eval_split,
             "test": {name: _mean_and_deviation(metrics, name) for name in metrics[0]},
         }
-        files.write_bytes(ledger.place(WINNER_FILE), json.dumps(content, indent=1).encode())
+        files.write_bytes(ledger.file(WINNER_FILE), json.dumps(content, indent=1).encode())
     return {name: (mean, deviation) for name, (mean, deviation) in content["test"].items()}
 
 

@@ -28,7 +28,7 @@ def ledger(tmp_path):
     """A search, each of whose trials has two last checkpoints, a best one and a journal."""
     ledger = begin(str(tmp_path / "runs" / "one"), Settings(), Extent(), digits_lt(), "f" * 64)
     for trial in TRIALS:
-        run = run_folder.create(ledger.place(trial.name), digits_lt(), "f" * 64)
+        run = run_folder.create(ledger.file(trial.name), digits_lt(), "f" * 64)
         for folder in ("checkpoint_1", "checkpoint_2", "best_1"):
             files.write_bytes(files.join(run.uri, folder, "state.pt"), b"weights")
         entry = {"kind": "metrics", "epoch": 0, "values": {"accuracy/all": 50.0}}
@@ -38,7 +38,7 @@ def ledger(tmp_path):
 
 
 def left(ledger, trial):
-    return len(files.list_folders(ledger.place(trial)))
+    return len(files.list_folders(ledger.file(trial)))
 
 
 def test_trials_that_lost_keep_their_best_checkpoint_alone(ledger):
@@ -55,13 +55,13 @@ def test_trials_that_lost_keep_their_best_checkpoint_alone(ledger):
         "trial-000-seed-1": 3,  # with more seeds, its trial may win
     }
     assert notes == []
-    run = run_folder.open_run(ledger.place("trial-002"))[0]
+    run = run_folder.open_run(ledger.file("trial-002"))[0]
     assert run_folder.why_only_best(run) == "lost its search, one"
     assert run_folder.saved_history(run) == [{"epoch": 0.0, "accuracy/all": 50.0}]
 
 
 def test_what_cannot_be_removed_is_told_and_stops_nothing(ledger):
-    files.delete(files.join(ledger.place("trial-000"), run_folder.RUN_FILE))
+    files.delete(files.join(ledger.file("trial-000"), run_folder.RUN_FILE))
     notes = []
     remove_lost_checkpoints(ledger, TRIALS, "trial-001", notify=notes.append)
     assert len(notes) == 1
