@@ -144,7 +144,7 @@ def last_checkpoint(run: Run) -> str:
             f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
             "best (evaluate and compare --best; predict, export and register without --last)"
         )
-    from ray.train import Result  # noqa: PLC0415  takes seconds, and `best_checkpoint` is without
+    from ray.train import Result  # noqa: PLC0415  seconds, for this function alone
 
     filesystem, path = files.resolve(run.uri)
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it logs every snapshot that it reads

@@ -172,4 +172,4 @@ def _run(pipeline: Pipeline, resources: Resources, notify: Callable[[str], None]
             timeout = pipeline.model.experiment.scale.wait_timeout
             request_nodes(pipeline.pool, demand, timeout, notify)
         # The request reserves the nodes until Ray Data uses them, which the first batch shows.
-        pipeline.run(started=lambda: demand.request([]))
+        pipeline.run(on_first_block=lambda: demand.request([]))

@@ -1,9 +1,9 @@
 """The pipeline of a prediction: Ray Data reads images, actors label them, the driver writes parts.
 
 A batch is read and decoded by one task, labelled as a whole, and returned to the driver in order.
-So the same images give the same tables on any cluster, with the same number of images per batch
-and the same kind of processor. The driver holds the rows of one part; Ray Data holds what is on
-its way.
+The same images therefore give the same tables on a cluster of any size; another batch size or
+another kind of processor changes only the rounding. The driver holds the rows of one part, and Ray
+Data the batches in progress.
 """
 
 import contextlib
@@ -49,16 +49,16 @@ class Pipeline:
     finished_parts: int  # written by an earlier job
     follow: Follow  # called with events `images` and `note`
 
-    def run(self, started: Callable[[], None]) -> None:
+    def run(self, on_first_block: Callable[[], None]) -> None:
         """Label and write all remaining parts.
 
         Args:
-            started: Called when the first batch comes back.
+            on_first_block: Called when the first labelled batch comes back.
 
         Raises:
             PredictionError: Ray failed; the parts that are written stay.
         """
-        blocks = with_late_notice(self._labelled_blocks(), self.follow, started)
+        blocks = with_late_notice(self._labelled_blocks(), self.follow, on_first_block)
         try:
             with contextlib.closing(blocks):
                 self._write_parts(blocks)
@@ -123,13 +123,13 @@ class Pipeline:
             )
 
 
-def with_late_notice(blocks: Blocks, follow: Follow, started: Callable[[], None]) -> Blocks:
+def with_late_notice(blocks: Blocks, follow: Follow, on_first_block: Callable[[], None]) -> Blocks:
     """The same blocks; the user is told if the first one does not come in LATE_SECONDS.
 
     Args:
         blocks: Labelled batches.
         follow: Called with an event `note`.
-        started: Called with the first block.
+        on_first_block: Called when the first block comes.
     """
     text = (
         f"no image came back within {LATE_SECONDS:g} s: others may use the cluster's CPUs or GPUs"
@@ -142,7 +142,7 @@ def with_late_notice(blocks: Blocks, follow: Follow, started: Callable[[], None]
             for number, block in enumerate(blocks):
                 if number == 0:
                     timer.cancel()
-                    started()
+                    on_first_block()
                 yield block
     finally:
         timer.cancel()
