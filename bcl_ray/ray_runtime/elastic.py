@@ -76,11 +76,9 @@ def shortage(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amoun
 def cluster_shortage(experiment: Experiment, per_worker: Amounts) -> str:
     """What the cluster now lacks for the smallest number of workers; empty if it has enough."""
     nodes = usable_nodes().values()
-    return (
-        ""
-        if worker_count(experiment, nodes, per_worker)
-        else shortage(experiment, nodes, per_worker)
-    )
+    if worker_count(experiment, nodes, per_worker):
+        return ""
+    return shortage(experiment, nodes, per_worker)
 
 
 def usable_nodes() -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ ErrorType = TypeVar("ErrorType", bound=BaseException)
 
 
 class RestartError(RuntimeError):
-    """A worker ends after all have saved their state, so that they start again on other nodes."""
+    """Raised by workers that have saved their state, so that they are started on other nodes."""
 
 
 class FailurePolicy(DefaultFailurePolicy):

@@ -61,7 +61,7 @@ class Watchdog:
         return get_train_context().preemption_context.preemption_info is not None
 
     def watched(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, each of which is progress; more is expected until `pause` is called."""
+        """Yield the same items: each is progress, and more is expected until `pause` is called."""
         self._last_progress = time.monotonic()
         self._active.set()
         for item in items:

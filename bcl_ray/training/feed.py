@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import torch
 
 from bcl_ray.data.shards import Manifest
-from bcl_ray.data.views.transfer import Sender, Sent
+from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
 from bcl_ray.runs.budget import resident_bytes
@@ -35,7 +35,7 @@ class StreamFeed:
 
     def training(
         self, sender: Sender, first_step: int
-    ) -> Generator[tuple[int, Iterator[Sent]], None, None]:
+    ) -> Generator[tuple[int, Iterator[DeviceBatch]], None, None]:
         """Each remaining epoch's number, with this worker's batches of it."""
         return training_batches(
             self._experiment,
@@ -46,7 +46,7 @@ class StreamFeed:
             deliver=sender.training,
         )
 
-    def evaluation(self) -> Iterable[Sent]:
+    def evaluation(self) -> Iterable[DeviceBatch]:
         """Batches of this worker's part of the evaluation split."""
         return evaluation_batches(
             self._experiment,

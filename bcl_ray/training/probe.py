@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bcl_ray.data.layout import evaluation_reads, split_layout
 from bcl_ray.data.shards import Manifest, read_row_group
-from bcl_ray.data.views.transfer import Sent
+from bcl_ray.data.views.transfer import DeviceBatch
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import rank, world_size
 from bcl_ray.method.evaluation import Batch, Evaluation, collect_sample, evaluate, geometry_metrics
@@ -65,7 +65,7 @@ class Probe:
     def evaluate(
         self,
         model: TwoBranch,
-        batches: Iterable[Batch | Sent],
+        batches: Iterable[Batch | DeviceBatch],
         *,
         labels: NDArray[np.int64] | None = None,
         trained: bool = True,

@@ -16,7 +16,7 @@ from bcl_ray.data.batches import Plans, planned_batches
 from bcl_ray.data.layout import Read, evaluation_reads, split_layout
 from bcl_ray.data.plan import Block, epoch_plan
 from bcl_ray.data.shards import Manifest
-from bcl_ray.data.views.transfer import Sender, Sent
+from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.training.resident_images import (
     ResidentImages,
@@ -72,7 +72,7 @@ class ResidentFeed:
 
     def training(
         self, sender: Sender, first_step: int
-    ) -> Generator[tuple[int, Iterator[Sent]], None, None]:
+    ) -> Generator[tuple[int, Iterator[DeviceBatch]], None, None]:
         """Each remaining epoch's number, with this worker's batches of it."""
         return training_batches(
             self._experiment,
@@ -84,7 +84,7 @@ class ResidentFeed:
             first_step=first_step,
         )
 
-    def evaluation(self) -> Iterable[Sent]:
+    def evaluation(self) -> Iterable[DeviceBatch]:
         """Batches of this worker's part of the evaluation split."""
         return self._evaluation
 
@@ -98,7 +98,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     first_step: int = 0,
-) -> Generator[tuple[int, Iterator[Sent]], None, None]:
+) -> Generator[tuple[int, Iterator[DeviceBatch]], None, None]:
     """Each remaining epoch's number, with the worker's batches of it for `loop.train_epoch`.
 
     Args:
@@ -113,7 +113,7 @@ def training_batches(
         for _, read in reads:
             yield {"rows": positions(read)}
 
-    def batch(parts: Sequence[Block], epoch: int) -> Sent:
+    def batch(parts: Sequence[Block], epoch: int) -> DeviceBatch:
         rows = np.concatenate([part["rows"] for part in parts])
         host_arrays = {"labels": images.labels[rows], "ids": images.ids[rows]}
         return sender.resident(images.pixels, rows, host_arrays, num_views=num_views, epoch=epoch)
@@ -123,7 +123,7 @@ def training_batches(
     )
 
 
-def evaluation_batches(images: ResidentImages, sizes: Sequence[int]) -> list[Sent]:
+def evaluation_batches(images: ResidentImages, sizes: Sequence[int]) -> list[DeviceBatch]:
     """Batches of all images for `evaluation.evaluate`, to be used at every evaluation.
 
     Args:
@@ -138,7 +138,7 @@ def evaluation_batches(images: ResidentImages, sizes: Sequence[int]) -> list[Sen
     on_device = [column.tensor_split(cuts) for column in (images.pixels[:, None], *columns)]
     on_host = [np.split(column, cuts) for column in (images.labels, images.ids)]
     return [
-        Sent(
+        DeviceBatch(
             {"views": views, "labels": labels, "ids": ids},
             {"labels": host_labels, "ids": host_ids},
         )

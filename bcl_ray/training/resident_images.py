@@ -117,7 +117,7 @@ def whole_images(
     size, resized_views = experiment.views.image_size, _views_with_resized_crops(experiment)
     result = np.empty((len(images), size, size, 3), np.uint8)
     for n, image in enumerate(images):
-        pixels = host.decoded(image, ids[n])
+        pixels = host.decode_image(image, ids[n])
         height, width = pixels.shape[:2]
         if (height, width) != (size, size):
             if resized_views:
@@ -126,7 +126,7 @@ def whole_images(
                     f"{resized_views[0]}.crop 'resized' is exact on a device only for images of "
                     f"views.image_size ({size} x {size}): set data.residency=stream"
                 )
-            pixels = host.resized(pixels, size, size)
+            pixels = host.resize(pixels, size, size)
         result[n] = pixels
     return result
 

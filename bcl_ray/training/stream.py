@@ -104,6 +104,7 @@ def _stream(
 
     def start(segment: list[Task]) -> Iterator[Batch]:
         blocks = _execute(source, segment, world_size)
+        # Ray Data starts its tasks when the first block is asked for.
         return itertools.chain([next(blocks)], blocks)
 
     with ThreadPoolExecutor(1, "next-segment") as starter:

@@ -15,7 +15,7 @@ import torch
 
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
-from bcl_ray.data.views.transfer import Sent
+from bcl_ray.data.views.transfer import DeviceBatch
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
@@ -121,9 +121,9 @@ class Worker:
         self.checkpoints = Checkpoints(run, fence)
         self.watchdog = Watchdog(channel, experiment.scale.hang_timeout)
         self.class_counts = np.array(manifest.splits[experiment.data.train_split].class_counts)
-        self.steps = epoch_plan(experiment, manifest, 0).steps  # per epoch
+        self.steps_per_epoch = epoch_plan(experiment, manifest, 0).steps
         self.device = ray.train.torch.get_device()
-        self.learner = Learner(experiment, self.class_counts, self.steps, self.device)
+        self.learner = Learner(experiment, self.class_counts, self.steps_per_epoch, self.device)
         self.probe = Probe(
             experiment, manifest, self.class_counts, self.device, self.watchdog.watched
         )
@@ -161,8 +161,8 @@ class Worker:
         )
 
     def finish_epoch(self) -> None:
-        """Evaluate and record an epoch if a checkpoint holds the end of its training only."""
-        epoch, step_in_epoch = divmod(self.learner.step, self.steps)
+        """Evaluate and record the last epoch if its checkpoint was written before the evaluation."""
+        epoch, step_in_epoch = divmod(self.learner.step, self.steps_per_epoch)
         if step_in_epoch == 0 and len(self.history) < epoch:
             self.run_epoch(epoch - 1, iter(()))
 
@@ -171,7 +171,7 @@ class Worker:
         if rank() == 0:
             self.channel.put.remote({"kind": kind, **content})
 
-    def run_epoch(self, epoch: int, batches: Iterator[Sent]) -> None:
+    def run_epoch(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
         """Train on an epoch's remaining batches, evaluate if that is due, save and send metrics."""
         record = {"epoch": float(epoch), **self._train(epoch, batches)}
         signals, epochs = self._signals_of_all(), self.experiment.train.epochs
@@ -190,7 +190,7 @@ class Worker:
         if epoch + 1 < epochs and (signals := self._signals_of_all()):
             self._end(signals)
 
-    def _train(self, epoch: int, batches: Iterator[Sent]) -> dict[str, float]:
+    def _train(self, epoch: int, batches: Iterator[DeviceBatch]) -> dict[str, float]:
         """Train on an epoch's remaining batches; returns metrics, the same on every worker."""
         begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
@@ -200,7 +200,7 @@ class Worker:
             waited += step.waited
             images += step.images
             self._send_progress(epoch, step)
-            in_epoch = step.step % self.steps != 0
+            in_epoch = step.step % self.steps_per_epoch != 0
             if in_epoch and (step.signals or (every and step.step % every == 0)):
                 self.learner.check()
                 self._save()
@@ -211,8 +211,10 @@ class Worker:
         seconds, waited = (sum_over_workers(times) / world_size()).tolist()
         last_step, train = self.learner.step - 1, self.experiment.train
         return {
-            **dict(zip(TERMS, (self.learner.sums / self.steps).tolist(), strict=True)),
-            "optim/lr": learning_rate(last_step, self.steps, train.epochs, self.experiment.optim),
+            **dict(zip(TERMS, (self.learner.sums / self.steps_per_epoch).tolist(), strict=True)),
+            "optim/lr": learning_rate(
+                last_step, self.steps_per_epoch, train.epochs, self.experiment.optim
+            ),
             "time/epoch": seconds,
             "time/data_share": 100 * waited / seconds,
             "throughput/images_per_second": images / seconds,
@@ -231,8 +233,8 @@ class Worker:
     def _send_progress(self, epoch: int, step: Step) -> None:
         if time.monotonic() - self.last_progress > PROGRESS_INTERVAL:
             self.last_progress = time.monotonic()
-            step_in_epoch = step.step - epoch * self.steps
-            self.send("step", epoch=epoch, step=step_in_epoch, steps=self.steps)
+            step_in_epoch = step.step - epoch * self.steps_per_epoch
+            self.send("step", epoch=epoch, step=step_in_epoch, steps=self.steps_per_epoch)
 
     def _signals_of_all(self) -> frozenset[str]:
         """Those of SIGNALS that any worker gives now; the same on all, which wait for each other.

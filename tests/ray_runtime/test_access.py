@@ -28,7 +28,7 @@ def cluster(bucket, proxy, monkeypatch):
 
 
 @pytest.fixture
-def places(bucket):
+def locations(bucket):
     return {
         "data.path": (f"{bucket.uri}/data", {"list", "read"}),
         "tracking.runs": (f"{bucket.uri}/runs", {"list", "read", "write", "delete"}),
@@ -38,15 +38,17 @@ def places(bucket):
 
 @pytest.mark.ray
 @on_swift
-def test_every_node_is_asked_for_what_it_will_do(cluster, proxy, bucket, places, monkeypatch):
+def test_every_node_is_checked_for_what_it_will_do(cluster, proxy, bucket, locations, monkeypatch):
     from bcl_ray.ray_runtime.access import check_everywhere
 
     proxy.plan("denied", times=1000, method="PUT")
-    check_everywhere(places, per_worker=WORKER)  # data-1 need not write
+    check_everywhere(locations, per_worker=WORKER)  # data-1 need not write
     assert {method for method, _ in proxy.requests} == {"GET"}
-    with pytest.raises(ValueError, match="object storage cannot be used as this run needs") as told:
-        check_everywhere(places)
-    (problem,) = str(told.value).split("\n  tracking.runs: ")[1:]
+    with pytest.raises(
+        ValueError, match="object storage cannot be used as this run needs"
+    ) as raised:
+        check_everywhere(locations)
+    (problem,) = str(raised.value).split("\n  tracking.runs: ")[1:]
     assert problem.startswith(f"{bucket.uri}/runs: access denied, these credentials must not write")
     assert problem.endswith("\n    on node data-1")
     assert bucket.keys() == []
@@ -57,18 +59,18 @@ def test_every_node_is_asked_for_what_it_will_do(cluster, proxy, bucket, places,
     with pytest.raises(
         TransientError, match=r"data\.path: .* does not answer: .*\n    on node data-1$"
     ):
-        check_everywhere(places, per_worker=WORKER)
+        check_everywhere(locations, per_worker=WORKER)
     assert time.monotonic() - began < 15
 
     proxy.calm()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-driver")
-    with pytest.raises(ValueError, match=r"secret key is wrong.*\n    on the driver") as told:
-        check_everywhere(places)
-    assert "node" not in str(told.value)
-    assert "of-the-driver" not in str(told.value)
+    with pytest.raises(ValueError, match=r"secret key is wrong.*\n    on the driver") as raised:
+        check_everywhere(locations)
+    assert "node" not in str(raised.value)
+    assert "of-the-driver" not in str(raised.value)
 
 
-def test_local_paths_are_not_asked_for(monkeypatch):
+def test_local_paths_are_not_checked(monkeypatch):
     """And Ray is not needed."""
     from bcl_ray.ray_runtime.access import check_everywhere
 
@@ -76,14 +78,14 @@ def test_local_paths_are_not_asked_for(monkeypatch):
     check_everywhere({"data.path": ("/data", {"read"}), "tracking.runs": ("file:///x", {"read"})})
 
 
-def test_a_node_of_data_tasks_alone_is_not_asked_for_weights_nor_for_runs():
+def test_a_node_of_data_tasks_only_is_checked_neither_for_weights_nor_for_runs():
     from bcl_ray.ray_runtime.access import _needed
 
-    places = {
+    locations = {
         "data.path": ("s3://b/data", {"list", "read"}),
         "tracking.runs": ("s3://b/runs", {"list", "read", "write", "delete"}),
         "model.weights": ("s3://b/weights.pt", {"read"}),
     }
-    assert _needed(places, {"CPU": 4.0, "GPU": 1.0}, WORKER).keys() == places.keys()
-    assert _needed(places, {"CPU": 4.0}, WORKER).keys() == {"data.path"}
-    assert _needed(places, {}, WORKER) == {}
+    assert _needed(locations, {"CPU": 4.0, "GPU": 1.0}, WORKER).keys() == locations.keys()
+    assert _needed(locations, {"CPU": 4.0}, WORKER).keys() == {"data.path"}
+    assert _needed(locations, {}, WORKER) == {}

@@ -45,7 +45,7 @@ def test_fewer_gpus_than_workers_are_refused_instead_of_waited_for(device, gpus)
         uses_gpus(options, cluster({"CPU": 8, "GPU": gpus}))
 
 
-def test_workers_that_fit_in_all_but_on_no_node_are_refused():
+def test_workers_that_fit_in_total_but_on_no_node_are_refused():
     options = experiment("scale.workers=2", "scale.cpus_per_worker=3")
     check_cluster(options, cluster({"CPU": 6}))
     message = "room for 0 workers of scale.cpus_per_worker (3), scale.workers is 2"
@@ -62,7 +62,7 @@ def test_a_local_path_is_refused_on_several_nodes(option):
     check_cluster(experiment(f"{option}=file:///mnt/data"), cluster({"CPU": 4}, {"CPU": 4}))
 
 
-def test_the_root_cause_is_told_in_one_line():
+def test_one_line_is_the_root_causes_first_line():
     outer = RuntimeError("a task failed")
     outer.__cause__ = ValueError("image with id 3 does not decode\nand more")
     assert root_cause(outer) is outer.__cause__
@@ -88,7 +88,7 @@ def test_rank_zero_is_kept_on_steady_nodes_where_there_are_any():
         ("", "the local Ray did not answer: Exception: slow; is the machine overloaded"),
     ],
 )
-def test_a_ray_that_does_not_start_is_one_line(monkeypatch, address, message):
+def test_a_ray_that_does_not_start_is_an_error_of_one_line(monkeypatch, address, message):
     """Ray raises bare exceptions where a machine is overloaded."""
 
     def init(**_):

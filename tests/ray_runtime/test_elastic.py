@@ -69,35 +69,35 @@ def test_fewer_workers_than_the_least_is_no_number_at_all():
 )
 def test_the_number_is_the_largest_that_fits_and_divides_the_batch(cpus, least, more):
     run = experiment("optim.global_batch_size=48", f"scale.workers=[{least},{least * more}]")
-    found = worker_count(run, nodes(*cpus), ONE_CPU)
+    count = worker_count(run, nodes(*cpus), ONE_CPU)
 
     def fits(count: int) -> bool:
         return count <= sum(int(cpu) for cpu in cpus) and count + 1 <= sum(cpus)
 
     possible = [n for n in range(least, least * more + 1) if 48 % n == 0 and fits(n)]
-    assert found == max(possible, default=0)
+    assert count == max(possible, default=0)
 
 
-def test_what_is_missing_is_named_with_what_is_there():
-    gpus = experiment("scale.workers=4")
-    have = [{"CPU": 16.0, "GPU": 2.0}]
-    assert shortage(gpus, have, {"CPU": 1.0, "GPU": 1.0}) == "4 GPU, and there are 2"
-    assert shortage(gpus, [], ONE_CPU) == "5 CPU, and there are 0"
-    assert shortage(gpus, nodes(1.0), ONE_CPU) == "5 CPU, and there is 1"
+def test_a_shortage_names_what_is_missing_and_what_is_present():
+    options = experiment("scale.workers=4")
+    present = [{"CPU": 16.0, "GPU": 2.0}]
+    assert shortage(options, present, {"CPU": 1.0, "GPU": 1.0}) == "4 GPU, and there are 2"
+    assert shortage(options, [], ONE_CPU) == "5 CPU, and there are 0"
+    assert shortage(options, nodes(1.0), ONE_CPU) == "5 CPU, and there is 1"
 
 
-def test_a_fit_in_all_but_on_no_node_is_named_too():
-    wide = experiment("scale.workers=2", "scale.cpus_per_worker=3")
-    found = shortage(wide, nodes(2.0, 2.0, 2.0, 2.0), {"CPU": 3.0})
-    assert found == "nodes with 3 CPU free for each of 2 workers"
+def test_workers_that_fit_in_total_but_on_no_node_are_a_shortage():
+    options = experiment("scale.workers=2", "scale.cpus_per_worker=3")
+    text = shortage(options, nodes(2.0, 2.0, 2.0, 2.0), {"CPU": 3.0})
+    assert text == "nodes with 3 CPU free for each of 2 workers"
 
 
-class Clustered:
-    """A cluster that a test makes larger and smaller, and a clock that it moves."""
+class FakeCluster:
+    """A cluster whose nodes and clock a test sets."""
 
     def __init__(self, monkeypatch, run):
         self.total, self.free, self.now = {}, {}, 100.0
-        self.said, self.restarts = [], []
+        self.messages, self.restarts = [], []
         monkeypatch.setattr(f"{ELASTIC}.usable_nodes", lambda: self.total)
         monkeypatch.setattr(f"{ELASTIC}.free_resources", lambda _: list(self.free.values()))
         monkeypatch.setattr(f"{ELASTIC}.time.monotonic", lambda: self.now)
@@ -106,7 +106,7 @@ class Clustered:
         workers = (run.scale.min_workers, run.scale.max_workers)
         config = ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0})
         self.policy = ScalingPolicy(
-            config, run, self.said.append, lambda: self.restarts.append(self.now)
+            config, run, self.messages.append, lambda: self.restarts.append(self.now)
         )
 
     def have(self, total, free=None):
@@ -126,31 +126,31 @@ class Clustered:
         return len(self.restarts)
 
 
-def test_what_others_hold_is_waited_for_a_moment_and_then_is_no_room(monkeypatch):
-    cluster = Clustered(monkeypatch, experiment("scale.workers=[1,4]"))
+def test_resources_in_use_are_waited_for_only_a_moment(monkeypatch):
+    cluster = FakeCluster(monkeypatch, experiment("scale.workers=[1,4]"))
     cluster.have(total=[5], free=[3])
     assert cluster.starts() == 0
     cluster.now += 11
     assert cluster.starts() == 2
     cluster.have(total=[5], free=[0])
-    assert cluster.starts() == 1, "the fewest wait in Ray's queue"
+    assert cluster.starts() == 1, "the smallest number waits in Ray's queue"
 
 
 def test_workers_save_their_state_before_more_of_them_start(monkeypatch):
-    cluster = Clustered(monkeypatch, experiment("scale.workers=[1,4]"))
+    cluster = FakeCluster(monkeypatch, experiment("scale.workers=[1,4]"))
     cluster.have(total=[3])
     assert cluster.starts() == 2
     assert cluster.runs(2, since=cluster.now) == 0
     cluster.now += 61
-    assert cluster.runs(2, since=100.0) == 0, "no node has come"
+    assert cluster.runs(2, since=100.0) == 0, "no new node"
     cluster.have(total=[3, 2])
-    assert cluster.runs(2, since=cluster.now) == 0, "they have just begun"
+    assert cluster.runs(2, since=cluster.now) == 0, "the workers have just started"
     assert cluster.runs(2, since=100.0) == 1
-    assert cluster.runs(2, since=100.0) == 1, "asked once for each node"
+    assert cluster.runs(2, since=100.0) == 1, "one request per new node"
 
 
-def test_a_node_less_without_workers_of_ours_changes_nothing(monkeypatch):
-    cluster = Clustered(monkeypatch, experiment("scale.workers=[1,4]"))
+def test_losing_a_node_without_workers_changes_nothing(monkeypatch):
+    cluster = FakeCluster(monkeypatch, experiment("scale.workers=[1,4]"))
     cluster.have(total=[3, 2])
     assert cluster.starts() == 4
     cluster.have(total=[3])
@@ -159,14 +159,14 @@ def test_a_node_less_without_workers_of_ours_changes_nothing(monkeypatch):
 
 
 def test_waiting_says_what_is_missing_and_ends(monkeypatch):
-    cluster = Clustered(monkeypatch, experiment("scale.workers=2", "scale.wait_timeout=60"))
+    cluster = FakeCluster(monkeypatch, experiment("scale.workers=2", "scale.wait_timeout=60"))
     cluster.have(total=[1])
     assert cluster.starts() == 0
-    assert cluster.said == ["waiting up to 60 s for 3 CPU, and there is 1"]
+    assert cluster.messages == ["waiting up to 60 s for 3 CPU, and there is 1"]
     cluster.now += 61
     message = (
         r"^no workers after scale.wait_timeout \(60 s\): the run needs 3 CPU, and there is 1; "
     )
     with pytest.raises(MissingResourcesError, match=message):
         cluster.starts()
-    assert len(cluster.said) == 1
+    assert len(cluster.messages) == 1

@@ -20,39 +20,39 @@ from bcl_ray.storage.fence import LeaseLostError
 
 @pytest.fixture
 def failures():
-    said: list[str] = []
-    return FailurePolicy(FailureConfig(max_failures=1), said.append), said
+    messages: list[str] = []
+    return FailurePolicy(FailureConfig(max_failures=1), messages.append), messages
 
 
 def failed(error: Exception) -> WorkerGroupError:
     return WorkerGroupError("text", {1: UserExceptionWithTraceback(error, "traceback")})
 
 
-def test_failures_are_counted_and_said_until_the_budget_is_spent(failures):
-    policy, said = failures
+def test_failures_are_counted_and_reported_until_none_is_left(failures):
+    policy, messages = failures
     assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RETRY
-    assert said == [
+    assert messages == [
         "worker 1 failed (ValueError: x): starting again from the last checkpoint "
         "(0 more failures allowed)"
     ]
     assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RAISE
 
 
-def test_what_follows_from_a_dead_worker_is_not_told_as_the_cause(failures):
-    policy, said = failures
-    lost = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "traceback")
+def test_a_dead_worker_is_reported_as_the_cause_not_the_errors_of_the_others(failures):
+    policy, messages = failures
+    peer = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "traceback")
     dead = WorkerHealthCheckFailedError("failed", RayActorError())
-    policy.make_decision(WorkerGroupError("text", {0: lost, 1: dead}))
-    assert said[0].startswith("worker 1 died: starting again")
+    policy.make_decision(WorkerGroupError("text", {0: peer, 1: dead}))
+    assert messages[0].startswith("worker 1 died: starting again")
 
 
 def test_workers_that_saved_their_state_first_cost_no_failure(failures):
-    policy, said = failures
-    asked = failed(RestartError("a node is being taken away: everything up to step 7 is saved"))
+    policy, messages = failures
+    restart = failed(RestartError("a node is being taken away: everything up to step 7 is saved"))
     for _ in range(5):
-        assert policy.make_decision(asked) == FailureDecision.RETRY
+        assert policy.make_decision(restart) == FailureDecision.RETRY
     assert policy.make_decision(failed(ValueError("x"))) == FailureDecision.RETRY
-    assert said[0] == (
+    assert messages[0] == (
         "a node is being taken away: everything up to step 7 is saved; starting again on the "
         "available nodes"
     )
@@ -65,16 +65,16 @@ def test_the_cause_is_found_in_workers_and_in_the_controller():
     assert find_cause(failed(ValueError("x")), LeaseLostError) is None
 
 
-def test_workers_that_do_not_start_are_told_of_once(failures):
-    policy, said = failures
+def test_workers_that_do_not_start_are_reported_once(failures):
+    policy, messages = failures
     cause = "One of the worker actors failed to initialize:\n  File x\nOSError: No space left\n"
     for _ in range(9):
         error = ControllerError(WorkerGroupStartupFailedError(cause))
         assert policy.make_decision(error) == FailureDecision.RETRY
-    assert said == ["workers did not start (OSError: No space left): trying again"]
+    assert messages == ["workers did not start (OSError: No space left): trying again"]
 
 
-def test_waiting_too_long_is_not_tried_again(failures):
+def test_waiting_too_long_leads_to_no_restart(failures):
     policy, _ = failures
     error = ControllerError(MissingResourcesError("no workers after 5 s"))
     assert policy.make_decision(error) == FailureDecision.RAISE

@@ -1,4 +1,4 @@
-"""What is used of Ray beyond its public parts is there, and is called with these parameters."""
+"""The private parts of Ray that are used exist, and have these parameters."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ PACKAGE = Path(bcl_ray.__file__).parent
 
 
 # In a process of its own: here Ray may have made actors of these classes, which changes them.
-LOOK = """
+SCRIPT = """
 import importlib, inspect, json
 from bcl_ray.ray_runtime import internals
 def parameters(of):
@@ -37,7 +37,7 @@ print(json.dumps([parts, methods]))
 @pytest.fixture(scope="module")
 def installed():
     """Parameters of the private parts, by name, and of the methods, in their order."""
-    command = [sys.executable, "-c", LOOK]
+    command = [sys.executable, "-c", SCRIPT]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

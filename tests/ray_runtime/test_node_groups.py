@@ -1,4 +1,4 @@
-"""How far a cluster may grow: what renderers write is what drivers read."""
+"""How far a cluster can grow: rendered files write what drivers read."""
 
 import pytest
 import yaml
@@ -16,7 +16,7 @@ def test_groups_come_back_as_they_were_written(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", None])
-def test_where_nobody_has_said_there_are_none(monkeypatch, text):
+def test_without_the_variable_there_is_no_answer(monkeypatch, text):
     monkeypatch.delenv(VARIABLE, raising=False)
     if text is not None:
         monkeypatch.setenv(VARIABLE, text)

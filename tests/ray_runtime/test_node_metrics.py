@@ -37,12 +37,14 @@ def test_traffic_is_counted_from_one_take_to_the_next(sampler, monkeypatch):
     monkeypatch.setattr(sampler, "_traffic", dict.fromkeys(traffic, 0))
     monkeypatch.setattr(sampler, "_since", time.monotonic() - 2)
     monkeypatch.setattr(node_metrics, "_traffic", lambda: traffic)
-    found = sampler.take()
-    assert found["network_received_mib_per_second"] == pytest.approx(5, rel=0.1)
+    values = sampler.take()
+    assert values["network_received_mib_per_second"] == pytest.approx(5, rel=0.1)
     assert sampler.take()["network_received_mib_per_second"] == 0
 
 
-def test_gpus_are_told_one_by_one_and_one_that_does_not_answer_is_left_out(sampler, monkeypatch):
+def test_gpus_are_measured_one_by_one_and_one_that_does_not_answer_is_left_out(
+    sampler, monkeypatch
+):
     """Stands in for NVIDIA's library: there is no GPU here."""
 
     class Answer:
@@ -59,13 +61,13 @@ def test_gpus_are_told_one_by_one_and_one_that_does_not_answer_is_left_out(sampl
         node_metrics.pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: Answer(gpu=90)
     )
     monkeypatch.setattr(sampler, "_gpus", ["good", "broken"])
-    found = sampler.take()
-    gpus = {name: value for name, value in found.items() if name.startswith("gpu")}
+    values = sampler.take()
+    gpus = {name: value for name, value in values.items() if name.startswith("gpu")}
     assert gpus == {"gpu_0_percent": 90, "gpu_0_memory_percent": 25}
 
 
 @pytest.mark.parametrize(
-    ("given", "name"),
+    ("node_name", "name"),
     [
         ("train-1", "train-1"),
         ("gpu node.2", "gpu-node-2"),
@@ -73,12 +75,12 @@ def test_gpus_are_told_one_by_one_and_one_that_does_not_answer_is_left_out(sampl
         ("", "ip-10-0-0-7"),
     ],
 )
-def test_a_node_has_the_name_that_ray_was_given_or_that_of_its_machine(given, name):
-    node = {"NodeName": given, "NodeManagerHostname": "ip-10-0-0-7.ec2.internal"}
+def test_a_node_has_the_name_that_ray_was_given_or_that_of_its_machine(node_name, name):
+    node = {"NodeName": node_name, "NodeManagerHostname": "ip-10-0-0-7.ec2.internal"}
     assert node_metrics.name_of(node) == name
 
 
-def test_a_look_costs_next_to_nothing(sampler):
+def test_a_sample_takes_little_time(sampler):
     begun = time.process_time()
     for _ in range(100):
         sampler._sample()
@@ -92,7 +94,7 @@ def test_per_cent_is_of_the_time_of_all_cores_that_was_not_idle():
     assert node_metrics._machine_cpu_percent(now, now) == 0
 
 
-def test_a_sampler_that_is_ended_looks_no_more():
+def test_a_sampler_that_is_ended_has_no_thread():
     others = set(threading.enumerate())
     running = NodeSampler()
     (thread,) = set(threading.enumerate()) - others

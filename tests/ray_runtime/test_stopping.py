@@ -1,4 +1,4 @@
-"""What is asked to stop has ended when its caller goes on."""
+"""A stopped function has ended when the call of `run_stoppable` ends."""
 
 import threading
 
@@ -8,7 +8,7 @@ from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable
 
 
 class Work:
-    """A function that goes on until it is made to end."""
+    """A function that runs until it is terminated."""
 
     def __init__(self):
         self.asked, self._ended = 0, threading.Event()
@@ -17,11 +17,11 @@ class Work:
         self._ended.wait(60)
         return "done"
 
-    def ask(self):
+    def ask_to_stop(self):
         self.asked += 1
         return False
 
-    def end(self):
+    def terminate(self):
         self._ended.set()
 
 
@@ -33,31 +33,33 @@ def trainers():
     return [thread for thread in threading.enumerate() if thread.name == "trainer"]
 
 
-def test_nothing_goes_on_after_a_stop_that_was_not_waited_for():
+def test_the_function_has_ended_after_a_stop_without_a_checkpoint():
     work, stop_request = Work(), StopRequest()
     stop_request.stop("by hand", 15)
     with pytest.raises(Stopped, match="stopped, without a last checkpoint") as raised:
-        run_stoppable(work.run, stop_request, work.ask, terminate=work.end, failure=nothing)
+        run_stoppable(
+            work.run, stop_request, work.ask_to_stop, terminate=work.terminate, failure=nothing
+        )
     assert raised.value.signum == 15
     assert work.asked == 1
     assert trainers() == []
 
 
-def test_a_lost_lease_ends_it_and_asks_for_no_last_checkpoint():
+def test_a_lost_lease_ends_the_function_without_a_last_checkpoint():
     work = Work()
     with pytest.raises(OSError, match="another has it"):
         run_stoppable(
             work.run,
             StopRequest(),
-            work.ask,
-            terminate=work.end,
+            work.ask_to_stop,
+            terminate=work.terminate,
             failure=lambda: OSError("another has it"),
         )
     assert work.asked == 0
     assert trainers() == []
 
 
-def test_what_ends_by_itself_returns_or_raises_as_it_would():
+def test_the_functions_result_or_error_is_passed_on():
     def fail():
         raise KeyError("x")
 

@@ -1,4 +1,4 @@
-"""Ray Train's controller as ours, on a real Ray: it can be ended, whatever it does."""
+"""The trainer on a real Ray: training can be ended at any time."""
 
 import functools
 import logging
@@ -31,8 +31,8 @@ def beats(config):
         time.sleep(0.1)
 
 
-def write_down(file, text):
-    """What the controller tells, in its own process."""
+def write_message(file, text):
+    """A message of the controller, which calls this in its own process."""
     Path(file).write_text(text)
 
 
@@ -51,7 +51,7 @@ def started(tmp_path):
         trainer = Trainer(
             beats,
             experiment=experiment,
-            notify=functools.partial(write_down, str(tmp_path / "told")),
+            notify=functools.partial(write_message, str(tmp_path / "message")),
             request_restart=print,
             train_loop_config={"file": str(file)},
             scaling_config=ray.train.ScalingConfig(
@@ -88,14 +88,14 @@ def test_training_that_is_ended_has_no_worker_and_no_thread_left(started):
     before = file.read_text()
     time.sleep(2)
     assert file.read_text() == before, "no worker goes on"
-    trainer.terminate()  # once more is no harm
+    trainer.terminate()  # a second call does no harm
 
 
 def test_a_controller_that_waits_for_nodes_answers(started):
-    """Its loop is not held up, as it would be by a sleep in a policy."""
+    """Its loop is not blocked, as it would be by a sleep in a policy."""
     trainer, thread, file = started("scale.workers=2", "scale.cpus_per_worker=8")
-    wait_for((file.parent / "told").exists)
-    assert "waiting up to" in (file.parent / "told").read_text()
+    wait_for((file.parent / "message").exists)
+    assert "waiting up to" in (file.parent / "message").read_text()
     begun = time.monotonic()
     trainer.terminate()
     assert time.monotonic() - begun < ABORT_SECONDS

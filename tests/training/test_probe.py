@@ -1,4 +1,4 @@
-"""Samples that do not depend on workers, and a network that does not notice being measured."""
+"""Samples are the same for any number of workers, and an evaluation leaves the network as it is."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def make(digits, **options) -> Probe:
 
 
 def test_images(digits) -> list[dict[str, np.ndarray]]:
-    """The whole evaluation split, as Ray Data would bring it."""
+    """The whole evaluation split, in batches as Ray Data makes them."""
     experiment, manifest = digits
     split = manifest.splits["test"]
     layout = Layout.of(split)
@@ -59,7 +59,7 @@ def test_the_training_sample_is_the_same_for_any_number_of_workers(digits, monke
         parts.append(sampled_ids(make(digits)))
     assert np.array_equal(np.sort(np.concatenate(parts)), whole)
     assert len(np.unique(whole)) == len(whole)
-    if images == 2048:  # more than there are
+    if images == 2048:  # more than the split has
         assert len(whole) == digits[1].splits["train"].rows
 
 
@@ -74,14 +74,14 @@ def test_the_training_sample_has_evaluation_views_and_all_of_the_tail(digits, mo
     assert np.bincount(labels)[0] < 30
 
 
-def test_of_a_large_split_some_row_groups_are_read(digits, monkeypatch):
+def test_only_some_row_groups_of_a_large_split_are_read(digits, monkeypatch):
     total = sum(shard.bytes for shard in digits[1].splits["train"].shards)
     monkeypatch.setattr(module, "READ_BYTES", total // 2)
     some = sampled_ids(make(digits))
     assert 0 < len(some) < digits[1].splits["train"].rows
 
 
-def test_being_measured_changes_neither_weights_nor_statistics_nor_random_numbers(digits):
+def test_an_evaluation_changes_neither_weights_nor_statistics_nor_random_numbers(digits):
     torch.manual_seed(0)
     model = TwoBranch(digits[0].model, 10)
     model.train()
@@ -99,43 +99,46 @@ def test_an_evaluation_measures_both_splits_and_features_where_the_loss_has_some
     model = TwoBranch(experiment.model, 10)
     seen = []
     probe = make((experiment, digits[1]), watched=lambda items: seen.append(1) or iter(items))
-    found = probe.evaluate(model, test_images(digits))
+    metrics = probe.evaluate(model, test_images(digits)).metrics
     expected = {"geometry/nc1", "geometry/train/nc1", "geometry/classifier_distance_few"}
     features = {"geometry/features/nc1", "geometry/train_features/prototype_distance"}
-    assert found.metrics.keys() >= expected
-    assert (found.metrics.keys() >= features) == (kind == "bcl")
-    assert found.metrics["images/evaluated"] == 360
-    assert len(seen) == 3  # what takes long is watched: test images, reading, training images
+    assert metrics.keys() >= expected
+    assert (metrics.keys() >= features) == (kind == "bcl")
+    assert metrics["images/evaluated"] == 360
+    assert len(seen) == 3  # watched: test images, reading, training images
     without = probe.evaluate(model, test_images(digits), trained=False).metrics
     assert not any("train" in name for name in without)
-    same = [name for name in without if name in found.metrics]
-    assert {name: found.metrics[name] for name in same} == without
+    same = [name for name in without if name in metrics]
+    assert {name: metrics[name] for name in same} == without
 
 
 def test_findings_are_one_row_per_image_and_the_means_of_the_sample(digits):
     model = TwoBranch(digits[0].model, 10)
     probe = make(digits)
     evaluation = probe.evaluate(model, test_images(digits), trained=False)
-    found = probe.findings(evaluation, epoch=3)
-    assert len(found.ids) == len(np.unique(found.ids)) == 360
-    right = (found.labels == found.predicted).mean()
-    assert 100 * right == pytest.approx(evaluation.metrics["accuracy/all"])  # equally many each
-    assert found.embeddings.shape == (10, model.classifier.weight.shape[1])
-    assert found.about["epoch"] == 3
-    assert found.about["fingerprint"] == digits[1].fingerprint
-    assert np.sum(found.about["bins"], axis=0)[0] == 360
-    assert (found.second != found.predicted).all()
+    findings = probe.findings(evaluation, epoch=3)
+    assert len(findings.ids) == len(np.unique(findings.ids)) == 360
+    right = (findings.labels == findings.predicted).mean()
+    assert 100 * right == pytest.approx(
+        evaluation.metrics["accuracy/all"]
+    )  # all classes have the same number
+    assert findings.embeddings.shape == (10, model.classifier.weight.shape[1])
+    assert findings.about["epoch"] == 3
+    assert findings.about["fingerprint"] == digits[1].fingerprint
+    assert np.sum(findings.about["bins"], axis=0)[0] == 360
+    assert (findings.second != findings.predicted).all()
 
 
-def test_of_fewer_and_renamed_classes_the_sample_has_the_right_share(digits):
-    """Shards with the classes in another order are sampled by the model's labels."""
+def test_the_sample_of_classes_in_another_order_has_the_right_shares(digits):
+    """Images of shards with another order of classes are sampled by the model's labels."""
     experiment, manifest = digits
     labels = np.arange(10)[::-1].copy()
     batches = [{**batch, "labels": labels[batch["labels"]]} for batch in test_images(digits)]
     probe = make(digits)
-    found = probe.evaluate(TwoBranch(experiment.model, 10), batches, labels=labels, trained=False)
+    model = TwoBranch(experiment.model, 10)
+    evaluation = probe.evaluate(model, batches, labels=labels, trained=False)
     counts = np.array(manifest.splits["test"].class_counts)[labels]
     shares = sample_shares(counts, probe.class_counts, module.EVALUATED_IMAGES)
     ids = np.concatenate([batch["ids"] for batch in batches])
     expected = is_sampled(ids, np.concatenate([batch["labels"] for batch in batches]), shares)
-    assert len(found.sample.ids) == expected.sum()
+    assert len(evaluation.sample.ids) == expected.sum()

@@ -1,4 +1,4 @@
-"""Images that live on a device against the stream's host path: the same bits."""
+"""Batches from images on a device are those of the stream, bit for bit."""
 
 import functools
 import io
@@ -42,7 +42,7 @@ def encoded(pixels):
 
 
 def noise(images, size, seed=0):
-    """Every value of a byte, at every pixel: nothing hides a rounding."""
+    """Pixels of all values, so that every rounding error shows."""
     return np.random.default_rng(seed).integers(0, 256, (images, size, size, 3), np.uint8)
 
 
@@ -90,8 +90,8 @@ def test_crops_on_a_device_are_the_hosts_bit_for_bit(
     update = {"image_size": size, "eval_resize": size, "classification": one, "contrastive": other}
     config = cifar10_lt().views.model_copy(update=update)
     pixels, rows = noise(6, size, seed), np.array([5, 0, 3, 3, 1])
-    drawn = resident.crops(rows * 11, config, num_views=3, seed=seed, epoch=2)
-    ours = resident.cropped(*(torch.from_numpy(array) for array in (pixels, rows, drawn)))
+    drawn = resident.draw_crops(rows * 11, config, num_views=3, seed=seed, epoch=2)
+    ours = resident.apply_crops(*(torch.from_numpy(array) for array in (pixels, rows, drawn)))
     files = [encoded(pixels[row]) for row in rows]
     theirs = train_views(files, rows * 11, config, num_contrastive=2, seed=seed, epoch=2)
     assert (ours.numpy() == theirs).all()
@@ -102,8 +102,8 @@ def test_every_height_and_width_is_resized_as_opencv_does(size):
     assert resident.is_exact(noise(4, size))
 
 
-def test_an_opencv_that_resizes_otherwise_is_found(monkeypatch):
-    """By one value in one pixel."""
+def test_an_opencv_that_resizes_differently_is_refused(monkeypatch):
+    """Even if only one value of one pixel differs."""
 
     def off(*options, **named):
         result = cv2_resize(*options, **named)
@@ -143,9 +143,9 @@ def test_batches_of_real_cifar_are_the_hosts_over_epochs(recipe, shared_data):
 
 
 def test_a_batch_of_crops_runs_on_a_fake_gpu_in_few_launches_and_reads_nothing_back():
-    resident._tables.cache_clear()  # of a device that is not there
+    resident._tables.cache_clear()  # they would be made on the fake device
     views = cifar100_lt().views
-    drawn = resident.crops(np.arange(16), views, num_views=3, seed=0, epoch=0)
+    drawn = resident.draw_crops(np.arange(16), views, num_views=3, seed=0, epoch=0)
     try:
         with FakeTensorMode(), Launches() as launches:
             images = torch.empty(50, 32, 32, 3, dtype=torch.uint8, device="cuda:0")
@@ -153,7 +153,7 @@ def test_a_batch_of_crops_runs_on_a_fake_gpu_in_few_launches_and_reads_nothing_b
             crops = torch.empty(drawn.shape, dtype=torch.int64, device="cuda:0")
             resident._tables(32, images.device)
             launches.count = 0
-            made = resident.cropped(images, rows, crops)
+            made = resident.apply_crops(images, rows, crops)
     finally:
         resident._tables.cache_clear()
     assert (made.device, made.dtype) == (torch.device("cuda:0"), torch.uint8)
@@ -162,7 +162,7 @@ def test_a_batch_of_crops_runs_on_a_fake_gpu_in_few_launches_and_reads_nothing_b
 
 
 class Launches(TorchDispatchMode):
-    """Counts what a GPU would start: no views, and no questions about a tensor."""
+    """Counts the kernels that a GPU would launch; views of tensors launch none."""
 
     def __init__(self):
         super().__init__()
@@ -193,7 +193,7 @@ def test_workers_share_a_batch_and_a_resume_goes_on_in_mid_epoch():
     assert [epoch for epoch, _ in whole] == [0] * 8 + [1] * 8
     assert len(halves[0]) == len(halves[1]) == 16 - 11
     for (epoch, tensors), *parts in zip(whole[11:], *halves, strict=True):
-        assert {found for found, _ in parts} == {epoch}
+        assert {number for number, _ in parts} == {epoch}
         for name in ("views", "labels", "ids"):
             assert torch.equal(tensors[name], torch.cat([part[name] for _, part in parts]))
 
@@ -255,7 +255,7 @@ def hosts_batches(experiment, plan):
         yield {"views": views, "labels": labels, "ids": ids}
 
 
-# What cannot live on a device
+# What a device cannot hold
 
 
 def test_crops_of_images_of_another_size_are_refused_before_anything_starts(digits):
@@ -285,16 +285,16 @@ def test_padded_crops_are_the_hosts_for_images_of_any_size(digits):
         assert (sent.tensors["views"].numpy() == part["views"]).all()
 
 
-def test_without_a_stream_no_cpu_is_left_for_data(digits):
+def test_images_on_a_device_need_no_cpus_for_data_tasks(digits):
     manifest = read_manifest(digits)
     resident_run = options_of(digits, "data.residency=device", "scale.cpus_per_worker=1")
     streamed_run = with_overrides(resident_run, ["data.residency=stream"])
     two, needs = [{"CPU": 2.0}], {"CPU": 1.0}
     assert worker_count(resident_run, two, needs) == 2
     assert worker_count(streamed_run, two, needs) == 0
-    wanted = budget(resident_run, manifest, 2)
+    run_budget = budget(resident_run, manifest, 2)
     rows = sum(manifest.splits[name].rows for name in ("train", "test"))
-    assert (wanted.data_cpus, wanted.store_bytes) == (0, 0)
-    assert wanted.resident_bytes == 3 * 8 * 8 * (rows - 360 // 2)
+    assert (run_budget.data_cpus, run_budget.store_bytes) == (0, 0)
+    assert run_budget.resident_bytes == 3 * 8 * 8 * (rows - 360 // 2)
     with pytest.raises(ValueError, match="CPUs for data"):
         budget(streamed_run, manifest, 2)

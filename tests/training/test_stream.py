@@ -1,4 +1,4 @@
-"""The stream against the plan, on a real local Ray."""
+"""The batches of a stream are those of the plan, on a real local Ray."""
 
 import logging
 import sys
@@ -51,7 +51,7 @@ def train_rows(shards, manifest):
 
 
 def streamed(experiment, manifest, *, world_size=1, first_step=0):
-    """(epoch, global batch) of all workers' streams, run one after the other."""
+    """Yield (epoch, global batch), joined from all workers' streams."""
     workers = []
     for rank in range(world_size):
         epochs = stream.training_batches(
@@ -70,10 +70,10 @@ def streamed(experiment, manifest, *, world_size=1, first_step=0):
 def test_batches_are_the_plans_rows_with_their_keyed_views(
     experiment, manifest, train_rows, world_size
 ):
-    got = list(streamed(experiment, manifest, world_size=world_size))
+    batches = list(streamed(experiment, manifest, world_size=world_size))
     plans = [epoch_plan(experiment, manifest, epoch) for epoch in range(2)]
-    assert [epoch for epoch, _ in got] == [0] * plans[0].steps + [1] * plans[1].steps
-    for (epoch, batch), step in zip(got, 2 * [*range(plans[0].steps)], strict=True):
+    assert [epoch for epoch, _ in batches] == [0] * plans[0].steps + [1] * plans[1].steps
+    for (epoch, batch), step in zip(batches, 2 * [*range(plans[0].steps)], strict=True):
         rows = train_rows.take(plans[epoch].rows(step))
         ids = rows["id"].to_numpy()
         assert (batch["ids"] == ids).all()
