@@ -25,14 +25,7 @@ RAY_LINES = re.compile(r"Running entrypoint for job |\d{4}-\S+ \S+\s+INFO job_ma
 def follow_to_exit(
     cluster: "JobClient", name: str, address: str | None, screen: "Console"
 ) -> NoReturn:
-    """Follow a job, and exit with the status of its driver; Ctrl-C detaches.
-
-    Args:
-        cluster: Client of the cluster.
-        name: Name of the job.
-        address: Value of --address, for the commands that are suggested.
-        screen: Where the log is shown.
-    """
+    """Follow a job, and exit with the status of its driver; Ctrl-C detaches."""
     from bcl_ray.ops.jobs.follow import follow
 
     try:
@@ -64,16 +57,13 @@ def show_log(lines: Iterable[str], screen: "Console") -> None:
             show(line)
 
 
-def show_last_words(
+def show_rest_of_log(
     cluster: "JobClient", name: str, lines_before: int, screen: "Console"
 ) -> "JobDetails":
-    """Show the lines that a job writes until its end, without its events.
+    """Follow a job, and show what it writes from now on, but for its events.
 
     Args:
-        cluster: Client of the cluster.
-        name: Name of the job.
-        lines_before: Number of lines in the log that are not shown.
-        screen: Where the lines are shown.
+        lines_before: Number of lines that the log has now, which are not shown.
 
     Returns:
         The record of the ended job.

@@ -8,8 +8,8 @@ import typer
 from bcl_ray.cli.job_log import (
     follow_to_exit,
     message_of,
-    show_last_words,
     show_log,
+    show_rest_of_log,
     status_of,
 )
 from bcl_ray.cli.options import Address, CaFile
@@ -107,7 +107,7 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     if job.status.is_terminal():
         raise UserError(f"job {name} has ended before: {status_of(job)}")
     variables = (job.runtime_env or {}).get("env_vars", {})
-    # Without these, `submit` did not send the job: those of the head hold, which are unknown here.
+    # A job that `submit` did not send has neither: the head's hold, which are unknown here.
     signal, seconds = (variables.get(f"RAY_JOB_STOP_{n}") for n in ("SIGNAL", "WAIT_TIME_S"))
     lines_before = len(cluster.get_job_logs(name).split("\n")) - 1
     begin = time.monotonic()
@@ -117,7 +117,7 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     if seconds:
         text = f"{signal} sent; the job has {seconds} s to end"
     screen.print(text, highlight=False)
-    job = show_last_words(cluster, name, lines_before, screen)
+    job = show_rest_of_log(cluster, name, lines_before, screen)
     took = time.monotonic() - begin
     killed = " (killed: it had not ended by itself)" if took >= float(seconds or "inf") else ""
     screen.print(f"job {name} {status_of(job)} after {took:.0f} s{killed}", highlight=False)

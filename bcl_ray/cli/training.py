@@ -64,8 +64,6 @@ def _budget_rows(experiment: "Experiment", budget: "Budget", store: float | None
     """What a run needs, as text.
 
     Args:
-        experiment: The experiment.
-        budget: What it needs.
         store: Size of Ray's object store in bytes; None if unknown.
     """
     workers, batch = experiment.scale.min_workers, experiment.optim.global_batch_size

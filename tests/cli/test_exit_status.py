@@ -8,7 +8,7 @@ from bcl_ray import cli
 from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import LeaseHeldError, LeaseLostError, LeaseNotRenewedError
-from bcl_ray.storage.s3.faults import explain
+from bcl_ray.storage.s3.diagnosis import explain
 from bcl_ray.storage.s3.location import Location
 
 BUCKET = Location("bucket", "x", None, None)

@@ -31,8 +31,6 @@ def examine_cluster(
     """Check a cluster from this machine, and then its nodes by a job.
 
     Args:
-        address: http(s)://HOST:PORT of the dashboard.
-        ca_file: Certificates to trust for https.
         store: s3:// URI, or None.
         mlflow: Tracking URI as the nodes reach it, or None.
 

@@ -27,10 +27,7 @@ def run_check(
     """Run one check in a thread, and leave the thread to itself if the check takes too long.
 
     Args:
-        subject: What is checked.
-        where: Where it is checked.
         check: Returns the state, or raises an error with what is wrong and what to do.
-        seconds: Time limit.
     """
     outcome: list[tuple[bool, str]] = []
 

@@ -39,7 +39,6 @@ def examine(
     """Run all checks of this machine.
 
     Args:
-        where: Name of the machine.
         store: s3:// URI to read from and write to, or None.
         mlflow: Tracking URI, or None.
         resources: Resources that Ray lists for this node; empty if it is no Ray node.

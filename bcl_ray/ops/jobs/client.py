@@ -25,9 +25,6 @@ CA_FILES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 def dashboard_address(option: str | None) -> str:
     """The address of a cluster's dashboard, from --address or the environment.
 
-    Args:
-        option: Value of --address, or None.
-
     Raises:
         ValueError: There is no address, or it is not a dashboard's.
     """
@@ -78,7 +75,6 @@ class JobClient(JobSubmissionClient):
     """Ray's client of the Jobs API, with time limits, and errors that say what to do.
 
     Args:
-        address: http(s)://HOST:PORT of the dashboard.
         ca_file: Certificates to trust; by default those of the environment or of the system.
 
     Raises:

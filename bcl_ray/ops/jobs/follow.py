@@ -56,8 +56,6 @@ def follow(cluster: JobClient, name: str, show: Show, notify: Show) -> JobDetail
     """Show a job's log until the job has ended.
 
     Args:
-        cluster: Client of the cluster.
-        name: Name of the job.
         show: Called once with each line of the log.
         notify: Called with messages about the connection, and about a job that waits.
 

@@ -56,10 +56,6 @@ def new_request(kind: str, label: str, words: tuple[str, ...], **metadata: str) 
 def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
     """A request to continue the run in a folder.
 
-    Args:
-        uri: URI of the run's folder.
-        words: Arguments of the command.
-
     Raises:
         ValueError: This machine can read the folder, and it holds no run.
     """
@@ -82,12 +78,6 @@ def train_request(
     """A request to train.
 
     The run gets its name here, so that it can be found and continued whatever happens to the job.
-
-    Args:
-        recipe: Name or file of the recipe.
-        experiment: The experiment.
-        words: Arguments of the command.
-        address: Address of the cluster's dashboard.
 
     Raises:
         ValueError: The run cannot work on a cluster, or with its data (if they can be read here).
@@ -116,11 +106,8 @@ def search_request(
     """A request to start or continue a search.
 
     Args:
-        name: Name of the search.
         recipe: Name or file of the recipe; None to continue with the search's own experiment.
         experiment: The experiment that the search varies.
-        words: Arguments of the command.
-        address: Address of the cluster's dashboard.
 
     Raises:
         ValueError: It cannot work on a cluster, or with its data (if they can be read here).
@@ -165,13 +152,7 @@ def check_uri(option: str, path: str) -> None:
 
 
 def submit(cluster: JobClient, request: JobRequest, package: Package) -> None:
-    """Send a job; returns when the cluster has it.
-
-    Args:
-        cluster: Client of the cluster.
-        request: The job.
-        package: Its working directory.
-    """
+    """Send a job; returns when the cluster has it."""
     variables = {
         events.SWITCH: "json",
         CLIENT: json.dumps(client_versions()),

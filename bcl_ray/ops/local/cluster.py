@@ -93,7 +93,7 @@ class LocalCluster:
             description = replace(description, ray_folder=tempfile.mkdtemp(prefix="bcl-ray-"))
             self.parts.write(description)
             try:
-                ensure_secret(self.parts.token, secrets.token_hex(32))
+                ensure_secret(self.parts.token_file, secrets.token_hex(32))
                 self.parts.start_all()
                 self.parts.write(replace(self.parts.description(), ready=True))
                 records.write_environment(self.folder, self.environment())
@@ -159,7 +159,7 @@ class LocalCluster:
         """Number of training workers on each node that has some; empty if the head is silent."""
         try:
             return self.parts.ray().training_workers()
-        except (OSError, ValueError, KeyError, TypeError):  # a starting head answers anything
+        except (OSError, ValueError, KeyError, TypeError):  # a starting head may answer anything
             return {}
 
     def kill_node(self, name: str) -> None:

@@ -62,8 +62,6 @@ def write(folder: Path, description: LocalDescription, details: Mapping[str, obj
     """Write cluster.json.
 
     Args:
-        folder: Folder of the cluster.
-        description: Description of the cluster.
         details: Addresses and pids, which change while the cluster runs.
     """
     text = json.dumps({**asdict(description), **details}, indent=1)

@@ -23,15 +23,12 @@ class Parts:
     """The parts of the cluster in a folder.
 
     The description is read from the folder each time, for another process may have changed it.
-
-    Args:
-        folder: Folder of the cluster.
     """
 
     def __init__(self, folder: Path) -> None:
         self.processes = Processes(folder)
         self.folder = self.processes.folder
-        self.token = self.folder / "token"
+        self.token_file = self.folder / "token"
 
     def description(self) -> LocalDescription:
         """The description of the cluster.
@@ -59,7 +56,7 @@ class Parts:
     def ray(self) -> RayNodes:
         """The Ray head and nodes."""
         environment = self.node_environment()
-        return RayNodes(self.processes, self.description(), self.token, environment)
+        return RayNodes(self.processes, self.description(), self.token_file, environment)
 
     def mlflow(self) -> TrackingServer:
         """The MLflow server."""
@@ -92,7 +89,7 @@ class Parts:
             "BCL_RAY_STORE": description.bucket,
             "RAY_ADDRESS": f"http://{LOOPBACK}:{ports.dashboard}",
             **self.mlflow().client_environment(),
-            **common_environment(self.token),
+            **common_environment(self.token_file),
             **(server.environment() if server else {}),
         }
 

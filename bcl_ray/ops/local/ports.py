@@ -9,11 +9,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class Ports:
-    """The ports of a local cluster: 20 consecutive numbers.
-
-    Args:
-        first: The first number.
-    """
+    """The ports of a local cluster: 20 consecutive numbers."""
 
     def __init__(self, first: int) -> None:
         self.dashboard = first  # Ray's dashboard, Jobs API and State API

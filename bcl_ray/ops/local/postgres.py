@@ -25,7 +25,6 @@ class Postgres:
 
     Args:
         folder: Data and password.
-        port: Port on 127.0.0.1.
         processes: Processes among which it runs, under the name `postgres`.
     """
 

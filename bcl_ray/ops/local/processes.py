@@ -58,8 +58,6 @@ class Processes:
         """Start a command in the folder, in a session of its own.
 
         Args:
-            name: Name of the process.
-            command: Program and arguments.
             environment: All its environment variables.
             user: User that it runs as; by default the user of this process.
 
@@ -119,7 +117,8 @@ class Processes:
     def tree(self, name: str) -> list[psutil.Process]:
         """A process and its descendants that run, including those whose parents have died."""
         root, pid = self._running(name), self.pid(name)
-        # The system reuses no pid that is the number of a session with living members.
+        # The pid is also the session's number, and the system does not give it to another process
+        # while the session has members. If another process has it now, the session is empty.
         owned = pid is not None and (self._leader(name) is not None or not psutil.pid_exists(pid))
         members = {} if root is None else {root.pid: root}
         if root is not None:
@@ -134,7 +133,6 @@ class Processes:
         """Ask processes to end (SIGTERM), kill those that do not, and forget them.
 
         Args:
-            *names: Names of the processes.
             patience: Seconds until they and their descendants are killed.
         """
         members = [member for name in names for member in self.tree(name)]
@@ -168,9 +166,7 @@ class Processes:
         """Wait until a process is ready.
 
         Args:
-            name: Name of the process.
-            ready: Yields, again and again, whether it is.
-            seconds: Longest time to wait.
+            ready: Yields, again and again, whether the process is ready.
 
         Raises:
             OSError: The process has ended, or was not ready in time; with its last line of output.

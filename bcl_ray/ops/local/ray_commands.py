@@ -21,15 +21,11 @@ CLUSTER_PREFIXES = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_", "PYTHONPATH", "VIRTUA
 SECONDS_WITHOUT_HEAD = "300"
 
 
-def common_environment(token: Path) -> dict[str, str]:
-    """Variables that nodes, drivers and clients of the cluster all need.
-
-    Args:
-        token: File of the cluster's token.
-    """
+def common_environment(token_file: Path) -> dict[str, str]:
+    """Variables that nodes, drivers and clients of the cluster all need."""
     return {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
         # Without this, Ray replaces 127.0.0.1 by the machine's outer address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_gcs_rpc_server_reconnect_timeout_s": SECONDS_WITHOUT_HEAD,
@@ -53,7 +49,6 @@ def head_environment(ports: Ports, state: Path) -> dict[str, str]:
     """Variables of the head alone.
 
     Args:
-        ports: Ports of the cluster.
         state: Folder of the head's state, which outlives the head.
     """
     return {
@@ -86,12 +81,9 @@ def worker_command(
     """`ray start` of a worker node.
 
     Args:
-        name: Name of the node.
         group: data or train. The node has it as a label, and as a resource in the amount `cpus`.
         cpus: Number of CPUs that the node declares.
         store_mib: Size of its object store, in MiB.
-        ports: Ports of the cluster.
-        temporary: The node's temporary folder.
     """
     return [
         *_start_command(name, temporary, store_mib),

@@ -23,8 +23,6 @@ class RayNodes:
 
     Args:
         processes: Processes of the cluster; a node's process has the node's name.
-        description: Description of the cluster.
-        token: File of the cluster's token.
         environment: Environment variables of every node.
     """
 
@@ -32,13 +30,13 @@ class RayNodes:
         self,
         processes: Processes,
         description: LocalDescription,
-        token: Path,
+        token_file: Path,
         environment: Mapping[str, str],
     ) -> None:
         self._processes = processes
         self._description = description
         self._ports = description.ports
-        self._token = token
+        self._token_file = token_file
         self._environment = environment
 
     def start_all(self) -> None:
@@ -114,19 +112,20 @@ class RayNodes:
             OSError: The head does not answer within a few seconds.
         """
         query = f"filter_keys=class_name&filter_predicates=%3D&filter_values={WORKER_CLASS}"
-        actors = _state("actors", self._ports, self._token, query, timeout=3)
-        nodes = list_nodes(self._ports, self._token, timeout=3)
+        actors = _state("actors", self._ports, self._token_file, query, timeout=3)
+        nodes = list_nodes(self._ports, self._token_file, timeout=3)
         names = {node["node_id"]: node["node_name"] for node in nodes}
         alive = [actor for actor in actors if actor["state"] == "ALIVE"]
         return Counter(names.get(actor["node_id"], "unknown") for actor in alive)
 
     def _node_id(self, name: str) -> str | None:
         """Ray's id of the living node of a name, or None."""
-        # For some seconds the head takes a killed node for alive: an older one does not count.
-        earliest = self._processes.created(name) - 1  # clocks are read in different ways
+        # The head lists a killed node as alive for some seconds: only a node that is as young as
+        # the process counts. (1 s, for Ray and psutil read different clocks.)
+        earliest = self._processes.created(name) - 1
         try:
-            nodes = list_nodes(self._ports, self._token)
-        except (OSError, ValueError, KeyError, TypeError):  # a starting head answers anything
+            nodes = list_nodes(self._ports, self._token_file)
+        except (OSError, ValueError, KeyError, TypeError):  # a starting head may answer anything
             return None
         return next(
             (
@@ -139,27 +138,22 @@ class RayNodes:
         )
 
 
-def list_nodes(ports: Ports, token: Path, timeout: float = 10) -> list[Mapping[str, Any]]:
+def list_nodes(ports: Ports, token_file: Path, timeout: float = 10) -> list[Mapping[str, Any]]:
     """The nodes that the head knows, dead ones too, as Ray's State API describes them.
-
-    Args:
-        ports: Ports of the cluster.
-        token: File of the cluster's token.
-        timeout: Seconds to wait for the answer.
 
     Raises:
         OSError: No head answers.
     """
-    return _state("nodes", ports, token, "detail=1", timeout)
+    return _state("nodes", ports, token_file, "detail=1", timeout)
 
 
 def _state(
-    resource: str, ports: Ports, token: Path, query: str, timeout: float
+    resource: str, ports: Ports, token_file: Path, query: str, timeout: float
 ) -> list[Mapping[str, Any]]:
-    """Ask the head's State API for a list."""
+    """A list that the head's State API has, such as that of nodes."""
     request = urllib.request.Request(
         f"http://{LOOPBACK}:{ports.dashboard}/api/v0/{resource}?{query}&limit=1000",
-        headers={"Authorization": f"Bearer {token.read_text()}"},
+        headers={"Authorization": f"Bearer {token_file.read_text()}"},
     )
     with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
         rows: list[Mapping[str, Any]] = json.load(answer)["data"]["result"]["result"]

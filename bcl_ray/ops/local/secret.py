@@ -19,7 +19,6 @@ def ensure_secret(file: Path, secret: str | None = None) -> str:
     """The secret that a file holds; without a file, a random one is made and stored.
 
     Args:
-        file: File of the secret.
         secret: Replaces what the file holds.
     """
     if secret is None and file.exists():

@@ -15,7 +15,6 @@ class S3Server(ABC):
 
     Args:
         folder: Data, settings and logs; any later process can name it and control the server.
-        port: Port of S3.
         access_key: Access key of the only user.
         secret_key: Secret key of the only user; by default the one in the folder, else a new one.
     """

@@ -22,8 +22,6 @@ class TrackingServer:
     """The MLflow server of one cluster, and PostgreSQL if the description asks for it.
 
     Args:
-        folder: Folder of the cluster.
-        description: Description of the cluster.
         processes: Processes of the cluster; the servers run as `mlflow` and `postgres`.
     """
 
@@ -80,7 +78,6 @@ def command(port: int, artifacts: str, *, auth: bool = False) -> list[str]:
     """`mlflow server`, through which clients reach artifacts without a key of the store.
 
     Args:
-        port: Port on 127.0.0.1.
         artifacts: s3:// URI under which the server stores artifacts.
         auth: Ask clients for a name and a password of `Accounts`.
     """

@@ -52,12 +52,6 @@ class JobStop:
 def wait_for_nodes(allocation: Allocation, head: str, ray: RayNode, stop: JobStop) -> bool:
     """Wait until Ray runs on all nodes.
 
-    Args:
-        allocation: This node's view of the allocation.
-        head: Address of Ray's head.
-        ray: Ray's processes on this node.
-        stop: Requests to stop.
-
     Returns:
         False if a request to stop came first.
 
@@ -114,7 +108,6 @@ def job_result(status: int, reason: str | None) -> str:
     """What the batch script does after the driver: an exit status, or `requeue`.
 
     Args:
-        status: Exit status of the driver.
         reason: Why the driver was to stop, or None.
     """
     if reason == "requeue" and status not in (0, USER_MISTAKE):

@@ -23,8 +23,6 @@ class RayNode:
     output is shown only after an error.
 
     Args:
-        allocation: This node's view of the allocation.
-        address: This node's address.
         options: Options of `ray start`, in addition to those of every node.
     """
 
