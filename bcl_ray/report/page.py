@@ -1,4 +1,4 @@
-"""A report: one HTML file that needs no server and no other file."""
+"""An HTML page in one file, which needs no server and no other file."""
 
 import base64
 import html
@@ -19,9 +19,9 @@ th, td { padding: 0.25em 1.5em 0.25em 0; text-align: left; border-bottom: 1px so
 th { border-bottom: 2px solid #777; cursor: pointer; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
-PIXELS = 1.4  # of an image per pixel of the page
-# A click on a column's head sorts by it, and back.
-SORT = """
+IMAGE_SCALE = 1.4  # pixels of an image per pixel of the page
+# A click on a column's heading sorts the rows by that column, a second click in reverse.
+SORT_SCRIPT = """
 for (const head of document.querySelectorAll("th")) head.onclick = () => {
   const body = head.closest("table").tBodies[0], at = head.cellIndex, up = head.up = !head.up;
   const value = row => row.cells[at].dataset.value ?? row.cells[at].textContent;
@@ -35,55 +35,51 @@ for (const head of document.querySelectorAll("th")) head.onclick = () => {
 
 @dataclass(frozen=True)
 class PageTable:
-    """Rows of strings and numbers; a number is shown with `digits` behind the point, None as -."""
+    """Rows of text and numbers; None is shown as "-"."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     digits: int = 1
+    """Digits behind the decimal point of floats."""
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """A part of a page.
-
-    Args:
-        title: its heading.
-        text: a paragraph each, plain text.
-        figures: what to look at, with a description of each for those who cannot.
-        table: below them.
-    """
+    """A part of a page: paragraphs, then figures, then a table."""
 
     title: str
     text: Sequence[str] = ()
+    """Paragraphs of plain text."""
     figures: Sequence[tuple[Figure | bytes, str]] = ()
+    """Figures, or contents of PNG files, each with a description for people who cannot see it."""
     table: PageTable | None = None
 
 
 def page(title: str, sections: Sequence[PageSection]) -> str:
-    """A complete HTML page, whose images are inside of it."""
+    """The text of an HTML page that contains its images."""
     parts = "\n".join(map(_section, sections))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n<title>{html.escape(title)}</title>'
         f"\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n{parts}\n"
-        f"<script>{SORT}</script>\n</body>\n</html>\n"
+        f"<script>{SORT_SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
 def _section(section: PageSection) -> str:
     lines = [f"<h2>{html.escape(section.title)}</h2>"] if section.title else []
     lines += [f"<p>{html.escape(text)}</p>" for text in section.text]
-    lines += [_image(figure, about) for figure, about in section.figures]
+    lines += [_image(figure, description) for figure, description in section.figures]
     if section.table is not None:
         lines.append(_table(section.table))
     return "\n".join(lines)
 
 
-def _image(figure: Figure | bytes, about: str) -> str:
+def _image(figure: Figure | bytes, description: str) -> str:
     content = figure if isinstance(figure, bytes) else png(figure)
     data = base64.b64encode(content).decode()
-    pixels = int.from_bytes(content[16:20], "big")  # where a PNG file has its width
-    width, alt = round(pixels / PIXELS), html.escape(about, quote=True)
+    pixels = int.from_bytes(content[16:20], "big")  # the position of the width in a PNG file
+    width, alt = round(pixels / IMAGE_SCALE), html.escape(description, quote=True)
     return f'<img width="{width}" src="data:image/png;base64,{data}" alt="{alt}">'
 
 
@@ -93,28 +89,31 @@ def _table(table: PageTable) -> str:
         for column in range(len(table.columns))
     ]
     head = "".join(
-        f"<th{_class(number)}>{html.escape(name)}</th>"
-        for name, number in zip(table.columns, numeric, strict=True)
+        f"<th{_class(is_number)}>{html.escape(name)}</th>"
+        for name, is_number in zip(table.columns, numeric, strict=True)
     )
-    body = "\n".join(
-        "<tr>"
-        + "".join(_cell(v, n, table.digits) for v, n in zip(row, numeric, strict=True))
-        + "</tr>"
+    rows = [
+        "".join(_cell(*cell, table.digits) for cell in zip(row, numeric, strict=True))
         for row in table.rows
-    )
+    ]
+    body = "\n".join(f"<tr>{cells}</tr>" for cells in rows)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
 
-def _cell(value: Any, number: bool, digits: int) -> str:
+def _cell(value: Any, is_number: bool, digits: int) -> str:
     if value is None:
-        return f"<td{_class(number)}>-</td>"
-    text = f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}" if number else value
-    raw = f' data-value="{value}"' if number else ""
-    return f"<td{_class(number)}{raw}>{html.escape(str(text))}</td>"
+        return f"<td{_class(is_number)}>-</td>"
+    text = str(value)
+    if isinstance(value, float):
+        text = f"{value:,.{digits}f}"
+    elif is_number:
+        text = f"{value:,}"
+    raw = f' data-value="{value}"' if is_number else ""
+    return f"<td{_class(is_number)}{raw}>{html.escape(text)}</td>"
 
 
-def _class(number: bool) -> str:
-    return ' class="number"' if number else ""
+def _class(is_number: bool) -> str:
+    return ' class="number"' if is_number else ""

@@ -1,6 +1,6 @@
-"""What a run or an evaluation found, ready to be shown: its classes, its mistakes.
+"""The results of a run or an evaluation: its table of classes and its mistakes.
 
-Axes: N images, K classes.
+Axes: N images, K classes, H x W pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,129 +24,137 @@ from bcl_ray.runs.checkpoint import State
 from bcl_ray.runs.findings import Findings
 from bcl_ray.runs.run_folder import Run
 
-MISTAKES = 24  # images in the grid
-OF_ONE_CLASS = 4  # of them, at most
-SIDE = 224  # pixels of an image's longer side in the grid, at most
+MAX_MISTAKES = 24  # images in the grid
+MAX_OF_CLASS = 4  # of these, images of one class
+MAX_SIDE = 224  # pixels of an image's longer side in the grid
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run or an evaluation found.
-
-    Args:
-        name: of the run or model.
-        experiment: with which it was trained.
-        class_names: (K,).
-        class_counts: training images by class, (K,).
-        history: a record of metrics per epoch.
-        found: in the last evaluation; None where there was none, as in a run that was stopped.
-    """
+    """The results of a run or an evaluation."""
 
     name: str
+    """Name of the run or model."""
     experiment: Experiment
+    """The options that it was trained with."""
     class_names: Sequence[str]
+    """Name of each class, (K,)."""
     class_counts: NDArray[np.int64]
+    """Training images of each class, (K,)."""
     history: Sequence[Mapping[str, float]]
-    found: Findings | None
+    """One record of metrics per epoch."""
+    findings: Findings | None
+    """Those of the last evaluation; None if there is none, as for a run that was stopped."""
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
-        """Classes of each shot group that is there."""
+        """The classes of each shot group that has any."""
         return shot_groups(self.class_counts)
 
     @cached_property
     def group_of(self) -> list[str]:
         """The shot group of each class, (K,)."""
-        found = [""] * len(self.class_names)
-        for name, classes in self.groups.items():
-            for k in classes:
-                found[k] = name
-        return found
+        names = {k: name for name, classes in self.groups.items() for k in classes.tolist()}
+        return [names[k] for k in range(len(self.class_names))]
 
 
-def of_state(name: str, state: State, found: Findings | None) -> Results:
-    """What a checkpoint and its last evaluation say of a run or model."""
+def from_state(name: str, state: State, evaluated: Findings | None) -> Results:
+    """The results of a run or model, from its checkpoint and the findings of an evaluation."""
     experiment = from_yaml(state.experiment, origin=name)
     counts = np.array(state.class_counts)
-    return Results(name, experiment, state.class_names, counts, state.history, found)
+    return Results(name, experiment, state.class_names, counts, state.history, evaluated)
 
 
-def of_run(run: Run, state: State) -> Results:
-    """The same of a run, with the findings that lie in its folder, if it came to its end."""
+def from_run(run: Run, state: State) -> Results:
+    """The results of a run, from its checkpoint and the findings in its folder, if any."""
     try:
-        found = findings.read(run.uri)
+        evaluated = findings.read(run.uri)
     except FileNotFoundError:
-        found = None
-    return of_state(run.name, state, found)
+        evaluated = None
+    return from_state(run.name, state, evaluated)
 
 
-def class_table(results: Results, found: Findings) -> PageTable:
-    """One row per class, from the largest to the smallest.
+def class_table(results: Results, evaluated: Findings) -> PageTable:
+    """A table with one row per class, from most to fewest training images.
 
-    Columns: class, training images, group, test images, accuracy in per cent, mean confidence in
-    per cent, what it is most often taken for and how often in per cent of its images, and images
-    of other classes that are taken for it. None where a class has no test image.
+    Columns: class, training images, group, test images, accuracy and mean confidence in per cent,
+    the class that it is most often mistaken for and how often in per cent of its images, and the
+    number of images of other classes that are mistaken for it. Values in per cent are None for a
+    class without test images.
     """
     classes = len(results.class_names)
-    hit = found.labels == found.predicted
-    total = np.bincount(found.labels, minlength=classes)
-    right = np.bincount(found.labels[hit], minlength=classes)
-    confidence = np.bincount(found.labels, found.confidence, minlength=classes)
-    taken = np.bincount(found.predicted[~hit], minlength=classes)
-    pairs = found.labels[~hit] * classes + found.predicted[~hit]
-    worst: dict[int, tuple[int, int]] = {}  # by class: how often, and for which
-    for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
-        k, other = divmod(int(pair), classes)
-        worst[k] = max(worst.get(k, (0, 0)), (int(count), other))
+    labels, predicted = evaluated.labels, evaluated.predicted
+    hit = labels == predicted
+    total = np.bincount(labels, minlength=classes)
+    correct = np.bincount(labels[hit], minlength=classes)
+    confidence = np.bincount(labels, evaluated.confidence, minlength=classes)
+    mistaken_for_it = np.bincount(predicted[~hit], minlength=classes)
+    worst = _most_frequent_mistakes(labels[~hit], predicted[~hit], classes)
     rows = []
     for k in np.argsort(-results.class_counts, kind="stable").tolist():
-        often, other = worst.get(k, (0, k))
+        count, other = worst.get(k, (0, k))
         n = total[k]
-        share = [100 * float(x / n) if n else None for x in (right[k], confidence[k], often)]
-        mistaken = results.class_names[other] if often else ""
-        about = [results.class_names[k], int(results.class_counts[k]), results.group_of[k], int(n)]
-        rows.append([*about, *share[:2], mistaken, share[2], int(taken[k])])
+        shares = [100 * float(x / n) if n else None for x in (correct[k], confidence[k], count)]
+        size = int(results.class_counts[k])
+        row = [results.class_names[k], size, results.group_of[k], int(n), *shares[:2]]
+        other_name = results.class_names[other] if count else ""
+        rows.append([*row, other_name, shares[2], int(mistaken_for_it[k])])
     columns = ("class", "training images", "group", "test images", "accuracy", "confidence")
     return PageTable((*columns, "taken for", "how often", "others taken for it"), rows)
 
 
-def mistakes(results: Results, found: Findings) -> list[Mistake]:
+def _most_frequent_mistakes(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
+) -> dict[int, tuple[int, int]]:
+    """By class: the number of its most frequent wrong predictions, and their class."""
+    worst: dict[int, tuple[int, int]] = {}
+    pairs = np.unique(labels * classes + predicted, return_counts=True)
+    for pair, count in zip(*pairs, strict=True):
+        k, other = divmod(int(pair), classes)
+        worst[k] = max(worst.get(k, (0, 0)), (int(count), other))
+    return worst
+
+
+def find_mistakes(results: Results, evaluated: Findings) -> list[Mistake]:
     """The most confident mistakes on the smallest classes, at most four of one class.
 
     Raises:
-        OSError, ValueError: the images cannot be read, or are others than were evaluated.
+        OSError: The images cannot be read.
+        ValueError: The data has changed since the evaluation.
     """
     tail = list(results.groups.values())[-1]
-    wrong = np.flatnonzero(np.isin(found.labels, tail) & (found.labels != found.predicted))
-    chosen: list[int] = []
+    labels, confidence = evaluated.labels, evaluated.confidence
+    wrong = np.flatnonzero(np.isin(labels, tail) & (labels != evaluated.predicted))
+    rows: list[int] = []
     of_class = np.zeros(len(results.class_names), dtype=int)
-    for row in wrong[np.argsort(-found.confidence[wrong], kind="stable")]:
-        if of_class[found.labels[row]] < OF_ONE_CLASS and len(chosen) < MISTAKES:
-            of_class[found.labels[row]] += 1
-            chosen.append(int(row))
-    data = found.about["data"]
+    for row in wrong[np.argsort(-confidence[wrong], kind="stable")].tolist():
+        if of_class[labels[row]] < MAX_OF_CLASS and len(rows) < MAX_MISTAKES:
+            of_class[labels[row]] += 1
+            rows.append(row)
+    data = evaluated.about["data"]
     manifest = read_manifest(data)
-    if manifest.fingerprint != found.about["fingerprint"]:
-        raise UserError(f"{data} holds other data than was evaluated")
-    split = manifest.splits[found.about["split"]]
-    images = find_images(data, split, found.ids[chosen].tolist())
-    return [_mistake(results, found, row, images[int(found.ids[row])]) for row in chosen]
+    if manifest.fingerprint != evaluated.about["fingerprint"]:
+        raise UserError(f"the data in {data} has changed since the evaluation")
+    split = manifest.splits[evaluated.about["split"]]
+    images = find_images(data, split, evaluated.ids[rows].tolist())
+    return [_mistake(results, evaluated, row, images[int(evaluated.ids[row])]) for row in rows]
 
 
-def _mistake(results: Results, found: Findings, row: int, image: bytes) -> Mistake:
-    label, predicted = int(found.labels[row]), int(found.predicted[row])
+def _mistake(results: Results, evaluated: Findings, row: int, image: bytes) -> Mistake:
+    label, predicted = int(evaluated.labels[row]), int(evaluated.predicted[row])
     return Mistake(
-        image=_small(decode(image)),
+        image=_shrink(decode(image)),
         true_name=results.class_names[label],
         true_group=results.group_of[label],
         predicted_name=results.class_names[predicted],
         predicted_group=results.group_of[predicted],
-        confidence=float(found.confidence[row]),
+        confidence=float(evaluated.confidence[row]),
     )
 
 
-def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scale = SIDE / max(pixels.shape[:2])
+def _shrink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image, (H, W, 3), whose longer side is at most MAX_SIDE."""
+    scale = MAX_SIDE / max(pixels.shape[:2])
     if scale >= 1:
         return pixels
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -170,7 +170,7 @@ def _evaluate(
 
         evaluation_findings = probe.findings(evaluation)
         findings.write(evaluation_findings, str(folder))
-        summary.write(results.of_state(model.name, model.state, evaluation_findings), folder)
+        summary.write(results.from_state(model.name, model.state, evaluation_findings), folder)
     return evaluation.metrics
 
 

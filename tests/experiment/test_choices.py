@@ -20,11 +20,11 @@ from bcl_ray.experiment.choices import (
 from bcl_ray.experiment.options import LossConfig
 from bcl_ray.experiment.overrides import from_yaml, with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.report.pictures import PICTURES
+from bcl_ray.report.figure_table import REPORT_FIGURES
 from bcl_ray.tuning.choices import SCHEDULERS, SEARCHERS
 from bcl_ray.use.formats import FORMATS
 
-TABLES = [LOSSES, BACKBONES, SOURCES, SEARCHERS, SCHEDULERS, FORMATS, PICTURES]
+TABLES = [LOSSES, BACKBONES, SOURCES, SEARCHERS, SCHEDULERS, FORMATS, REPORT_FIGURES]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.report import figures
-from bcl_ray.report.figures import GROUP_COLORS, Mistake
+from bcl_ray.report.figures import SHOT_COLORS, Mistake
 from bcl_ray.report.figures.search import CHANCE, importance, parameters
 
 LONG = "a_class_with_a_very_long_name_"
@@ -59,9 +59,9 @@ class Case:
             "epochs": figures.accuracy_over_epochs(self.history),
             "confusion": figures.confusion(self.labels, self.predicted, *of_classes),
             "reliability": figures.reliability(self.bins, calibrated, 1.4),
-            "cosines": figures.class_cosines(self.means, *of_classes, of="features"),
-            "features": figures.geometry_over_epochs(self.history, 10, features=True),
-            "embeddings": figures.geometry_over_epochs(self.history, 10, features=False),
+            "cosines": figures.class_cosines(self.means, *of_classes, vectors="features"),
+            "features": figures.geometry_over_epochs(self.history, 10, space="feature"),
+            "embeddings": figures.geometry_over_epochs(self.history, 10, space="embedding"),
             "mistakes": figures.mistake_grid([mistake] * 11),
         }
 
@@ -124,10 +124,10 @@ def test_a_class_s_name_is_no_mathematics_whatever_it_has_in_it():
 
 def test_a_group_has_the_same_colour_in_every_figure():
     case = CASES["100 classes"]
-    wanted = {color.upper() for color in GROUP_COLORS.values()}
+    wanted = {color.upper() for color in SHOT_COLORS.values()}
     for figure in (
         figures.accuracy_over_epochs(case.history),
-        figures.geometry_over_epochs(case.history, 10, features=True),
+        figures.geometry_over_epochs(case.history, 10, space="feature"),
     ):
         lines = [line for axes in figure.axes for line in axes.lines]
         assert {to_hex(line.get_color()).upper() for line in lines} >= wanted
@@ -135,11 +135,11 @@ def test_a_group_has_the_same_colour_in_every_figure():
     bars = figures.accuracy_by_class(case.accuracy, counts, case.names).axes[0].patches
     found = [to_hex(bar.get_facecolor()).upper() for bar in bars]
     for group, members in shot_groups(counts).items():
-        assert {found[k] for k in members} == {GROUP_COLORS[group].upper()}
+        assert {found[k] for k in members} == {SHOT_COLORS[group].upper()}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_fates_of_a_group_add_up_to_all_of_its_images(name):
+def test_the_predictions_for_a_group_sum_to_all_of_its_images(name):
     case = CASES[name]
     figure = figures.confusion(case.labels, case.predicted, case.counts, case.names)
     axes = figure.axes[0]
@@ -149,7 +149,7 @@ def test_the_fates_of_a_group_add_up_to_all_of_its_images(name):
     assert list(ends.values()) == pytest.approx([100] * len(ends))
 
 
-def test_who_swallows_the_tail_is_named_first_with_its_victims():
+def test_the_class_that_absorbs_most_tail_mistakes_is_on_top_with_their_true_classes():
     counts, names = np.array([500, 50, 5, 4]), ["cat", "dog", "emu", "fox"]
     labels = np.array([2] * 10 + [3] * 10 + [0] * 10)
     predicted = np.array([2] * 3 + [0] * 6 + [1] + [3] * 8 + [0] * 2 + [1] * 10)
@@ -157,7 +157,7 @@ def test_who_swallows_the_tail_is_named_first_with_its_victims():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dog (50)", "cat (500)"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([100 / 9, 800 / 9])
     assert [text.get_text() for text in axes.texts] == [" from emu (1)", " from emu (6), fox (2)"]
-    assert axes.get_title("left").endswith("9 mistakes")
+    assert axes.get_title("left").endswith("(9 mistakes)")
 
 
 def test_a_network_without_mistakes_on_the_tail_can_be_drawn():
@@ -186,14 +186,14 @@ def test_reliability_names_the_calibration_error():
     bins = np.zeros((15, 3))
     bins[14], bins[7] = [80, 78, 60], [20, 10, 10]
     labels = figures.reliability(bins, None, 1.0).axes[0].get_legend().get_texts()
-    assert labels[-1].get_text() == "as trained: error 18.0 %"
+    assert labels[-1].get_text() == "before: calibration error 18.0 %"
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_the_line_of_the_simplex_is_where_its_cosines_are(classes):
     corners = np.eye(classes, dtype=np.float32)
     names = [str(k) for k in range(classes)]
-    axes = figures.class_cosines(corners, [200] * classes, names, of="corners").axes[1]
+    axes = figures.class_cosines(corners, [200] * classes, names, vectors="corners").axes[1]
     assert axes.lines[-1].get_xdata()[0] == pytest.approx(-1 / (classes - 1))
     bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
     filled = [bar for bar in bars if bar.get_height()]

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 from bcl_ray.report.figures import png
-from bcl_ray.report.figures.style import canvas
+from bcl_ray.report.figures.style import make_figure
 from bcl_ray.report.page import PageSection, PageTable, page
 
 VOID = {"meta", "img", "link", "br"}
@@ -40,7 +40,7 @@ def read(html: str) -> Reader:
 
 
 def test_a_page_holds_its_images_and_refers_to_nothing_outside():
-    figure, _ = canvas(2, 1)
+    figure, _ = make_figure(2, 1)
     sections = [PageSection("one", figures=[(figure, 'a "figure"'), (png(figure), "bytes")])]
     html = page("report", sections)
     images = [about for tag, about in read(html).found if tag == "img"]

@@ -15,7 +15,8 @@ from bcl_ray.data.shards import find_images, read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.report import summary
-from bcl_ray.report.results import MISTAKES, OF_ONE_CLASS, Results, class_table, mistakes
+from bcl_ray.report.figure_table import draw_figures
+from bcl_ray.report.results import MAX_MISTAKES, MAX_OF_CLASS, Results, class_table, find_mistakes
 from bcl_ray.runs.findings import Findings
 
 METRICS = {"accuracy/all": 50.0, "accuracy/few": 25.0, "calibration/temperature": 1.5}
@@ -126,13 +127,13 @@ def test_a_class_without_test_images_has_no_accuracy():
 def test_mistakes_are_the_most_confident_ones_few_of_each_class_with_their_own_images(
     results, digits
 ):
-    chosen = mistakes(results, results.found)
-    assert len(chosen) == 2 * OF_ONE_CLASS <= MISTAKES
+    chosen = find_mistakes(results, results.findings)
+    assert len(chosen) == 2 * MAX_OF_CLASS <= MAX_MISTAKES
     sure = [mistake.confidence for mistake in chosen]
     assert sure == sorted(sure, reverse=True)
     assert {mistake.true_name for mistake in chosen} == {"8", "9"}
     assert {mistake.predicted_name for mistake in chosen} == {"0"}
-    found, first = results.found, chosen[0]
+    found, first = results.findings, chosen[0]
     wrong = np.flatnonzero(found.labels >= 8)
     row = wrong[np.argmax(found.confidence[wrong])]
     image = find_images(digits, read_manifest(digits).splits["test"], [int(found.ids[row])])
@@ -150,17 +151,17 @@ def test_images_are_found_by_their_ids_and_those_that_are_not_there_are_not(digi
 def test_where_the_data_is_gone_or_another_the_rest_is_drawn_and_that_is_said(
     results, tmp_path, caplog
 ):
-    about = {**results.found.about, "fingerprint": "another"}
-    moved = replace(results, history=[], found=replace(results.found, about=about))
+    about = {**results.findings.about, "fingerprint": "another"}
+    moved = replace(results, history=[], findings=replace(results.findings, about=about))
     with caplog.at_level(logging.WARNING):
-        drawn = summary.draw(moved)
+        drawn = draw_figures(moved)
     assert "mistakes" not in drawn
     assert "confusion" in drawn
-    assert re.search("grid of mistakes is left out: .* holds other data", caplog.text)
+    assert re.search("no grid of mistakes: the data in .* has changed", caplog.text)
 
 
 def test_a_run_that_was_stopped_has_a_report_of_what_there_is(results, tmp_path):
-    stopped = replace(results, found=None)
+    stopped = replace(results, findings=None)
     files = [file.name for file in summary.write(stopped, tmp_path)]
     assert files == ["epochs.png", "embedding_geometry.png", "report.html"]
     assert "the run did not reach its end" in (tmp_path / "report.html").read_text()

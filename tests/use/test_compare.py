@@ -7,7 +7,7 @@ import pytest
 
 from bcl_ray import cli
 from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.report.figures.comparison import Line, comparison
+from bcl_ray.report.figures.comparison import Configuration, comparison
 from bcl_ray.runs import run_folder
 from bcl_ray.use import compare
 from tests.tracked import PATIENCE, begin, start, tracker_of
@@ -124,8 +124,10 @@ def test_the_command_prints_a_table_and_draws_a_figure(six, tmp_path, capsys, mo
 
 def test_the_figure_has_a_mark_for_each_group_and_a_line_for_each_configuration():
     lines = [
-        Line("bcl", {"all": [70.0, 72.0], "few": [50.0, 54.0]}, [{0: 10, 4: 70}, {0: 12, 4: 72}]),
-        Line("ce", {"all": [60.0], "few": [30.0]}, [{0: 9.0, 4: 60.0}]),
+        Configuration(
+            "bcl", {"all": [70.0, 72.0], "few": [50.0, 54.0]}, [{0: 10, 4: 70}, {0: 12, 4: 72}]
+        ),
+        Configuration("ce", {"all": [60.0], "few": [30.0]}, [{0: 9.0, 4: 60.0}]),
     ]
     figure = comparison(lines)
     groups, curves = figure.axes
@@ -139,6 +141,6 @@ def test_the_figure_has_a_mark_for_each_group_and_a_line_for_each_configuration(
 def test_a_run_without_a_journal_here_is_read_from_its_checkpoint(sqlite, monkeypatch):
     run = trained(sqlite, "first", 70.0)
     (run_folder.local_folder(run) / "journal.jsonl").unlink()
-    kept = SimpleNamespace(history=[{"epoch": 0.0, "accuracy/all": 71.0}])
-    monkeypatch.setattr(compare, "last_state", lambda run: kept)
+    state = SimpleNamespace(history=[{"epoch": 0.0, "accuracy/all": 71.0}])
+    monkeypatch.setattr(compare, "last_state", lambda run: state)
     assert compare.compare(["first"], sqlite.tracking.runs)[0].values("accuracy/all") == [71.0]

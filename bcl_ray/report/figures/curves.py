@@ -1,145 +1,177 @@
-"""How a run went: accuracy by group and geometry, epoch by epoch."""
+"""Accuracy and geometry over the epochs of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from bcl_ray.experiment.metric_names import accuracy
 from bcl_ray.report.figures.style import (
     ALL_COLOR,
     GROUP_COLORS,
     MUTED,
+    PAIR_COLORS,
     TEXT_COLORS,
-    canvas,
-    legend,
-    logarithmic,
-    titled,
+    add_legend,
+    label_axes,
+    make_figure,
+    set_title,
+    use_integer_ticks,
+    use_log_scale,
 )
 
 History = Sequence[Mapping[str, float]]
+Space = Literal["feature", "embedding"]
 
-COLORS = {"all": ALL_COLOR, **GROUP_COLORS}
-PAIRS = {
-    "head_head": ("head-head", GROUP_COLORS["many"]),
-    "head_tail": ("head-tail", MUTED),
-    "tail_tail": ("tail-tail", GROUP_COLORS["few"]),
+
+class SpaceMetrics(NamedTuple):
+    """Where the geometry metrics of a space are, and how figures name it."""
+
+    evaluation: str
+    """Beginning of the metrics' names for evaluation images."""
+    training: str
+    """Beginning of the metrics' names for training images."""
+    title: str
+    distance: str
+    """Name of the metric of distances to the class means."""
+    directions: str
+    """What this distance is measured from."""
+
+
+SPACES: dict[Space, SpaceMetrics] = {
+    "feature": SpaceMetrics(
+        "geometry/features",
+        "geometry/train_features",
+        "contrastive features",
+        "prototype_distance",
+        "prototypes",
+    ),
+    "embedding": SpaceMetrics(
+        "geometry",
+        "geometry/train",
+        "embeddings",
+        "classifier_distance",
+        "classifier weights",
+    ),
 }
+MAX_MARKED = 25  # marks at more epochs would cover each other
 
 
 def accuracy_over_epochs(history: History) -> Figure:
-    """Accuracy of all, many, medium and few at the epochs that were evaluated.
+    """Accuracy of all, many-, medium- and few-shot classes at each evaluated epoch.
 
     Args:
-        history: a record of metrics per epoch.
+        history: One record of metrics per epoch.
     """
-    figure, axes = canvas(9, 4.4)
+    figure, axes = make_figure(9, 4.4)
     axis = axes[0, 0]
     ends = []
-    for group, color in COLORS.items():
-        x, y = _series(history, f"accuracy/{group}")
-        if not x:
+    for group, color in GROUP_COLORS.items():
+        epochs, values = _series(history, accuracy(group))
+        if not epochs:
             continue
-        style = {"linestyle": "--"} if group == "all" else {}
-        axis.plot(x, y, color=color, linewidth=2.2, marker="o", markersize=_size(x), **style)
-        ends.append((y[-1], f"{group} {y[-1]:.1f}", TEXT_COLORS.get(group, ALL_COLOR)))
-    _end_labels(axis, ends)
+        style: dict[str, Any] = {"linestyle": "--" if group == "all" else "-", "linewidth": 2.2}
+        axis.plot(epochs, values, color=color, **_marks(epochs), **style)
+        ends.append((values[-1], f"{group} {values[-1]:.1f}", TEXT_COLORS[group]))
+    _label_ends(axis, ends)
     axis.set_ylim(0, 102)
-    _epochs(axis)
-    titled(axis, "accuracy over epochs", "epoch", "accuracy (%)")
+    use_integer_ticks(axis, 8)
+    label_axes(axis, "Accuracy over epochs, mean over classes", "Epoch", "Accuracy (%)")
     return figure
 
 
-def geometry_over_epochs(history: History, classes: int, *, features: bool) -> Figure:
-    """Neural collapse, cosines between class means, alignment and uniformity, epoch by epoch.
+def geometry_over_epochs(history: History, classes: int, *, space: Space) -> Figure:
+    """The geometry metrics of a space at each evaluated epoch.
 
-    Solid lines are of evaluation images, dashed ones of training images.
+    Solid lines show evaluation images, dashed lines training images. `bcl_ray.method.geometry`
+    defines the metrics.
 
     Args:
-        history: a record of metrics per epoch.
-        classes: C, of the sample, whose simplex has cosines of -1/(C - 1).
-        features: of the contrastive features instead of the embeddings.
+        history: One record of metrics per epoch.
+        classes: C, the number of classes in the sample; the cosines of its simplex are -1/(C - 1).
+        space: The contrastive features or the embeddings.
     """
-    where = ("geometry", "geometry/train")
-    if features:
-        where = ("geometry/features", "geometry/train_features")
-    figure, axes = canvas(13, 7.2, 2, 3)
-    for name, (label, color) in PAIRS.items():
-        _both(axes[0, 0], history, where, f"{name}_cosine", label=label, color=color)
-    ideal = -1 / (classes - 1)
-    axes[0, 0].axhline(ideal, color=ALL_COLOR, linewidth=1, linestyle=":")
-    axes[0, 0].plot(
-        [], [], color=ALL_COLOR, linewidth=1, linestyle=":", label=f"simplex {ideal:.2g}"
-    )
-    titled(axes[0, 0], "cosines of class means", y="mean cosine")
-    distance = "prototype_distance" if features else "classifier_distance"
-    kind = "prototypes" if features else "classifier"
+    metrics = SPACES[space]
+    figure, axes = make_figure(13, 7.2, 2, 3)
+    _cosines(axes[0, 0], history, metrics, classes)
     panels = {
-        "nc1": ("within over between classes (NC1)", "tr(S_W S_B⁺) / C"),
-        distance: (f"{kind} against class means (NC3)", "distance, 0 to 2"),
-        "alignment": ("alignment: images of a class", "mean squared distance"),
-        "uniformity": ("uniformity: all images", "log mean kernel"),
-        "maximal_angle": ("maximal angles (NC2)", "mean |cos + 1/(C−1)|"),
+        "nc1": ("Variability within / between classes (NC1)", "tr(S_W S_B⁺) / C"),
+        metrics.distance: (f"Class means to {metrics.directions} (NC3)", "Distance (0 to 2)"),
+        "alignment": ("Alignment: images of one class", "Mean squared distance"),
+        "uniformity": ("Uniformity: all images", "log mean exp(−2 distance²)"),
+        "maximal_angle": ("Deviation from maximal angles (NC2)", "Mean |cosine + 1/(C−1)|"),
     }
     for axis, (name, (title, unit)) in zip(axes.flat[1:], panels.items(), strict=True):
-        for group, color in COLORS.items():
+        for group, color in GROUP_COLORS.items():
             metric = name if group == "all" else f"{name}_{group}"
-            _both(axis, history, where, metric, color=color)
-        titled(axis, title, y=unit)
-    values = [float(y) for line in axes[0, 1].lines for y in np.asarray(line.get_ydata())]
+            _evaluation_and_training(axis, history, metrics, metric, color=color)
+        label_axes(axis, title, y=unit)
+    nc1 = axes[0, 1]
+    values = [float(y) for line in nc1.lines for y in np.asarray(line.get_ydata())]
     if values:
-        logarithmic(axes[0, 1].yaxis, min(values), max(values))
-    low, high = axes[0, 0].get_ylim()
-    axes[0, 0].set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+        use_log_scale(nc1.yaxis, min(values), max(values))
     for axis in axes.flat:
-        _epochs(axis)
+        use_integer_ticks(axis, 8)
     for axis in axes[1]:
-        axis.set_xlabel("epoch", fontsize=11)
-    legend(axes[0, 0], loc="upper left", ncols=2)
-    _legend(figure, features=features)
+        axis.set_xlabel("Epoch", fontsize=11)
+    set_title(figure, f"Geometry of {metrics.title} over epochs")
+    _add_figure_legend(figure)
     return figure
 
 
-def _legend(figure: Figure, *, features: bool) -> None:
-    lines = [Line2D([], [], color=color, linewidth=2, label=g) for g, color in COLORS.items()]
+def _cosines(axis: Axes, history: History, metrics: SpaceMetrics, classes: int) -> None:
+    for pair, color in PAIR_COLORS.items():
+        name = f"{pair.replace('-', '_')}_cosine"
+        _evaluation_and_training(axis, history, metrics, name, label=pair, color=color)
+    ideal = -1 / (classes - 1)
+    style: dict[str, Any] = {"color": ALL_COLOR, "linewidth": 1, "linestyle": ":"}
+    axis.axhline(ideal, label=f"simplex {ideal:.2g}", **style)
+    label_axes(axis, "Cosine similarity of class means", y="Mean cosine similarity")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+    add_legend(axis, loc="upper left", ncols=2)
+
+
+def _add_figure_legend(figure: Figure) -> None:
+    lines = [Line2D([], [], color=color, lw=2, label=g) for g, color in GROUP_COLORS.items()]
     lines += [
-        Line2D([], [], color=MUTED, linewidth=2, label="evaluation images"),
-        Line2D([], [], color=MUTED, linewidth=2, linestyle="--", label="training images"),
+        Line2D([], [], color=MUTED, lw=2, label="evaluation images"),
+        Line2D([], [], color=MUTED, lw=2, linestyle="--", label="training images"),
     ]
-    what = "contrastive features" if features else "embeddings (backbone output)"
-    figure.suptitle(f"geometry of the {what}", x=0.01, ha="left", fontsize=13)
     figure.legend(handles=lines, loc="outside upper right", ncols=len(lines), frameon=False)
 
 
-def _both(axis: Axes, history: History, where: tuple[str, str], name: str, **options: Any) -> None:
-    """A metric of evaluation images, solid, and of training images, dashed."""
-    for prefix, style in zip(where, ("-", "--"), strict=True):
-        x, y = _series(history, f"{prefix}/{name}")
-        if x:
-            shape: dict[str, Any] = {"marker": "o", "markersize": _size(x), "linewidth": 1.8}
-            axis.plot(x, y, linestyle=style, **shape, **options)
-            options.pop("label", None)  # one entry for both
+def _evaluation_and_training(
+    axis: Axes, history: History, metrics: SpaceMetrics, name: str, **options: Any
+) -> None:
+    for prefix, style in ((metrics.evaluation, "-"), (metrics.training, "--")):
+        epochs, values = _series(history, f"{prefix}/{name}")
+        if epochs:
+            axis.plot(epochs, values, ls=style, lw=1.8, **_marks(epochs), **options)
+            options.pop("label", None)  # one legend entry for both lines
 
 
 def _series(history: History, name: str) -> tuple[list[float], list[float]]:
-    """Epochs, counted from 1, and values of a metric where it was measured."""
-    found = [(record["epoch"] + 1, record[name]) for record in history if name in record]
-    return [x for x, _ in found], [y for _, y in found]
+    """Epochs at which a metric was measured, counted from 1, and its values."""
+    points = [(record["epoch"] + 1, record[name]) for record in history if name in record]
+    return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _size(x: Sequence[float]) -> float:
-    return 5 if len(x) <= 25 else 0
+def _marks(epochs: Sequence[float]) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 5 if len(epochs) <= MAX_MARKED else 0}
 
 
-def _epochs(axis: Axes) -> None:
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+def _label_ends(axis: Axes, ends: Sequence[tuple[float, str, str]], apart: float = 6.0) -> None:
+    """Write text at the right end of each line, moved apart where texts would overlap.
 
-
-def _end_labels(axis: Axes, ends: Sequence[tuple[float, str, str]], apart: float = 6.0) -> None:
-    """Name each line at its end, moved apart where they would overlap."""
+    Args:
+        axis: Axes whose y axis ends at about 100.
+        ends: Height, text and colour of each end.
+        apart: Smallest distance between two texts.
+    """
     order = sorted(ends)
     heights = np.array([y for y, _, _ in order])
     for _ in range(50):

@@ -1,4 +1,7 @@
-"""Images that a network is sure of, and wrong about."""
+"""Images that a network classifies wrongly with high confidence.
+
+Axes: H x W pixels.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,49 +11,49 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bcl_ray.report.figures.style import ALL_COLOR, MUTED, TEXT_COLORS, short
+from bcl_ray.report.figures.style import MUTED, TEXT_COLORS, set_title, shorten
 
 COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image, (H, W, 3) uint8, what it is, and what it was taken for."""
+    """A wrongly classified image."""
 
     image: NDArray[np.uint8]
+    """RGB pixels, (H, W, 3)."""
     true_name: str
     true_group: str
     predicted_name: str
     predicted_group: str
     confidence: float
+    """Probability of the predicted class, in [0, 1]."""
 
 
 def mistake_grid(mistakes: Sequence[Mistake]) -> Figure:
-    """A grid of images, each with its confidence, its true class, and what it was taken for.
+    """A grid of images with confidence, true class and predicted class.
 
-    Names have the colour of their class's group.
+    Class names have the colour of their shot group.
+
+    Args:
+        mistakes: At least one.
     """
-    columns = min(COLUMNS, max(len(mistakes), 1))
-    rows = math.ceil(len(mistakes) / columns)
-    figure = Figure((1.62 * columns, 2.2 * rows + 0.45), layout="constrained", facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    rows = math.ceil(len(mistakes) / COLUMNS)
+    figure = Figure((1.62 * COLUMNS, 2.2 * rows + 0.45), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, mistake in zip(axes.flat, mistakes, strict=False):
         small = max(mistake.image.shape[:2]) < 100
         axis.imshow(mistake.image, interpolation="nearest" if small else "antialiased")
         axis.set_title(f"{100 * mistake.confidence:.0f} %", fontsize=9, color=MUTED, pad=3)
-        for height, text, group in (
-            (-0.05, short(mistake.true_name), mistake.true_group),
-            (-0.19, f"→ {short(mistake.predicted_name, 16)}", mistake.predicted_group),
+        for height, name, group in (
+            (-0.05, shorten(mistake.true_name), mistake.true_group),
+            (-0.19, f"→ {shorten(mistake.predicted_name, 16)}", mistake.predicted_group),
         ):
-            color = TEXT_COLORS.get(group, ALL_COLOR)
-            options = {"ha": "center", "va": "top", "fontsize": 9}
-            axis.text(0.5, height, text, color=color, transform=axis.transAxes, **options)
-    figure.suptitle(
-        "the tail's most confident mistakes: confidence, true class → what it was taken for",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-    )
+            options = {"ha": "center", "va": "top", "fontsize": 9, "color": TEXT_COLORS[group]}
+            axis.text(0.5, height, name, transform=axis.transAxes, **options)
+    group = mistakes[0].true_group
+    title = f"Most confident mistakes on {group}-shot classes"
+    set_title(figure, f"{title}: confidence, true class → predicted class")
     return figure

@@ -1,4 +1,4 @@
-"""What a search found: the metric against each parameter, and which parameter mattered."""
+"""The trials of a search: the metric by each searched option, and the importance of the options."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,23 +7,26 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from bcl_ray.experiment.metric_names import TITLES
 from bcl_ray.report.figures.style import (
     ALL_COLOR,
-    GROUP_COLORS,
     MUTED,
-    logarithmic,
-    plain,
-    short,
-    titled,
+    SHOT_COLORS,
+    label_axes,
+    set_title,
+    shorten,
+    style_axes,
+    use_integer_ticks,
+    use_log_scale,
 )
 
 COLUMNS = 3
-ENOUGH = 8  # trials, below which an importance says nothing; assumption
+MIN_TRIALS = 8  # for an importance; assumption
 TREES = 300
 CHANCE = "a random number"
+BLUE, RED = SHOT_COLORS["many"], SHOT_COLORS["few"]
 
 Row = Mapping[str, Any]
 
@@ -31,70 +34,65 @@ Row = Mapping[str, Any]
 def parameters(
     rows: Sequence[Row], metric: str, names: Sequence[str], scales: Mapping[str, str]
 ) -> Figure:
-    """The metric of all trials against each parameter, and each parameter's importance.
+    """The metric of all trials by each searched option, and each option's importance.
 
     Args:
-        rows: one per trial: its parameters and its metric by name; `trial` is its number, of
-            which 0 has the published values, `stopped` says that it was stopped early, and `best`
-            that it is the winner. A trial without the metric is left out.
-        metric: name of what is on the y axis, in per cent where it begins with `accuracy/`.
-        names: the searched parameters, `section.field`.
-        scales: "log", "linear" or "category" for each of them; linear where it is missing.
+        rows: One per trial: its options and its metric by name. `trial` is the trial's number;
+            number 0 has the published values. `stopped` marks a trial that was stopped early, and
+            `best` the winner. A trial without the metric is left out.
+        metric: Name of the metric on the y axis.
+        names: The searched options, `section.field`.
+        scales: "log", "linear" or "category" for each option; linear if it is not given.
     """
-    found = [row for row in rows if _finite(row.get(metric))]
+    rows = [row for row in rows if _is_number(row.get(metric))]
     columns = min(COLUMNS, len(names))
     lines = math.ceil(len(names) / columns)
     bars = 0.8 + 0.32 * (len(names) + 1)  # inches
     figure = Figure((max(4 * columns, 8), 3.2 * lines + bars + 0.6), layout="constrained")
     grid = figure.add_gridspec(lines + 1, columns, height_ratios=[3.2] * lines + [bars])
-    unit = " (%)" if metric.startswith("accuracy/") else ""
     shared = None
     for number, name in enumerate(names):
         line, column = divmod(number, columns)
         shared = figure.add_subplot(grid[line, column], sharey=shared)
-        plain(shared)
-        _panel(shared, found, metric, name, scales.get(name, "linear"))
-        titled(shared, "", name, metric + unit if column == 0 else "")
-    _importance(figure.add_subplot(grid[lines, :]), found, metric, names)
-    stopped = sum(bool(row.get("stopped")) for row in found)
-    title = f"{metric} of {len(found)} trials" + (f", {stopped} stopped early" if stopped else "")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+        style_axes(shared)
+        _draw_trials(shared, rows, metric, name, scales.get(name, "linear"))
+        label_axes(shared, "", name, TITLES.get(metric, metric) if column == 0 else "")
+    _draw_importance(figure.add_subplot(grid[lines, :]), rows, metric, names)
+    stopped = sum(bool(row.get("stopped")) for row in rows)
+    title = f"{metric} of {len(rows)} trials" + (f", {stopped} stopped early" if stopped else "")
+    set_title(figure, title)
     if shared is not None:
-        _legend(figure)
+        _add_legend(figure)
     return figure
-
-
-def _legend(figure: Figure) -> None:
-    """One for all panels, of what any of them shows."""
-    kinds: dict[str, Any] = {}
-    for axis in figure.axes:
-        handles, labels = axis.get_legend_handles_labels()
-        kinds |= dict(zip(labels, handles, strict=True))
-    options: dict[str, Any] = {"ncols": len(kinds), "frameon": False, "fontsize": 10}
-    figure.legend(list(kinds.values()), list(kinds), loc="outside upper right", **options)
 
 
 def importance(
     rows: Sequence[Row], metric: str, names: Sequence[str], seed: int = 0
 ) -> dict[str, float]:
-    """How much of the metric's variance over trials a forest ascribes to each parameter.
+    """The share of the metric's variance over trials that a forest attributes to each option.
 
-    The shares sum to 1 together with that of `a random number`, a column that has none: what is
-    not clearly above it does not matter, or there are too few trials to know.
+    One more column, `a random number`, shows what chance gives: an option that is not clearly
+    above it has no effect, or there are too few trials to see one.
+
+    Args:
+        rows: One per trial, as in `parameters`.
+        metric: Name of the metric.
+        names: The searched options.
+        seed: Seed of the forest and of the random numbers.
 
     Returns:
-        Shares by name; empty with fewer than 8 trials that have the metric.
+        Shares by name, which sum to 1; empty with fewer than 8 trials that have the metric.
 
-    Mean decrease in impurity: Louppe et al., "Understanding variable importances in forests of
-    randomized trees", NeurIPS 2013.
+    Source: mean decrease in impurity, Louppe et al., "Understanding variable importances in forests
+    of randomized trees", NeurIPS 2013.
     """
-    rows = [row for row in rows if _finite(row.get(metric))]
-    if len(rows) < ENOUGH:
+    rows = [row for row in rows if _is_number(row.get(metric))]
+    if len(rows) < MIN_TRIALS:
         return {}
-    from sklearn.ensemble import ExtraTreesRegressor  # noqa: PLC0415 - a second of import
+    from sklearn.ensemble import ExtraTreesRegressor  # noqa: PLC0415 - takes a second
 
     random = np.random.default_rng(seed)
-    columns = [_numbers(rows, name) for name in names]
+    columns = [_values(rows, name) for name in names]
     columns.append(random.permutation(len(rows)).astype(float))
     forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, random_state=seed)
     forest.fit(np.stack(columns, axis=1), [float(row[metric]) for row in rows])
@@ -102,61 +100,82 @@ def importance(
     return dict(zip([*names, CHANCE], shares, strict=True))
 
 
-def _panel(axis: Axes, rows: Sequence[Row], metric: str, name: str, scale: str) -> None:
+def _draw_trials(axis: Axes, rows: Sequence[Row], metric: str, name: str, scale: str) -> None:
     rows = [row for row in rows if name in row]
     if not rows:
         return
-    if scale == "category":
-        labels = sorted({str(row[name]) for row in rows})
-        x = np.array([labels.index(str(row[name])) for row in rows], dtype=float)
-        x += np.linspace(-0.12, 0.12, len(x))  # lest equal ones hide each other
-        axis.set_xticks(range(len(labels)), [short(label) for label in labels])
-        axis.set_xlim(-0.5, len(labels) - 0.5)
-    else:
-        x = np.array([float(row[name]) for row in rows])
-        if scale == "log":
-            logarithmic(axis.xaxis, x.min(), x.max())
-        if all(isinstance(row[name], int) for row in rows):
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    x = SCALES[scale](axis, [row[name] for row in rows])
     y = np.array([float(row[metric]) for row in rows])
     stopped = np.array([bool(row.get("stopped")) for row in rows])
-    first = np.array([row.get("trial") == 0 for row in rows])
-    full = ~stopped & ~first
-    blue, red = GROUP_COLORS["many"], GROUP_COLORS["few"]
-    axis.scatter(x[full], y[full], s=36, color=blue, label="complete")
-    if stopped.any():
-        axis.scatter(
-            x[stopped], y[stopped], s=30, facecolor="none", edgecolor=MUTED, label="stopped early"
-        )
-    if first.any():
-        axis.scatter(x[first], y[first], s=70, marker="D", color=ALL_COLOR, label="published")
+    published = np.array([row.get("trial") == 0 for row in rows])
     best = np.array([bool(row.get("best")) for row in rows])
-    if best.any():
-        axis.scatter(x[best], y[best], s=190, marker="*", color=red, zorder=3, label="best")
+    hollow = {"facecolor": "none", "edgecolor": MUTED}
+    for label, selected, style in (
+        ("complete", ~stopped & ~published, {"s": 36, "color": BLUE}),
+        ("stopped early", stopped, {"s": 30, **hollow}),
+        ("published", published, {"s": 70, "marker": "D", "color": ALL_COLOR}),
+        ("best", best, {"s": 190, "marker": "*", "color": RED, "zorder": 3}),
+    ):
+        if selected.any():
+            axis.scatter(x[selected], y[selected], label=label, **style)
 
 
-def _importance(axis: Axes, rows: Sequence[Row], metric: str, names: Sequence[str]) -> None:
+def _categories(axis: Axes, values: Sequence[Any]) -> NDArray[np.float64]:
+    names = sorted({str(value) for value in values})
+    axis.set_xticks(range(len(names)), [shorten(name) for name in names])
+    axis.set_xlim(-0.5, len(names) - 0.5)
+    x = np.array([names.index(str(value)) for value in values], dtype=float)
+    return x + np.linspace(-0.12, 0.12, len(x))  # so that equal points do not hide each other
+
+
+def _linear(axis: Axes, values: Sequence[Any]) -> NDArray[np.float64]:
+    if all(isinstance(value, int) for value in values):
+        use_integer_ticks(axis)
+    return np.array([float(value) for value in values])
+
+
+def _logarithmic(axis: Axes, values: Sequence[Any]) -> NDArray[np.float64]:
+    x = np.array([float(value) for value in values])
+    use_log_scale(axis.xaxis, x.min(), x.max())
+    return _linear(axis, values)
+
+
+# Prepares the x axis for the values of an option, and returns their positions.
+SCALES = {"category": _categories, "linear": _linear, "log": _logarithmic}
+
+
+def _add_legend(figure: Figure) -> None:
+    """Add one legend for the marks of all panels."""
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        axis_handles, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, axis_handles, strict=True))
+    options: dict[str, Any] = {"ncols": len(handles), "frameon": False, "fontsize": 10}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper right", **options)
+
+
+def _draw_importance(axis: Axes, rows: Sequence[Row], metric: str, names: Sequence[str]) -> None:
     shares = importance(rows, metric, names)
-    plain(axis)
-    titled(axis, "importance", "share of the variance" if shares else "")
+    style_axes(axis)
+    label_axes(axis, "Importance of each option", f"Share of the variance of {metric}")
     axis.grid(visible=False, axis="y")
     if not shares:
-        axis.text(0.5, 0.5, f"fewer than {ENOUGH} trials", ha="center", color=MUTED)
+        axis.text(0.5, 0.5, f"fewer than {MIN_TRIALS} trials", ha="center", color=MUTED)
         axis.set(xticks=[], yticks=[])
         return
     order = sorted(shares, key=shares.__getitem__)
-    colors = [MUTED if name == CHANCE else GROUP_COLORS["many"] for name in order]
+    colors = [MUTED if name == CHANCE else BLUE for name in order]
     axis.barh(order, [shares[name] for name in order], color=colors)
 
 
-def _numbers(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
-    """A parameter of all trials as numbers; names become their places in the alphabet."""
+def _values(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
+    """The values of an option as numbers; text becomes its position in the alphabet."""
     values = [row.get(name) for row in rows]
-    if all(_finite(value) for value in values):
+    if all(_is_number(value) for value in values):
         return np.array(values, dtype=float)
-    labels = sorted({str(value) for value in values})
-    return np.array([labels.index(str(value)) for value in values], dtype=float)
+    names = sorted({str(value) for value in values})
+    return np.array([names.index(str(value)) for value in values], dtype=float)
 
 
-def _finite(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

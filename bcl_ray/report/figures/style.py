@@ -1,4 +1,4 @@
-"""One look for all figures: colours that colour-blind people tell apart, few lines, large text."""
+"""The common look of all figures: colours that colour-blind people can distinguish, few lines."""
 
 import io
 from typing import Any
@@ -8,35 +8,47 @@ from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from bcl_ray.experiment.metric_names import SHOT_GROUPS
 
-# Paul Tol's high-contrast scheme: safe for all colour-blind people, and in grey as well.
-# https://personal.sron.nl/~pault/
-GROUP_COLORS = dict(zip(SHOT_GROUPS, ("#004488", "#DDAA33", "#BB5566"), strict=True))
-# The same, with a yellow that is dark enough to read.
-TEXT_COLORS = dict(zip(SHOT_GROUPS, ("#004488", "#8A6400", "#BB5566"), strict=True))
-CALIBRATED_COLOR = "#2A9D8F"  # no group's
 ALL_COLOR, MUTED, FAINT = "#222222", "#777777", "#DDDDDD"
-GROUP_MARKERS = dict(zip(SHOT_GROUPS, "os^", strict=True))  # a second way to tell them apart
+# Paul Tol's high-contrast scheme, which also works in grey. https://personal.sron.nl/~pault/
+SHOT_COLORS = dict(zip(SHOT_GROUPS, ("#004488", "#DDAA33", "#BB5566"), strict=True))
+GROUP_COLORS = {"all": ALL_COLOR, **SHOT_COLORS}
+# For text, the same colours with a yellow that is dark enough to read.
+TEXT_COLORS = GROUP_COLORS | {"medium": "#8A6400"}
+PAIR_COLORS = {
+    "head-head": SHOT_COLORS["many"],
+    "head-tail": MUTED,
+    "tail-tail": SHOT_COLORS["few"],
+}
+GROUP_MARKERS = {"all": "D", **dict(zip(SHOT_GROUPS, "os^", strict=True))}
 DPI = 150
 
 
-def canvas(
+def make_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, NDArray[Any]]:
-    """A figure in inches, and its axes, (rows, columns), without frames."""
+    """A figure and its axes, (rows, columns).
+
+    Args:
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        options: Further arguments of matplotlib's `Figure.subplots`.
+    """
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat:
-        plain(axis)
+        style_axes(axis)
     return figure, np.asarray(axes)
 
 
-def plain(axis: Axes) -> None:
-    """Take the frame away, but for the two axes, and lay a faint grid behind the data."""
+def style_axes(axis: Axes) -> None:
+    """Show only the left and bottom sides of the frame, and a faint grid behind the data."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(MUTED)
     axis.tick_params(colors=ALL_COLOR, labelsize=10)
@@ -44,15 +56,31 @@ def plain(axis: Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def titled(axis: Axes, title: str, x: str = "", y: str = "") -> None:
-    """Name an axis: what it shows, on the left, and what its sides mean."""
+def set_title(figure: Figure, title: str) -> None:
+    """Set the title of a figure with several axes."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=ALL_COLOR)
+
+
+def label_axes(axis: Axes, title: str, x: str = "", y: str = "") -> None:
+    """Set the title of axes, and the labels of their two sides."""
     axis.set_title(title, loc="left", fontsize=12, color=ALL_COLOR)
     axis.set_xlabel(x, fontsize=11)
     axis.set_ylabel(y, fontsize=11)
 
 
-def logarithmic(side: XAxis | YAxis, low: float, high: float) -> None:
-    """Make an axis logarithmic, with plain numbers, where its values differ by over 4 times."""
+def use_integer_ticks(axis: Axes, most: int = 10) -> None:
+    """Put ticks of the x axis at whole numbers only, such as epochs."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most))
+
+
+def use_log_scale(side: XAxis | YAxis, low: float, high: float) -> None:
+    """Make a side logarithmic, with plain numbers, if the largest value is over 4 x the smallest.
+
+    Args:
+        side: The side of the axes.
+        low: The smallest value.
+        high: The largest value.
+    """
     if not 0 < 4 * low < high:
         return
     side.axes.set(**{f"{side.axis_name}scale": "log"})
@@ -62,20 +90,20 @@ def logarithmic(side: XAxis | YAxis, low: float, high: float) -> None:
     side.set_minor_locator(NullLocator())
 
 
-def legend(axis: Axes, **options: Any) -> None:
-    """A legend without a frame."""
+def add_legend(axis: Axes, **options: Any) -> None:
+    """Add a legend without a frame."""
     axis.legend(**{"frameon": False, "fontsize": 10, **options})
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG file's bytes."""
+    """The content of a PNG file with the figure."""
     buffer = io.BytesIO()
-    for text in figure.findobj(Text):  # a class may be called "x$y$", which is no mathematics
+    for text in figure.findobj(Text):  # a class named "x$y$" is not a formula
         text.set_parse_math(False)
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
-def short(name: str, characters: int = 18) -> str:
-    """A name that fits beside an axis."""
+def shorten(name: str, characters: int = 18) -> str:
+    """The name, cut to a number of characters."""
     return name if len(name) <= characters else name[: characters - 1] + "…"
