@@ -80,7 +80,7 @@ def views_launches(config: ViewsConfig, num_images: int) -> int:
     counts = []
     for batch in range(BATCHES):
         ids = np.arange(num_images) + batch * num_images
-        drawn = device.choices(ids, config, num_views=3, seed=0, epoch=0)
+        drawn = device.draw_augmentations(ids, config, num_views=3, seed=0, epoch=0)
         size = config.image_size
         with FakeTensorMode() as fake:
             arrays = {

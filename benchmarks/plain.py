@@ -210,9 +210,9 @@ class PlainLoop:
         ids, seed = self.ids[rows], self.experiment.train.seed
         config = self.experiment.views
         if "crops" in self.ours:
-            drawn = resident.crops(ids, config, num_views=VIEWS, seed=seed, epoch=epoch)
+            drawn = resident.draw_crops(ids, config, num_views=VIEWS, seed=seed, epoch=epoch)
             boxes = torch.from_numpy(drawn)
-            cropped = resident.cropped(self.pixels, torch.from_numpy(rows), boxes).numpy()
+            cropped = resident.apply_crops(self.pixels, torch.from_numpy(rows), boxes).numpy()
         else:
             cropped = self.cropped(rows)
         if "colours" in self.ours:

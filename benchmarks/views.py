@@ -177,7 +177,7 @@ def filters(photos: Sequence[Pixels]) -> None:
         "Pillow, bilinear": conventional,
         "OpenCV, bilinear": lambda crop: cv2.resize(crop, (224, 224)),
         "OpenCV, area": lambda crop: cv2.resize(crop, (224, 224), interpolation=cv2.INTER_AREA),
-        "OpenCV, supersampled (used)": lambda crop: host.resized(crop, 224, 224),
+        "OpenCV, supersampled (used)": lambda crop: host.resize(crop, 224, 224),
     }
     rows = []
     for name, resize in candidates.items():

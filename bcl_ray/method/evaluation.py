@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bcl_ray.data.views.device import normalized
-from bcl_ray.data.views.transfer import Sender, Sent
+from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method import metrics
 from bcl_ray.method.collectives import gather_rows
@@ -58,7 +58,7 @@ class Evaluation(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: TwoBranch,
-    batches: Iterable[Batch | Sent],
+    batches: Iterable[Batch | DeviceBatch],
     *,
     experiment: Experiment,
     class_counts: NDArray[np.int64],
@@ -109,7 +109,7 @@ def evaluate(
 @torch.no_grad()
 def collect_sample(
     model: TwoBranch,
-    batches: Iterable[Batch | Sent],
+    batches: Iterable[Batch | DeviceBatch],
     *,
     experiment: Experiment,
     device: torch.device,
@@ -163,14 +163,14 @@ def geometry_metrics(
 
 def _outputs(
     model: TwoBranch,
-    batches: Iterable[Batch | Sent],
+    batches: Iterable[Batch | DeviceBatch],
     experiment: Experiment,
     sender: Sender,
-) -> Iterator[tuple[Sent, Tensor, Tensor]]:
+) -> Iterator[tuple[DeviceBatch, Tensor, Tensor]]:
     """Each batch with its embeddings, (N, E), and logits, (N, K)."""
     precision = autocast(experiment.train.precision, sender.device)
     for batch in batches:
-        sent = batch if isinstance(batch, Sent) else sender.evaluation([batch])
+        sent = batch if isinstance(batch, DeviceBatch) else sender.evaluation([batch])
         images = normalized(sent.arrived()["views"], experiment.views)[0]
         # Without compilation: batches differ in size, and each size would be compiled.
         with precision, torch.compiler.set_stance("force_eager"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bcl_ray.data.views.device import transformed
-from bcl_ray.data.views.transfer import Sent
+from bcl_ray.data.views.transfer import DeviceBatch
 from bcl_ray.method.collectives import world_size
 from bcl_ray.method.learner import TERMS, Learner, non_finite_error
 from bcl_ray.method.model import Outputs
@@ -47,7 +47,7 @@ class Step:
 
 def train_epoch(
     learner: Learner,
-    batches: Iterable[Batch | Sent],
+    batches: Iterable[Batch | DeviceBatch],
     *,
     epoch: int,
     signals: Callable[[], Signals] = frozenset,
@@ -77,7 +77,7 @@ def train_epoch(
 
 def _steps(
     learner: Learner,
-    batches: Iterable[Batch | Sent],
+    batches: Iterable[Batch | DeviceBatch],
     epoch: int,
     signals: Callable[[], Signals],
 ) -> Iterator[Step]:
@@ -93,7 +93,7 @@ def _steps(
         )
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
-        sent = batch if isinstance(batch, Sent) else learner.sender.training([batch], epoch)
+        sent = batch if isinstance(batch, DeviceBatch) else learner.sender.training([batch], epoch)
         sums = _train_step(learner, sent, signals())
         previous_signals = read_previous()
         read_previous = _copy_to_host(learner.step, sums)
@@ -103,7 +103,7 @@ def _steps(
     read_previous()
 
 
-def _train_step(learner: Learner, sent: Sent, signals: Signals) -> Tensor:
+def _train_step(learner: Learner, sent: DeviceBatch, signals: Signals) -> Tensor:
     """Train on one batch.
 
     Returns:

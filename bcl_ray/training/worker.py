@@ -161,7 +161,7 @@ class Worker:
         )
 
     def finish_epoch(self) -> None:
-        """Evaluate and record the last epoch if its checkpoint was written before the evaluation."""
+        """Evaluate the last epoch if its checkpoint was written before its evaluation."""
         epoch, step_in_epoch = divmod(self.learner.step, self.steps_per_epoch)
         if step_in_epoch == 0 and len(self.history) < epoch:
             self.run_epoch(epoch - 1, iter(()))

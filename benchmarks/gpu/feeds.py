@@ -11,7 +11,7 @@ from bcl_ray.data.batches import planned_batches
 from bcl_ray.data.layout import Read, evaluation_reads, split_layout
 from bcl_ray.data.plan import Block, epoch_plan
 from bcl_ray.data.shards import Manifest
-from bcl_ray.data.views.transfer import Sender, Sent
+from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.training.residency import ResidentFeed
 from bcl_ray.training.tasks import source_of
@@ -37,7 +37,7 @@ class Pooled:
             first_step=first_step,
         )
 
-    def evaluation(self) -> Iterable[Sent]:
+    def evaluation(self) -> Iterable[DeviceBatch]:
         """The evaluation split."""
         sender = Sender(self._device, self._experiment.views)
         reads = evaluation_reads(split_layout(self._experiment, self._manifest, "eval_split"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from bcl_ray.data.views.device import choices, device_views, transformed
+from bcl_ray.data.views.device import device_views, draw_augmentations, transformed
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 from bcl_ray.experiment.recipes import cifar100_lt, inat18
 from benchmarks.gpu.machine import device_of, profile, versus
@@ -83,7 +83,7 @@ class OnDevice:
     """Ours, without what the thread that runs ahead does: the same draws at every call."""
 
     def __init__(self, views: Tensor, ids: np.ndarray, config: ViewsConfig) -> None:
-        drawn = choices(ids, config, num_views=1 + V, seed=0, epoch=0)
+        drawn = draw_augmentations(ids, config, num_views=1 + V, seed=0, epoch=0)
         self.views, self.passes, self.config = views, drawn.passes, config
         self.arrays = {key: torch.from_numpy(a).to(views.device) for key, a in drawn.arrays.items()}
 

@@ -289,7 +289,7 @@ def test_a_batch_gets_the_plan_bit_for_bit(name, seed):
     views[0] = 77
     ids, keys = rng.integers(0, 2**60, 12), {"seed": seed, "epoch": 1}
     result = device_views(torch.from_numpy(views), ids, options, **keys)
-    plan = policy.planned(ids, options, num_views=3, **keys)
+    plan = policy.draw_operations(ids, options, num_views=3, **keys)
     for m, (kinds, amounts) in enumerate(zip(plan.kinds.T, plan.amounts.T, strict=True)):
         view, n = divmod(m, 12)
         image = torch.from_numpy(views[n, view]).permute(2, 0, 1)[None]
@@ -314,7 +314,7 @@ def test_a_batch_takes_few_passes(name, num_images, most):
     """36 to 46 of single operations, stage by stage; hue, the longest, runs once."""
     for epoch in range(10):
         options = {"num_views": 3, "seed": 0, "epoch": epoch}
-        drawn = device.choices(np.arange(num_images), POLICIES[name], **options)
+        drawn = device.draw_augmentations(np.arange(num_images), POLICIES[name], **options)
         families = [one.family for one in drawn.passes]
         assert len(families) <= most
         assert families.count("hue") <= 1
@@ -324,7 +324,7 @@ def test_a_pass_takes_images_wherever_they_are_in_their_sequence():
     hue, bright, invert = (NAMES.index(name) for name in ("hue", "brightness", "invert"))
     nothing = schedule.NONE
     kinds = np.array([[hue, bright, nothing], [bright, invert, hue], [nothing, hue, nothing]])
-    passes, arrays = schedule.scheduled(kinds, np.arange(9, dtype=np.float32).reshape(3, 3), 8)
+    passes, arrays = schedule.build_passes(kinds, np.arange(9, dtype=np.float32).reshape(3, 3), 8)
     assert [one.family for one in passes] == ["blend", "look_up", "hue", "blend"] or [
         one.family for one in passes
     ] == ["look_up", "blend", "hue", "blend"]
@@ -335,7 +335,9 @@ def test_a_pass_takes_images_wherever_they_are_in_their_sequence():
 
 
 def planned(kind, count=20_000, **options):
-    plan = policy.planned(np.arange(count), config(kind, **options), num_views=1, seed=0, epoch=0)
+    plan = policy.draw_operations(
+        np.arange(count), config(kind, **options), num_views=1, seed=0, epoch=0
+    )
     names = np.array([*NAMES, "none"])[plan.kinds]
     return names, plan.amounts
 

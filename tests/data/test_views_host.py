@@ -117,14 +117,14 @@ def test_resizing_is_close_to_pillows_antialiased_bilinear(source, target, least
     pixels = picture(*source)
     height, width = target
     expected = np.asarray(Image.fromarray(pixels).resize((width, height), Image.BILINEAR))
-    error = host.resized(pixels, height, width).astype(float) - expected
+    error = host.resize(pixels, height, width).astype(float) - expected
     assert 10 * np.log10(255**2 / np.square(error).mean()) > least_psnr
     assert abs(error.mean()) < 0.3  # no shift of brightness
 
 
 def test_resizing_does_not_shift_the_image():
     ramp = np.broadcast_to(np.linspace(0, 255, 300)[None, :, None], (300, 300, 3))
-    resized = host.resized(np.round(ramp).astype(np.uint8), 100, 100)
+    resized = host.resize(np.round(ramp).astype(np.uint8), 100, 100)
     assert np.abs(resized[50, :, 0] - np.linspace(0.85, 254.15, 100)).max() < 1
 
 
@@ -214,7 +214,7 @@ def test_a_padded_crop_resizes_the_whole_image_first():
     kind = ViewConfig(crop="padded", padding=0, flip=0)
     pixels = picture(50, 90)
     view = views_of([encoded(pixels)], config(kind), num_contrastive=0)[0, 0]
-    assert (view == host.resized(pixels, 32, 32)).all()
+    assert (view == host.resize(pixels, 32, 32)).all()
 
 
 def test_flips_mirror_and_come_as_often_as_asked():
@@ -266,7 +266,8 @@ def test_evaluation_views_are_the_conventional_centre_crop():
 def test_opencv_works_on_one_thread_inside_and_as_before_outside(monkeypatch):
     before = cv2.getNumThreads()
     inside = []
-    monkeypatch.setattr(host, "_crop", lambda *_: inside.append(cv2.getNumThreads()))
+    for kind in host._CROPS:
+        monkeypatch.setitem(host._CROPS, kind, lambda *_: inside.append(cv2.getNumThreads()))
     try:
         cv2.setNumThreads(2)
         views_of([encoded(picture(32, 32))], config())

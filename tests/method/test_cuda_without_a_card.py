@@ -56,7 +56,7 @@ CASES = {
 
 
 class Unpinned:
-    """In the place of `transfer.Pinned`, for tensors that have no values."""
+    """In the place of `transfer.CudaTransfer`, for tensors that have no values."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -92,7 +92,7 @@ def _card(monkeypatch) -> Iterator[None]:
 
     for module in (learner, models):
         monkeypatch.setattr(module, "TwoBranch", real_network)
-    monkeypatch.setitem(transfer.CARRIERS, "cuda", Unpinned)
+    monkeypatch.setitem(transfer.TRANSFERS, "cuda", Unpinned)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     clear_caches()
@@ -309,7 +309,7 @@ def test_bfloat16_and_backward_pass_on_a_cpu(tensors, case, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the gpu-marked tests see it")
 def test_torch_accepts_how_memory_is_pinned_but_for_the_missing_driver():
     with pytest.raises(RuntimeError, match="no NVIDIA driver"):
-        transfer._Buffer().of(16)
+        transfer._Buffer().reserve(16)
 
 
 def test_torch_refuses_to_pin_what_it_makes_of_an_array():

@@ -1,14 +1,16 @@
-"""Views in two halves: 8-bit crops made by data tasks, and colour on the training step's device.
+"""Views in two halves: uint8 crops by data tasks on CPUs, then colour on the training device.
 
-host        decode once, crop and flip once per view: uint8, numpy and OpenCV, never torch
-device      jitter, grayscale, blur, policy, cutout, normalisation, for a whole batch: torch
-operations  the operations on 8-bit images, batched, a family at a time: torch
-coefficients  what they need for each image, made of its amounts: numpy
-schedule    in which order the operations of a batch run, in few passes: numpy
-policy      which operations an image gets, and how strongly: numpy
-keyed       random numbers that depend on (seed, epoch, id, view) and on nothing else: numpy
+host          decodes each image once, and crops and flips it per view: NumPy and OpenCV, no torch
+resident      the same crops, of decoded images that are kept on the device: torch
+keyed         random numbers that depend on (seed, epoch, id, view) and nothing else: NumPy
+policy        draws which colour operations an image gets, and how strong: NumPy
+coefficients  turns these strengths into the operations' coefficients: NumPy
+schedule      orders the operations of a batch, so that they run in few passes: NumPy
+operations    applies operations to batches of 8-bit images: torch
+device        applies all of the above to a batch, and normalises it: torch
+transfer      sends batches to the device: torch
 
-Only the host half is re-exported, so that data tasks do not pay for importing torch.
+Only the host half is re-exported, so that data tasks do not have to import torch.
 """
 
 from bcl_ray.data.views.host import eval_views, train_views

@@ -1,12 +1,12 @@
 """The host half of the views: encoded images to uint8 crops, without torch.
 
-Axes: N images, V contrastive views, H = W = views.image_size.
+Every image is decoded once, for all of its views.
 
-Every image is decoded once, whatever the number of views.
+Axes: N images, V contrastive views, H = W = views.image_size.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,9 +19,10 @@ from bcl_ray.data.views import keyed
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 from bcl_ray.machine.errors import UserError
 
-_TRIES = 10  # torchvision's RandomResizedCrop looks as often for a box that fits
-_FLIP, _Y, _X, _BOX = 0, 1, 2, 3  # columns of an image's draws; two per try from _BOX on
-_AT_ONCE = 32  # images that are decoded before they are cropped: their boxes are drawn together
+_ATTEMPTS = 10  # to find a box that fits in the image, as in torchvision's RandomResizedCrop
+# Columns of an image's random numbers; each attempt has two, from _BOX on.
+_FLIP, _Y, _X, _BOX = 0, 1, 2, 3
+_CHUNK = 32  # images that are decoded before their boxes are drawn together
 
 
 def train_views(
@@ -33,32 +34,36 @@ def train_views(
     seed: int,
     epoch: int,
 ) -> Pixels:
-    """Decode, crop and flip: (N, 1 + V, H, W, 3), RGB, on one core.
-
-    View 0 is the classification view (views.classification), the others are contrastive.
+    """Decode, crop and flip images on one core.
 
     Args:
-        images: N encoded files.
-        ids: the images' stable numbers, (N,): they key every random choice.
+        images: N encoded images.
+        ids: The images' stable ids, (N,), which key every random number.
+        config: Options of the views.
         num_contrastive: V, 0 or more.
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+
+    Returns:
+        Views, (N, 1 + V, H, W, 3), RGB. View 0 is for classification, the others are contrastive.
 
     Raises:
-        ValueError: an image does not decode; its id is named.
+        ValueError: An image cannot be decoded; the message names its id.
     """
     size = config.image_size
     views = np.empty((len(images), 1 + num_contrastive, size, size, 3), np.uint8)
     with one_thread():
-        for start in range(0, len(images), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            whole = [decoded(*pair) for pair in zip(images[part], ids[part], strict=True)]
-            sides = np.array([pixels.shape[:2] for pixels in whole])
+        for start in range(0, len(images), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            decoded = [decode_image(*pair) for pair in zip(images[part], ids[part], strict=True)]
+            sides = np.array([pixels.shape[:2] for pixels in decoded])
             for view in range(1 + num_contrastive):
                 kind = config.contrastive if view else config.classification
-                crops = drawn_crops(ids[part], sides, config, seed=seed, epoch=epoch, view=view)
+                crops = draw_crops(ids[part], sides, config, seed=seed, epoch=epoch, view=view)
                 for pixels, box, flip, out in zip(
-                    whole, crops.boxes.tolist(), crops.flips, views[part, view], strict=True
+                    decoded, crops.boxes.tolist(), crops.flips, views[part, view], strict=True
                 ):
-                    _crop(pixels, kind, box, out)
+                    _CROPS[kind.crop](pixels, box, out)
                     if flip:
                         cv2.flip(out, 1, out)
     return views
@@ -67,43 +72,58 @@ def train_views(
 def eval_views(
     images: Sequence[bytes], config: ViewsConfig, *, ids: NDArray[np.int64] | None = None
 ) -> Pixels:
-    """Shorter side to views.eval_resize, then the centre: (N, 1, H, W, 3), RGB, on one core.
+    """Decode images and make their evaluation views, on one core: see `eval_view`.
 
     Args:
-        images: N encoded files.
-        ids: the images' stable numbers, (N,), for error messages; none: their positions.
+        images: N encoded images.
+        config: Options of the views.
+        ids: The images' stable ids, (N,), for error messages; None to name their positions.
+
+    Returns:
+        Views, (N, 1, H, W, 3), RGB.
 
     Raises:
-        ValueError: an image does not decode; its id is named.
+        ValueError: An image cannot be decoded; the message names its id.
     """
     size = config.image_size
     views = np.empty((len(images), 1, size, size, 3), np.uint8)
     with one_thread():
         for n, image in enumerate(images):
-            views[n, 0] = eval_view(decoded(image, n if ids is None else ids[n]), config)
+            views[n, 0] = eval_view(decode_image(image, n if ids is None else ids[n]), config)
     return views
 
 
 def eval_view(pixels: Pixels, config: ViewsConfig) -> Pixels:
-    """The one view of evaluation of decoded pixels, (H, W, 3), RGB; call it in `one_thread`."""
+    """The evaluation view of an image, RGB; to be called within `one_thread`.
+
+    The shorter side is resized to views.eval_resize, then the centre is cut out.
+
+    Args:
+        pixels: The decoded image, of any height and width.
+        config: Options of the views.
+
+    Returns:
+        The view, (H, W, 3).
+    """
     size = config.image_size
     height, width = resized_sides(pixels.shape[0], pixels.shape[1], config)
-    whole = resized(pixels, height, width)
+    whole = resize(pixels, height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return whole[top : top + size, left : left + size]
 
 
 def resized_sides(height: int, width: int, config: ViewsConfig) -> tuple[int, int]:
-    """Height and width that an image has in evaluation before its centre is cut out."""
+    """Height and width to which evaluation resizes an image before its centre is cut out."""
     shorter = min(height, width)
     return height * config.eval_resize // shorter, width * config.eval_resize // shorter
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep OpenCV to the calling thread: a data task owns one core, and its neighbours the others.
+    """Restrict OpenCV to the calling thread, because a data task has only one core.
 
-    OpenCV's setting is the process's, so it is put back. Both calls take under a microsecond.
+    OpenCV's setting applies to the whole process, so the previous one is restored. Both calls take
+    less than a microsecond.
     """
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -113,32 +133,33 @@ def one_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def decoded(image: bytes, name: int | np.int64) -> Pixels:
-    """Decode an image, (H, W, 3), RGB; its name is for the error message.
+def decode_image(image: bytes, image_id: int | np.int64) -> Pixels:
+    """Decode an image to RGB pixels; an error message names its id.
 
     Raises:
-        ValueError: it does not decode.
+        ValueError: The image cannot be decoded.
     """
     try:
         return decode(image)
     except ValueError as error:
         raise UserError(
-            f"image with id {name} {error}: it was changed since it was sharded, `bcl-ray shards "
-            "verify` finds the shard"
+            f"image with id {image_id} {error}: it was changed after it was sharded; `bcl-ray "
+            "shards verify` finds the shard"
         ) from None
 
 
 class Crops(NamedTuple):
-    """What is cut out of each image for one of its views."""
+    """One view's crop of each image."""
 
     boxes: NDArray[np.int64]
-    """Top, left, height and width, (N, 4). Crop 'resized': of a part of the image. Crop 'padded':
-    of image_size pixels a side, in the image at that size, and partly beyond its edges."""
+    """Top, left, height and width of each box in pixels, (N, 4). Crop 'resized': a part of the
+    image. Crop 'padded': a box of image_size x image_size in the image at that size, which may
+    extend beyond the edges."""
     flips: NDArray[np.bool_]
-    """Whether the result is flipped from left to right, (N,)."""
+    """Whether the result is flipped horizontally, (N,)."""
 
 
-def drawn_crops(
+def draw_crops(
     ids: NDArray[np.int64],
     sides: NDArray[np.int64],
     config: ViewsConfig,
@@ -150,18 +171,23 @@ def drawn_crops(
     """Draw one view's crops, keyed by (seed, epoch, id, view).
 
     Args:
-        ids: the images' stable numbers, (N,).
-        sides: height and width of each decoded image, (N, 2).
-        view: 0 is the classification view, the others are contrastive.
+        ids: The images' stable ids, (N,).
+        sides: Height and width of each decoded image, (N, 2).
+        config: Options of the views.
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        view: Number of the view; 0 is for classification, the others are contrastive.
     """
     kind = config.contrastive if view else config.classification
-    draws = keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _TRIES)
-    if kind.crop == "padded":
-        shifts = (draws[:, [_Y, _X]] * (2 * kind.padding + 1)).astype(np.int64) - kind.padding
-        boxes = np.concatenate([-shifts, np.full_like(shifts, config.image_size)], axis=1)
-    else:
-        boxes = random_boxes(sides[:, 0], sides[:, 1], kind, draws)
+    draws = keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _ATTEMPTS)
+    boxes = _BOXES[kind.crop](sides, config.image_size, kind, draws)
     return Crops(boxes, draws[:, _FLIP] < kind.flip)
+
+
+def shifted_boxes(size: int, kind: ViewConfig, draws: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Boxes of crop 'padded', (N, 4); arguments as for `random_boxes`."""
+    shifts = (draws[:, [_Y, _X]] * (2 * kind.padding + 1)).astype(np.int64) - kind.padding
+    return np.concatenate([-shifts, np.full_like(shifts, size)], axis=1)
 
 
 def random_boxes(
@@ -170,68 +196,80 @@ def random_boxes(
     kind: ViewConfig,
     draws: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Random shares of images, as torchvision's RandomResizedCrop has them.
+    """Boxes of crop 'resized', as in torchvision's RandomResizedCrop.
 
-    When no try fits an image, the largest central box with an allowed aspect ratio.
+    If no attempt fits in an image, its box is the largest central one with an allowed aspect ratio.
 
     Args:
-        heights: of the images, (N,); so also widths.
-        kind: whose scale and ratio are followed.
-        draws: uniform in [0, 1), (N, 23): see the columns above.
+        heights: Heights of the images, (N,).
+        widths: Widths of the images, (N,).
+        kind: Options of this kind of view: `scale` and `ratio` are used.
+        draws: Uniform numbers in [0, 1), (N, 23), in the columns that are named above.
 
     Returns:
-        top, left, height and width, (N, 4).
+        Top, left, height and width, (N, 4).
     """
     (least, most), (narrowest, widest) = kind.scale, kind.ratio
-    tries = draws[:, _BOX : _BOX + 2 * _TRIES]
-    areas = (heights * widths)[:, None] * (least + (most - least) * tries[:, ::2])
-    ratios = narrowest * (widest / narrowest) ** tries[:, 1::2]  # uniform in their logarithm
-    found_widths, found_heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
-    fits = (found_widths > 0) & (found_widths <= widths[:, None])
-    fits &= (found_heights > 0) & (found_heights <= heights[:, None])
-    first, fitted = (np.arange(len(draws)), fits.argmax(axis=1)), fits.any(axis=1)
+    attempts = draws[:, _BOX : _BOX + 2 * _ATTEMPTS]
+    areas = (heights * widths)[:, None] * (least + (most - least) * attempts[:, ::2])
+    ratios = narrowest * (widest / narrowest) ** attempts[:, 1::2]  # uniform in their logarithm
+    box_widths, box_heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (box_widths > 0) & (box_widths <= widths[:, None])
+    fits &= (box_heights > 0) & (box_heights <= heights[:, None])
+    any_fits, first = fits.any(axis=1), (np.arange(len(draws)), fits.argmax(axis=1))
     central = np.clip(widths / heights, narrowest, widest)
     shape = np.where(
-        fitted,
-        (found_heights[first], found_widths[first]),
+        any_fits,
+        (box_heights[first], box_widths[first]),
         (
             np.minimum(heights, np.maximum(1, np.rint(widths / central))),
             np.minimum(widths, np.maximum(1, np.rint(heights * central))),
         ),
     ).astype(np.int64)
-    room = np.stack([heights, widths]) - shape
-    corners = np.where(fitted, (draws[:, [_Y, _X]].T * (room + 1)).astype(np.int64), room // 2)
+    free = np.stack([heights, widths]) - shape  # pixels by which the box can be shifted
+    corners = np.where(any_fits, (draws[:, [_Y, _X]].T * (free + 1)).astype(np.int64), free // 2)
     return np.concatenate([corners, shape]).T
 
 
-def _crop(pixels: Pixels, kind: ViewConfig, box: list[int], out: Pixels) -> None:
-    """Fill out, (S, S, 3), with a box of the image."""
-    top, left, height, width = box
-    size = len(out)
-    if kind.crop == "resized":
-        resized(pixels[top : top + height, left : left + width], size, size, out)
-        return
+def _crop_padded(pixels: Pixels, box: Sequence[int], out: Pixels) -> None:
+    """Write a crop of the resized image to `out`, (H, W, 3)."""
+    top, left, size, _ = box
     if pixels.shape != out.shape:
-        pixels = resized(pixels, size, size)
-    out[:] = 0  # what lies beyond the edges
+        pixels = resize(pixels, size, size)
+    out[:] = 0  # what is beyond the edges
     out[max(-top, 0) : size - top, max(-left, 0) : size - left] = pixels[
         max(top, 0) : size + top, max(left, 0) : size + left
     ]
 
 
-def resized(pixels: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:
-    """Bilinear, antialiased by averaging supersamples: close to Pillow's in 40 % of its time.
+def _crop_resized(pixels: Pixels, box: Sequence[int], out: Pixels) -> None:
+    """Write a resized crop of the image to `out`, (H, W, 3)."""
+    top, left, height, width = box
+    resize(pixels[top : top + height, left : left + width], len(out), len(out), out)
 
-    Shrinking by a factor f, OpenCV's bilinear filter sees 2 pixels where 2f belong to a result.
-    So it samples ceil(f) times as densely, and the mean of these samples is the result. Up to
-    f = 1.1 the plain filter is the closer one (measured 2026-11, as are the other claims).
+
+Boxes = Callable[[NDArray[np.int64], int, ViewConfig, NDArray[np.float64]], NDArray[np.int64]]
+_BOXES: dict[str, Boxes] = {
+    "padded": lambda _, size, kind, draws: shifted_boxes(size, kind, draws),
+    "resized": lambda sides, _, kind, draws: random_boxes(sides[:, 0], sides[:, 1], kind, draws),
+}
+_CROPS = {"padded": _crop_padded, "resized": _crop_resized}
+
+
+def resize(pixels: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:
+    """Resize an image bilinearly, with antialiasing: similar to Pillow, in 40 % of its time.
+
+    If an image shrinks by a factor f, 2f pixels on an axis should contribute to each pixel of the
+    result, but OpenCV's bilinear filter uses only 2. So it is applied ceil(f) times as densely, and
+    the result is the mean of these samples. Up to f = 1.1, the filter alone is closer to Pillow's
+    result (all claims were measured in 2026-11).
     """
     rows, columns = _supersampling(len(pixels), height), _supersampling(pixels.shape[1], width)
-    how = cv2.INTER_LINEAR
+    filter_ = cv2.INTER_LINEAR
     if rows * columns > 1:
-        pixels = cv2.resize(pixels, (width * columns, height * rows), interpolation=how)
-        how = cv2.INTER_AREA
-    result: Pixels = cv2.resize(pixels, (width, height), out, interpolation=how)
+        pixels = cv2.resize(pixels, (width * columns, height * rows), interpolation=filter_)
+        filter_ = cv2.INTER_AREA  # the mean
+    result: Pixels = cv2.resize(pixels, (width, height), out, interpolation=filter_)
     return result
 
 

@@ -1,9 +1,10 @@
-"""In which order a batch's operations run, so that a device launches few kernels; numpy.
+"""The order in which a batch's operations run, such that a device launches few kernels.
 
-An image's own operations keep their order. Those of different images need not be aligned: a pass
-takes every image that waits for an operation of one family, wherever in its own sequence that is.
+The operations of one image keep their order; those of different images are independent. So a pass
+runs the next operation of all images for which it belongs to a certain family, wherever in their
+own sequences these images are.
 
-Axes: S stages, M images, U different sequences among them, F families.
+Axes: S stages, M images, U different sequences of families, F families.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,116 +23,136 @@ _FAMILY_OF = np.array([_FAMILY_NAMES.index(FAMILY[name]) for name in NAMES])
 
 
 class Pass(NamedTuple):
-    """Operations of one family on some of a batch's images."""
+    """Operations of one family on some images of a batch."""
 
     family: str
     kinds: Mapping[str, slice]
-    """Where each operation's images lie in the family's arrays: one after another, none empty."""
+    """Rows of each operation in the family's arrays: contiguous, in order, and not empty."""
 
     @property
     def rows(self) -> slice:
-        """Where all of them lie."""
-        found = list(self.kinds.values())
-        return slice(found[0].start, found[-1].stop)
+        """Rows of all operations of the pass."""
+        slices = list(self.kinds.values())
+        return slice(slices[0].start, slices[-1].stop)
 
     def within(self, part: slice) -> dict[str, slice]:
-        """The kinds of these rows, counted from the first of them."""
-        cut = {
+        """The operations in a part of the rows, which are then relative to the part's start."""
+        inner = {
             name: slice(max(rows.start, part.start), min(rows.stop, part.stop))
             for name, rows in self.kinds.items()
         }
         return {
             name: slice(rows.start - part.start, rows.stop - part.start)
-            for name, rows in cut.items()
+            for name, rows in inner.items()
             if rows.start < rows.stop
         }
 
 
-def scheduled(
+def build_passes(
     kinds: Indices, amounts: NDArray[np.float32], size: int
 ) -> tuple[tuple[Pass, ...], dict[str, NDArray[Any]]]:
-    """The passes of a plan, and what they need on the device.
+    """Arrange the operations of a batch in passes.
 
     Args:
-        kinds: indices in NAMES, or NONE, (S, M).
-        amounts: of the operations, (S, M).
+        kinds: Each image's operation in each stage, an index in NAMES or NONE, (S, M).
+        amounts: Amounts of the operations, (S, M).
         size: views.image_size.
 
     Returns:
-        The passes in order. Arrays of every family that occurs: `<family>` are its
-        coefficients and `<family>_images` the images' positions, int64, row by row.
+        The passes, in order; and for every family that occurs, the arrays `<family>`, the
+        coefficients, and `<family>_images`, the positions of the images, int64. Both have a row
+        for each operation.
     """
-    stages, images = np.nonzero(kinds.T != NONE)[::-1]  # image by image
+    # Below, arrays have an element for each operation: first image by image, then pass by pass.
+    stages, images = np.nonzero(kinds.T != NONE)[::-1]
     kind, amount = kinds[stages, images], amounts[stages, images]
-    turns, order = _turns(images, _FAMILY_OF[kind], kinds.shape[1])
-    sequence = np.lexsort((kind, turns))
-    kind, amount = kind[sequence], amount[sequence]
-    turns, images = turns[sequence], images[sequence]
+    passes, pass_families = _assign_passes(images, _FAMILY_OF[kind], kinds.shape[1])
+    order = np.lexsort((kind, passes))
+    kind, amount = kind[order], amount[order]
+    passes, images = passes[order], images[order]
     arrays: dict[str, NDArray[Any]] = {}
-    position = np.empty(len(kind), np.int64)  # in the arrays of the family
+    row = np.empty(len(kind), np.int64)  # in the arrays of the operation's family
     for number, family in enumerate(_FAMILY_NAMES):
-        mine = np.flatnonzero(_FAMILY_OF[kind] == number)
-        if len(mine):
-            position[mine] = np.arange(len(mine))
-            arrays[f"{family}_images"] = images[mine]
-            arrays[family] = _coefficients(kind[mine], amount[mine], size)
-    starts = np.flatnonzero(np.diff(turns * len(NAMES) + kind, prepend=-1))
-    passes: list[dict[str, slice]] = [{} for _ in order]
+        members = np.flatnonzero(_FAMILY_OF[kind] == number)
+        if len(members):
+            row[members] = np.arange(len(members))
+            arrays[f"{family}_images"] = images[members]
+            arrays[family] = _coefficients(kind[members], amount[members], size)
+    starts = np.flatnonzero(np.diff(passes * len(NAMES) + kind, prepend=-1))
+    slices: list[dict[str, slice]] = [{} for _ in pass_families]
     for start, count in zip(starts, np.diff(starts, append=len(kind)), strict=True):
-        begin = int(position[start])
-        passes[turns[start]][NAMES[kind[start]]] = slice(begin, begin + int(count))
-    named = zip(order, passes, strict=True)
-    return tuple(Pass(_FAMILY_NAMES[family], rows) for family, rows in named), arrays
+        begin = int(row[start])
+        slices[passes[start]][NAMES[kind[start]]] = slice(begin, begin + int(count))
+    return tuple(
+        Pass(_FAMILY_NAMES[family], rows)
+        for family, rows in zip(pass_families, slices, strict=True)
+    ), arrays
 
 
 def _coefficients(kinds: Indices, amounts: NDArray[np.float32], size: int) -> NDArray[Any]:
-    """Of operations of one family, row by row."""
-    found = np.unique(kinds)
-    made = [COEFFICIENTS[NAMES[kind]](amounts[kinds == kind], size) for kind in found]
-    rows = np.empty((len(kinds), *made[0].shape[1:]), made[0].dtype)
-    for kind, part in zip(found, made, strict=True):
+    """Coefficients of operations of one family, a row for each operation."""
+    occurring = np.unique(kinds)
+    parts = [COEFFICIENTS[NAMES[kind]](amounts[kinds == kind], size) for kind in occurring]
+    rows = np.empty((len(kinds), *parts[0].shape[1:]), parts[0].dtype)
+    for kind, part in zip(occurring, parts, strict=True):
         rows[kinds == kind] = part
     return rows
 
 
-def _turns(images: Indices, families: Indices, num_images: int) -> tuple[Indices, list[int]]:
-    """The pass that every operation runs in, and each pass's family; operations image by image."""
+def _assign_passes(
+    images: Indices, families: Indices, num_images: int
+) -> tuple[Indices, list[int]]:
+    """Assign operations to passes.
+
+    Args:
+        images: The image of each operation, rising.
+        families: The family of each operation.
+        num_images: M.
+
+    Returns:
+        The pass of each operation, and the family of each pass.
+    """
     lengths = np.bincount(images, minlength=num_images)
-    place = np.arange(len(images)) - np.repeat(lengths.cumsum() - lengths, lengths)
+    position = np.arange(len(images)) - np.repeat(lengths.cumsum() - lengths, lengths)
     longest = int(lengths.max(initial=0))
     sequences = np.full((num_images, longest + 1), NONE, np.int8)
-    sequences[images, place] = families
-    different, which = np.unique(
+    sequences[images, position] = families
+    unique, sequence_of = np.unique(
         sequences.view(f"V{longest + 1}").ravel(), return_inverse=True
-    )  # rows as bytes: an axis of unique's own takes ten times as long
-    rows = different.view(np.int8).reshape(-1, longest + 1).astype(np.int64)
-    turns, order = np.zeros_like(rows), []
-    for turn, (family, waiting, places) in enumerate(_merged(rows)):
-        turns[waiting, places] = turn
-        order.append(family)
-    return turns[which[images], place], order
+    )  # a row as one value of bytes: np.unique with axis=0 takes ten times as long
+    rows = unique.view(np.int8).reshape(-1, longest + 1).astype(np.int64)
+    passes, pass_families = np.zeros_like(rows), []
+    for number, (family, waiting, positions) in enumerate(_merge(rows)):
+        passes[waiting, positions] = number
+        pass_families.append(family)
+    return passes[sequence_of[images], position], pass_families
 
 
-def _merged(sequences: Indices) -> Iterator[tuple[int, Indices, Indices]]:
-    """Families in an order that holds every sequence, (U, S + 1), each of which ends with NONE.
+def _merge(sequences: Indices) -> Iterator[tuple[int, Indices, Indices]]:
+    """Merge sequences of families into one short sequence that contains each of them, in order.
 
-    As many passes of a family are needed as the sequence has that is left with most of it. A pass
-    which takes all such sequences a step further is one that has to come anyway. Where there is
-    none, the family goes on of which most passes are to come: one too many is then least likely.
-    Of equals, the one of the fewest launches comes first; families are numbered by that.
+    A greedy choice of the next pass. At least as many passes of a family remain as the largest
+    number of its operations that a sequence still has. So a pass costs nothing extra if it serves
+    all sequences with that number; such a family is chosen first. If there is none, the family with
+    the largest number is chosen, since an extra pass is least likely for it. Of equals, the one
+    with the fewest GPU kernels comes first: families are numbered in that order.
+
+    Args:
+        sequences: The sequences, each of which ends with NONE, (U, S + 1).
 
     Yields:
-        The family, which sequences wait for it, and how far each of them is.
+        The family of the next pass, the sequences whose next operation is of this family, and the
+        position of that operation in each of them.
     """
-    every = np.arange(len(sequences))
-    counts = (sequences[:, :, None] == np.arange(len(_FAMILY_NAMES))).sum(1)  # (U, F)
-    at = np.zeros(len(sequences), np.int64)
-    while counts.any():
-        waits = sequences[every, at][:, None] == np.arange(len(_FAMILY_NAMES))  # (U, F)
-        most = counts.max(0)
-        due = (most > 0) & ((counts < most) | waits).all(0)
-        family = int((due if due.any() else waits.any(0) * most).argmax())
+    all_sequences = np.arange(len(sequences))
+    remaining = (sequences[:, :, None] == np.arange(len(_FAMILY_NAMES))).sum(1)  # (U, F)
+    position = np.zeros(len(sequences), np.int64)
+    while remaining.any():
+        waits = sequences[all_sequences, position][:, None] == np.arange(len(_FAMILY_NAMES))
+        most = remaining.max(0)  # (F,)
+        is_free = (most > 0) & ((remaining < most) | waits).all(0)
+        family = int((is_free if is_free.any() else waits.any(0) * most).argmax())
         waiting = np.flatnonzero(waits[:, family])
-        yield family, waiting, at[waiting]
-        counts[waiting, family] -= 1
-        at[waiting] += 1
+        yield family, waiting, position[waiting]
+        remaining[waiting, family] -= 1
+        position[waiting] += 1

@@ -1,11 +1,11 @@
-"""Batches on their way to the device, copied by the thread that runs ahead of training.
+"""Sending batches to the device, in the thread that prefetches them.
 
-A batch goes in one piece: all of its arrays lie in one page-locked buffer, which is filled again
-once its copy has ended, and one copy on a stream of its own brings them to the device while the
-step before still computes. The training thread copies nothing and never waits: its stream waits
-for the copy, on the device.
+A batch is copied to a GPU in one piece. All of its arrays are put in one page-locked buffer, and
+one copy on a stream of its own brings them to the device, while the previous training step still
+computes. The buffer is reused when its copy has ended. The training thread neither copies nor
+waits: its stream waits for the copy, on the device.
 
-Axes: N images, V contrastive views (of evaluation 0), H = W = views.image_size.
+Axes: N images, V contrastive views (0 in evaluation), H = W = views.image_size.
 """
 
 import itertools
@@ -18,190 +18,190 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bcl_ray.data.views import resident
-from bcl_ray.data.views.device import choices
+from bcl_ray.data.views.device import draw_augmentations
 from bcl_ray.data.views.schedule import Pass
 from bcl_ray.experiment.options import ViewsConfig
 
 Batch = Mapping[str, NDArray[Any]]
-Pieces = Mapping[str, Sequence[NDArray[Any]]]  # each array in pieces, to be laid end to end
-Made = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of what has arrived, on its stream
+Pieces = Mapping[str, Sequence[NDArray[Any]]]  # arrays in pieces, which are to be concatenated
+Finish = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # computes on the tensors after the copy
+Slot = tuple[int, np.dtype[Any], tuple[int, ...]]  # an array's first byte in a buffer, dtype, shape
 
-_ALIGNED = 256  # bytes; where arrays begin, as in CUDA's own allocations
-_BUFFERS = 2  # one is filled while the other is copied
+_ALIGNMENT = 256  # bytes; arrays in a buffer are aligned as in CUDA's own allocations
+_BUFFERS = 2  # one is filled while the other one is copied
 
 
-class Sent(NamedTuple):
-    """A batch on its way to the device."""
+class DeviceBatch(NamedTuple):
+    """A batch on the device, or being copied to it."""
 
     tensors: Mapping[str, Tensor]
-    """`views` uint8 (N, 1 + V, H, W, 3), `labels` and `ids` int64 (N,), and arrays of choices."""
+    """`views` uint8 (N, 1 + V, H, W, 3), `labels` and `ids` int64 (N,); and in training the arrays
+    of `device.Augmentations`."""
     host: Batch
-    """The same arrays but for the views, on the host."""
+    """The arrays without the views, on the host."""
     passes: Sequence[Pass] = ()
-    """What happens to the views there; nothing in evaluation."""
+    """The passes of `device.Augmentations`; empty in evaluation."""
     copied: Any = None
-    """The CUDA event after the copy and what was made of it, if there is one."""
+    """The CUDA event after the copy and the computation that follows it; None on a CPU."""
 
     def arrived(self) -> Mapping[str, Tensor]:
-        """The tensors for the current stream, which waits for them; the host does not."""
+        """The tensors for the current stream, which waits for the copy; the host does not wait."""
         if self.copied is not None:
             stream = torch.cuda.current_stream(next(iter(self.tensors.values())).device)
             stream.wait_event(self.copied)
-            # Their memory is the copy stream's, which would use it again while this stream still
-            # reads it.
+            # The tensors belong to the copy's stream, which would otherwise reuse their memory
+            # while this stream still reads it.
             for tensor in self.tensors.values():
                 tensor.record_stream(stream)
         return self.tensors
 
 
 class Sender:
-    """Sends batches to a device; one thread calls it, another may use what was sent.
+    """Sends batches to a device. One thread calls it; another one may use the batches.
 
     Args:
-        device: where to.
-        config: options of the views.
-        seed: of the run; with the epoch and the images' ids it keys every choice.
+        device: The device.
+        config: Options of the views.
+        seed: Seed of the run; random numbers are keyed by it, the epoch, and the images' ids.
     """
 
     def __init__(self, device: torch.device, config: ViewsConfig, seed: int = 0) -> None:
         self.device, self._config, self._seed = device, config, seed
-        self._carry = CARRIERS[device.type](device)
+        self._transfer = TRANSFERS[device.type](device)
 
-    def training(self, parts: Sequence[Batch], epoch: int) -> Sent:
-        """Draw what happens to a batch's views on the device, and send both.
+    def training(self, parts: Sequence[Batch], epoch: int) -> DeviceBatch:
+        """Draw augmentations for a training batch, and send both.
 
         Args:
-            parts: pieces of the batch: `views`, `labels` and `ids` of some of its images each.
-            epoch: its number.
+            parts: Pieces of the batch, each with `views`, `labels` and `ids` of some images.
+            epoch: Number of the epoch.
         """
-        host = _host(parts)
+        host = _labels_and_ids(parts)
         num_views = parts[0]["views"].shape[1]
-        drawn = choices(
+        drawn = draw_augmentations(
             host["ids"], self._config, num_views=num_views, seed=self._seed, epoch=epoch
         )
-        return self._sent(parts, {**host, **drawn.arrays})._replace(passes=drawn.passes)
+        return self._send(parts, {**host, **drawn.arrays})._replace(passes=drawn.passes)
 
-    def evaluation(self, parts: Sequence[Batch]) -> Sent:
-        """Send a batch that is evaluated; arguments as of `training`."""
-        return self._sent(parts, _host(parts))
+    def evaluation(self, parts: Sequence[Batch]) -> DeviceBatch:
+        """Send a batch for evaluation; `parts` as in `training`."""
+        return self._send(parts, _labels_and_ids(parts))
 
     def resident(
         self, images: Tensor, rows: NDArray[np.int64], host: Batch, *, num_views: int, epoch: int
-    ) -> Sent:
-        """Draw what happens to a batch's views, send it, and crop them there.
+    ) -> DeviceBatch:
+        """Draw crops and augmentations for images on the device, send them, and crop there.
 
         Args:
-            images: on the device, (R, H, W, 3) uint8.
-            rows: which of them are the batch's, (N,).
-            host: `labels` and `ids`, (N,).
+            images: All images of the split, on the device, (R, H, W, 3) uint8.
+            rows: Positions of the batch's images, (N,).
+            host: `labels` and `ids` of the batch, (N,).
             num_views: 1 + V.
-            epoch: its number.
+            epoch: Number of the epoch.
         """
         options = {"num_views": num_views, "seed": self._seed, "epoch": epoch}
-        drawn = choices(host["ids"], self._config, **options)
-        crops = resident.crops(host["ids"], self._config, **options)
+        drawn = draw_augmentations(host["ids"], self._config, **options)
+        crops = resident.draw_crops(host["ids"], self._config, **options)
         arrays = {**host, **drawn.arrays, "rows": rows, "crops": crops}
 
-        def with_views(sent: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {"views": resident.cropped(images, sent["rows"], sent["crops"]), **sent}
+        def with_views(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            views = resident.apply_crops(images, tensors["rows"], tensors["crops"])
+            return {"views": views, **tensors}
 
         pieces = {name: [array] for name, array in arrays.items()}
-        tensors, copied = self._carry(pieces, with_views)
-        return Sent(tensors, host, drawn.passes, copied)
+        tensors, copied = self._transfer(pieces, with_views)
+        return DeviceBatch(tensors, host, drawn.passes, copied)
 
     def arrays(self, arrays: Batch) -> Mapping[str, Tensor]:
-        """Other arrays on the device, for the current stream."""
-        tensors, copied = self._carry({name: [array] for name, array in arrays.items()})
-        return Sent(tensors, {}, copied=copied).arrived()
+        """Send any arrays; returns tensors for use on the current stream."""
+        tensors, copied = self._transfer({name: [array] for name, array in arrays.items()})
+        return DeviceBatch(tensors, {}, copied=copied).arrived()
 
-    def _sent(self, parts: Sequence[Batch], host: Batch) -> Sent:
+    def _send(self, parts: Sequence[Batch], host: Batch) -> DeviceBatch:
         pieces = {name: [array] for name, array in host.items()}
-        tensors, copied = self._carry({"views": [part["views"] for part in parts], **pieces})
-        return Sent(tensors, host, copied=copied)
+        tensors, copied = self._transfer({"views": [part["views"] for part in parts], **pieces})
+        return DeviceBatch(tensors, host, copied=copied)
 
 
-def _host(parts: Sequence[Batch]) -> Batch:
+def _labels_and_ids(parts: Sequence[Batch]) -> Batch:
     return {name: np.concatenate([part[name] for part in parts]) for name in ("labels", "ids")}
 
 
-class Direct:
-    """For a CPU: the arrays themselves."""
+class CpuTransfer:
+    """Makes tensors of arrays for a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def __call__(self, pieces: Pieces, made: Made = dict) -> tuple[dict[str, Tensor], None]:
-        """Join the pieces; they may be Ray's, which are read-only."""
-        joined = {name: np.concatenate(arrays) for name, arrays in pieces.items()}
-        return made({name: torch.from_numpy(array) for name, array in joined.items()}), None
+    def __call__(self, pieces: Pieces, finish: Finish = dict) -> tuple[dict[str, Tensor], None]:
+        """Concatenate the pieces, which copies them: those from Ray are read-only."""
+        arrays = {name: np.concatenate(parts) for name, parts in pieces.items()}
+        return finish({name: torch.from_numpy(array) for name, array in arrays.items()}), None
 
 
-class Pinned:
-    """For a GPU: page-locked buffers in turn, and a stream that copies them."""
+class CudaTransfer:
+    """Copies arrays to a GPU on a stream of its own, through page-locked buffers in turn."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._buffers = itertools.cycle([_Buffer() for _ in range(_BUFFERS)])
 
-    def __call__(self, pieces: Pieces, made: Made = dict) -> tuple[dict[str, Tensor], Any]:
-        """Fill a buffer with the pieces, and start its copy and what is made of it there."""
-        places, size = layout(pieces)
+    def __call__(self, pieces: Pieces, finish: Finish = dict) -> tuple[dict[str, Tensor], Any]:
+        """Fill a buffer with the pieces, and start its copy and the computation after it."""
+        slots, size = buffer_slots(pieces)
         buffer = next(self._buffers)
-        host = buffer.of(size)
+        host = buffer.reserve(size)
         for name, arrays in pieces.items():
-            begin, dtype, shape = places[name]
+            begin, dtype, shape = slots[name]
             end = begin + dtype.itemsize * int(np.prod(shape))
             np.concatenate(arrays, out=host[begin:end].view(dtype).reshape(shape))
         with torch.cuda.stream(self._stream):
             whole = torch.empty(size, dtype=torch.uint8, device=self._device)
             whole.copy_(buffer.tensor[:size], non_blocking=True)
-            tensors = made(cut(whole, places))
+            tensors = finish(split_buffer(whole, slots))
             buffer.copied = torch.cuda.Event(blocking=True)
             buffer.copied.record(self._stream)
         return tensors, buffer.copied
 
 
-Place = tuple[int, np.dtype[Any], tuple[int, ...]]  # first byte, dtype, shape
+TRANSFERS: dict[str, Callable[[torch.device], Callable[..., tuple[dict[str, Tensor], Any]]]]
+TRANSFERS = {"cpu": CpuTransfer, "cuda": CudaTransfer}
 
 
-def layout(pieces: Pieces) -> tuple[dict[str, Place], int]:
-    """Where each array begins in one buffer, and the buffer's bytes."""
-    places, end = {}, 0
+def buffer_slots(pieces: Pieces) -> tuple[dict[str, Slot], int]:
+    """The slot of each array in one buffer, and the buffer's size in bytes."""
+    slots, end = {}, 0
     for name, arrays in pieces.items():
         first = arrays[0]
         shape = (sum(len(array) for array in arrays), *first.shape[1:])
-        places[name] = (end, first.dtype, shape)
+        slots[name] = (end, first.dtype, shape)
         size = first.dtype.itemsize * int(np.prod(shape))
-        end += -(-size // _ALIGNED) * _ALIGNED
-    return places, end
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return slots, end
 
 
-def cut(whole: Tensor, places: Mapping[str, Place]) -> dict[str, Tensor]:
-    """The arrays of a buffer, (bytes,) uint8, as views of its memory."""
+def split_buffer(whole: Tensor, slots: Mapping[str, Slot]) -> dict[str, Tensor]:
+    """The arrays in a buffer, (bytes,) uint8, as tensors that share its memory."""
     tensors = {}
-    for name, (begin, dtype, shape) in places.items():
-        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    for name, (begin, dtype, shape) in slots.items():
+        torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
         end = begin + dtype.itemsize * int(np.prod(shape))
-        tensors[name] = whole[begin:end].view(kind).view(shape)
+        tensors[name] = whole[begin:end].view(torch_dtype).view(shape)
     return tensors
 
 
 class _Buffer:
-    """Page-locked memory, and the end of the last copy from it."""
+    """Page-locked memory, and the CUDA event after the last copy from it."""
 
     def __init__(self) -> None:
         self.tensor = torch.empty(0, dtype=torch.uint8)
         self.copied: Any = None
 
-    def of(self, size: int) -> NDArray[np.uint8]:
-        """At least so many bytes, whose last copy has ended: this thread waits for it."""
+    def reserve(self, size: int) -> NDArray[np.uint8]:
+        """Memory of at least `size` bytes; waits until the last copy from it has ended."""
         if self.copied is not None:
             self.copied.synchronize()
         if len(self.tensor) < size:
             self.tensor = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return self.tensor.numpy()
-
-
-CARRIERS: dict[str, Callable[[torch.device], Callable[..., tuple[dict[str, Tensor], Any]]]]
-CARRIERS = {"cpu": Direct, "cuda": Pinned}
