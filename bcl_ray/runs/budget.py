@@ -57,7 +57,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
     is_resident = experiment.data.residency == "device"
     tasks = int(data_cpus / experiment.scale.cpus_per_data_task) if data_cpus else workers
     task_rows = max(split.row_group_rows, TASK_BYTES // image_bytes)
-    open_rows = plan.lanes * split.row_group_rows + tasks * task_rows
+    open_rows = plan.lanes * split.row_group_rows + tasks * task_rows  # in every lane and task
     rows_in_flight = min(split.rows, open_rows) + experiment.scale.prefetch_batches * batch
     return Budget(
         steps_per_epoch=plan.steps,

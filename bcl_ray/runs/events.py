@@ -75,7 +75,7 @@ class EventWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Do nothing; displays, in whose place this stands, have to be closed."""
+        """Do nothing: only displays, which are used in the same way, need closing."""
 
     def __call__(self, event: Event) -> None:
         """Print an event, unless it is a step that closely follows another."""

@@ -97,11 +97,12 @@ class LeaseRequest:
                 return record, version
             if clock() - self._changed_at > record.seconds:
                 return record, version
-            self._check_patience(record, wait=wait)
+            self._check_waiting(record, wait=wait)
             self._notify_once(record, wait=wait)
             time.sleep(POLL_SECONDS)
 
-    def _check_patience(self, record: LeaseRecord, *, wait: bool) -> None:
+    def _check_waiting(self, record: LeaseRecord, *, wait: bool) -> None:
+        """Raise LeaseHeldError if the other driver is not to be waited for any longer."""
         used = f"in use by {record.holder}"
         if not wait and (record.is_here or self._changes > 1):
             raise LeaseHeldError(

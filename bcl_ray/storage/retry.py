@@ -33,40 +33,55 @@ def retry(
     Args:
         attempt: The operation; must be safe to repeat.
         name: Path or URI of the file, for the log.
-        retry_seconds: How long an error is retried; 0 raises it at once. The time counts from the
-            first of consecutive failures whose errors are retried no longer than this one.
+        retry_seconds: Seconds for which an error is retried, from its first occurrence on; 0 raises
+            it at once. An error that is retried longer restarts the time of those that are retried
+            shorter: a denial among throttled requests only shows that the store is throttling.
         summary: Text of an error for the log.
     """
-    # Start of the current failures, by their retry time. A denial between throttled requests does
-    # not end the retries of the throttling: it only shows that the store is throttling.
-    began: dict[float, float] = {}
-    logged = False
-
-    def is_over(state: RetryCallState) -> bool:
-        now, seconds = time.monotonic(), retry_seconds(_error(state))
-        for shorter in [other for other in began if other < seconds]:
-            del began[shorter]
-        return now - began.setdefault(seconds, now) >= seconds
-
-    def log_failure(state: RetryCallState) -> None:
-        nonlocal logged
-        lasts = time.monotonic() - min(began.values()) + state.upcoming_sleep
-        if not logged and lasts >= QUIET_SECONDS:
-            logged, error = True, _error(state)
-            log.warning(
-                "%s: %s, trying again for up to %g s", name, summary(error), retry_seconds(error)
-            )
-
+    failures = _Failures(name, retry_seconds, summary)
     result = Retrying(
         retry=retry_if_exception(lambda error: retry_seconds(error) > 0),
         wait=wait_random_exponential(multiplier=0.25, max=10),
-        stop=is_over,
-        before_sleep=log_failure,
+        stop=failures.last_too_long,
+        before_sleep=failures.log,
         reraise=True,
     )(attempt)
-    if logged:
-        log.warning("%s: works again, after %.0f s", name, time.monotonic() - min(began.values()))
+    failures.log_end()
     return result
+
+
+class _Failures:
+    """The failures of an operation: since when, and whether they were logged."""
+
+    def __init__(
+        self,
+        name: str,
+        retry_seconds: Callable[[BaseException], float],
+        summary: Callable[[BaseException], str],
+    ) -> None:
+        self._name, self._retry_seconds, self._summary = name, retry_seconds, summary
+        self._began: dict[float, float] = {}  # by `retry_seconds` of the errors
+        self._logged = False
+
+    def last_too_long(self, state: RetryCallState) -> bool:
+        now, seconds = time.monotonic(), self._retry_seconds(_error(state))
+        for shorter in [other for other in self._began if other < seconds]:
+            del self._began[shorter]
+        return now - self._began.setdefault(seconds, now) >= seconds
+
+    def log(self, state: RetryCallState) -> None:
+        error = _error(state)
+        if not self._logged and self._lasts() + state.upcoming_sleep >= QUIET_SECONDS:
+            self._logged = True
+            text, seconds = self._summary(error), self._retry_seconds(error)
+            log.warning("%s: %s, trying again for up to %g s", self._name, text, seconds)
+
+    def log_end(self) -> None:
+        if self._logged:
+            log.warning("%s: works again, after %.0f s", self._name, self._lasts())
+
+    def _lasts(self) -> float:
+        return time.monotonic() - min(self._began.values())
 
 
 def local_retry_seconds(error: BaseException) -> float:

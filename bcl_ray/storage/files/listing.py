@@ -59,7 +59,7 @@ def _walk(uri: str, above: tuple[str, ...]) -> Iterator[str]:
     folder = file_in(uri, "/".join(above)) if above else uri
 
     def order(info: Any) -> bytes:
-        """A folder's position is that of its files: in the order of whole paths, with the '/'."""
+        """Sort key that puts a folder where its files belong in the order of whole paths."""
         is_folder = info.type == fs.FileType.Directory
         return f"{info.base_name}{'/' if is_folder else ''}".encode()
 

@@ -157,6 +157,7 @@ class _Check:
             self._clock_skew = (datetime.now(UTC) - server).total_seconds()
 
     def _with_clock_problem(self) -> list[str]:
+        """The problems, with that of a wrong clock before them."""
         if abs(self._clock_skew) <= MAX_CLOCK_SKEW:
             return self._problems
         direction = "ahead of" if self._clock_skew > 0 else "behind"

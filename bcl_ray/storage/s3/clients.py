@@ -74,7 +74,7 @@ def _server_only(location: Location) -> Location:
 
 
 def _environment_hash() -> str:
-    """Hash of the settings and the process: a forked child has none of the SDK's threads."""
+    """A value that changes with the settings, and in a forked child: it lacks the SDK's threads."""
     settings = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
     return hashlib.sha256(repr((os.getpid(), settings)).encode()).hexdigest()
 
