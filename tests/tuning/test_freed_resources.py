@@ -1,4 +1,4 @@
-"""How many trials run at once, and that ended ones hold nothing."""
+"""How many trials run at once, and which resources of ended trials are overdue."""
 
 import pytest
 
@@ -86,13 +86,13 @@ def test_a_gpu_is_shared_by_one_worker_runs_alone():
 
 def test_groups_of_ended_runs_are_overdue_after_a_while():
     groups = [HeldGroup("a", "trial-000", 10.0), HeldGroup("b", "trial-001", 20.0)]
-    begun = {"trial-000": 5.0, "trial-001": 15.0}
-    assert overdue_groups(groups, begun, {"trial-000": 100.0}, now=129.0) == []
-    assert overdue_groups(groups, begun, {"trial-000": 100.0}, now=131.0) == groups[:1]
+    starts = {"trial-000": 5.0, "trial-001": 15.0}
+    assert overdue_groups(groups, starts, {"trial-000": 100.0}, now=129.0) == []
+    assert overdue_groups(groups, starts, {"trial-000": 100.0}, now=131.0) == groups[:1]
 
 
 def test_so_are_groups_from_before_their_run_began_once_more():
-    """The driver of a trial died, and its run goes on in another process, if it gets a place."""
+    """The driver of a trial died, and its run goes on in another process."""
     groups = [HeldGroup("a", "trial-000", 10.0), HeldGroup("b", "trial-000", 55.0)]
     assert overdue_groups(groups[:1], {"trial-000": 50.0}, {}, now=79.0) == []
     assert overdue_groups(groups[:1], {"trial-000": 50.0}, {}, now=81.0) == groups[:1]

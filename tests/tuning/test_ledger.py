@@ -1,4 +1,4 @@
-"""What a search has found, in files, from which it goes on."""
+"""The ledger of a search, from which it is resumed, and the ranking of trials."""
 
 import json
 from dataclasses import replace
@@ -36,10 +36,10 @@ def trial(number, score, status="finished", seed=None):
 
 
 def test_a_search_is_found_again_as_it_was_begun(ledger):
-    found = open_search(ledger.uri)
-    assert found == ledger
-    assert len(found.uid) == 32
-    assert found.name == "one"
+    opened = open_search(ledger.uri)
+    assert opened == ledger
+    assert len(opened.uid) == 32
+    assert opened.name == "one"
 
 
 def test_trials_are_found_again_as_they_were_written(ledger):
@@ -129,8 +129,8 @@ def test_of_equals_the_first_wins_which_is_the_published_one():
 
 def test_repeats_decide_where_there_are_some():
     trials = [trial(0, 50.0), trial(1, 70.0), trial(2, 60.0)]
-    wanted = with_repeats(trials, k=2, n=2, seed=0)
-    assert [t.name for t in wanted[3:]] == [
+    extended = with_repeats(trials, k=2, n=2, seed=0)
+    assert [t.name for t in extended[3:]] == [
         "trial-001-seed-1",
         "trial-001-seed-2",
         "trial-002-seed-1",
@@ -138,7 +138,7 @@ def test_repeats_decide_where_there_are_some():
         "trial-000-seed-1",
         "trial-000-seed-2",
     ], "the published values too"
-    assert {t.status for t in wanted[3:]} == {"running"}
+    assert {t.status for t in extended[3:]} == {"running"}
     done = [*trials, trial(1, 50.0, seed=1), trial(1, 52.0, seed=2), trial(2, 58.0, seed=1)]
     assert repeat_scores(trials[1], done) == [50.0, 52.0]
     assert final_score(trials[1], done) == 51.0

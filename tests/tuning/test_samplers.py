@@ -1,4 +1,4 @@
-"""Who chooses the next point, and what a resumed search remembers."""
+"""The choice of the next point, and what a resumed search remembers."""
 
 import pytest
 
@@ -11,13 +11,13 @@ SPACE = parse_space(TAU, digits_lt())
 
 
 def value(point) -> float:
-    """Best at tau 0.5, with anchors of a class."""
+    """A score that is best at tau 0.5 with anchor_mean class."""
     return -abs(point["loss.tau"] - 0.5) + (point["loss.anchor_mean"] == "class")
 
 
-def told(searcher, number, status="finished"):
-    point = searcher.ask(number)
-    searcher.tell(number, point, {5: value(point) - 1, 10: value(point)}, status)
+def run_trial(sampler, number, status="finished"):
+    point = sampler.ask(number)
+    sampler.tell(number, point, {5: value(point) - 1, 10: value(point)}, status)
     return point
 
 
@@ -41,9 +41,10 @@ def test_a_grid_of_the_published_point_alone_is_refused():
 
 
 def test_tpe_finds_what_is_good():
-    searcher = TpeSampler(SPACE, seed=0)
+    sampler = TpeSampler(SPACE, seed=0)
     points = [
-        told(searcher, number, "stopped" if number % 3 else "finished") for number in range(1, 41)
+        run_trial(sampler, number, "stopped" if number % 3 else "finished")
+        for number in range(1, 41)
     ]
     late = points[-10:]
     assert sum(point["loss.anchor_mean"] == "class" for point in late) >= 8
@@ -51,18 +52,18 @@ def test_tpe_finds_what_is_good():
 
 
 def test_tpe_remembers_what_an_earlier_process_found():
-    known = [SPACE.sample(1, number) for number in range(30)]
-    searcher = TpeSampler(SPACE, seed=0, earlier=30)
-    for number, point in enumerate(known):
-        searcher.tell(number, point, {10: value(point)}, "finished")
-    points = [searcher.ask(number) for number in range(30, 38)]
+    earlier = [SPACE.sample(1, number) for number in range(30)]
+    sampler = TpeSampler(SPACE, seed=0, earlier=30)
+    for number, point in enumerate(earlier):
+        sampler.tell(number, point, {10: value(point)}, "finished")
+    points = [sampler.ask(number) for number in range(30, 38)]
     assert sum(point["loss.anchor_mean"] == "class" for point in points) >= 6
 
 
 def test_tpe_goes_on_after_failures_and_points_outside_of_the_space():
-    searcher = TpeSampler(SPACE, seed=0)
-    searcher.tell(0, {"loss.tau": 9.0, "loss.anchor_mean": "none"}, {10: 1.0}, "finished")
-    searcher.tell(1, SPACE.sample(0, 1), {}, "failed")
-    point = searcher.ask(2)
-    searcher.tell(2, point, {}, "failed")
-    assert SPACE.allows(searcher.ask(3))
+    sampler = TpeSampler(SPACE, seed=0)
+    sampler.tell(0, {"loss.tau": 9.0, "loss.anchor_mean": "none"}, {10: 1.0}, "finished")
+    sampler.tell(1, SPACE.sample(0, 1), {}, "failed")
+    point = sampler.ask(2)
+    sampler.tell(2, point, {}, "failed")
+    assert SPACE.allows(sampler.ask(3))

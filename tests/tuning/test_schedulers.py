@@ -1,4 +1,4 @@
-"""Which trials are stopped, told by Ray Tune's schedulers without Tune."""
+"""Which trials the schedulers of Ray Tune stop, without Tune."""
 
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ class Tunes:
         return {"number": self.number}
 
 
-def scheduler(name="asha", known=lambda _: None, former=()):
-    return make_scheduler(name, TRAIN, known, former)
+def scheduler(name="asha", find_trial=lambda _: None, earlier=()):
+    return make_scheduler(name, TRAIN, find_trial, earlier)
 
 
 def run(schedule, trial, score, until=45):
@@ -78,15 +78,15 @@ def test_none_stops_nothing():
 
 @pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
 def test_a_resumed_scheduler_remembers(name):
-    former = [
+    earlier = [
         Trial(
             f"trial-{n:03d}", n, {}, scores={e: 2.0 * e for e in range(5, 50, 5)}, status="finished"
         )
         for n in range(5)
     ]
-    former.append(Trial("trial-005", 5, {}, status="failed"))
-    known = {trial.number: trial for trial in former}
-    resumed, fresh = scheduler(name, known.get, former), scheduler(name)
+    earlier.append(Trial("trial-005", 5, {}, status="failed"))
+    by_number = {trial.number: trial for trial in earlier}
+    resumed, fresh = scheduler(name, by_number.get, earlier), scheduler(name)
     new = [Tunes(number) for number in range(6, 16)]  # HyperBand deals out brackets by chance
     assert min(run(resumed, trial, 5) for trial in new) < 45
     assert min(run(fresh, trial, 5) for trial in new) == 45
@@ -115,9 +115,9 @@ def test_running_trials_below_the_median_go_on_after_a_resume_until_they_are_jud
 def test_a_trial_that_goes_on_is_not_judged_again_where_it_was():
     """It passed the first rung; what others have done there since cannot stop it any more."""
     before = Trial("trial-003", 3, {}, scores={5: 10.0, 10: 12.0}, status="running")
-    former = [Trial("trial-001", 1, {}, scores={5: 80.0}, status="stopped")]
-    known = {1: former[0], 3: before}
-    asha = scheduler("asha", known.get, former)
+    earlier = [Trial("trial-001", 1, {}, scores={5: 80.0}, status="stopped")]
+    by_number = {1: earlier[0], 3: before}
+    asha = scheduler("asha", by_number.get, earlier)
     asha.on_trial_add(None, Tunes(3))
     assert asha.on_trial_result(None, Tunes(3), {"epochs": 15, "score": 13.0}) == "CONTINUE"
 

@@ -1,4 +1,4 @@
-"""A whole search, small, as a user starts it; drills are in tests/faults/test_search.py."""
+"""A small search, from the command line to its files; drills: tests/faults/test_search.py."""
 
 import json
 import re
@@ -19,27 +19,27 @@ OPTIONS += ("gpus_per_worker", "max_concurrent", "space", "searcher", "scheduler
 OPTIONS += ("validation", "seed", "confirm")
 
 
-def asked(**given):
-    """What is searched when the command is given these options."""
-    return wanted(*api_arguments(dict.fromkeys(OPTIONS) | given))
+def search_request(**options):
+    """The search that the command starts with these options."""
+    return wanted(*api_arguments(dict.fromkeys(OPTIONS) | options))
 
 
 def test_options_that_are_not_given_have_defaults():
-    search = asked(recipe="digits_lt", name="a")
+    search = search_request(recipe="digits_lt", name="a")
     assert (search.name, search.experiment) == ("a", digits_lt())
     assert (search.settings, search.extent, search.resume) == (Settings(), Extent(), False)
 
 
 def test_a_search_without_a_name_is_called_by_its_recipe_and_the_time():
-    assert re.fullmatch(r"search-digits_lt-\d{4}-\d{6}", asked(recipe="digits_lt").name)
+    assert re.fullmatch(r"search-digits_lt-\d{4}-\d{6}", search_request(recipe="digits_lt").name)
 
 
 def test_options_reach_their_places(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text("loss.tau: {uniform: [0, 1]}")
-    given = {"recipe": "digits_lt", "name": "a", "overrides": ["optim.lr=0.2"], "trials": 7}
-    given |= {"space": file, "searcher": "tpe", "confirm": "2,3", "workers_per_trial": 4}
-    search = asked(**given)
+    options = {"recipe": "digits_lt", "name": "a", "overrides": ["optim.lr=0.2"], "trials": 7}
+    options |= {"space": file, "searcher": "tpe", "confirm": "2,3", "workers_per_trial": 4}
+    search = search_request(**options)
     assert search.experiment.optim.lr == 0.2
     assert search.settings == Settings(space=file.read_text(), searcher="tpe")
     assert search.extent == Extent(trials=7, workers=4, confirm=(2, 3))
@@ -51,11 +51,11 @@ def test_a_restartable_search_is_found_by_its_name(tmp_path):
     (tmp_path / "a" / "search.json").write_text("{}")
     assert begun("a", str(tmp_path))
     with pytest.raises(ValueError, match="--restartable needs a recipe, and --name"):
-        asked(recipe="digits_lt", restartable=True)
+        search_request(recipe="digits_lt", restartable=True)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({}, "search needs a recipe's name or a YAML file; or --resume NAME"),
         ({"name": "a"}, "search needs a recipe's name"),
@@ -63,10 +63,10 @@ def test_a_restartable_search_is_found_by_its_name(tmp_path):
         ({"resume": "gone"}, "gone holds no search"),
     ],
 )
-def test_options_that_are_missing_or_too_many(given, message, tmp_path, monkeypatch):
+def test_options_that_are_missing_or_too_many(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        asked(**given)
+        search_request(**options)
 
 
 @pytest.mark.parametrize("text", ["3", "0,2", "a,b", "1,2,3", "1,-2", ""])
@@ -121,7 +121,7 @@ def bcl_ray(workplace, monkeypatch, capfd):
 
 @pytest.fixture(scope="module")
 def searched(workplace):
-    """Two trials, one of which must fail; and what was printed."""
+    """A search of two trials, one of which must fail, and its output."""
     (workplace / "space.yaml").write_text("optim.lr: {choice: [1.0e+20]}")
     words = ["search", "digits_lt", "train.epochs=2", "--name", "two", "--trials", "9"]
     words += ["--space", "space.yaml", "--searcher", "grid"]
@@ -163,9 +163,9 @@ class TestSearch:
 
     def test_the_test_split_is_evaluated_once(self, searched):
         folder, output = searched
-        found = json.loads((folder / "winner.json").read_text())
-        assert (found["runs"], found["split"]) == (["trial-000"], "test")
-        mean, deviation = found["test"]["accuracy/all"]
+        content = json.loads((folder / "winner.json").read_text())
+        assert (content["runs"], content["split"]) == (["trial-000"], "test")
+        mean, deviation = content["test"]["accuracy/all"]
         assert f"test     accuracy all {mean:.1f}  " in output
         assert deviation == 0
 

@@ -29,31 +29,31 @@ def unseen(monkeypatch, tmp_path):
     monkeypatch.setattr(request, "read_manifest", fail)
 
 
-def asked(*words):
+def job_request(*words):
     return submit._request("search", words, CLUSTER)
 
 
 def test_a_job_is_named_after_its_search(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     words = ("cifar10_lt", *REMOTE, "--name", "night", "--trials", "40", "--searcher", "tpe")
-    made = asked(*words)
-    assert re.fullmatch(r"night-\d{4}-\d{6}", made.name)
-    assert made.words == (*words, "tracking.uri=http://mlflow.example:5000")
-    assert made.metadata["kind"] == "search"
-    assert made.metadata["run"] == "s3://bucket/runs/night"
-    assert made.metadata["recipe"] == "cifar10_lt"
-    assert made.notes == ("data not checked from here, the job will: s3://bucket/shards: no route",)
+    job = job_request(*words)
+    assert re.fullmatch(r"night-\d{4}-\d{6}", job.name)
+    assert job.words == (*words, "tracking.uri=http://mlflow.example:5000")
+    assert job.metadata["kind"] == "search"
+    assert job.metadata["run"] == "s3://bucket/runs/night"
+    assert job.metadata["recipe"] == "cifar10_lt"
+    assert job.notes == ("data not checked from here, the job will: s3://bucket/shards: no route",)
 
 
 def test_a_search_goes_on_with_its_own_settings(tmp_path):
     remote = from_yaml(digits_lt().to_yaml().replace("data/digits_lt", "s3://bucket/shards"))
     begin(str(tmp_path / "night"), Settings(), Extent(), remote, "f" * 64)
     words = ("--resume", "night", f"tracking.runs=file://{tmp_path}")
-    made = asked(*words)
-    assert made.words == words
-    assert made.metadata["run"] == f"file://{tmp_path}/night"
-    assert made.metadata["data"] == "s3://bucket/shards"
-    assert "recipe" not in made.metadata
+    job = job_request(*words)
+    assert job.words == words
+    assert job.metadata["run"] == f"file://{tmp_path}/night"
+    assert job.metadata["data"] == "s3://bucket/shards"
+    assert "recipe" not in job.metadata
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_a_search_goes_on_with_its_own_settings(tmp_path):
 )
 def test_what_cannot_work_is_refused_here(words, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        asked(*words)
+        job_request(*words)

@@ -1,4 +1,4 @@
-"""Between Ray Tune and the ledger, without Ray."""
+"""The connection between Ray Tune and the ledger, without Ray."""
 
 import json
 from types import SimpleNamespace
@@ -19,32 +19,32 @@ FINISHED = "FINISHED"
 
 class ResourceWatcher:
     def __init__(self):
-        self.told = []
+        self.ended = []
 
     def trial_ended(self, run):
-        self.told.append(f"{run} ends")
+        self.ended.append(run)
 
 
 @pytest.fixture
-def place(tmp_path):
-    """Makes a searcher over a folder, as a process that begins or goes on does."""
-    made = SimpleNamespace(events=[], watcher=ResourceWatcher())
+def search(tmp_path):
+    """A search, for which `search.searcher()` acts as a process that begins or resumes it."""
+    search = SimpleNamespace(events=[], watcher=ResourceWatcher())
     uri = str(tmp_path / "runs" / "one")
-    made.ledger = begin(uri, Settings(), Extent(), digits_lt(), "f" * 64)
+    search.ledger = begin(uri, Settings(), Extent(), digits_lt(), "f" * 64)
 
     def searcher(total=3, space=True):
         return TuneSearcher(
-            made.ledger,
-            made.ledger.trials(),
+            search.ledger,
+            search.ledger.trials(),
             total,
-            sampler=make_sampler("random", made.ledger.space, 0) if space else None,
+            sampler=make_sampler("random", search.ledger.space, 0) if space else None,
             options=[f"tracking.runs={uri}", "scale.workers=1", "data.eval_split=validation"],
-            follow=made.events.append,
-            watcher=made.watcher,
+            follow=search.events.append,
+            watcher=search.watcher,
         )
 
-    made.searcher = searcher
-    return made
+    search.searcher = searcher
+    return search
 
 
 def report(searcher, trial_id, epochs, score, **more):
@@ -56,35 +56,35 @@ def report(searcher, trial_id, epochs, score, **more):
         searcher.on_trial_complete(trial_id, result)
 
 
-def test_trial_0_has_the_published_values_and_others_are_chosen(place):
-    searcher = place.searcher()
+def test_trial_0_has_the_published_values_and_others_are_chosen(search):
+    searcher = search.searcher()
     configs = [searcher.suggest(name) for name in "abc"]
     experiments = [from_yaml(config["experiment"]) for config in configs]
     assert experiments[0].loss == digits_lt().loss
     assert len({experiment.loss for experiment in experiments}) == 3
     assert searcher.suggest("d") == FINISHED
     assert [e.tracking.run for e in experiments] == ["trial-000", "trial-001", "trial-002"]
-    assert {e.tracking.runs for e in experiments} == {place.ledger.uri}
+    assert {e.tracking.runs for e in experiments} == {search.ledger.uri}
     assert {e.data.eval_split for e in experiments} == {"validation"}
     assert {e.scale.workers for e in experiments} == {1}
-    assert {c["parent"] for c in configs} == {place.ledger.uid}
+    assert {c["parent"] for c in configs} == {search.ledger.uid}
 
 
-def test_everything_is_written_down_at_once(place):
-    searcher = place.searcher()
+def test_everything_is_written_down_at_once(search):
+    searcher = search.searcher()
     searcher.suggest("a")
-    assert [t.status for t in place.ledger.trials()] == ["running"]
+    assert [t.status for t in search.ledger.trials()] == ["running"]
     report(searcher, "a", 5, 40.0)
-    assert place.ledger.trials()[0].scores == {5: 40.0}
+    assert search.ledger.trials()[0].scores == {5: 40.0}
     report(searcher, "a", 40, 60.0, done=True, end="finished")
-    (trial,) = place.ledger.trials()
+    (trial,) = search.ledger.trials()
     assert (trial.status, trial.scores, trial.metrics) == (
         "finished",
         {5: 40.0, 40: 60.0},
         {"accuracy/all": 60.0},
     )
-    assert place.watcher.told == ["trial-000 ends"]
-    assert [event["status"] for event in place.events] == [
+    assert search.watcher.ended == ["trial-000"]
+    assert [event["status"] for event in search.events] == [
         "running",
         "running",
         "running",
@@ -92,55 +92,55 @@ def test_everything_is_written_down_at_once(place):
     ]
 
 
-def test_what_the_scheduler_stops_is_stopped(place):
-    """Tune then says done itself, with the last result, and hands it over here alone."""
-    searcher = place.searcher()
+def test_what_the_scheduler_stops_is_stopped(search):
+    """Tune then sets `done` itself, and passes the last result to on_trial_complete only."""
+    searcher = search.searcher()
     searcher.suggest("a")
     report(searcher, "a", 10, 40.0, done=True)
-    (trial,) = place.ledger.trials()
+    (trial,) = search.ledger.trials()
     assert (trial.status, trial.scores) == ("stopped", {10: 40.0})
 
 
-def test_a_failure_is_kept_with_its_reason_and_the_search_goes_on(place):
-    searcher = place.searcher(total=5)
+def test_a_failure_is_kept_with_its_reason_and_the_search_goes_on(search):
+    searcher = search.searcher(total=5)
     searcher.suggest("a")
     searcher.suggest("b")
     reason = "step 3: the loss is not finite"
     searcher.on_trial_complete("a", {"end": "failed", "reason": reason, "done": True})
     searcher.on_trial_complete("b", error=True)
-    first, second = place.ledger.trials()
+    first, second = search.ledger.trials()
     assert (first.status, first.reason) == ("failed", reason)
     assert second.reason == "its process died again and again: see Ray's logs"
     assert searcher.suggest("c") != FINISHED
 
 
-def test_a_trial_that_an_outage_held_up_is_tried_again_by_the_next_process(place):
-    first = place.searcher(total=2)
+def test_a_trial_that_an_outage_held_up_is_tried_again_by_the_next_process(search):
+    first = search.searcher(total=2)
     first.suggest("a")
     report(first, "a", 5, 40.0)
     reason = "s3://bucket: does not answer"
     first.on_trial_complete("a", {"end": "held up", "reason": reason, "done": True})
-    (trial,) = place.ledger.trials()
+    (trial,) = search.ledger.trials()
     assert (trial.status, trial.reason) == ("running", reason)
     text = f"trial-000 was held up: {reason}; --resume goes on with it"
-    assert {"kind": "note", "text": text} in place.events
+    assert {"kind": "note", "text": text} in search.events
     assert first.suggest("b")["trial"] == "trial-001", "and not again by this one"
-    second = place.searcher(total=2)
+    second = search.searcher(total=2)
     assert second.suggest("c")["trial"] == "trial-000"
-    assert place.ledger.trials()[0].reason is None
+    assert search.ledger.trials()[0].reason is None
 
 
-def test_a_search_in_which_all_is_held_up_ends_early(place):
-    searcher = place.searcher(total=20)
+def test_a_search_in_which_all_is_held_up_ends_early(search):
+    searcher = search.searcher(total=20)
     for name in "abc":
         searcher.suggest(name)
         searcher.on_trial_complete(name, {"end": "held up", "reason": "no", "done": True})
     assert searcher.suggest("d") == FINISHED
-    assert not place.searcher(total=20).gives_up
+    assert not search.searcher(total=20).gives_up
 
 
-def test_a_search_in_which_all_fails_ends_early(place):
-    searcher = place.searcher(total=20)
+def test_a_search_in_which_all_fails_ends_early(search):
+    searcher = search.searcher(total=20)
     for name in "abc":
         searcher.suggest(name)
         searcher.on_trial_complete(name, {"end": "failed", "reason": "no", "done": True})
@@ -148,8 +148,8 @@ def test_a_search_in_which_all_fails_ends_early(place):
     assert searcher.suggest("d") == FINISHED
 
 
-def test_failures_after_a_success_do_not_end_it(place):
-    searcher = place.searcher(total=20)
+def test_failures_after_a_success_do_not_end_it(search):
+    searcher = search.searcher(total=20)
     searcher.suggest("z")
     report(searcher, "z", 5, 40.0)
     for name in "abcd":
@@ -158,12 +158,12 @@ def test_failures_after_a_success_do_not_end_it(place):
     assert searcher.suggest("e") != FINISHED
 
 
-def test_a_search_goes_on_where_it_was(place):
-    first = place.searcher(total=4)
+def test_a_search_goes_on_where_it_was(search):
+    first = search.searcher(total=4)
     points = [from_yaml(first.suggest(name)["experiment"]).loss for name in "abc"]
     report(first, "a", 40, 60.0, done=True, end="finished")
     report(first, "b", 5, 30.0)
-    second = place.searcher(total=4)  # the process was killed
+    second = search.searcher(total=4)  # the process was killed
     configs = [second.suggest(name) for name in "xyz"]
     assert [config["trial"] for config in configs] == ["trial-001", "trial-002", "trial-003"]
     assert [from_yaml(config["experiment"]).loss for config in configs[:2]] == points[1:]
@@ -172,28 +172,28 @@ def test_a_search_goes_on_where_it_was(place):
     assert second.trials["trial-001"].scores == {5: 30.0}
 
 
-def test_more_trials_may_be_wanted_later(place):
-    first = place.searcher(total=1)
+def test_more_trials_may_be_wanted_later(search):
+    first = search.searcher(total=1)
     first.suggest("a")
     report(first, "a", 40, 60.0, done=True, end="finished")
     assert first.suggest("b") == FINISHED
-    assert place.searcher(total=2).suggest("b")["trial"] == "trial-001"
+    assert search.searcher(total=2).suggest("b")["trial"] == "trial-001"
 
 
-def test_an_interruption_leaves_trials_to_go_on(place):
-    searcher, stop_request = place.searcher(), StopRequest()
+def test_an_interruption_leaves_trials_to_go_on(search):
+    searcher, stop_request = search.searcher(), StopRequest()
     stopper = StopOnRequest(searcher, stop_request)
     searcher.suggest("a")
     assert not stopper.stop_all()
     stop_request.stop("SIGINT")
     assert stopper.stop_all()
     searcher.on_trial_complete("a", {"done": True})
-    assert place.ledger.trials()[0].status == "running"
+    assert search.ledger.trials()[0].status == "running"
 
 
-def test_repeats_have_other_seeds_and_no_new_trials(place):
-    place.ledger.save(Trial("trial-003-seed-2", 3, {"loss.tau": 0.5}, seed=2))
-    searcher = place.searcher(space=False)
+def test_repeats_have_other_seeds_and_no_new_trials(search):
+    search.ledger.save(Trial("trial-003-seed-2", 3, {"loss.tau": 0.5}, seed=2))
+    searcher = search.searcher(space=False)
     config = searcher.suggest("a")
     experiment = from_yaml(config["experiment"])
     assert (experiment.train.seed, experiment.loss.tau) == (2, 0.5)

@@ -73,9 +73,9 @@ def test_names_that_occur_twice_tell_nothing(data):
 
 def test_labels_become_the_models_and_the_rest_of_a_batch_stays():
     batch = {"labels": np.array([1, 0, 1]), "ids": np.array([7, 8, 9])}
-    (found,) = evaluate._relabelled([batch], np.array([5, 2]))
-    assert found["labels"].tolist() == [2, 5, 2]
-    assert found["ids"] is batch["ids"]
+    (relabelled,) = evaluate._relabelled([batch], np.array([5, 2]))
+    assert relabelled["labels"].tolist() == [2, 5, 2]
+    assert relabelled["ids"] is batch["ids"]
 
 
 def test_models_of_one_name_are_called_as_they_were_given_and_none_is_named_twice():

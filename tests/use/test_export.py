@@ -58,8 +58,8 @@ def test_a_program_runs_on_torch_alone_for_any_number_of_images(files, expected)
     extra = {export.PROGRAM_FILE: ""}
     program = torch.export.load(files / "model.pt2", extra_files=extra).module()
     for count in (1, 5):
-        found = program(IMAGES[:count]).detach().numpy()
-        assert found == pytest.approx(expected[:count], abs=1e-4)
+        logits = program(IMAGES[:count]).detach().numpy()
+        assert logits == pytest.approx(expected[:count], abs=1e-4)
     assert json.loads(extra[export.PROGRAM_FILE])["temperature"] == "1.25"
 
 
@@ -68,8 +68,8 @@ def test_onnx_runs_on_its_runtime_for_any_number_of_images(model, files, expecte
 
     session = onnxruntime.InferenceSession(files / "model.onnx")
     for count in (1, 5):
-        (found,) = session.run(["logits"], {"images": IMAGES[:count].numpy()})
-        assert found == pytest.approx(expected[:count], abs=1e-4)
+        (logits,) = session.run(["logits"], {"images": IMAGES[:count].numpy()})
+        assert logits == pytest.approx(expected[:count], abs=1e-4)
     strings = session.get_modelmeta().custom_metadata_map
     assert json.loads(strings["class_names"]) == model.class_names
 

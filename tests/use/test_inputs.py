@@ -26,7 +26,7 @@ def encoded(suffix: str, height: int = 20, width: int = 16) -> bytes:
     return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
-def listed(folder: Path, tmp_path: Path, per_list: int = 2) -> inputs.Folder:
+def list_files(folder: Path, tmp_path: Path, per_list: int = 2) -> inputs.Folder:
     return list_folder(str(folder), str(tmp_path / "listing"), per_list, lambda total: None)
 
 
@@ -74,17 +74,17 @@ def test_the_order_of_any_tree_is_that_of_its_whole_paths(tmp_path_factory, name
 
 
 def test_a_file_that_went_after_it_was_listed_has_that_reason(folder, tmp_path):
-    found = listed(folder, tmp_path)
+    found = list_files(folder, tmp_path)
     (folder / "b.jpg").unlink()
     assert found.load(4, 6).images == ["it is no longer there", b"b/1.jpg"]
 
 
 def test_a_list_is_told_when_it_is_written_and_an_empty_folder_is_refused(folder, tmp_path):
-    told = []
-    list_folder(str(folder), str(tmp_path / "listing"), 4, told.append)
-    assert told == [4, 6]
+    totals = []
+    list_folder(str(folder), str(tmp_path / "listing"), 4, totals.append)
+    assert totals == [4, 6]
     with pytest.raises(ValueError, match=r"empty holds no files: name a folder of images, or of"):
-        listed(folder / "empty", tmp_path)
+        list_files(folder / "empty", tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -35,16 +35,16 @@ def batch(views, unreadable=()) -> dict[str, np.ndarray]:
 
 
 def test_probabilities_are_the_softmax_of_calibrated_logits_the_likeliest_first(model, views):
-    found = labeller(model)(batch(views))
+    columns = labeller(model)(batch(views))
     with torch.no_grad():
         images = normalized(torch.from_numpy(views), model.experiment.views)[0]
         expected = (model.network(torch.device("cpu")).classify(images) / 1.25).softmax(1)
     order = expected.argsort(dim=1, descending=True)
-    assert found["classes"].tolist() == order.tolist()
-    assert found["probabilities"] == pytest.approx(expected.gather(1, order).numpy(), abs=1e-6)
-    assert found["probabilities"].sum(1) == pytest.approx(1, abs=1e-5)
-    assert found["id"].tolist() == list(range(SIZE))
-    assert "views" not in found
+    assert columns["classes"].tolist() == order.tolist()
+    assert columns["probabilities"] == pytest.approx(expected.gather(1, order).numpy(), abs=1e-6)
+    assert columns["probabilities"].sum(1) == pytest.approx(1, abs=1e-5)
+    assert columns["id"].tolist() == list(range(SIZE))
+    assert "views" not in columns
 
 
 def test_fewer_classes_are_the_first_of_all(model, views):
@@ -53,26 +53,26 @@ def test_fewer_classes_are_the_first_of_all(model, views):
 
 
 def test_embeddings_are_the_backbones(model, views):
-    found = labeller(model, embeddings=True)(batch(views))
+    columns = labeller(model, embeddings=True)(batch(views))
     with torch.no_grad():
         images = normalized(torch.from_numpy(views), model.experiment.views)[0]
         expected = model.network(torch.device("cpu")).embed(images)
-    assert found["embedding"] == pytest.approx(expected.numpy(), abs=1e-5)
+    assert columns["embedding"] == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_an_unreadable_image_is_left_out_and_changes_no_other(model, views):
-    found = labeller(model, embeddings=True)(batch(views, unreadable=(0, 5)))
-    kept = [row for row in range(SIZE) if row not in (0, 5)]
-    alone = labeller(model, embeddings=True)(batch(views[kept]))
+    columns = labeller(model, embeddings=True)(batch(views, unreadable=(0, 5)))
+    readable = [row for row in range(SIZE) if row not in (0, 5)]
+    alone = labeller(model, embeddings=True)(batch(views[readable]))
     for name in ("classes", "probabilities", "embedding"):
-        assert (found[name][kept] == alone[name]).all(), name
-        assert not found[name][[0, 5]].any(), name
+        assert (columns[name][readable] == alone[name]).all(), name
+        assert not columns[name][[0, 5]].any(), name
 
 
 def test_a_batch_of_nothing_but_unreadable_images_passes(model, views):
-    found = labeller(model, embeddings=True)(batch(views[:2], unreadable=(0, 1)))
-    assert found["classes"].shape == (2, 10)
-    assert found["embedding"].shape == (2, 64)
+    columns = labeller(model, embeddings=True)(batch(views[:2], unreadable=(0, 1)))
+    assert columns["classes"].shape == (2, 10)
+    assert columns["embedding"].shape == (2, 64)
 
 
 def test_a_checkpoint_that_was_replaced_is_refused(model, tmp_path):

@@ -16,8 +16,8 @@ EXPERIMENT = digits_lt()
 
 def state(step: int, **changes) -> State:
     text, names, counts = EXPERIMENT.to_yaml(), [str(n) for n in range(10)], [5] * 10
-    made = State(step, {}, {}, None, torch.zeros(3), [], text, "f", names, counts, "0" * 32)
-    return dataclasses.replace(made, **changes)
+    base = State(step, {}, {}, None, torch.zeros(3), [], text, "f", names, counts, "0" * 32)
+    return dataclasses.replace(base, **changes)
 
 
 @pytest.fixture
@@ -32,15 +32,15 @@ def root(tmp_path):
 
 def test_a_run_is_named_by_its_name_or_its_folder(root):
     for name in ("first", f"{root}/first", f"file://{root}/first"):
-        found = models.open_model(name, str(root))
-        assert (found.name, found.state.step) == ("first", 12)
-        assert found.uri.endswith(f"{root}/first/best_00000012")
-        assert found.experiment == EXPERIMENT
+        opened = models.open_model(name, str(root))
+        assert (opened.name, opened.state.step) == ("first", 12)
+        assert opened.uri.endswith(f"{root}/first/best_00000012")
+        assert opened.experiment == EXPERIMENT
 
 
 def test_a_checkpoint_is_named_by_its_folder(root):
-    found = models.open_model(f"{root}/first/best_00000012", "elsewhere")
-    assert (found.name, found.state.step) == ("first/best_00000012", 12)
+    opened = models.open_model(f"{root}/first/best_00000012", "elsewhere")
+    assert (opened.name, opened.state.step) == ("first/best_00000012", 12)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def registered(root, database, monkeypatch):
 @pytest.mark.usefixtures("registered")
 def test_a_registered_model_is_named_by_its_alias_or_version(root):
     for name in ("models:/digits@champion", "models:/digits/1"):
-        found = models.open_model(name, str(root))
-        assert (found.name, found.state.step) == (name, 12)
+        opened = models.open_model(name, str(root))
+        assert (opened.name, opened.state.step) == (name, 12)
 
 
 @pytest.mark.usefixtures("registered")

@@ -34,11 +34,11 @@ def table(**more):
 
 def output(tmp_path, **changes) -> Output:
     options = dataclasses.replace(OPTIONS, **changes)
-    made = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, options=options))
-    made.check(resume=True)
-    with acquire_lease(made.uri, "out", print, wait=False) as lease:
-        made.begin(lease.fence)
-    return made
+    predictions = Output(str(tmp_path / "out"), dataclasses.replace(REQUEST, options=options))
+    predictions.check(resume=True)
+    with acquire_lease(predictions.uri, "out", print, wait=False) as lease:
+        predictions.begin(lease.fence)
+    return predictions
 
 
 def test_a_row_has_names_probabilities_and_the_group_or_why_there_are_none():
@@ -68,26 +68,26 @@ def test_embeddings_are_a_column_of_vectors_that_comes_back_from_parquet(tmp_pat
 def test_rows_of_shards_have_ids_and_true_classes():
     columns = {name: column for name, column in COLUMNS.items() if name != "path"}
     columns |= {"id": np.array([7, 8, 9]), "true_class": np.array(["cat", "dog", "dog"])}
-    made = table_of(columns, CLASSES)
-    assert made.column_names[:3] == ["id", "true_class", "class_1"]
-    assert made["id"].to_pylist() == [7, 8, 9]
+    predictions = table_of(columns, CLASSES)
+    assert predictions.column_names[:3] == ["id", "true_class", "class_1"]
+    assert predictions["id"].to_pylist() == [7, 8, 9]
 
 
 def test_parts_are_counted_from_the_first_and_leftovers_of_a_kill_go(tmp_path):
-    made = output(tmp_path)
-    assert made.finished_parts() == 0
+    predictions = output(tmp_path)
+    assert predictions.finished_parts() == 0
     for number in (0, 1, 3):
-        made.write(number, table())
+        predictions.write(number, table())
     leftover = tmp_path / "out" / "parquet" / ".part-000002.parquet.abcd.tmp"
     leftover.write_bytes(b"half")
-    assert made.finished_parts() == 2
+    assert predictions.finished_parts() == 2
     assert not leftover.exists()
     assert pq.read_table(tmp_path / "out" / "parquet").num_rows == 9
 
 
 def test_csv_has_the_same_rows_without_embeddings(tmp_path):
-    made = output(tmp_path, csv=True, embeddings=True)
-    made.write(0, table(embedding=np.zeros((3, 2), np.float32)))
+    predictions = output(tmp_path, csv=True, embeddings=True)
+    predictions.write(0, table(embedding=np.zeros((3, 2), np.float32)))
     text = (tmp_path / "out" / "csv" / "part-000000.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["path"] for row in rows] == ["a.jpg", "b.jpg", "ü,\n.jpg"]
@@ -97,10 +97,10 @@ def test_csv_has_the_same_rows_without_embeddings(tmp_path):
 
 
 def test_a_summary_adds_up_parts_and_names_what_was_unreadable(tmp_path):
-    made = output(tmp_path)
+    predictions = output(tmp_path)
     for number in (0, 1):
-        made.write(number, table())
-    summary = made.finish(2)
+        predictions.write(number, table())
+    summary = predictions.finish(2)
     assert (summary.images, summary.unreadable) == (6, 2)
     assert summary.groups == {"many": 2, "few": 2}
     assert summary.confidence == {"many": 1.0, "few": 1.5}
@@ -112,19 +112,19 @@ def test_a_summary_adds_up_parts_and_names_what_was_unreadable(tmp_path):
 
 def test_two_tables_of_the_same_rows_are_the_same_bytes(tmp_path):
     first, second = (output(tmp_path / name, csv=True) for name in ("a", "b"))
-    for made in (first, second):
-        made.write(0, table())
-        made.finish(1)
+    for predictions in (first, second):
+        predictions.write(0, table())
+        predictions.finish(1)
     for name in ("parquet/part-000000.parquet", "csv/part-000000.csv", "summary.json"):
-        one, other = (Path(made.uri, name).read_bytes() for made in (first, second))
+        one, other = (Path(predictions.uri, name).read_bytes() for predictions in (first, second))
         assert one == other, name
 
 
 def test_another_request_in_the_same_folder_is_refused_with_what_differs(tmp_path):
     output(tmp_path)
     five = dataclasses.replace(OPTIONS, top=5)
-    asked = dataclasses.replace(REQUEST, options=five, sha256="cd")
-    again = Output(str(tmp_path / "out"), asked)
+    changed_request = dataclasses.replace(REQUEST, options=five, sha256="cd")
+    again = Output(str(tmp_path / "out"), changed_request)
     nobody = Fence(f"{tmp_path}/out/driver.lease", 1, "")
     for attempt in (lambda: again.check(resume=True), lambda: again.begin(nobody)):
         with pytest.raises(ValueError, match=r"\(sha256 was ab, now cd; top was 2, now 5\): cho"):
@@ -136,7 +136,7 @@ def test_another_request_in_the_same_folder_is_refused_with_what_differs(tmp_pat
 
 
 def test_the_number_of_images_is_known_once_all_are_listed(tmp_path):
-    made = output(tmp_path)
-    assert made.images is None
-    made.record_images(12)
-    assert made.images == 12
+    predictions = output(tmp_path)
+    assert predictions.images is None
+    predictions.record_images(12)
+    assert predictions.images == 12

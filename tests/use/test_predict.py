@@ -62,9 +62,9 @@ def local_ray(swift):
 
 @pytest.fixture
 def bucket():
-    made = Bucket("s3://labels", "swift", None)
-    made.client.create_bucket(Bucket="labels")
-    return made
+    bucket = Bucket("s3://labels", "swift", None)
+    bucket.client.create_bucket(Bucket="labels")
+    return bucket
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,9 @@ def label(
 ) -> Summary:
     chosen = PredictionOptions(**{**SMALL, **options})
     where = {"root": trained.root, "split": split}
-    places = (str(images), str(target))
-    return job.predict("first", *places, chosen, **where, resume=resume, follow=follow)
+    return job.predict(
+        "first", str(images), str(target), chosen, **where, resume=resume, follow=follow
+    )
 
 
 def rows(target) -> list[dict]:
@@ -88,9 +89,9 @@ def rows(target) -> list[dict]:
 
 def files_of(target) -> dict[str, bytes]:
     """All of an output but its listing of where things are."""
-    found = [file for file in Path(target).rglob("*") if file.is_file()]
-    kept = {str(file.relative_to(target)): file.read_bytes() for file in found}
-    return {name: data for name, data in kept.items() if name != "request.json"}
+    paths = [file for file in Path(target).rglob("*") if file.is_file()]
+    contents = {str(file.relative_to(target)): file.read_bytes() for file in paths}
+    return {name: data for name, data in contents.items() if name != "request.json"}
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,8 @@ def test_a_killed_job_leaves_whole_parts_and_goes_on_with_them(trained, labelled
         label(trained, trained.shards, target, csv=True)
     events = []
     label(trained, trained.shards, target, csv=True, resume=True, follow=events.append)
-    begun = next(event for event in events if event["kind"] == "predicting")
-    assert begun["done"] == 64 * len(before)
+    start_event = next(event for event in events if event["kind"] == "predicting")
+    assert start_event["done"] == 64 * len(before)
     assert files_of(target) == files_of(labelled[0])
     for name, written in before.items():
         assert (target / "parquet" / name).stat().st_mtime_ns == written
@@ -178,17 +179,17 @@ def test_a_prefix_of_s3_is_labelled_twice_the_same_and_three_broken_files_are_na
         assert reason.startswith(BROKEN.pop(name))
     parts = files.list_files(f"{bucket.uri}/one/parquet")
     assert list(parts) == ["part-000000.parquet", "part-000001.parquet"]
-    found = {}
+    by_path = {}
     for part in parts:
         one, two = (files.read_bytes(f"{bucket.uri}/{n}/parquet/{part}") for n in ("one", "two"))
         assert one == two
         (tmp_path / part).write_bytes(one)
-        found |= {row["path"]: row for row in pq.read_table(tmp_path / part).to_pylist()}
-    assert list(found) == sorted(images, key=str.encode)
+        by_path |= {row["path"]: row for row in pq.read_table(tmp_path / part).to_pylist()}
+    assert list(by_path) == sorted(images, key=str.encode)
     from_shards = {row["id"]: row["class_1"] for row in rows(labelled[0])}
     for row in some:
         path = f"{row['label']}/{row['id']}#ü.png"
-        assert found[path]["class_1"] == from_shards[row["id"]]
+        assert by_path[path]["class_1"] == from_shards[row["id"]]
 
 
 def relabelled(order: list[int], folder: str) -> str:
@@ -196,13 +197,13 @@ def relabelled(order: list[int], folder: str) -> str:
     digits = open_source("digits")
     splits = {}
     for name, split in digits.splits.items():
-        kept = np.flatnonzero(np.isin(split.labels, order))
-        labels = np.array([order.index(label) for label in split.labels[kept]])
+        rows = np.flatnonzero(np.isin(split.labels, order))
+        labels = np.array([order.index(label) for label in split.labels[rows]])
 
-        def read(wanted, split=split, kept=kept):
-            return split.read(kept[wanted])
+        def read(positions, split=split, rows=rows):
+            return split.read(rows[positions])
 
-        splits[name] = SourceSplit(labels, read, where=str, random_order=True, ids=kept)
+        splits[name] = SourceSplit(labels, read, where=str, random_order=True, ids=rows)
     write_shards(Source("some", tuple(digits.class_names[n] for n in order), splits), folder)
     return folder
 
@@ -245,22 +246,22 @@ def test_an_output_in_the_input_is_refused(trained):
 
 def test_a_person_is_told_when_nothing_comes_back(monkeypatch):
     monkeypatch.setattr(pipeline, "LATE_SECONDS", 0.05)
-    told, arrivals = [], []
+    notes, arrivals = [], []
 
     def arrived():
-        arrivals.append(len(told))
+        arrivals.append(len(notes))
 
     def blocks(*pauses):
         for pause in pauses:
             time.sleep(pause)
             yield {}
 
-    assert list(pipeline.with_late_notice(blocks(0.5, 0), told.append, arrived)) == [{}, {}]
-    assert [event["text"][:40] for event in told] == ["no image came back within 0.05 s: others"]
+    assert list(pipeline.with_late_notice(blocks(0.5, 0), notes.append, arrived)) == [{}, {}]
+    assert [event["text"][:40] for event in notes] == ["no image came back within 0.05 s: others"]
     assert arrivals == [1], "once, with the first"
-    assert list(pipeline.with_late_notice(blocks(0), told.append, arrived)) == [{}]
+    assert list(pipeline.with_late_notice(blocks(0), notes.append, arrived)) == [{}]
     time.sleep(0.2)
-    assert len(told) == 1
+    assert len(notes) == 1
 
 
 def test_a_folder_without_files_is_refused(trained, tmp_path):
@@ -289,8 +290,8 @@ def cluster(cpus, gpus, **more):
     ],
 )
 def test_actors_follow_from_the_cluster_the_work_and_options(resources, batches, options, expected):
-    found = pool.plan_pool(resources, batches, options.get("gpus"), options.get("cpus"))
-    assert (found.actors, "GPU" if "GPU" in found.actor else "CPU") == expected
+    plan = pool.plan_pool(resources, batches, options.get("gpus"), options.get("cpus"))
+    assert (plan.actors, "GPU" if "GPU" in plan.actor else "CPU") == expected
 
 
 @pytest.mark.parametrize(
