@@ -147,10 +147,10 @@ def ui(
     import webbrowser
 
     from bcl_ray.storage import paths
-    from bcl_ray.tracking.tracker import store
+    from bcl_ray.tracking.connection import mlflow_uri
     from bcl_ray.tracking.ui import served
 
-    uri = store(None, paths.absolute(runs))
+    uri = mlflow_uri(None, paths.absolute(runs))
     if uri.startswith("http"):
         typer.echo(f"MLflow: {uri}")
         if open_browser:

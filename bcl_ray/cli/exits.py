@@ -1,11 +1,11 @@
 """How a command ends after an error: the last line that it prints, and its exit status."""
 
 import contextlib
+import os
 import signal
 import time
 import traceback
 from collections.abc import Iterator
-from os import getpid
 from subprocess import SubprocessError
 
 import typer
@@ -52,7 +52,7 @@ def _describe_unexpected(error: Exception) -> str:
     try:
         folder = user_cache() / "bcl_ray"
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"error-{time.strftime('%m%d-%H%M%S')}-{getpid()}.txt"
+        file = folder / f"error-{time.strftime('%m%d-%H%M%S')}-{os.getpid()}.txt"
         file.write_text("".join(lines))
     except OSError:
         return "".join(lines).rstrip()

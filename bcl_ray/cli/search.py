@@ -92,7 +92,7 @@ def search(
     ] = None,
 ) -> None:
     """Try many values of some options, and find the best ones on validation data."""
-    experiment, options = api_arguments(locals())
+    experiment, options = api_arguments(locals())  # at this point, all options and nothing else
     with exit_status():
         bcl_ray.search(experiment, **options)
 

@@ -173,7 +173,8 @@ def sync(
 
     run, experiment = run_folder.open_run(run_folder.run_uri(name, runs))
     quiet()
-    from bcl_ray.tracking.tracker import subject, tracking_uri
+    from bcl_ray.tracking.connection import tracking_uri
+    from bcl_ray.tracking.tracker import subject
     from bcl_ray.tracking.tracker import sync as deliver
 
     uri = tracking_uri(experiment)

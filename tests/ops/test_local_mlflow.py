@@ -78,7 +78,7 @@ def test_who_does_not_say_who_it_is_gets_nothing(protected, monkeypatch):
     for path in ("", "/api/2.0/mlflow/experiments/search?max_results=1", "/graphql"):
         assert status_of(uri + path) == 401, path
     assert status_of(f"{uri}/health") == 200, "Kubernetes asks without a password"
-    with pytest.raises(OSError, match=r"wants to know who asks \(401\): set MLFLOW_TRACKING_USER"):
+    with pytest.raises(OSError, match=r"asks for a login \(401\): set MLFLOW_TRACKING_USER"):
         check_tracking_server(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", mlflow_server.ADMIN)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")  # MLflow's own, once
@@ -110,13 +110,13 @@ def test_a_client_owns_what_it_creates_and_no_more(protected, monkeypatch):
     with as_account(monkeypatch, mlflow_server.ADMIN, (accounts.folder / "password").read_text()):
         assert mlflow_server.ensure_account(uri, "anna", "a long enough password")
         assert not mlflow_server.ensure_account(uri, "anna", "another long password")
-        with pytest.raises(OSError, match="did not make the account 'eve': INVALID_PARAMETER"):
+        with pytest.raises(OSError, match="did not create account 'eve': INVALID_PARAMETER"):
             mlflow_server.ensure_account(uri, "eve", "short")
     client = MlflowClient(uri)
     with as_account(monkeypatch, *accounts.client().values()):
         ours = client.create_run(client.create_experiment("ours")).info.run_id
         client.log_metric(ours, "a", 1.0)
-        with pytest.raises(OSError, match=r"did not make the account 'eve': .*Permission denied"):
+        with pytest.raises(OSError, match=r"did not create account 'eve': .*Permission denied"):
             mlflow_server.ensure_account(uri, "eve", "a long enough password")
     with (
         as_account(monkeypatch, "anna", "a long enough password"),

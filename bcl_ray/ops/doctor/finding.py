@@ -42,8 +42,11 @@ def run_check(
     thread = threading.Thread(target=run, name=f"check-{subject}", daemon=True)
     thread.start()
     thread.join(seconds)
-    late = (False, f"no answer within {seconds:g} s: is it overloaded, or its network blocked?")
-    return Finding(subject, where, *(outcome or [late])[0])
+    if not outcome:
+        text = f"no answer within {seconds:g} s: is it overloaded, or its network blocked?"
+        return Finding(subject, where, good=False, text=text)
+    good, text = outcome[0]
+    return Finding(subject, where, good, text)
 
 
 def merge(findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -28,8 +28,8 @@ def dashboard_address(option: str | None) -> str:
     Raises:
         ValueError: There is no address, or it is not a dashboard's.
     """
-    named = [("--address", option), *((name, os.environ.get(name)) for name in ADDRESSES)]
-    name, address = next(((name, text) for name, text in named if text), ("", ""))
+    candidates = {"--address": option, **{name: os.environ.get(name) for name in ADDRESSES}}
+    name, address = next(((name, text) for name, text in candidates.items() if text), ("", ""))
     if not address:
         raise UserError(
             "which cluster? name its dashboard with --address http://HOST:8265, or set "
@@ -86,7 +86,8 @@ class JobClient(JobSubmissionClient):
         self.address = address
         token, self.token_origin = find_token()
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.ca_file = ca_file or next(filter(None, map(os.environ.get, CA_FILES)), None)
+        named_files = (os.environ[name] for name in CA_FILES if os.environ.get(name))
+        self.ca_file = ca_file or next(named_files, None)
         os.environ[ADDRESSES[0]] = address  # Ray's client prefers it to its argument
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.WARNING)  # they print to the terminal

@@ -89,6 +89,7 @@ async def _follow(cluster: JobClient, name: str, show: Show, notify: Show) -> Jo
             if isinstance(error, PermissionError | BrokenPipeError):
                 raise
             failing_since = failing_since if failures else time.monotonic()
+            # A second failure: perhaps the log cannot be read because its node is gone.
             if failures and (ended := await _ended_job(cluster, name)):
                 notify("the end of its log cannot be read: its node is gone")
                 job = ended

@@ -22,7 +22,7 @@ from bcl_ray.ops.jobs.package import Package
 from bcl_ray.runs import events, run_folder
 from bcl_ray.runs.budget import budget
 from bcl_ray.storage import files, paths
-from bcl_ray.tracking.tracker import tracking_uri
+from bcl_ray.tracking.connection import tracking_uri
 
 STOP_SECONDS = 90  # for a last checkpoint; after that, Ray kills the job
 CHECK_SECONDS = 15.0  # for reading a run or data from this machine

@@ -116,16 +116,14 @@ class Processes:
 
     def tree(self, name: str) -> list[psutil.Process]:
         """A process and its descendants that run, including those whose parents have died."""
-        root, pid = self._running(name), self.pid(name)
-        # The pid is also the session's number, and the system does not give it to another process
-        # while the session has members. If another process has it now, the session is empty.
-        owned = pid is not None and (self._leader(name) is not None or not psutil.pid_exists(pid))
-        members = {} if root is None else {root.pid: root}
-        if root is not None:
+        members = {}
+        if root := self._running(name):
+            members[root.pid] = root
             with contextlib.suppress(psutil.NoSuchProcess):
                 members |= {child.pid: child for child in root.children(recursive=True)}
+        session = self._session(name)
         for other in psutil.process_iter():
-            if other.pid not in members and self._is_orphan(other, name, pid if owned else None):
+            if other.pid not in members and self._is_orphan(other, name, session):
                 members[other.pid] = other
         return [one for one in members.values() if _runs(one) and one.pid != os.getpid()]
 
@@ -214,6 +212,17 @@ class Processes:
     def _running(self, name: str) -> psutil.Process | None:
         leader = self._leader(name)
         return leader if leader and _runs(leader) else None
+
+    def _session(self, name: str) -> int | None:
+        """The number of a process's session, which is its pid; None if the session is empty.
+
+        The system gives the number to no other process while the session has members. So if
+        another process has it now, the session is empty.
+        """
+        pid = self.pid(name)
+        if pid is None or (self._leader(name) is None and psutil.pid_exists(pid)):
+            return None
+        return pid
 
     def _is_orphan(self, other: psutil.Process, name: str, session: int | None) -> bool:
         """Whether a process descends from one of ours, by its environment or its session."""

@@ -49,7 +49,8 @@ class TrackingServer:
         """
         port, auth = self._description.ports.mlflow, self._description.auth
         artifacts = f"{self._description.bucket}/mlflow"
-        database, added = self._start_database()
+        databases = {"sqlite": self._use_sqlite, "postgres": self._start_postgres}
+        database, added = databases[self._description.database]()
         added |= environment(database)
         if auth:
             added |= self._accounts.server(database)
@@ -63,15 +64,17 @@ class TrackingServer:
         """End the server; its data stay, and a database server goes on."""
         self._processes.end("mlflow")
 
-    def _start_database(self) -> tuple[str, dict[str, str]]:
-        """Start a database server that does not run; returns URL and variables of its clients."""
-        if self._description.database == "postgres":
-            port = self._description.ports.postgres
-            server = Postgres(self._folder / "postgres", port, self._processes)
-            if not self._processes.alive("postgres"):
-                server.start()
-            return server.address, server.environment()
+    def _use_sqlite(self) -> tuple[str, dict[str, str]]:
+        """URL of the database, and environment variables of its clients."""
         return sqlite(self._folder), {}
+
+    def _start_postgres(self) -> tuple[str, dict[str, str]]:
+        """The same for PostgreSQL, which is started if it does not run."""
+        port = self._description.ports.postgres
+        server = Postgres(self._folder / "postgres", port, self._processes)
+        if not self._processes.alive("postgres"):
+            server.start()
+        return server.address, server.environment()
 
 
 def command(port: int, artifacts: str, *, auth: bool = False) -> list[str]:
