@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from bcl_ray.cli import app
 from bcl_ray.ops.manifests import TARGETS, pod_rules, render, rules
-from bcl_ray.ops.manifests.description import Dns
+from bcl_ray.ops.manifests.entrypoints import COMMANDS, job_name
 from bcl_ray.ops.manifests.files import TARGETS as ALL
-from bcl_ray.ops.manifests.jobs import COMMANDS, job_name
+from bcl_ray.ops.manifests.platforms import Dns
 from bcl_ray.tracking import mlflow_server
 from tests.cluster import schemas
 from tests.cluster.conftest import ROOT
@@ -81,7 +81,7 @@ def test_every_file_fits_its_schema(description):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_compose_into_what_schemas_and_rules_accept(kustomized, overlay):
     assert [text for found in kustomized[overlay] for text in schemas.errors(found)] == []
-    assert [text for found in kustomized[overlay] for text in rules.complaints(found)] == []
+    assert [text for found in kustomized[overlay] for text in rules.violations(found)] == []
 
 
 def test_the_kind_overlay_asks_for_no_gpu_and_no_bucket(kustomized):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bcl_ray.ops.manifests import pod_rules, rules
-from bcl_ray.ops.manifests.rules import check, complaints
+from bcl_ray.ops.manifests.rules import check, violations
 from tests.cluster import rendered, schemas
 
 LEGACY = {"onSuccess": {"policy": "DeleteSelf"}, "onFailure": {"policy": "DeleteSelf"}}
@@ -67,19 +67,19 @@ GROUP = "spec.workerGroupSpecs.0"
 AS_SUCCESS = rule("SUCCEEDED", "DeleteCluster", 0)
 BROKEN = [
     # names
-    ("cluster", "metadata.name", "x" * 54, "a name has at most 53 letters, this one 54"),
+    ("cluster", "metadata.name", "x" * 54, "a name has at most 53 characters, this one has 54"),
     ("cluster", "metadata.name", "1st", "begins with a letter"),
-    ("job", "metadata.name", "x" * 48, "a name has at most 47 letters, this one 48"),
-    ("job", "metadata.name", "Train", "a name has lower-case letters"),
+    ("job", "metadata.name", "x" * 48, "a name has at most 47 characters, this one has 48"),
+    ("job", "metadata.name", "Train", "a name has only lower-case letters"),
     # authentication
-    ("cluster", "spec.authOptions", {"secretName": "x"}, "authOptions.mode must be written out"),
-    ("job", f"{SPEC}.authOptions.mode", "disabled", "authOptions.mode must be written out"),
+    ("cluster", "spec.authOptions", {"secretName": "x"}, "authOptions.mode must be 'token'"),
+    ("job", f"{SPEC}.authOptions.mode", "disabled", "authOptions.mode must be 'token'"),
     ("cluster", "spec.rayVersion", None, "rayVersion must be set"),
-    ("cluster", "spec.rayVersion", "nightly", "rayVersion 'nightly' is no version"),
+    ("cluster", "spec.rayVersion", "nightly", "rayVersion 'nightly' is not a version"),
     ("cluster", "spec.rayVersion", "2.51.1", "rayVersion (2.51.1) must be at least 2.52.0"),
     ("job", f"{SPEC}.authOptions.enableK8sTokenAuth", True, "enableK8sTokenAuth is refused in a"),
     # groups
-    ("cluster", f"{HEAD}.rayStartParams.num-cpus", "4", "the head takes no work"),
+    ("cluster", f"{HEAD}.rayStartParams.num-cpus", "4", "the head runs no tasks"),
     ("cluster", f"{HEAD}.resources", {"CPU": "0"}, "group head has resources in rayStartParams"),
     (
         "cluster",
@@ -96,8 +96,18 @@ BROKEN = [
         "group w has resources in rayStartParams and in resources",
     ),
     ("cluster", f"{GROUP}.rayStartParams.labels", "a=b", "must not have rayStartParams.labels"),
-    ("cluster", f"{GROUP}.labels", {"a b": "c"}, "the label a b=c, which is no Kubernetes label"),
-    ("cluster", f"{GROUP}.labels", {"a": "c/d"}, "the label a=c/d, which is no Kubernetes label"),
+    (
+        "cluster",
+        f"{GROUP}.labels",
+        {"a b": "c"},
+        "label a b=c, which is not a Kubernetes label",
+    ),
+    (
+        "cluster",
+        f"{GROUP}.labels",
+        {"a": "c/d"},
+        "label a=c/d, which is not a Kubernetes label",
+    ),
     ("cluster", f"{GROUP}.labels", {"ray.io/market-type": "spot"}, "under ray.io/ are Ray's own"),
     ("cluster", f"{GROUP}.minReplicas", 9, "has minReplicas (9) above maxReplicas (2)"),
     ("cluster", f"{GROUP}.replicas", 9, "has replicas (9) outside 0 to 2"),
@@ -149,13 +159,13 @@ BROKEN = [
     # jobs
     ("job", SPEC, None, "one of rayClusterSpec and clusterSelector must be set"),
     ("job", "spec.backoffLimit", -1, "backoffLimit (-1) must be at least 0"),
-    ("job", "spec.submissionMode", "K8sMode", "submissionMode 'K8sMode' is none of K8sJobMode"),
+    ("job", "spec.submissionMode", "K8sMode", "submissionMode 'K8sMode' is not one of K8sJobMode"),
     ("job", "spec.submissionMode", "InteractiveMode", "backoffLimit must be 0 in InteractiveMode"),
     ("job", "spec.submissionMode", "SidecarMode", "SidecarMode has no submitterPodTemplate"),
     ("job", "spec.activeDeadlineSeconds", 0, "activeDeadlineSeconds (0) must be positive"),
     ("job", "spec.preRunningDeadlineSeconds", 0, "preRunningDeadlineSeconds (0) must be positive"),
     ("job", "spec.runtimeEnvYAML", "[1", "runtimeEnvYAML must be a YAML mapping"),
-    ("job", "spec.entrypoint", "bcl-ray train cifar10_lt", "which must have --restartable"),
+    ("job", "spec.entrypoint", "bcl-ray train cifar10_lt", "which needs --restartable"),
     # deletion
     ("job", "spec.shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished needs shutdownAfter"),
     ("job", "spec.deletionStrategy", deletion(AS_SUCCESS), "exclude each other"),
@@ -183,9 +193,9 @@ BROKEN = [
         "queued",
         f"{SPEC}.workerGroupSpecs",
         [{"groupName": f"w{i}", "template": {"spec": {"containers": []}}} for i in range(18)],
-        "a queue admits at most 17 worker groups, here are 18",
+        "a queue admits at most 17 worker groups, not 18",
     ),
-    ("queued", f"{SPEC}.workerGroupSpecs.0.groupName", "head", "keeps the group name 'head'"),
+    ("queued", f"{SPEC}.workerGroupSpecs.0.groupName", "head", "reserves the group name 'head'"),
     # disruption
     ("budget", "spec.minAvailable", "50%", "minAvailable must be a whole number, alone"),
     ("budget", "spec.maxUnavailable", 0, "minAvailable must be a whole number, alone"),
@@ -242,21 +252,21 @@ BROKEN = [
     ids=[f"{name}-{message[:40]}" for name, _, _, message in BROKEN],
 )
 def test_a_broken_rule_is_caught(objects, name, path, value, message):
-    found = complaints(broken(objects[name], path, value))
-    assert any(message in complaint for complaint in found), found
+    found = violations(broken(objects[name], path, value))
+    assert any(message in violation for violation in found), found
 
 
 def test_suspending_needs_shutting_down(objects):
     suspended = broken(objects["job"], "spec.suspend", True)
-    found = complaints(broken(suspended, "spec.shutdownAfterJobFinishes", False))
+    found = violations(broken(suspended, "spec.shutdownAfterJobFinishes", False))
     assert "RayJob train-imagenet-lt-1: suspend needs shutdownAfterJobFinishes" in found
 
 
 def test_what_we_render_breaks_none(objects):
-    assert [text for found in objects.values() for text in complaints(found)] == []
+    assert [text for found in objects.values() for text in violations(found)] == []
 
 
-def test_every_complaint_that_the_rules_can_make_is_provoked_above(objects):
+def test_every_violation_that_the_rules_can_make_is_provoked_above(objects):
     """A rule without a case here is a rule that nobody has seen to work."""
     trees = [ast.parse(inspect.getsource(module)) for module in (rules, pod_rules)]
     nodes = [node for tree in trees for node in ast.walk(tree)]
@@ -264,7 +274,7 @@ def test_every_complaint_that_the_rules_can_make_is_provoked_above(objects):
     provoked = "\n".join(
         text
         for name, path, value, _ in BROKEN
-        for text in complaints(broken(objects[name], path, value))
+        for text in violations(broken(objects[name], path, value))
     )
     never = []
     for value in yields:

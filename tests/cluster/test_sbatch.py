@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bcl_ray.ops.manifests import render
-from bcl_ray.ops.manifests.description import Slurm
+from bcl_ray.ops.manifests.platforms import Slurm
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bcl_ray.ops.manifests import render
-from bcl_ray.ops.manifests.description import Slurm as Allocation
+from bcl_ray.ops.manifests.platforms import Slurm as Allocation
 from tests.cluster.real_slurm import ENDS, Slurm, missing, real_slurm
 
 ROOT = Path(__file__).parents[2]

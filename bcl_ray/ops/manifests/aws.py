@@ -22,16 +22,8 @@ def ray_up(description: ClusterDescription) -> dict[str, str]:
         ValueError: The description has no section aws or no instance profile, or its files are not
             in S3.
     """
+    _check(description)
     store = description.object_store
-    if description.aws is None:
-        raise UserError("the description has no section aws: add aws.security_group_ids")
-    if not store.instance_profile:
-        raise UserError(
-            "object_store.instance_profile is missing: nodes get to the object store by an IAM "
-            "instance profile, for no keys are written into files"
-        )
-    if not store.uri.startswith("s3://"):
-        raise UserError(f"object_store.uri ({store.uri}) must be s3://, for nodes share no folder")
     groups = worker_groups(description)
     values = {
         **vars(description),
@@ -51,6 +43,21 @@ def ray_up(description: ClusterDescription) -> dict[str, str]:
         "min_driver": MIN_DRIVER,
     }
     return {file: render_template(f"aws/{file}", **values) for file in FILES}
+
+
+def _check(description: ClusterDescription) -> None:
+    store = description.object_store
+    if description.aws is None:
+        raise UserError("the description has no section aws: add aws.security_group_ids")
+    if not store.instance_profile:
+        raise UserError(
+            "object_store.instance_profile is missing: nodes need an IAM instance profile for the "
+            "object store, because files must not hold keys"
+        )
+    if not store.uri.startswith("s3://"):
+        raise UserError(
+            f"object_store.uri ({store.uri}) must be s3://, because nodes do not share a folder"
+        )
 
 
 def _registries(description: ClusterDescription) -> dict[str, str]:

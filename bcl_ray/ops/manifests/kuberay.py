@@ -12,8 +12,8 @@ import yaml
 
 from bcl_ray.ops.manifests import rules
 from bcl_ray.ops.manifests.description import ClusterDescription
+from bcl_ray.ops.manifests.entrypoints import WITHOUT_WORKERS, entrypoint, job_name, kinds
 from bcl_ray.ops.manifests.groups import max_nodes, worker_groups
-from bcl_ray.ops.manifests.jobs import WITHOUT_WORKERS, entrypoint, job_name, kinds
 from bcl_ray.ops.manifests.one_machine import on_one_machine
 from bcl_ray.ops.manifests.policies import policy_values
 from bcl_ray.ops.manifests.templating import render_template

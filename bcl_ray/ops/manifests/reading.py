@@ -1,4 +1,4 @@
-"""A description from a file; what is wrong with it is said in one line."""
+"""Reading a description from a file; an error is one line that names the field and the rule."""
 
 import difflib
 from pathlib import Path
@@ -15,8 +15,8 @@ def read(path: Path) -> ClusterDescription:
     """A description from a YAML file.
 
     Raises:
-        ValueError: the file cannot be read or is no YAML, or naming the first wrong field, its
-            value and the rule.
+        ValueError: The file cannot be read or is no YAML mapping, or a field is wrong. The message
+            names the first wrong field, its value and the rule.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -31,33 +31,35 @@ def read(path: Path) -> ClusterDescription:
     try:
         return ClusterDescription.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from None
+        raise UserError(f"{path}: {_first_error(error)}") from None
 
 
-def _first(error: ValidationError) -> str:
-    """Pydantic's first complaint in one line."""
+def _first_error(error: ValidationError) -> str:
+    """Pydantic's first error in one line."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _fields(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        fields = _fields(path[:-1])
+        close = difflib.get_close_matches(path[-1], fields, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(fields)}"
         return f"no field '{name}'; {hint}"
     if first["type"] == "missing":
         return f"field '{name}' is missing"
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if "@" in str(first["input"]) else f"={first['input']}"  # it may hold a password
-    if first["type"] == "value_error":  # ours; those that compare fields name them
-        compares = message.startswith(tuple(ClusterDescription.model_fields))
-        return message if compares else f"{name}{shown} {message}"
-    return f"{name}{shown}: {message[0].lower()}{message[1:]}"
+    value = "" if "@" in str(first["input"]) else f"={first['input']}"  # it may be a password
+    if first["type"] != "value_error":
+        return f"{name}{value}: {message[0].lower()}{message[1:]}"
+    # A message of our own; one that compares fields begins with the name of a section.
+    names_fields = message.startswith(tuple(ClusterDescription.model_fields))
+    return message if names_fields else f"{name}{value} {message}"
 
 
 def _fields(path: list[str]) -> list[str]:
+    """The names of a section's fields."""
     section: Any = ClusterDescription
     for part in path:
         annotation = section.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(option for option in options if hasattr(option, "model_fields"))
+        types = [annotation, *getattr(annotation, "__args__", ())]  # of `Section | None` too
+        section = next(each for each in types if hasattr(each, "model_fields"))
     return list(section.model_fields)

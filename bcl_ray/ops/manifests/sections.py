@@ -1,4 +1,4 @@
-"""What a description says of every cluster, wherever it runs: images, nodes, storage, MLflow."""
+"""The sections of a description that concern every cluster: images, nodes, storage, MLflow."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -12,48 +12,53 @@ KUBERNETES_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 ROLE_ARN = r"^arn:aws[a-z-]*:iam::\d{12}:role/.+$"
 
 
-def _tagged(image: str) -> str:
+def _check_tag(image: str) -> str:
     tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
     if "@sha256:" not in image and tag in ("", "latest"):
         raise UserError(
-            "must end in a tag other than latest, or in a digest: nodes that start later would run "
-            "other code"
+            "must end in a tag other than latest, or in a digest: otherwise nodes that start later "
+            "could run other code"
         )
     return image
 
 
-def _without_user(url: str) -> str:
+def _check_address(url: str) -> str:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
         raise UserError("must be an http(s):// address without a user name or password")
     return url.rstrip("/")
 
 
-ImageName = Annotated[str, AfterValidator(_tagged)]
-Address = Annotated[str, AfterValidator(_without_user)]
+ImageName = Annotated[str, AfterValidator(_check_tag)]
+Address = Annotated[str, AfterValidator(_check_address)]
 Name = Annotated[str, Field(pattern=KUBERNETES_NAME, max_length=63)]
 RoleArn = Annotated[str, Field(pattern=ROLE_ARN)]
 
 
 class Image(Section):
-    """What every node runs: the image of cluster/Dockerfile."""
+    """The container images, built from cluster/Dockerfile."""
 
-    cpu: ImageName = Field(description="For head and data nodes: DEVICE=cpu.")
-    gpu: ImageName = Field(description="For training nodes: DEVICE=gpu.")
+    cpu: ImageName = Field(description="Image of head and data nodes, built with DEVICE=cpu.")
+    gpu: ImageName = Field(description="Image of training nodes, built with DEVICE=gpu.")
     pull_secret: Name | None = Field(None, description="Kubernetes secret of a private registry.")
 
 
 class GroupSection(Section):
-    """Nodes of one size. On Kubernetes the size is a pod's: leave room for the node's own pods."""
+    """Nodes of one size.
+
+    On Kubernetes this is the size of a pod, which must leave room for the node's own pods.
+    """
 
     cpus: int = Field(ge=1, description="CPUs of a node that Ray may use.")
-    memory_gib: int = Field(ge=2, description="GiB of memory of a node; a third is for objects.")
+    memory_gib: int = Field(
+        ge=2, description="GiB of a node's memory; a third of it is for Ray's object store."
+    )
     instance_type: str = Field(description="EC2 instance type, for `ray up`.")
     scratch_gib: int = Field(
         50,
         ge=5,
-        description="GiB of disk of a node for temporary files: Ray's logs and spilled objects, "
-        "and on the head the images that sharding stages.",
+        description="GiB of a node's disk for temporary files: Ray's logs and spilled objects, and "
+        "on the head the images that sharding copies there.",
     )
 
     @property
@@ -68,22 +73,28 @@ class GroupSection(Section):
 
 
 class Head(GroupSection):
-    """The head: control and drivers, no Ray tasks."""
+    """The head, which runs Ray's control store and drivers but no tasks."""
 
     redis: bool = Field(
-        False, description="Kubernetes: keep the control store's state in Redis, beyond the head."
+        False,
+        description="Kubernetes: keep the control store's state in Redis, so that it outlives the "
+        "head.",
     )
 
 
 class DataGroup(GroupSection):
-    """CPU nodes that read, decode and crop."""
+    """CPU nodes that read, decode and crop images."""
 
-    min_nodes: int = Field(0, ge=0, description="Nodes that are always there.")
-    max_nodes: int = Field(ge=0, description="Most nodes, at least data.min_nodes; 0: no group.")
-    spot: bool = Field(True, description="On spot capacity: a lost data task is simply repeated.")
+    min_nodes: int = Field(0, ge=0, description="Nodes that always run.")
+    max_nodes: int = Field(
+        ge=0, description="Most nodes, at least data.min_nodes; 0: no such group."
+    )
+    spot: bool = Field(
+        True, description="Whether they use spot capacity; the tasks of a lost node are repeated."
+    )
 
     @model_validator(mode="after")
-    def _rising(self) -> "DataGroup":
+    def _min_below_max(self) -> "DataGroup":
         if self.min_nodes > self.max_nodes:
             raise UserError(
                 f"data.min_nodes ({self.min_nodes}) must be at most data.max_nodes "
@@ -93,42 +104,48 @@ class DataGroup(GroupSection):
 
 
 class GpuGroup(GroupSection):
-    """Training nodes: a few that stay, for rank 0, and spot nodes for the other ranks."""
+    """Training nodes: steady ones, one of them for rank 0, and spot nodes for the other ranks."""
 
     gpus: int = Field(ge=0, description="GPUs of a node; 0: workers train on its CPUs.")
     steady_nodes: int = Field(
-        1, ge=1, description="Most nodes off spot capacity, at least 1: rank 0 runs on one."
+        1, ge=1, description="Most nodes off spot capacity, at least 1: rank 0 runs on one of them."
     )
     spot_nodes: int = Field(0, ge=0, description="Most nodes on spot capacity; 0: no such group.")
 
 
 class Roles(Section):
-    """IAM roles of pods on EKS (IRSA), whose policies are rendered: one for each kind of pod."""
+    """IAM roles of the kinds of pods on EKS (IRSA), for which policies are rendered."""
 
-    head: RoleArn = Field(description="Of drivers: policies/head.json.")
-    worker: RoleArn = Field(description="Of data and training pods: policies/worker.json.")
-    mlflow: RoleArn = Field(description="Of our own MLflow server: policies/mlflow.json.")
+    head: RoleArn = Field(description="Role of the head's pod; its policy is policies/head.json.")
+    worker: RoleArn = Field(
+        description="Role of data and training pods; its policy is policies/worker.json."
+    )
+    mlflow: RoleArn = Field(
+        description="Role of the rendered MLflow server; its policy is policies/mlflow.json."
+    )
 
 
 class ObjectStore(Section):
-    """Where shards, runs and MLflow artifacts are, and who may use it."""
+    """Where shards, runs and MLflow artifacts are, and how nodes get access."""
 
     uri: str = Field(
         pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^?#@\s]+)?|file://(/[\w.-]+)+)$",
-        description="s3://bucket/prefix, above shards/, runs/, predictions/ and mlflow/; or "
-        "file:///path, a volume that all pods mount.",
+        description="s3://bucket/prefix, which contains shards/, runs/, predictions/ and mlflow/; "
+        "or file:///path, a volume that all pods mount.",
     )
     sources: tuple[Annotated[str, Field(pattern=r"^s3://[^?#@\s]+$")], ...] = Field(
-        (), description="s3://bucket/prefix of images elsewhere, which are only read."
+        (), description="s3://bucket/prefix of images in other locations, which are only read."
     )
     region: str = Field(pattern=r"^[a-z0-9-]+$", description="Region of the bucket.")
-    endpoint: Address | None = Field(None, description="A server other than AWS S3.")
+    endpoint: Address | None = Field(
+        None, description="Address of the server; none: AWS S3 of the region."
+    )
     checksums: str = Field(
         "when_supported",
         pattern="^(when_supported|when_required)$",
-        description="AWS_REQUEST_CHECKSUM_CALCULATION: when_required for servers that answer 411.",
+        description="AWS_REQUEST_CHECKSUM_CALCULATION; when_required for servers that answer 411.",
     )
-    roles: Roles | None = Field(None, description="IAM roles that pods take on EKS (IRSA).")
+    roles: Roles | None = Field(None, description="IAM roles of pods on EKS (IRSA).")
     instance_profile: str | None = Field(
         None, description="IAM instance profile of worker nodes, for `ray up`."
     )
@@ -164,34 +181,41 @@ class ObjectStore(Section):
 class Tracking(Section):
     """The MLflow server."""
 
-    uri: Address | None = Field(None, description="A server that exists; none: one of our own.")
-    storage_gib: int = Field(20, ge=1, description="GiB of disk of our own server's database.")
+    uri: Address | None = Field(
+        None, description="Address of an existing server; none: a server is rendered."
+    )
+    storage_gib: int = Field(
+        20, ge=1, description="GiB of disk for the database of the rendered server."
+    )
     secret: Name | None = Field(
         None,
-        description="Kubernetes secret with `username` and `password`, by which Ray's pods ask "
-        "MLflow; none: our own server lets everybody in.",
+        description="Kubernetes secret with `username` and `password` of the account of Ray's "
+        "pods; none: the rendered server asks nobody for a password.",
     )
     admin_secret: Name = Field(
         "mlflow-admin",
-        description="Secret with `username`, `password` and `session` (at random) of our own "
-        "server's administrator, where `secret` is set; Ray's pods do not have it.",
+        description="Secret with `username`, `password` and `session` (random text) of the "
+        "rendered server's administrator, used if `secret` is set; Ray's pods do not get it.",
     )
 
     @model_validator(mode="after")
     def _two_accounts(self) -> "Tracking":
         if self.secret == self.admin_secret:
             raise UserError(
-                f"tracking.secret ({self.secret}) must not be tracking.admin_secret: clients have "
+                f"tracking.secret ({self.secret}) must not be tracking.admin_secret: clients need "
                 "an account of their own"
             )
         return self
 
 
 class Queue(Section):
-    """Kueue: a job starts when the whole of it fits, and not before."""
+    """Kueue, which starts a job only when the whole job fits."""
 
-    cluster_queue: Name = Field(description="The ClusterQueue of the cluster's administrators.")
+    cluster_queue: Name = Field(
+        description="Name of the ClusterQueue that the cluster's administrators have made."
+    )
     elastic: bool = Field(
         False,
-        description="Autoscaling under Kueue (ElasticJobsViaWorkloadSlices); else sizes are fixed.",
+        description="Whether Kueue allows autoscaling (ElasticJobsViaWorkloadSlices); otherwise "
+        "sizes are fixed.",
     )
