@@ -7,7 +7,7 @@ outcome      the result or the error, the model and the report
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,14 +16,15 @@ from bcl_ray.data.shards import read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.ray_runtime.autoscaler import Demand
 from bcl_ray.ray_runtime.channel import Event, open_channel
-from bcl_ray.ray_runtime.connection import connected
+from bcl_ray.ray_runtime.connection import Resources, connected
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import Budget, preflight
 from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.storage import paths
 from bcl_ray.storage.lease_request import LeaseRequest
-from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
+from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.tracking.tracker import Tracker, subject
 from bcl_ray.training import outcome
 from bcl_ray.training.launch import Launch, run_workers
 from bcl_ray.training.monitor import Follow, RunMonitor
@@ -77,9 +78,6 @@ def fit(
             was written, unless workers were too slow or a second signal came.
     """
 
-    def note(text: str) -> None:
-        follow({"kind": "note", "text": text})
-
     def continues() -> bool:
         return resume is not None or (restartable and run_folder.holds_run(uri))
 
@@ -94,7 +92,7 @@ def fit(
         run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
     elif not restartable:
         run_folder.check_free(uri, experiment)
-    lease_request = LeaseRequest(uri, f"run '{paths.name(uri)}'", note)
+    lease_request = LeaseRequest(uri, f"run '{paths.name(uri)}'", functools.partial(_note, follow))
     lease_request.check_free(wait=restartable)  # before Ray starts, which takes seconds
     with connected() as cluster:
         check_resources(experiment, manifest, cluster)
@@ -105,13 +103,9 @@ def fit(
             stop_signals(stop_request) as stop,
             Demand(uri) as demand,
         ):
-            request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
-            request(data=cluster.grows)
-            if cluster.grows:
-                await_nodes(experiment, per_worker, notify=note, stop_request=stop)
-                check_storage(experiment, per_worker)
-                # Requested CPUs are reserved. Once workers train, data tasks may use theirs.
-                follow = _call_at_first_step(functools.partial(request, data=False), follow)
+            follow = _provide_nodes(
+                demand, experiment, per_worker, cluster, stop_request=stop, follow=follow
+            )
             if continues():
                 run = run_folder.open_run(uri)[0]
             else:
@@ -128,6 +122,31 @@ def fit(
             )
     follow({"kind": "end", **result})
     return result
+
+
+def _provide_nodes(
+    demand: Demand,
+    experiment: Experiment,
+    per_worker: Mapping[str, float],
+    cluster: Resources,
+    *,
+    stop_request: StopRequest,
+    follow: Follow,
+) -> Follow:
+    """Request the run's nodes, and wait for them if the cluster grows.
+
+    Returns:
+        The `follow` to use from here on; at the first step it ends the request for data tasks.
+    """
+    request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
+    request(data=cluster.grows)
+    if not cluster.grows:
+        return follow
+    note = functools.partial(_note, follow)
+    await_nodes(experiment, per_worker, notify=note, stop_request=stop_request)
+    check_storage(experiment, per_worker)
+    # Ray Data does not use requested CPUs, so that its tasks could not run on them.
+    return _call_at_first_step(functools.partial(request, data=False), follow)
 
 
 def _train(
@@ -165,11 +184,15 @@ def _train(
         result["report"] = None
         if experiment.tracking.report:
             result["report"] = outcome.write_report(
-                run, state, tracker, lambda text: follow({"kind": "note", "text": text})
+                run, state, tracker, functools.partial(_note, follow)
             )
         result["tracked"] = tracker.finish("FINISHED", MLFLOW_PATIENCE)
         result["problem"] = tracker.problem
     return result
+
+
+def _note(follow: Follow, text: str) -> None:
+    follow({"kind": "note", "text": text})
 
 
 def _begin_event(launch: Launch, mlflow_uri: str, run_budget: Budget) -> Event:
@@ -185,7 +208,7 @@ def _begin_event(launch: Launch, mlflow_uri: str, run_budget: Budget) -> Event:
 
 
 def _call_at_first_step(act: Callable[[], None], follow: Follow) -> Follow:
-    """The same `follow`, which first calls a function, once, when workers train."""
+    """The same `follow`, which also calls a function, once, when workers begin to train."""
     pending = [act]
 
     def call_and_follow(event: Event) -> None:

@@ -44,7 +44,7 @@ def failure_text(failure: Exception, run: Run, tracker: Tracker) -> str:
     if isinstance(failure, ControllerError):
         return one_line(failure.controller_failure)
     causes = list(getattr(failure, "worker_failures", {}).values()) or [failure]
-    return f"the workers failed: {one_line(causes[0])} (all of it: {file}, and in MLflow)"
+    return f"the workers failed: {one_line(causes[0])} (the whole error is in {file} and in MLflow)"
 
 
 def collect(run: Run, result: Any, monitor: RunMonitor) -> tuple[Event, checkpoint.State]:
