@@ -27,6 +27,7 @@ from torchvision import transforms
 
 from bcl_ray.data.decode import Pixels, decode
 from bcl_ray.data.views import host, train_views
+from bcl_ray.data.views.crops import random_boxes
 from bcl_ray.data.views.device import device_views
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 from benchmarks import alternate, print_table
@@ -165,7 +166,7 @@ def filters(photos: Sequence[Pixels]) -> None:
     config = ViewConfig(crop="resized")
     draws = np.random.default_rng(0).random((len(photos), 23))
     sides = np.array([pixels.shape[:2] for pixels in photos])
-    boxes, crops = host.random_boxes(sides[:, 0], sides[:, 1], config, draws), []
+    boxes, crops = random_boxes(sides[:, 0], sides[:, 1], config, draws), []
     for pixels, box in zip(photos, boxes, strict=True):
         top, left, height, width = box
         crops.append(np.ascontiguousarray(pixels[top : top + height, left : left + width]))

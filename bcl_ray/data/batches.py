@@ -35,8 +35,6 @@ def planned_batches(
         blocks_of: Makes one block for each (epoch, read), in the same order.
         deliver: Makes a batch, given its pieces and the number of its epoch. It is called in the
             thread that prefetches.
-        rank: This worker's rank.
-        world_size: The number of workers.
         first_step: Steps of the whole run that are done already.
 
     Yields:

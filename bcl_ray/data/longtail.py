@@ -41,7 +41,6 @@ def class_counts_for(
     NeurIPS 2019.
 
     Args:
-        profile: Name of the profile.
         available: Images of each class in the source, (K,).
         imbalance_factor: n_max / n_min, at least 1. The natural profile ignores it.
         max_per_class: n_max; for the natural profile, an upper limit. None: the largest n_max for

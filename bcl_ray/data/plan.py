@@ -53,7 +53,6 @@ class EpochPlan:
     """The global batches of one epoch.
 
     Args:
-        layout: Layout of the training split.
         seed: Seed of the run, at least 0.
         epoch: Number of the epoch, from 0. Every epoch has a different order.
         global_batch_size: B, images per step over all workers.
@@ -101,8 +100,6 @@ class EpochPlan:
         Args:
             blocks: The rows of each of the worker's `reads`, in the same order. Exactly one block
                 per read is taken, so that several epochs can share one stream of blocks.
-            rank: The worker's rank.
-            world_size: The number of workers.
             first_step: The first step of the epoch.
 
         Yields:

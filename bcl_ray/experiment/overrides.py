@@ -21,7 +21,6 @@ def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
     """Read an experiment from YAML text.
 
     Args:
-        text: The YAML text.
         origin: Name of the text in error messages, such as its file.
 
     Raises:

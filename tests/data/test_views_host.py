@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 
 from bcl_ray.data.decode import decode
-from bcl_ray.data.views import eval_views, host, keyed, train_views
+from bcl_ray.data.views import crops, eval_views, host, keyed, train_views
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 
 WHOLE = ViewConfig(crop="resized", scale=(1, 1), ratio=(1, 1), flip=0)
@@ -130,7 +130,7 @@ def test_resizing_does_not_shift_the_image():
 
 def boxes_of(images, height, width, kind, seed=0):
     draws = keyed.uniforms(seed, 0, np.arange(images), 0, 23)
-    return host.random_boxes(np.full(images, height), np.full(images, width), kind, draws)
+    return crops.random_boxes(np.full(images, height), np.full(images, width), kind, draws)
 
 
 def box_of_one(height, width, kind, draws):
@@ -155,7 +155,7 @@ def test_boxes_are_those_of_a_search_one_try_after_another():
     draws = rng.random((2000, 23))
     for scale, ratio in (((0.2, 1), (3 / 4, 4 / 3)), ((0.9, 1), (0.1, 10)), ((1, 1), (1, 1))):
         kind = ViewConfig(crop="resized", scale=scale, ratio=ratio)
-        found = host.random_boxes(heights, widths, kind, draws)
+        found = crops.random_boxes(heights, widths, kind, draws)
         images = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
         assert found.tolist() == [box_of_one(h, w, kind, row) for h, w, row in images]
 

@@ -19,7 +19,6 @@ def own_validation(manifest: Manifest, eval_split: str) -> str | None:
     """The name of a data set's own validation split, or None.
 
     Args:
-        manifest: Manifest of the data set.
         eval_split: The split on which the winner of a search is tested; never the result, because
             nothing may be selected on test data.
     """
@@ -58,7 +57,6 @@ def hold_out(
         target: Folder or URI of the new data set, with splits `train` and `validation`. Both have
             the class profile of the whole (see `validation_counts`), and images keep their ids.
         fraction: Share of each class that becomes validation data, above 0 and below 1.
-        seed: Seed of the selection.
         split: Name of the training split.
         progress: As in `write_shards`.
 

@@ -46,8 +46,6 @@ def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, by
 
     Args:
         folder: Folder or URI of the data set.
-        split: The split.
-        ids: Ids of the images.
 
     Returns:
         The encoded images by id; ids that the split does not have are left out.

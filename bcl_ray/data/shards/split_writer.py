@@ -39,11 +39,8 @@ def write_split(
 
     Args:
         target: Folder or URI of the data set.
-        name: Name of the split.
         staged: The split's rows, at least one.
-        num_classes: K.
         shard_bytes: Target size of a shard.
-        seed: Seed of the shuffle.
         progress: Called after every shard.
         lease: Lease of the target; checked before every shard.
 

@@ -110,7 +110,6 @@ def stage(
     """Read rows of a split, check their images, and stage the valid ones.
 
     Args:
-        split: The split.
         rows: Rows to read, rising.
         faults: Faults of other rows, which are added to the result.
         max_pixels: Largest allowed width x height of an image.

@@ -98,7 +98,6 @@ def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, st
     A path may contain spaces; the label follows the last one.
 
     Args:
-        text: Content of the file.
         origin: Name of the file in error messages.
 
     Returns:

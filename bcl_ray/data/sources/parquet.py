@@ -55,8 +55,6 @@ def parquet(
     folder, or numbers.
 
     Args:
-        by_split: Files of each split.
-        classes: File of class names.
         image_column: Column of encoded images: binary, or a struct with a field 'bytes'.
         label_column: Column of integer class indices.
         id_column: Column of unique integers. None: ids are row numbers.

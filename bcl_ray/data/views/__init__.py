@@ -1,6 +1,7 @@
 """Views in two halves: uint8 crops by data tasks on CPUs, then colour on the training device.
 
 host          decodes each image once, and crops and flips it per view: NumPy and OpenCV, no torch
+crops         draws these crops and flips: NumPy
 resident      the same crops, of decoded images that are kept on the device: torch
 keyed         random numbers that depend on (seed, epoch, id, view) and nothing else: NumPy
 policy        draws which colour operations an image gets, and how strong: NumPy

@@ -86,7 +86,6 @@ def transformed(
         views: Views of `host.train_views`, (N, 1 + V, H, W, 3) uint8, on the device.
         passes: Passes of `draw_augmentations`.
         arrays: Arrays of `draw_augmentations`, on the device.
-        config: Options of the views.
 
     Returns:
         (1 + V, N, 3, H, W) float32; the images of one view, and of all, are channels_last.

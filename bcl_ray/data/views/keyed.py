@@ -20,10 +20,7 @@ def uniforms(
     The first numbers do not depend on `count`: a larger count only adds numbers.
 
     Args:
-        seed: Seed of the run.
-        epoch: Number of the epoch.
         ids: The images' stable ids, (N,).
-        view: Number of the view.
         count: Numbers per image.
         stream: Distinguishes purposes with the same (seed, epoch, id, view): crop, colour, ...
     """

@@ -47,7 +47,6 @@ def constants(
         mean: Means of the channels, on a scale of 0 to 1.
         std: Standard deviations of the channels, on the same scale.
         size: S.
-        device: The images' device.
     """
     means, stds = (np.array(part, np.float32)[:, None, None] for part in (mean, std))
     centres = (2 * np.arange(size, dtype=np.float32) + 1) / np.float32(size) - 1

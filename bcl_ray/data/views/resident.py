@@ -2,7 +2,7 @@
 
 OpenCV's bilinear filter for 8-bit images, which `host` uses, works with integers: weights have 11
 bits, and rows are filtered first (modules/imgproc/src/resize.cpp). The operations here do the same.
-Crops are drawn by `host.draw_crops` in both cases.
+Crops are drawn by `crops.draw_crops` in both cases.
 
 A pixel of a result is a weighted sum of two taps on each axis, so of four pixels of the image.
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bcl_ray.data.views import host
+from bcl_ray.data.views import crops, host
 from bcl_ray.data.views.device import limit_threads
 from bcl_ray.experiment.options import ViewsConfig
 
@@ -36,15 +36,15 @@ def draw_crops(
     """
     size = config.image_size
     sides = np.full((len(ids), 2), size)
-    crops = np.empty((len(ids), num_views, 4), np.int64)
+    boxes = np.empty((len(ids), num_views, 4), np.int64)
     for view in range(num_views):
-        drawn = host.draw_crops(ids, sides, config, seed=seed, epoch=epoch, view=view)
-        crops[:, view] = drawn.boxes
-        crops[:, view, 3] += (size + 1) * (1 + drawn.flips)
-    return crops
+        drawn = crops.draw_crops(ids, sides, config, seed=seed, epoch=epoch, view=view)
+        boxes[:, view] = drawn.boxes
+        boxes[:, view, 3] += (size + 1) * (1 + drawn.flips)
+    return boxes
 
 
-def apply_crops(images: Tensor, rows: Tensor, crops: Tensor) -> Tensor:
+def apply_crops(images: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
     """Crop, resize and flip images as `host.train_views` does.
 
     Nothing is copied to or from the device, so the host never waits for a GPU.
@@ -52,13 +52,13 @@ def apply_crops(images: Tensor, rows: Tensor, crops: Tensor) -> Tensor:
     Args:
         images: All images of the split, (R, S, S, 3) uint8.
         rows: Positions of the batch's images, (N,) int64.
-        crops: Crops that `draw_crops` drew, (N, 1 + V, 4) int64.
+        boxes: Result of `draw_crops`, (N, 1 + V, 4) int64.
 
     Returns:
         Views, (N, 1 + V, S, S, 3) uint8.
     """
     with limit_threads(images.device):
-        pixels, weights_down, weights_across = _taps_of(images.shape[1], rows, crops)
+        pixels, weights_down, weights_across = _taps_of(images.shape[1], rows, boxes)
         taps = images.view(-1, 3).index_select(0, pixels.view(-1)).view(*pixels.shape, 3)
         left, right = taps.unbind(4)
         weight_left, weight_right = weights_across.unbind(4)
@@ -67,15 +67,15 @@ def apply_crops(images: Tensor, rows: Tensor, crops: Tensor) -> Tensor:
         return ((upper + lower + 2) >> 2).to(torch.uint8)
 
 
-def _taps_of(size: int, rows: Tensor, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _taps_of(size: int, rows: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Taps of each pixel of the results: two down (upper, lower) and two across (left, right).
 
     Returns:
         The taps' positions among the pixels of all images, (N, 1 + V, 2, S, 2, S); their weights
         down, (N, 1 + V, 2, S, 1, 1); and their weights across, (N, 1 + V, 1, 1, 2, S, 1).
     """
-    positions, weights = _tables(size, crops.device)
-    corners, chosen = crops[..., :2], crops[..., 2:]
+    positions, weights = _tables(size, boxes.device)
+    corners, chosen = boxes[..., :2], boxes[..., 2:]
     positions = positions[chosen] + corners[..., None, None]  # (N, 1 + V, 2 axes, 2 taps, S)
     inside = (positions >= 0) & (positions < size)
     weights = weights[chosen] * inside  # pixels beyond the edges have weight 0
@@ -141,11 +141,11 @@ def is_exact(images: NDArray[np.uint8]) -> bool:
     """
     size = images.shape[1]
     lengths = np.arange(1, size + 1)
-    crops = np.zeros((size, 2, 4), np.int64)  # two crops for every height: of falling, rising width
-    crops[:, 0, 2:] = np.stack([lengths, lengths[::-1] + size + 1], axis=1)
-    crops[:, 1, 2:] = np.stack([lengths, lengths + size + 1], axis=1)
+    boxes = np.zeros((size, 2, 4), np.int64)  # two for every height: of falling and rising width
+    boxes[:, 0, 2:] = np.stack([lengths, lengths[::-1] + size + 1], axis=1)
+    boxes[:, 1, 2:] = np.stack([lengths, lengths + size + 1], axis=1)
     rows = np.arange(size) % len(images)
-    ours = apply_crops(*(torch.from_numpy(array) for array in (images, rows, crops))).numpy()
+    ours = apply_crops(*(torch.from_numpy(array) for array in (images, rows, boxes))).numpy()
     with host.one_thread():
         opencvs = [
             [host.resize(images[row][:height, :width], size, size) for width in widths]

@@ -60,8 +60,6 @@ class Sender:
     """Sends batches to a device. One thread calls it; another one may use the batches.
 
     Args:
-        device: The device.
-        config: Options of the views.
         seed: Seed of the run; random numbers are keyed by it, the epoch, and the images' ids.
     """
 
@@ -74,7 +72,6 @@ class Sender:
 
         Args:
             parts: Pieces of the batch, each with `views`, `labels` and `ids` of some images.
-            epoch: Number of the epoch.
         """
         host = _labels_and_ids(parts)
         num_views = parts[0]["views"].shape[1]
@@ -97,7 +94,6 @@ class Sender:
             rows: Positions of the batch's images, (N,).
             host: `labels` and `ids` of the batch, (N,).
             num_views: 1 + V.
-            epoch: Number of the epoch.
         """
         options = {"num_views": num_views, "seed": self._seed, "epoch": epoch}
         drawn = draw_augmentations(host["ids"], self._config, **options)

@@ -1,0 +1,104 @@
+"""Drawing the crops of each image: which box, and whether it is flipped.
+
+Axes: N images.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcl_ray.data.views import keyed
+from bcl_ray.experiment.options import ViewConfig, ViewsConfig
+
+_ATTEMPTS = 10  # to find a box that fits in the image, as in torchvision's RandomResizedCrop
+# Columns of an image's random numbers; each attempt has two, from _BOX on.
+_FLIP, _Y, _X, _BOX = 0, 1, 2, 3
+
+
+class Crops(NamedTuple):
+    """One view's crop of each image."""
+
+    boxes: NDArray[np.int64]
+    """Top, left, height and width of each box in pixels, (N, 4). Crop 'resized': a part of the
+    image. Crop 'padded': a box of image_size x image_size in the image at that size, which may
+    extend beyond the edges."""
+    flips: NDArray[np.bool_]
+    """Whether the result is flipped horizontally, (N,)."""
+
+
+def draw_crops(
+    ids: NDArray[np.int64],
+    sides: NDArray[np.int64],
+    config: ViewsConfig,
+    *,
+    seed: int,
+    epoch: int,
+    view: int,
+) -> Crops:
+    """Draw one view's crops, keyed by (seed, epoch, id, view).
+
+    Args:
+        ids: The images' stable ids, (N,).
+        sides: Height and width of each decoded image, (N, 2).
+        view: Number of the view; 0 is for classification, the others are contrastive.
+    """
+    kind = config.contrastive if view else config.classification
+    draws = keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _ATTEMPTS)
+    boxes = _BOXES[kind.crop](sides, config.image_size, kind, draws)
+    return Crops(boxes, draws[:, _FLIP] < kind.flip)
+
+
+def shifted_boxes(size: int, kind: ViewConfig, draws: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Boxes of crop 'padded', (N, 4); arguments as for `random_boxes`."""
+    shifts = (draws[:, [_Y, _X]] * (2 * kind.padding + 1)).astype(np.int64) - kind.padding
+    return np.concatenate([-shifts, np.full_like(shifts, size)], axis=1)
+
+
+def random_boxes(
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    kind: ViewConfig,
+    draws: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Boxes of crop 'resized', as in torchvision's RandomResizedCrop.
+
+    If no attempt fits in an image, its box is the largest central one with an allowed aspect ratio.
+
+    Args:
+        heights: Heights of the images, (N,).
+        widths: Widths of the images, (N,).
+        kind: Options of this kind of view: `scale` and `ratio` are used.
+        draws: Uniform numbers in [0, 1), (N, 23), in the columns that are named above.
+
+    Returns:
+        Top, left, height and width, (N, 4).
+    """
+    (least, most), (narrowest, widest) = kind.scale, kind.ratio
+    attempts = draws[:, _BOX : _BOX + 2 * _ATTEMPTS]
+    areas = (heights * widths)[:, None] * (least + (most - least) * attempts[:, ::2])
+    ratios = narrowest * (widest / narrowest) ** attempts[:, 1::2]  # uniform in their logarithm
+    box_widths, box_heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (box_widths > 0) & (box_widths <= widths[:, None])
+    fits &= (box_heights > 0) & (box_heights <= heights[:, None])
+    any_fits, first = fits.any(axis=1), (np.arange(len(draws)), fits.argmax(axis=1))
+    central = np.clip(widths / heights, narrowest, widest)
+    shape = np.where(
+        any_fits,
+        (box_heights[first], box_widths[first]),
+        (
+            np.minimum(heights, np.maximum(1, np.rint(widths / central))),
+            np.minimum(widths, np.maximum(1, np.rint(heights * central))),
+        ),
+    ).astype(np.int64)
+    free = np.stack([heights, widths]) - shape  # pixels by which the box can be shifted
+    corners = np.where(any_fits, (draws[:, [_Y, _X]].T * (free + 1)).astype(np.int64), free // 2)
+    return np.concatenate([corners, shape]).T
+
+
+Boxes = Callable[[NDArray[np.int64], int, ViewConfig, NDArray[np.float64]], NDArray[np.int64]]
+_BOXES: dict[str, Boxes] = {
+    "padded": lambda _, size, kind, draws: shifted_boxes(size, kind, draws),
+    "resized": lambda sides, _, kind, draws: random_boxes(sides[:, 0], sides[:, 1], kind, draws),
+}
