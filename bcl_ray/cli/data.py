@@ -142,9 +142,9 @@ def shards_verify(target: Target) -> None:
     with progress_bars() as progress:
         differences = verify_shards(target, progress=progress)
     if differences:
-        raise UserError(f"{target} is not what its manifest says:\n  " + "\n  ".join(differences))
+        raise UserError(f"{target} does not match its manifest:\n  " + "\n  ".join(differences))
     shards = sum(len(split.shards) for split in read_manifest(target).splits.values())
-    typer.echo(f"{target}: {shards} shards are what the manifest says")
+    typer.echo(f"{target}: {shards} shards match the manifest")
 
 
 @app.command()

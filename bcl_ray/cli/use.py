@@ -52,7 +52,9 @@ def predict(
     ] = None,
     cpus: Annotated[
         int | None,
-        typer.Option(help="Most CPUs to use if there is no GPU; by default all, likewise."),
+        typer.Option(
+            help="Most CPUs to use without a GPU; by default all that the cluster can get."
+        ),
     ] = None,
     last: Last = False,
     runs: Runs = "runs",

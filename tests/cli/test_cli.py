@@ -250,7 +250,7 @@ def test_digits_are_sharded_shown_and_verified(bcl_ray, digits):
     assert status == 0
     assert manifest["fingerprint"] in out
     shards = sum(len(split["shards"]) for split in manifest["splits"].values())
-    said = f"{digits}: {shards} shards are what the manifest says\n"
+    said = f"{digits}: {shards} shards match the manifest\n"
     assert bcl_ray("shards", "verify", str(digits)) == (0, said, "")
 
 
@@ -291,5 +291,5 @@ def test_verify_names_the_shard_that_differs(bcl_ray, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     status, out, err = bcl_ray("shards", "verify", str(target))
     assert (status, out) == (2, "")
-    assert err.startswith(f"bcl-ray: {target} is not what its manifest says:\n")
+    assert err.startswith(f"bcl-ray: {target} does not match its manifest:\n")
     assert damaged.name in err

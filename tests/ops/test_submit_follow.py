@@ -228,7 +228,7 @@ def test_a_token_that_is_refused_in_the_middle_ends_the_following(dashboard):
     dashboard.plan = [(10, "abort"), (0, 401)]
     cluster = JobClient(dashboard.address)
     dashboard.answer = 401
-    with pytest.raises(PermissionError, match=r"wants a token \(401\)"):
+    with pytest.raises(PermissionError, match=r"requires a token \(401\)"):
         follow.follow(cluster, JOB, print, print)
 
 
@@ -250,7 +250,7 @@ def test_an_unknown_job_is_refused_with_the_nearest(dashboard):
     ("answer", "kind", "message"),
     [
         (404, ValueError, "answers, but is no Ray dashboard"),
-        (401, PermissionError, "wants a token (401), and there is RAY_AUTH_TOKEN"),
+        (401, PermissionError, "requires a token (401); token on this machine: RAY_AUTH_TOKEN"),
         (403, PermissionError, "does not accept the token of RAY_AUTH_TOKEN (403)"),
         (500, OSError, "answered 500 to /api/version"),
     ],

@@ -196,8 +196,9 @@ class JobClient(JobSubmissionClient):
     def _refused(self, missing: bool) -> PermissionError:
         if missing:
             return PermissionError(
-                f"{self.address} wants a token (401), and there is {self.token_origin}: put the "
-                "cluster's into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"
+                f"{self.address} requires a token (401); token on this machine: "
+                f"{self.token_origin}; put the cluster's into ~/.ray/auth_token, or set "
+                "RAY_AUTH_TOKEN_PATH"
             )
         return PermissionError(
             f"{self.address} does not accept the token of {self.token_origin} (403): it is "
