@@ -62,7 +62,8 @@ def begin(experiment, name="first"):
 
 
 def tracker_of(run, experiment):
-    from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
+    from bcl_ray.tracking.connection import tracking_uri
+    from bcl_ray.tracking.tracker import Tracker, subject
 
     return Tracker(subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run))
 
@@ -74,11 +75,10 @@ def start(tracker, experiment, parent=None):
 
 def sync(run, experiment, patience=PATIENCE):
     from bcl_ray.tracking import tracker
+    from bcl_ray.tracking.connection import tracking_uri
 
-    subject, tracking_uri = tracker.subject, tracker.tracking_uri
-    tracker.sync(
-        subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run), patience
-    )
+    subject = tracker.subject(run, experiment)
+    tracker.sync(subject, tracking_uri(experiment), run_folder.local_folder(run), patience)
 
 
 def manifest():
@@ -129,7 +129,7 @@ def found(experiment, run):
     """The MLflow runs that have a run's tag: there must be one."""
     from mlflow import MlflowClient
 
-    from bcl_ray.tracking.tracker import tracking_uri
+    from bcl_ray.tracking.connection import tracking_uri
 
     client = MlflowClient(tracking_uri(experiment))
     ids = [one.experiment_id for one in client.search_experiments()]

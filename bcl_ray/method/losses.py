@@ -232,7 +232,7 @@ def _check_inputs(
     num_keys = len(keys.labels)
     if keys.features.shape != (num_views, num_keys, width):
         raise ValueError(
-            f"keys.features must have shape ({num_views}, {num_keys}, {width}), to match "
+            f"keys.features must have shape ({num_views}, {num_keys}, {width}) to match "
             f"features and keys.labels, got {tuple(keys.features.shape)}"
         )
     if not 0 <= keys.offset <= num_keys - num_images:

@@ -48,8 +48,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     if results.findings is not None:
         table = class_table(results, results.findings)
         files["classes.csv"] = _csv(table).encode()
-        content = {"columns": list(table.columns), "data": [list(row) for row in table.rows]}
-        files[TABLE] = json.dumps(content).encode()
+        rows = {"columns": list(table.columns), "data": [list(row) for row in table.rows]}
+        files[TABLE] = json.dumps(rows).encode()
     files[REPORT] = _report(results, images, table).encode()
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -1,8 +1,8 @@
-"""A journal on the local disk, and the thread that hands its entries on.
+"""A journal on the local disk, and its delivery to a target by a thread.
 
-Whoever records something waits for the disk, never for the target: one that is slow, or down,
-gets what it missed when it is back. It is given entries in order, and again from the first one
-in another process, so it must take an entry that it already has without harm.
+Recording an entry waits for the disk, never for the target: a target that is slow or down gets the
+entries when it is back. Another process delivers the whole journal again from its first entry, so
+writing an entry that the target already has must change nothing.
 """
 
 import json
@@ -28,32 +28,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """What a journal is about: a training run, or a search that is the parent of many.
-
-    Args:
-        uid: 32 hex digits, by which the target finds it again; stable over resumes.
-        name: for a person.
-        experiment: of MLflow, which holds it; a parent and its children share one.
-        parameters: options, told once.
-        tags: told when it is first made.
-    """
+    """What a journal is about: a training run, or a search that is the parent of many."""
 
     uid: str
+    """32 hex digits, by which the target finds the subject again, also after a resume."""
     name: str
+    """Name for people."""
     experiment: str
+    """MLflow's experiment; a parent and its children are in the same one."""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    """Options, which are recorded once."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags, which are set when the target creates the subject."""
 
 
 class RefusedError(Exception):
-    """The target will not take an entry, however often it is offered."""
+    """The target will never accept an entry."""
 
 
 class Journal:
-    """A file of one JSON object a line.
+    """A file with one JSON object per line.
 
     Args:
-        path: the file, which need not exist yet.
+        path: The file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,10 +58,10 @@ class Journal:
         self._file: TextIO | None = None
 
     def entries(self) -> list[Entry]:
-        """What was recorded; a last line that a crash cut short is left out.
+        """The recorded entries, without a last line that a crash has left incomplete.
 
         Raises:
-            ValueError: another line that is no entry.
+            ValueError: Another line is not an entry.
         """
         if not self.path.exists():
             return []
@@ -72,10 +69,10 @@ class Journal:
         return [self._entry(line, number) for number, line in enumerate(lines, start=1)]
 
     def append(self, entry: Entry) -> None:
-        """Record an entry. It survives the death of the process, not a power cut."""
+        """Record an entry. It survives the end of the process, but not a power failure."""
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._cut_torn_line()
+            self._remove_incomplete_line()
             self._file = self.path.open("a", encoding="utf-8")
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
@@ -91,12 +88,12 @@ class Journal:
             return dict(json.loads(line))
         except (ValueError, TypeError):
             raise UserError(
-                f"{self.path}, line {number}, is no entry of a journal: remove that line, or move "
-                "the file away to go on without what is in it"
+                f"{self.path}, line {number}, is not an entry of a journal: remove the line, or "
+                "move the file away to continue without its entries"
             ) from None
 
-    def _cut_torn_line(self) -> None:
-        """What is appended to a torn line would be lost with it."""
+    def _remove_incomplete_line(self) -> None:
+        """Otherwise the next entry would become part of that line and be lost."""
         if self.path.exists():
             content = self.path.read_bytes()
             with self.path.open("r+b") as file:
@@ -104,16 +101,16 @@ class Journal:
 
 
 class Delivery:
-    """Hands a journal's old and new entries to a target, from a thread of its own.
+    """Delivers the old and new entries of a journal to a target, in a thread of its own.
 
     Args:
-        journal: where entries are recorded first.
-        lease: of the run's folder. Nothing is recorded or handed on while another driver may have
-            it, and nothing any more once one has.
-        connect: makes what writes an entry to the target; called in the thread, with the time
-            of the entry that is to be written, and again after every failure. What it and its
-            result raise is a failure to be repeated, but for RefusedError, which gives up the
-            entry.
+        journal: Where entries are recorded before they are delivered.
+        connect: Returns the function that writes an entry to the target. Called in the thread,
+            first and after every failure, with the time of the entry to be written. Any exception
+            of it or of that function is a failure, after which the entry is tried again; only
+            after RefusedError it is skipped.
+        lease: The lease of the run's folder, if it has one. While another driver may hold it,
+            nothing is recorded or delivered, and nothing at all once another driver does.
     """
 
     def __init__(
@@ -123,8 +120,8 @@ class Delivery:
         self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         for entry in journal.entries():
             self._entries.put(entry)
-        self._unwritten: list[Entry] = []
-        self._order = threading.Lock()  # of the journal and of the queue, for several threads
+        self._unrecorded: list[Entry] = []  # until the lease is known to be ours
+        self._order = threading.Lock()  # the same order in the journal and in the queue
         self._stop = threading.Event()
         self._failure: str | None = None
         self._refused: list[str] = []
@@ -133,24 +130,31 @@ class Delivery:
 
     @property
     def problem(self) -> str | None:
-        """Why the target has not got everything; none where nothing is known to be wrong."""
+        """Why the target does not have all entries; None if no reason is known."""
         failure = [self._failure] if self._failure else []
         return "; ".join([*self._refused, *failure]) or None
 
     def record(self, entry: Entry) -> None:
-        """Record an entry, and hand it on when its turn comes. Does not wait for the target."""
+        """Record an entry and queue it for delivery, without waiting for the target."""
         with self._order:
-            self._unwritten.append({**entry, "time": time.time()})
+            self._unrecorded.append({**entry, "time": time.time()})
             if self._lease is None or self._lease.valid:
-                self._write_down()
+                self._record_waiting()
 
     def drain(self, patience: float) -> bool:
-        """Stop; whether the target has got everything within `patience` seconds."""
+        """Deliver the remaining entries, then stop.
+
+        Args:
+            patience: Longest time to wait for the target, in seconds.
+
+        Returns:
+            Whether the target has all entries.
+        """
         if self._lease is not None and self._lease.lost is not None:
             self._stop.set()
         else:
             with self._order:
-                self._write_down()
+                self._record_waiting()
         self._entries.put(None)
         self._thread.join(patience)
         delivered = not self._thread.is_alive()
@@ -160,19 +164,19 @@ class Delivery:
         self._journal.close()
         return delivered and not self._refused
 
-    def _write_down(self) -> None:
-        """Record what waits for it: the journal is another's where that one has the run."""
-        for entry in self._unwritten:
+    def _record_waiting(self) -> None:
+        """Record the entries that had to wait until the lease was known to be ours."""
+        for entry in self._unrecorded:
             self._journal.append(entry)
             self._entries.put(entry)
-        self._unwritten.clear()
+        self._unrecorded.clear()
 
     def _deliver(self) -> None:
         pause, write = FIRST_PAUSE, None
         entry = self._entries.get()
         while entry is not None and not self._stop.is_set():
             if self._lease is not None and not self._lease.valid:
-                self._failure = "the run's folder does not answer, or another driver has it"
+                self._failure = "the run's folder does not answer, or another driver holds it"
                 self._stop.wait(FIRST_PAUSE)
                 continue
             try:
@@ -180,8 +184,8 @@ class Delivery:
                 write(entry)
             except RefusedError as error:
                 self._refused.append(str(error))
-                logger.warning("an entry was given up: %s", error)
-            except Exception as error:  # whatever a target raises: nobody else may notice
+                logger.warning("an entry was skipped: %s", error)
+            except Exception as error:  # of any kind: otherwise the thread would end unnoticed
                 self._failure = _one_line(error)
                 logger.info("the target failed: %s", self._failure)
                 write = None

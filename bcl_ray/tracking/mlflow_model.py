@@ -1,4 +1,7 @@
-"""A checkpoint as an MLflow model, which needs no bcl_ray to load: pixels in [0, 1] to logits."""
+"""A checkpoint as an MLflow model, from pixels in [0, 1] to logits, that loads without bcl_ray.
+
+Axes: H x W pixels, K classes.
+"""
 
 import tempfile
 from importlib.metadata import version
@@ -19,30 +22,33 @@ from bcl_ray.tracking.journal import RefusedError
 
 
 def log_model(client: MlflowClient, run: Any, folder: str, name: str = "model") -> Any:
-    """Give an MLflow run the model of a checkpoint, also where an earlier attempt began it.
+    """Log the model of a checkpoint in an MLflow run, or complete an earlier attempt.
 
     Args:
-        client: of the server.
-        run: MLflow's, that has been read just now.
-        folder: path or URI of the checkpoint.
-        name: of the model among those of the run.
+        client: Client of the server.
+        run: MLflow's run, as the server has it now.
+        folder: Path or URI of the checkpoint.
+        name: Name of the model among those of the run.
+
+    Returns:
+        MLflow's logged model.
 
     Raises:
-        RefusedError: there is no model to be had from this checkpoint.
-        OSError: it cannot be read now, or there is no room for the model on its way.
+        RefusedError: No model can be made from this checkpoint.
+        OSError: The checkpoint cannot be read now, or the disk is full.
     """
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as scratch:
-        local, about = Path(scratch) / "model", Model(run_id=run_id)
+        local, model = Path(scratch) / "model", Model(run_id=run_id)
         try:
-            _export(folder, local, about)
-        except OSError:  # a store that is down, or a full disk: it may be had later
+            _export(folder, local, model)
+        except OSError:  # a store that is down, or a full disk: another attempt may succeed
             raise
-        except Exception as error:  # it would fail again
+        except Exception as error:  # another attempt would fail too
             raise RefusedError(f"model of {folder}: {error}") from error
-        logged = _begun(client, run, name)
-        about.model_id = about.model_uuid = logged.model_id
-        about.save(str(local / "MLmodel"))
+        logged = _find_or_create(client, run, name)
+        model.model_id = model.model_uuid = logged.model_id
+        model.save(str(local / "MLmodel"))
         client.log_model_artifacts(logged.model_id, str(local))
     client.finalize_logged_model(logged.model_id, "READY")
     if logged.model_id not in {output.model_id for output in run.outputs.model_outputs}:
@@ -50,19 +56,19 @@ def log_model(client: MlflowClient, run: Any, folder: str, name: str = "model") 
     return logged
 
 
-def _begun(client: MlflowClient, run: Any, name: str) -> Any:
-    found = client.search_logged_models(
+def _find_or_create(client: MlflowClient, run: Any, name: str) -> Any:
+    models = client.search_logged_models(
         [run.info.experiment_id],
         f"source_run_id = '{run.info.run_id}' AND name = '{name}'",
         max_results=1,
     )
-    if found:
-        return found[0]
+    if models:
+        return models[0]
     return client.create_logged_model(run.info.experiment_id, name, run.info.run_id)
 
 
-def _export(source: str, target: Path, about: Model) -> None:
-    """Save a checkpoint's network as a folder of MLflow's, with signature and example."""
+def _export(source: str, target: Path, mlflow_model: Model) -> None:
+    """Save the network of a checkpoint in MLflow's format, with signature and example."""
     state = checkpoint.load(source)
     experiment, num_classes = from_yaml(state.experiment), len(state.class_names)
     model = TwoBranch(experiment.model, num_classes)
@@ -73,15 +79,15 @@ def _export(source: str, target: Path, about: Model) -> None:
     mlflow.pytorch.save_model(
         classifier,
         str(target),
-        mlflow_model=about,
-        # Two images: torch.export would take a batch of one for a batch that is always one.
+        mlflow_model=mlflow_model,
+        # Two images: from a single one, torch.export concludes that the batch size is always 1.
         input_example=np.zeros((2, *image), float32),
-        # Without names: with them, pyfunc would pass a dict on, which this flavor refuses.
+        # Without names: with names, pyfunc passes a dict to the model, which this flavor refuses.
         signature=ModelSignature(
             inputs=Schema([TensorSpec(float32, (-1, *image))]),
             outputs=Schema([TensorSpec(float32, (-1, num_classes))]),
         ),
-        # Stated, so that MLflow does not find out by loading the model in another process.
+        # Otherwise MLflow would load the model in another process to find them out.
         pip_requirements=[f"torch=={version('torch').partition('+')[0]}", "numpy"],
         serialization_format="pt2",
     )

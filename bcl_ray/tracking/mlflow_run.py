@@ -1,7 +1,7 @@
-"""The MLflow run that a journal is written to: found or made, and filled without repetition.
+"""The MLflow run that a journal is written to: found or created, and filled without duplicates.
 
-Only MLflow's client is used: what `mlflow.start_run` and `set_tracking_uri` set would be
-everybody's in this process.
+It uses MLflow's client alone, because `mlflow.start_run` and `set_tracking_uri` change the state of
+the whole process.
 """
 
 import getpass
@@ -21,37 +21,38 @@ from bcl_ray.tracking.journal import Entry, RefusedError, Subject
 from bcl_ray.tracking.mlflow_model import log_model
 
 UID_TAG, PARENT_TAG, MODEL_TAG = "bcl_ray.uid", "bcl_ray.parent", "model.uri"
-PARAM_CHARACTERS = 6000  # of a parameter's value, at most
-DIGEST_CHARACTERS = 12  # of a data set's digest, as it is shown everywhere; MLflow takes 36
-# Without it, MLflow's pages of an experiment are those for language models.
+PARAM_CHARACTERS = 6000  # the most that MLflow stores of a parameter's value
+DIGEST_CHARACTERS = 12  # of a data set, as shown elsewhere; MLflow stores up to 36
+# Without this tag, MLflow shows an experiment with the pages for language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 SQLITE = "sqlite:///"
 REFUSAL = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
 class MlflowRun:
-    """One MLflow run, which takes a journal's entries.
+    """One MLflow run, to which the entries of a journal are written.
 
     Args:
-        uri: of the tracking server or database.
-        subject: whose tag finds the MLflow run that was made before.
-        begun: when the run began, if it must be made; seconds since 1970.
+        uri: URI of the tracking server or database.
+        subject: What the run is about; its uid is in a tag by which an existing run is found.
+        start_time: When the run began, in seconds since 1970, in case it must be created.
     """
 
-    def __init__(self, uri: str, subject: Subject, begun: float) -> None:
-        make_database(uri)
+    def __init__(self, uri: str, subject: Subject, start_time: float) -> None:
+        create_database(uri)
         self.client, self.uri = MlflowClient(uri), uri
-        found = find_run(self.client, subject.uid) or self._create(subject, begun)
-        info, data = found.info, found.data
+        run = find_run(self.client, subject.uid) or self._create(subject, start_time)
+        info, data = run.info, run.data
         self.run_id = str(info.run_id)
         page = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-        self.page = page if uri.startswith("http") else None  # where a person sees it
+        self.page = page if uri.startswith("http") else None  # the run's web page
         self._set_params(subject, data.params)
-        self._known: dict[str, set[int]] = {}  # steps that MLflow has, by metric
-        joined = mlflow_tags.MLFLOW_PARENT_RUN_ID in data.tags
-        self._missing = None if joined else data.tags.get(PARENT_TAG)  # uid of a parent
+        self._logged_steps: dict[str, set[int]] = {}  # by metric
+        has_parent = mlflow_tags.MLFLOW_PARENT_RUN_ID in data.tags
+        # The uid of a parent that MLflow does not have yet.
+        self._missing_parent = None if has_parent else data.tags.get(PARENT_TAG)
 
-    def _create(self, subject: Subject, begun: float) -> Any:
+    def _create(self, subject: Subject, start_time: float) -> Any:
         name = subject.experiment
         existing = self.client.get_experiment_by_name(name)
         if existing:
@@ -62,14 +63,14 @@ class MlflowRun:
         else:
             experiment_id = self.client.create_experiment(name, tags=KIND)
         tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: _user(), **subject.tags}
-        return self.client.create_run(experiment_id, int(1000 * begun), tags, subject.name)
+        return self.client.create_run(experiment_id, int(1000 * start_time), tags, subject.name)
 
-    def _set_params(self, subject: Subject, have: Mapping[str, str]) -> None:
-        """Options as parameters, once; a resume may change scale, which parameters cannot."""
+    def _set_params(self, subject: Subject, existing: Mapping[str, str]) -> None:
+        """Set the parameters that are missing: MLflow cannot change one, but a resume can."""
         params = [
             Param(name, value[:PARAM_CHARACTERS])
             for name, value in subject.parameters.items()
-            if name not in have
+            if name not in existing
         ]
         self.client.log_batch(self.run_id, params=params)
 
@@ -77,10 +78,10 @@ class MlflowRun:
         """Write an entry.
 
         Raises:
-            RefusedError: it can never be written.
+            RefusedError: MLflow will never accept the entry.
         """
         try:
-            self._join_parent()
+            self._link_parent()
             getattr(self, f"_{entry['kind']}")(entry)
         except MlflowException as error:
             if error.error_code == REFUSAL:
@@ -92,24 +93,25 @@ class MlflowRun:
             self.client.update_run(self.run_id, "RUNNING")
             return
         self.client.set_terminated(self.run_id, entry["status"], int(1000 * entry["time"]))
-        if self._missing:  # the end is told all the same, and the parent may come yet
+        if self._missing_parent:  # try again later: the parent may still come
             raise ConnectionError(
-                f"the run with tag {UID_TAG} = {self._missing}, which is to be the parent of "
-                "this one, is not there yet"
+                f"MLflow does not have the parent of this run yet, which has tag {UID_TAG} = "
+                f"{self._missing_parent}"
             )
 
     def _parent(self, entry: Entry) -> None:
         self.client.set_tag(self.run_id, PARENT_TAG, entry["uid"])
-        self._missing = entry["uid"]
-        self._join_parent()
+        self._missing_parent = entry["uid"]
+        self._link_parent()
 
-    def _join_parent(self) -> None:
-        """Put the run below its parent as soon as MLflow has that one; nothing else waits."""
-        parent = find_run(self.client, self._missing) if self._missing else None
+    def _link_parent(self) -> None:
+        """Link the run to its parent if MLflow has that now; other entries do not wait for it."""
+        missing = self._missing_parent
+        parent = find_run(self.client, missing) if missing else None
         if parent is not None:
             name = mlflow_tags.MLFLOW_PARENT_RUN_ID
             self.client.set_tag(self.run_id, name, parent.info.run_id)
-            self._missing = None
+            self._missing_parent = None
 
     def _tags(self, entry: Entry) -> None:
         tags = [RunTag(name, value) for name, value in entry["tags"].items()]
@@ -119,16 +121,13 @@ class MlflowRun:
         self.client.log_text(self.run_id, entry["content"], entry["name"])
 
     def _artifact(self, entry: Entry) -> None:
-        file, folder = Path(entry["path"]), entry["folder"]
-        if file.is_file():  # what a later start of the run has drawn takes the place of the earlier
-            self.client.log_artifact(self.run_id, str(file), folder or None)
+        file, folder = Path(entry["path"]), entry["folder"] or None
+        if file.is_file():  # replaces the file of an earlier start of the run
+            self.client.log_artifact(self.run_id, str(file), folder)
             return
-        there = {Path(found.path).name for found in self._listed(folder)}
-        if file.name not in there:
-            raise RefusedError(f"{file} was gone before MLflow got it")
-
-    def _listed(self, folder: str) -> Any:
-        return self.client.list_artifacts(self.run_id, folder or None)
+        logged = self.client.list_artifacts(self.run_id, folder)
+        if file.name not in {Path(artifact.path).name for artifact in logged}:
+            raise RefusedError(f"{file} was deleted before MLflow got it")
 
     def _dataset(self, entry: Entry) -> None:
         uri = entry["source"]
@@ -144,21 +143,22 @@ class MlflowRun:
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, [context])])
 
     def _metrics(self, entry: Entry) -> None:
-        epoch, moment = entry["epoch"], int(1000 * entry["time"])
+        epoch, milliseconds = entry["epoch"], int(1000 * entry["time"])
         new = [
-            Metric(name, float(value), moment, epoch)
+            Metric(name, float(value), milliseconds, epoch)
             for name, value in entry["values"].items()
             if epoch not in self._steps(name)
         ]
-        self.client.log_batch(self.run_id, metrics=new)  # in as many requests as it takes
+        self.client.log_batch(self.run_id, metrics=new)  # in as many requests as necessary
         for metric in new:
-            self._known[metric.key].add(epoch)
+            self._logged_steps[metric.key].add(epoch)
 
     def _steps(self, name: str) -> set[int]:
-        if name not in self._known:
+        """The steps for which MLflow has a metric."""
+        if name not in self._logged_steps:
             history = self.client.get_metric_history(self.run_id, name)
-            self._known[name] = {metric.step for metric in history}
-        return self._known[name]
+            self._logged_steps[name] = {metric.step for metric in history}
+        return self._logged_steps[name]
 
     def _model(self, entry: Entry) -> None:
         run = self.client.get_run(self.run_id)
@@ -167,11 +167,14 @@ class MlflowRun:
             self.client.set_tag(self.run_id, MODEL_TAG, logged.model_uri)
 
 
-def make_database(uri: str) -> None:
-    """Make an SQLite database that is not there yet, whole: by a process that ends, or by others.
+def create_database(uri: str) -> None:
+    """Create an SQLite database if it does not exist, so that it appears only once it is complete.
 
-    MLflow (3.17) makes its tables in many steps and without a lock. A process that is killed
-    meanwhile, or another one that does so at the same time, leaves a database that no MLflow opens.
+    MLflow 3.17 creates its tables in many steps and without a lock. If a process is killed
+    meanwhile, or two processes do so at the same time, MLflow cannot open the database any more.
+
+    Args:
+        uri: sqlite:///FILE; nothing is done for any other URI.
     """
     name, question, options = uri.removeprefix(SQLITE).partition("?")
     file = Path(name)
@@ -183,7 +186,7 @@ def make_database(uri: str) -> None:
         file.hardlink_to(new)
     except FileExistsError:  # another process was faster
         pass
-    except OSError:  # no hard links here
+    except OSError:  # a file system without hard links
         if not file.exists():
             new.rename(file)
     finally:
@@ -191,14 +194,14 @@ def make_database(uri: str) -> None:
 
 
 def find_run(client: MlflowClient, uid: str) -> Any:
-    """The MLflow run with a uid's tag, or None."""
+    """The MLflow run whose tag has this uid; None if there is none."""
     token, first = None, True
-    while token or first:  # all experiments, page by page: a resume may name another one
+    while token or first:  # in all experiments, because a resume may name another one
         page = client.search_experiments(page_token=token)
-        ids = [found.experiment_id for found in page]
-        found = client.search_runs(ids, f"tags.`{UID_TAG}` = '{uid}'", max_results=1)
-        if found:
-            return found[0]
+        ids = [experiment.experiment_id for experiment in page]
+        runs = client.search_runs(ids, f"tags.`{UID_TAG}` = '{uid}'", max_results=1)
+        if runs:
+            return runs[0]
         token, first = page.token, False
     return None
 
@@ -206,5 +209,5 @@ def find_run(client: MlflowClient, uid: str) -> Any:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # the user of a container may have no name
         return "unknown"

@@ -1,34 +1,36 @@
-"""A run's description on its page in MLflow, in Markdown: what it is, and how far it has come."""
+"""The description of a run on its page in MLflow, in Markdown."""
 
 from collections.abc import Mapping
 
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import Manifest
-from bcl_ray.experiment.metric_names import RESULTS
+from bcl_ray.experiment.metric_names import ACCURACY, RESULTS
 from bcl_ray.experiment.options import Experiment
 
 Record = Mapping[str, float]
 
 
-def note(experiment: Experiment, manifest: Manifest, evaluated: Mapping[int, Record]) -> str:
-    """Describe a run.
+def describe_run(
+    experiment: Experiment, manifest: Manifest, evaluated: Mapping[int, Record]
+) -> str:
+    """The method, the data, and the results so far.
 
     Args:
-        experiment: what is trained.
-        manifest: of its data.
-        evaluated: metrics by epoch, counted from 0; of those that were evaluated.
+        experiment: The options of the run.
+        manifest: Manifest of its data.
+        evaluated: Metrics of the evaluated epochs, by epoch, counted from 0.
     """
-    about = (
+    origin = (
         f"Recipe `{experiment.name}`, seed {experiment.train.seed}, data "
-        f"`{manifest.fingerprint[:12]}`, evaluated on its split `{experiment.data.eval_split}`."
+        f"`{manifest.fingerprint[:12]}`, evaluated on split `{experiment.data.eval_split}`."
     )
-    return "\n\n".join([_method(experiment, manifest), *_table(experiment, evaluated), about])
+    return "\n\n".join([_method(experiment, manifest), *_table(experiment, evaluated), origin])
 
 
 def _method(experiment: Experiment, manifest: Manifest) -> str:
     counts = manifest.splits[experiment.data.train_split].class_counts
     groups = shot_groups(counts).items()
-    sizes = ", ".join(f"{len(of)} {name}" for name, of in groups)
+    sizes = ", ".join(f"{len(classes)} {name}" for name, classes in groups)
     return (
         f"**{experiment.loss.kind}** with `{experiment.model.backbone}` on {len(counts):,} classes "
         f"of {max(counts):,} down to {min(counts):,} training images ({sizes})."
@@ -36,11 +38,11 @@ def _method(experiment: Experiment, manifest: Manifest) -> str:
 
 
 def _table(experiment: Experiment, evaluated: Mapping[int, Record]) -> list[str]:
-    """The last evaluation, and the best one where that is another; none before the first."""
+    """A table of the last evaluation, and of the best one if it is another; else empty."""
     if not evaluated:
         return []
     last = max(evaluated)
-    best = max(evaluated, key=lambda epoch: (evaluated[epoch]["accuracy/all"], epoch))
+    best = max(evaluated, key=lambda epoch: (evaluated[epoch][ACCURACY], epoch))
     rows = {f"epoch {last + 1} of {experiment.train.epochs}": evaluated[last]}
     if best != last:
         rows[f"best: epoch {best + 1}"] = evaluated[best]

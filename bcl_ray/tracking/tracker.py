@@ -1,96 +1,38 @@
-"""One MLflow run per training or search, written by one thread of one process.
+"""One MLflow run per training run or search, written by one thread of one process.
 
-Everything goes to a journal first, so that a server that is down neither stops nor slows
-training: what it missed is replayed when it is back, by the same process or by `bcl-ray sync`.
-Replaying twice is harmless: the MLflow run is found again by its tag, and metrics and models
-that it has are skipped.
+Everything is first recorded in a journal, so that a server that is down neither stops nor slows
+training. The missing entries are delivered when it is back, by the same process or by
+`bcl-ray sync`. Delivering an entry again changes nothing: the MLflow run is found by its tag, and
+metrics and models that it already has are skipped.
 """
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from bcl_ray.data.shards import Manifest
+from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import cluster_tags, versions
 from bcl_ray.runs.run_folder import Run
-from bcl_ray.storage import files
 from bcl_ray.storage.lease import Lease
-from bcl_ray.storage.paths import is_local
+from bcl_ray.tracking.connection import SETTINGS
 from bcl_ray.tracking.journal import Delivery, Journal, Subject, Write
-from bcl_ray.tracking.run_page import note
+from bcl_ray.tracking.run_page import describe_run
 
 JOURNAL = "journal.jsonl"
-NOTE_TAG = "mlflow.note.content"  # MLflow's own, of the description
-COLUMNS = [  # of a shard, in MLflow's words
+DESCRIPTION_TAG = "mlflow.note.content"  # MLflow's own tag for the description of a run
+COLUMNS = [  # of a shard, with MLflow's names of types
     {"name": "id", "type": "long", "required": True},
     {"name": "image", "type": "binary", "required": True},
     {"name": "label", "type": "integer", "required": True},
 ]
-SETTINGS = {  # of MLflow's client, where the environment does not have them
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we repeat by ourselves
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-
-
-def tracking_uri(experiment: Experiment) -> str:
-    """Where a run is tracked: as `store` says of its options."""
-    return store(experiment.tracking.uri, experiment.tracking.runs)
-
-
-def store(uri: str | None, runs: str) -> str:
-    """MLflow's URI: the option, the environment, or SQLite beside local runs.
-
-    Args:
-        uri: the option tracking.uri.
-        runs: folder or URI that holds runs.
-
-    Raises:
-        ValueError: an address that is neither SQLite nor a server's, or that holds a secret;
-            or none, while runs are remote, so that every machine would track alone.
-    """
-    for option, address in (
-        ("tracking.uri", uri),
-        ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")),
-    ):
-        if address:
-            return _checked(option, address)
-    if not is_local(runs):
-        raise UserError(
-            f"tracking.runs is {runs}, so tracking.uri (or MLFLOW_TRACKING_URI) must name an "
-            "MLflow server"
-        )
-    return f"sqlite:///{files.resolve(runs)[1]}/mlflow.db"
-
-
-def _checked(option: str, uri: str) -> str:
-    address = urlsplit(uri)
-    if "@" in address.netloc:  # it is not shown, here or anywhere
-        raise UserError(
-            f"{option} holds a user name or a password, and it is shown and stored with the run: "
-            "take it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
-    if address.scheme in ("", "file"):
-        raise UserError(
-            f"{option} '{uri}' is a file store, which MLflow has retired: use sqlite:///FILE or "
-            "a server's http(s):// address"
-        )
-    if address.scheme not in ("sqlite", "http", "https"):
-        raise UserError(
-            f"{option} '{uri}' must be sqlite:///FILE or a server's http(s):// address; put a "
-            "server before any other database"
-        )
-    return uri
 
 
 def subject(run: Run, experiment: Experiment) -> Subject:
-    """A training run as the tracker knows it: its options become parameters."""
+    """The subject of a training run, with the options of its experiment as parameters."""
     parameters = {
         f"{section}.{name}": str(value)
         for section, options in experiment.model_dump(mode="json").items()
@@ -102,16 +44,19 @@ def subject(run: Run, experiment: Experiment) -> Subject:
 
 
 class Tracker:
-    """Takes a run's records at once, and hands them to MLflow in the background.
+    """Records what happens in a run, and delivers it to MLflow in the background.
+
+    As a context manager, it marks the run as failed or killed after an exception.
 
     Args:
-        subject: what is tracked, whose uid finds the MLflow run again: `subject` of a training.
-        uri: of MLflow: `tracking_uri`.
-        folder: local folder of the journal.
-        lease: of the run's folder, without which nothing is tracked; `sync` has none.
+        subject: What is tracked, such as the `subject` of a training run.
+        uri: MLflow's URI: `tracking_uri`.
+        folder: Local folder of the journal.
+        lease: Lease of the run's folder; while another driver may hold it, nothing is recorded.
+            None if the run is not being trained, as for `sync`.
 
     Raises:
-        ValueError: a journal that cannot be read.
+        ValueError: The journal cannot be read.
     """
 
     def __init__(
@@ -120,8 +65,8 @@ class Tracker:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self.uri = uri
-        self.run_id: str | None = None  # MLflow's, once it has been reached
-        self.page: str | None = None  # likewise: where a server shows it
+        self.run_id: str | None = None  # MLflow's, once MLflow has been reached
+        self.page: str | None = None  # the run's web page on a server, once it has been reached
         self._subject = subject
         self._described: tuple[Experiment, Manifest] | None = None
         self._evaluated: dict[int, Mapping[str, float]] = {}
@@ -138,15 +83,15 @@ class Tracker:
 
     @property
     def problem(self) -> str | None:
-        """Why MLflow has not got everything; none where nothing is known to be wrong."""
+        """Why MLflow does not have everything; None if no reason is known."""
         return self._delivery.problem
 
     def start(self, parent: str | None = None) -> None:
-        """Record that the run goes on, with which software, and where.
+        """Record that the run has started, its software versions, and its cluster.
 
         Args:
-            parent: uid of the run that this one is part of: a trial's search. It may reach MLflow
-                later than this one.
+            parent: The uid of the search to which a trial belongs. It may reach MLflow later than
+                this run.
         """
         self._delivery.record({"kind": "status", "status": "RUNNING"})
         if parent is not None:
@@ -154,7 +99,7 @@ class Tracker:
         self.tags({**versions(), **cluster_tags()})
 
     def describe(self, experiment: Experiment, manifest: Manifest) -> None:
-        """Record what is trained, and on which data."""
+        """Record the experiment and its data."""
         self._described = (experiment, manifest)
         data = experiment.data
         split = manifest.splits[data.train_split]
@@ -164,23 +109,23 @@ class Tracker:
         self.text("class_counts.json", json.dumps(counts, indent=1))
         self.dataset(manifest, data.path, data.train_split, "training")
         self.dataset(manifest, data.path, data.eval_split, "test")
-        self._note()
+        self._update_description()
 
     def dataset(self, manifest: Manifest, uri: str, split: str, context: str) -> None:
         """Record a split of a data set as an input of the run.
 
         Args:
-            manifest: of the data set.
-            uri: where it lies.
-            split: its name.
-            context: what it is for: training, validation or test.
+            manifest: Manifest of the data set.
+            uri: Folder or URI of the data set.
+            split: Name of the split.
+            context: What the split is used for: training, validation or test.
         """
-        found = manifest.splits[split]
+        rows, counts = manifest.splits[split].rows, manifest.splits[split].class_counts
         profile = {
-            "num_rows": found.rows,
+            "num_rows": rows,
             "source": manifest.source,
             **manifest.profile.model_dump(mode="json"),
-            "class_counts": dict(zip(manifest.class_names, found.class_counts, strict=True)),
+            "class_counts": dict(zip(manifest.class_names, counts, strict=True)),
         }
         name = f"{uri.partition('?')[0].rstrip('/').rpartition('/')[2]}/{split}"
         self._delivery.record(
@@ -196,70 +141,72 @@ class Tracker:
         )
 
     def metrics(self, values: Mapping[str, float], epoch: int) -> None:
-        """Record an epoch's metrics; those that MLflow has of that epoch already are skipped."""
+        """Record the metrics of an epoch; MLflow keeps those that it already has."""
         self._delivery.record({"kind": "metrics", "epoch": epoch, "values": dict(values)})
-        if "accuracy/all" in values:
+        if ACCURACY in values:
             self._evaluated[epoch] = values
-            self._note()
+            self._update_description()
 
-    def _note(self) -> None:
-        """Keep the description of the run's page up to date."""
+    def _update_description(self) -> None:
         if self._described is not None:
-            self.tags({NOTE_TAG: note(*self._described, self._evaluated)})
+            self.tags({DESCRIPTION_TAG: describe_run(*self._described, self._evaluated)})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Record tags."""
         self._delivery.record({"kind": "tags", "tags": dict(tags)})
 
     def text(self, name: str, content: str) -> None:
-        """Record a text artifact."""
+        """Record a text as an artifact."""
         self._delivery.record({"kind": "text", "name": name, "content": content})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a local file as an artifact, in a folder of them.
+        """Record a local file as an artifact, in a folder of artifacts.
 
-        The file must stay until MLflow has got it.
+        The file must exist until MLflow has it.
         """
         self._delivery.record({"kind": "artifact", "path": str(path.absolute()), "folder": folder})
 
     def model(self, folder: str) -> None:
-        """Record the model of a checkpoint, as `mlflow.pytorch.load_model` brings it back.
+        """Record the model of a checkpoint, for `mlflow.pytorch.load_model`.
 
         Args:
-            folder: path from the root, or URI, of the checkpoint, which must stay until MLflow has
-                got the model: it is read then.
+            folder: Absolute path or URI of the checkpoint. It is read when the entry is delivered,
+                and must exist until then.
         """
         self._delivery.record({"kind": "model", "folder": folder})
 
     def finish(self, status: str, patience: float) -> bool:
-        """End the run; False when MLflow has not got everything after `patience` seconds.
+        """End the run.
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            patience: seconds to wait for a server that is down or slow.
+            patience: Longest time to wait for a server that is slow or down, in seconds.
+
+        Returns:
+            Whether MLflow has everything.
         """
         self._delivery.record({"kind": "status", "status": status})
         return self.drain(patience)
 
     def drain(self, patience: float) -> bool:
-        """Stop, when everything has been handed over or `patience` seconds are up."""
+        """Deliver the remaining entries without ending the run; arguments as of `finish`."""
         self._finished = True
         return self._delivery.drain(patience)
 
-    def _connect(self, begun: float) -> Write:
-        # Seconds of import, while training starts; in the delivery's thread, as everything here.
+    def _connect(self, start_time: float) -> Write:
+        # Imported here, in the thread of the delivery, because it takes seconds.
         from bcl_ray.tracking.mlflow_run import MlflowRun  # noqa: PLC0415
 
-        target = MlflowRun(self.uri, self._subject, begun)
-        self.run_id, self.page = target.run_id, target.page
-        return target.write
+        mlflow_run = MlflowRun(self.uri, self._subject, start_time)
+        self.run_id, self.page = mlflow_run.run_id, mlflow_run.page
+        return mlflow_run.write
 
 
 def recorded(folder: Path) -> list[dict[str, float]] | None:
-    """Records of epochs that the journal in a local folder has; None where there is no journal.
+    """The metrics of all epochs in the journal of a local folder; None if there is no journal.
 
     Raises:
-        ValueError: a journal that cannot be read.
+        ValueError: The journal cannot be read.
     """
     epochs: dict[int, dict[str, float]] = {}
     entries = Journal(folder / JOURNAL).entries()
@@ -267,22 +214,27 @@ def recorded(folder: Path) -> list[dict[str, float]] | None:
         if entry["kind"] == "metrics":
             record = epochs.setdefault(entry["epoch"], {"epoch": float(entry["epoch"])})
             for metric, value in entry["values"].items():
-                record.setdefault(metric, value)  # as in MLflow: the first one counts
+                record.setdefault(metric, value)  # MLflow also keeps the first value
     return [epochs[epoch] for epoch in sorted(epochs)] if entries else None
 
 
 def sync(subject: Subject, uri: str, folder: Path, patience: float) -> None:
-    """Hand MLflow what a run's journal has.
+    """Deliver the journal of a run to MLflow.
+
+    Args:
+        subject: The subject of the run.
+        uri: MLflow's URI.
+        folder: Local folder of the journal.
+        patience: Longest time to wait for MLflow, in seconds.
 
     Raises:
-        ValueError: there is no journal in `folder`, or MLflow has not taken everything after
-            `patience` seconds.
+        ValueError: There is no journal, or MLflow does not have everything in time.
     """
     if not (folder / JOURNAL).exists():
         raise UserError(
-            f"run '{subject.name}' has no {JOURNAL} in {folder}: run this on the machine that its "
-            "training was started on"
+            f"run '{subject.name}' has no {JOURNAL} in {folder}: run this command on the machine "
+            "on which its training was started"
         )
     tracker = Tracker(subject, uri, folder)
     if not tracker.drain(patience):
-        raise UserError(f"MLflow at {uri} did not take everything: {tracker.problem}")
+        raise UserError(f"MLflow at {uri} did not accept everything: {tracker.problem}")

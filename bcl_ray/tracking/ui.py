@@ -1,4 +1,4 @@
-"""MLflow's pages for runs of this machine: a server on their database, for as long as one looks."""
+"""MLflow's web pages for the runs of this machine: a server that runs until the command ends."""
 
 import contextlib
 import os
@@ -11,26 +11,30 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.tracking import mlflow_server
 
 LOOPBACK = "127.0.0.1"
-PORT = 5000  # MLflow's own
-START_SECONDS = 300  # a quiet machine needs 5, a busy one has needed 100
+PORT = 5000  # MLflow's default
+START_SECONDS = 300  # 5 were measured on a quiet machine, 100 on a busy one
 
 
 @contextlib.contextmanager
 def served(uri: str, port: int | None = None) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """An MLflow server on a database, which answers this machine alone; its address, and it.
+    """Run an MLflow server that only this machine can reach.
 
     Args:
-        uri: sqlite:///FILE.
-        port: none: MLflow's own where it is free, else another.
+        uri: URI of the runs' database, sqlite:///FILE.
+        port: Port of the server; None for MLflow's default, or any free one if that is in use.
+
+    Yields:
+        The server's address, and its process.
 
     Raises:
-        ValueError: there is no such file, or the port is in use.
-        OSError: it does not start; with its last words.
+        ValueError: There is no such file, or the port is in use.
+        OSError: The server does not start; the message has the last line that it printed.
     """
     file = Path(uri.removeprefix("sqlite:///")).absolute()
     if not file.exists():
@@ -42,34 +46,32 @@ def served(uri: str, port: int | None = None) -> Iterator[tuple[str, "subprocess
     command += ["--artifacts-destination", str(file.parent / "mlartifacts")]
     command += ["--allowed-hosts", f"{LOOPBACK}:{port},localhost:{port}"]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(  # noqa: S603  (the command is ours)
+        process = subprocess.Popen(  # noqa: S603  (no user input but the path and the port)
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=file.parent,
             env={**os.environ, **mlflow_server.SETTINGS},
-            start_new_session=True,  # Ctrl-C is for us, who end it
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the server
         )
         try:
             address = f"http://{LOOPBACK}:{port}"
             if not _answers(f"{address}/health", process):
-                log.seek(0)
-                words = log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-                raise OSError(f"MLflow's server {_failure(process)}: {words[-1][:300]}")
+                raise OSError(f"MLflow's server {_failure(process, log)}")
             yield address, process
         finally:
             _end(process)
 
 
-def _free_port(wanted: int | None) -> int:
-    for port in (PORT, 0) if wanted is None else (wanted,):
+def _free_port(port: int | None) -> int:
+    for candidate in (PORT, 0) if port is None else (port,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                probe.bind((LOOPBACK, port))
+                probe.bind((LOOPBACK, candidate))
                 return int(probe.getsockname()[1])
-    raise UserError(f"--port {wanted} is in use: give another, or none for one that is free")
+    raise UserError(f"--port {port} is in use: choose another one, or leave --port out")
 
 
 def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
@@ -82,11 +84,16 @@ def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
     return False
 
 
-def _failure(process: "subprocess.Popen[bytes]") -> str:
-    ended = process.poll()
-    if ended is None:
-        return f"did not answer within {START_SECONDS} s; its last words"
-    return f"ended with exit status {ended}; its last words"
+def _failure(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
+    status = process.poll()
+    event = (
+        f"did not answer within {START_SECONDS} s"
+        if status is None
+        else f"ended with exit status {status}"
+    )
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines() or ["(nothing)"]
+    return f"{event}; the last line of its log: {lines[-1][:300]}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

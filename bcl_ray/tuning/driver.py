@@ -19,7 +19,8 @@ from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.storage import files
 from bcl_ray.storage.lease import Lease
 from bcl_ray.storage.lease_request import LeaseRequest
-from bcl_ray.tracking.tracker import Tracker, tracking_uri
+from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning import ledger as ledgers
 from bcl_ray.tuning.capacity import trial_capacity
 from bcl_ray.tuning.cleanup import remove_lost_checkpoints

@@ -10,7 +10,7 @@ from bcl_ray.ray_runtime.connection import Resources
 from bcl_ray.ray_runtime.stopping import Stopped
 from bcl_ray.runs.budget import budget
 from bcl_ray.storage import paths
-from bcl_ray.tracking.tracker import tracking_uri
+from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tuning.capacity import data_cpus
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.reporter import SearchReporter

@@ -10,8 +10,9 @@ from bcl_ray.experiment.metric_names import RESULTS
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
-from bcl_ray.tracking.registry import NAME, answered, mlflow_client
-from bcl_ray.tracking.tracker import recorded, store, subject
+from bcl_ray.tracking.connection import mlflow_client, mlflow_errors, mlflow_uri
+from bcl_ray.tracking.registry import NAME
+from bcl_ray.tracking.tracker import recorded, subject
 from bcl_ray.use.models import last_state
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def compare(names: Sequence[str], root: str = "runs", *, best: bool = False) -> 
         ValueError: There is no such run, or it has not been evaluated yet.
         OSError: MLflow does not respond.
     """
-    with answered():
+    with mlflow_errors():
         runs = {run.location: run for name in names for run in _read(name, root)}
     return group_runs(list(runs.values()), best=best)
 
@@ -147,7 +148,7 @@ def _from_mlflow(name: str, root: str) -> list[ComparedRun]:
     """Read a run, or all trials of a search, from MLflow."""
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}' is no run's name: letters, digits, '.', '_' and '-'")
-    uri = store(None, root)
+    uri = mlflow_uri(None, root)
     client = mlflow_client(uri)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(ids, f"attributes.run_name = '{name}'")

@@ -223,7 +223,7 @@ def test_evaluation_and_geometry_s_sample_read_nothing_before_their_end(case, as
 
     # Where it gathers, over workers, it may read how many rows there are.
     monkeypatch.setattr(evaluation, "gather_rows", noted)
-    monkeypatch.setattr("bcl_ray.method.geometry.gather_rows", noted)
+    monkeypatch.setattr("bcl_ray.method.sample.gather_rows", noted)
     options: dict[str, Any] = {"experiment": of, "device": CARD}
     if asked is evaluate:
         options |= {"class_counts": CLASS_COUNTS, "rows": N, "shares": np.ones(3)}

@@ -17,9 +17,10 @@ import pytest
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.report.figures import png
-from bcl_ray.report.figures.comparison import Line, comparison
+from bcl_ray.report.figures.comparison import Configuration, comparison
+from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.journal import Subject
-from bcl_ray.tracking.tracker import Tracker, tracking_uri
+from bcl_ray.tracking.tracker import Tracker
 from tests.tracked import PATIENCE, begin, experiment_in, start, tracker_of
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,9 @@ def tracked(tmp_path_factory, database):
     experiment = experiment_in(root)
     curve = {epoch: record(epoch, 90)["accuracy/all"] for epoch in range(20)}
     figure = root / "comparison.png"
-    figure.write_bytes(png(comparison([Line("bcl", {"all": [89.0], "few": [77.0]}, [curve])])))
+    figure.write_bytes(
+        png(comparison([Configuration("bcl", {"all": [89.0], "few": [77.0]}, [curve])]))
+    )
     ids = {name: track(experiment, name, best, figure) for name, best in (("a", 86), ("b", 90))}
     about = Subject(SEARCH, "a search", "bcl-ray", {"search.trials": "2"})
     with Tracker(about, tracking_uri(experiment), root / "search") as search:

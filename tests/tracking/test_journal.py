@@ -166,7 +166,7 @@ def test_reading_a_journal_that_another_process_writes_leaves_it_alone(tmp_path)
 def test_a_line_that_is_no_entry_is_refused_by_its_number(tmp_path, line):
     good = json.dumps({"number": 0, "time": 0})
     (tmp_path / "j").write_text(f"{good}\n{line}\n{good}\n")
-    with pytest.raises(ValueError, match="j, line 2, is no entry of a journal"):
+    with pytest.raises(ValueError, match="j, line 2, is not an entry of a journal"):
         Journal(tmp_path / "j").entries()
 
 

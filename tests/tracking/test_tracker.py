@@ -26,8 +26,9 @@ from bcl_ray.method.model import Classifier
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.tracking import journal, mlflow_model, mlflow_server
 from bcl_ray.tracking import tracker as tracking
+from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.journal import Subject
-from bcl_ray.tracking.tracker import Tracker, tracking_uri
+from bcl_ray.tracking.tracker import Tracker
 from tests.tracked import (
     DATA,
     FINGERPRINT,
@@ -152,7 +153,9 @@ def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_
     assert not tracker.finish("FINISHED", 0.3)
     assert tracker.problem
     ended = time.time()
-    with pytest.raises(ValueError, match=f"MLflow at {session_server.uri} did not take everything"):
+    with pytest.raises(
+        ValueError, match=f"MLflow at {session_server.uri} did not accept everything"
+    ):
         sync(run, experiment, 0.3)
     session_server.up()
     sync(run, experiment)
@@ -343,7 +346,8 @@ def test_a_process_that_is_killed_loses_and_doubles_nothing(sqlite):
     script = f"""
 import os, signal, time
 from bcl_ray.runs import run_folder
-from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
+from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.tracking.tracker import Tracker, subject
 run, experiment = run_folder.open_run({run.uri!r})
 tracker = Tracker(subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run))
 for epoch in range(50):
@@ -410,7 +414,7 @@ def test_an_artifact_that_is_gone_is_told_and_holds_up_nothing(tmp_path, sqlite)
     tracker.artifact(tmp_path / "gone.png")
     tracker.metrics(record_of(0), 0)
     assert not tracker.finish("FINISHED", PATIENCE)
-    assert f"{tmp_path}/gone.png was gone before MLflow got it" in tracker.problem
+    assert f"{tmp_path}/gone.png was deleted before MLflow got it" in tracker.problem
     assert steps_of(found(sqlite, run)[0], tracker.run_id) == [0]
 
 
@@ -445,7 +449,7 @@ def test_a_run_whose_parent_is_not_there_yet_does_not_wait_for_it(sqlite):
     tracker.metrics(record_of(0), 0)
     with ThreadPoolExecutor() as pool:
         ended = pool.submit(tracker.finish, "FINISHED", PATIENCE)
-        waiting = "which is to be the parent of this one, is not there yet"
+        waiting = "MLflow does not have the parent of this run yet"
         wait_for(lambda: waiting in (tracker.problem or ""))
         client, recorded = found(sqlite, run)
         assert recorded.info.status == "FINISHED"
@@ -503,7 +507,7 @@ def test_a_model_whose_folder_is_gone_is_told_and_holds_up_nothing(tmp_path, sql
     tracker.metrics(record_of(0), 0)
     assert not tracker.finish("FINISHED", PATIENCE), "not everything is there"
     assert f"{tmp_path}/gone" in tracker.problem
-    assert "an entry was given up" in caplog.text
+    assert "an entry was skipped" in caplog.text
     client, recorded = found(sqlite, run)
     assert recorded.info.status == "FINISHED"
     assert steps_of(client, tracker.run_id) == [0]
@@ -600,7 +604,8 @@ from pathlib import Path
 from bcl_ray.runs import run_folder
 from bcl_ray.experiment.overrides import from_file, with_overrides
 from bcl_ray.data.shards import Manifest
-from bcl_ray.tracking.tracker import Tracker, subject, tracking_uri
+from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.tracking.tracker import Tracker, subject
 here = Path({str(tmp_path)!r})
 manifest = Manifest.model_validate_json((here / "manifest.json").read_text())
 for name, change in (("a", []), ("b", ["tracking.uri={server.uri}"])):
@@ -652,9 +657,15 @@ def test_runs_are_tracked_beside_them_unless_told_otherwise(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("file:///a/mlruns", "'file:///a/mlruns' is a file store, which MLflow has retired: use"),
-        ("./mlruns", "'./mlruns' is a file store, which MLflow has retired: use sqlite:///FILE"),
-        ("postgresql://host/db", "'postgresql://host/db' must be sqlite:///FILE or a server's"),
+        (
+            "file:///a/mlruns",
+            "'file:///a/mlruns' is a file store, which MLflow does not support any more: use",
+        ),
+        (
+            "./mlruns",
+            "'./mlruns' is a file store, which MLflow does not support any more: use",
+        ),
+        ("postgresql://host/db", "'postgresql://host/db' must be sqlite:///FILE or the http(s)://"),
     ],
 )
 def test_other_stores_are_refused(uri, message, monkeypatch):
@@ -685,7 +696,7 @@ def test_a_password_in_an_option_is_refused_and_not_shown(option):
 @pytest.mark.parametrize("user", ["me:sesame", "sesame"])
 def test_a_secret_in_the_environment_s_address_is_refused_and_not_shown(user, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{user}@host")
-    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI holds a user name or") as refusal:
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI contains a user name or") as refusal:
         tracking_uri(experiment_in("runs"))
     assert "sesame" not in str(refusal.value)
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in str(refusal.value)

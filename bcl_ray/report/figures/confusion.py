@@ -72,8 +72,8 @@ def _group_predictions(
         for row, share in enumerate(shares):
             if share >= 5:
                 position = (left[row] + share / 2, row)
-                options = {"ha": "center", "va": "center", "fontsize": 10}
-                axis.text(*position, f"{share:.0f}", color=text_color, **options)
+                text = axis.text(*position, f"{share:.0f}", color=text_color, fontsize=10)
+                text.set(ha="center", va="center")
         left += shares
     axis.set_xlim(0, 100)
     axis.grid(visible=False, axis="y")

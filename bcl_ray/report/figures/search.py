@@ -110,12 +110,13 @@ def _draw_trials(axis: Axes, rows: Sequence[Row], metric: str, name: str, scale:
     published = np.array([row.get("trial") == 0 for row in rows])
     best = np.array([bool(row.get("best")) for row in rows])
     hollow = {"facecolor": "none", "edgecolor": MUTED}
-    for label, selected, style in (
+    marks: list[tuple[str, NDArray[np.bool_], dict[str, Any]]] = [
         ("complete", ~stopped & ~published, {"s": 36, "color": BLUE}),
         ("stopped early", stopped, {"s": 30, **hollow}),
         ("published", published, {"s": 70, "marker": "D", "color": ALL_COLOR}),
         ("best", best, {"s": 190, "marker": "*", "color": RED, "zorder": 3}),
-    ):
+    ]
+    for label, selected, style in marks:
         if selected.any():
             axis.scatter(x[selected], y[selected], label=label, **style)
 
