@@ -20,7 +20,7 @@ for folder in sys.argv[1:]:
 from bcl_ray.machine import container
 from bcl_ray.ray_runtime import node_metrics
 from bcl_ray.runs import budget
-node_metrics.SAMPLE_INTERVAL = 3600  # it samples only when it is told to
+node_metrics.SAMPLE_INTERVAL = 3600  # samples are taken on request only
 held = bytearray(os.urandom(1 << 20) * 150)
 sampler = node_metrics.NodeSampler()
 begun, used = time.monotonic(), container.cpu_share().used
@@ -37,7 +37,7 @@ sys.stdin.read()  # while the files of the group are looked at
 
 
 def remove(folder):
-    """A group goes when the last of its processes has been waited for."""
+    """Remove a control group; its last process must have been waited for."""
     folder.rmdir()
 
 
@@ -81,24 +81,24 @@ def test_a_process_in_a_control_group_sees_the_groups_memory_and_cpus_not_the_ma
         spent = int((group[2] / "cpuacct.usage").read_text()) / 1e9
     finally:
         child.communicate()
-    found = json.loads(line)
-    limit, in_use = found["memory"]
+    report = json.loads(line)
+    limit, in_use = report["memory"]
     assert limit == 400 * MIB
     assert 150 * MIB <= in_use <= used + 20 * MIB, "what it holds; the kernel counts in batches"
-    assert found["metrics"]["memory_percent"] == pytest.approx(100 * in_use / limit, abs=10)
-    assert found["cpu"][0] == 0.5
-    assert found["cpu"][1] == pytest.approx(spent, abs=0.5)
-    assert found["took"] <= 0.6 * found["seconds"], "the kernel gives it half a CPU"
-    assert found["metrics"]["cpu_percent"] == pytest.approx(
-        100 * found["took"] / found["seconds"] / 0.5, abs=15
+    assert report["metrics"]["memory_percent"] == pytest.approx(100 * in_use / limit, abs=10)
+    assert report["cpu"][0] == 0.5
+    assert report["cpu"][1] == pytest.approx(spent, abs=0.5)
+    assert report["took"] <= 0.6 * report["seconds"], "the kernel gives it half a CPU"
+    assert report["metrics"]["cpu_percent"] == pytest.approx(
+        100 * report["took"] / report["seconds"] / 0.5, abs=15
     )
-    assert found["cpus"] == 1, "no fewer than one"
-    assert found["machine"][0] == 1
-    assert found["machine"][1] <= budget.STORE_SHARE * 400 * MIB
+    assert report["cpus"] == 1, "no fewer than one"
+    assert report["machine"][0] == 1
+    assert report["machine"][1] <= budget.STORE_SHARE * 400 * MIB
 
 
 @pytest.mark.slow
-def test_seconds_of_cpus_are_those_that_a_real_group_of_version_2_counts():
+def test_cpu_seconds_agree_with_a_real_group_of_version_2():
     at = V1 / "unified" if (V1 / "unified").is_dir() else V1
     folder = at / f"bcl-ray-{uuid.uuid4().hex[:8]}"
     try:
@@ -121,7 +121,7 @@ def test_seconds_of_cpus_are_those_that_a_real_group_of_version_2_counts():
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """64 CPUs and 256 GiB, whose control groups are files in a folder, as the kernel has them."""
+    """A machine of 64 CPUs and 256 GiB whose control groups are files in a folder."""
     monkeypatch.setattr(container.os, "cpu_count", lambda: 64)
     monkeypatch.setattr(container.os, "sched_getaffinity", lambda _: range(64))
     monkeypatch.setattr(container, "_machine_bytes", lambda: 256.0 * GIB)
@@ -170,13 +170,13 @@ def test_a_pod_without_limits_has_what_its_node_has(machine):
     assert container.memory_bytes() == 256 * GIB
 
 
-def test_cpus_that_a_group_is_bound_to_are_a_limit_as_a_quota_is(machine):
+def test_a_cpuset_limits_cpus_like_a_quota(machine):
     bound = {"cgroup/cpu.max": "max 100000\n", "cgroup/cpuset.cpus.effective": "0-2,32\n"}
     machine("0::/\n", [V2_MOUNT], {**POD, **bound})
     assert container.cpu_share() == (4, 7.5)
 
 
-def test_of_groups_within_each_other_the_one_that_may_use_the_least_counts(machine):
+def test_of_nested_groups_the_lowest_limit_counts(machine):
     step = {
         "cgroup/job_1/memory.max": f"{4 * GIB}\n",
         "cgroup/job_1/memory.current": f"{GIB}\n",
@@ -212,20 +212,20 @@ def mounted(root):
 
 
 @pytest.mark.parametrize("root", [f"/{V1_GROUP}", "/../elsewhere"])
-def test_a_container_of_version_1_sees_its_group_at_the_place_of_the_mount(machine, root):
+def test_in_a_container_of_version_1_the_group_is_the_mount(machine, root):
     machine(V1_GROUPS, mounted(root), V1_FILES)
     assert container.memory_share() == (2 * GIB, GIB - MIB)
     assert container.cpu_share() == (2.5, 1.5)
 
 
-def test_a_job_of_version_1_sees_its_group_below_the_place_of_the_mount(machine):
+def test_in_a_job_of_version_1_the_group_is_below_the_mount(machine):
     below = {name.replace("/", f"/{V1_GROUP}/"): text for name, text in V1_FILES.items()}
     machine(V1_GROUPS, mounted("/"), below)
     assert container.memory_share() == (2 * GIB, GIB - MIB)
     assert container.cpu_share() == (2.5, 1.5)
 
 
-def test_the_number_that_version_1_has_for_no_limit_is_none(machine):
+def test_the_number_for_no_limit_in_version_1_is_no_limit(machine):
     free = {
         "memory/memory.limit_in_bytes": "9223372036854771712\n",
         "cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
@@ -235,7 +235,7 @@ def test_the_number_that_version_1_has_for_no_limit_is_none(machine):
     assert container.cpu_share() is None
 
 
-def test_a_machine_without_control_groups_has_all_of_itself(machine):
+def test_without_control_groups_the_whole_machine_may_be_used(machine):
     machine("", [], {})
     assert (container.cpu_share(), container.memory_share()) == (None, None)
     assert container.cpus() == 64

@@ -26,18 +26,18 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def test_versions_are_those_that_run():
-    found = versions()
-    assert found["version.numpy"] == np.__version__
-    assert found["version.bcl-ray"] == __version__
-    assert all(name.startswith("version.") or name == "git.commit" for name in found)
+def test_versions_are_those_of_the_installed_packages():
+    tags = versions()
+    assert tags["version.numpy"] == np.__version__
+    assert tags["version.bcl-ray"] == __version__
+    assert all(name.startswith("version.") or name == "git.commit" for name in tags)
 
 
-def test_the_commit_is_the_checkout_s(checkout):
+def test_the_commit_is_that_of_the_checkout(checkout):
     assert git_commit(checkout) == git(checkout, "rev-parse", "HEAD")
 
 
-def test_a_checkout_with_changes_is_told_from_its_commit(checkout):
+def test_a_changed_checkout_is_marked_dirty(checkout):
     (checkout / "pyproject.toml").write_text('[project]\nname = "bcl-ray"\nversion = "2"\n')
     assert git_commit(checkout) == git(checkout, "rev-parse", "HEAD") + "-dirty"
 
@@ -50,7 +50,7 @@ def test_the_commit_of_another_project_is_not_recorded(checkout, tmp_path):
     assert git_commit(checkout) is None, "part of somebody's repository"
 
 
-def test_a_hook_s_environment_does_not_change_the_commit(checkout, monkeypatch):
+def test_the_environment_of_a_git_hook_does_not_change_the_commit(checkout, monkeypatch):
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     commit = git_commit(checkout)
     monkeypatch.delenv("GIT_DIR")
@@ -64,7 +64,7 @@ def test_without_git_or_a_repository_there_is_no_commit(checkout, monkeypatch, t
 
 
 def test_an_image_has_the_commit_that_it_was_built_from(monkeypatch, tmp_path):
-    """It has no repository; cluster/Dockerfile writes the commit beside the modules."""
+    """The image has no repository: cluster/Dockerfile writes the commit beside the modules."""
     monkeypatch.setattr("bcl_ray.__file__", str(tmp_path / "bcl_ray" / "__init__.py"))
     (tmp_path / "bcl_ray").mkdir()
     assert "git.commit" not in versions()

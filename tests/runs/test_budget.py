@@ -37,13 +37,13 @@ def manifest_of(**splits: Split) -> Manifest:
 CIFAR = manifest_of(train=split_of(6203, 6203), test=split_of(10_000))
 
 
-def wanted(*overrides: str, cpus: float | None = None, manifest: Manifest = CIFAR) -> Budget:
+def budget_of(*overrides: str, cpus: float | None = None, manifest: Manifest = CIFAR) -> Budget:
     return budget(with_overrides(cifar10_lt(), overrides), manifest, cpus)
 
 
 def test_a_cifar_run_in_numbers():
     """12,406 images in batches of 256, three views of 32 x 32 pixels, by hand; tasks hold all."""
-    assert wanted("scale.workers=2", cpus=8) == Budget(
+    assert budget_of("scale.workers=2", cpus=8) == Budget(
         steps_per_epoch=48,
         steps=48 * 200,
         images_per_epoch=12_288,
@@ -60,22 +60,22 @@ def test_a_cifar_run_in_numbers():
 
 @pytest.mark.parametrize("override", ["loss.kind=ce", "loss.contrastive_weight=0"])
 def test_views_that_no_loss_contrasts_cost_nothing(override):
-    one_view = wanted(override)
-    assert (one_view.batch_bytes, wanted().batch_bytes) == (256 * 3072, 256 * 3 * 3072)
+    one_view = budget_of(override)
+    assert (one_view.batch_bytes, budget_of().batch_bytes) == (256 * 3072, 256 * 3 * 3072)
 
 
 def test_the_store_holds_open_row_groups_running_tasks_and_batches_ahead():
-    needs = wanted("scale.data_cpus=2").store_bytes
+    needs = budget_of("scale.data_cpus=2").store_bytes
     assert needs == 3 * 3072 * (16 * 193 + 2 * (2**25 // (3 * 3072)) + 4 * 256)
 
 
-def test_open_row_groups_are_never_more_than_the_split():
+def test_open_row_groups_hold_no_more_rows_than_the_split():
     small = manifest_of(train=split_of(300), test=split_of(10))
-    assert wanted(manifest=small).store_bytes == 3 * 3072 * (300 + 4 * 256)
+    assert budget_of(manifest=small).store_bytes == 3 * 3072 * (300 + 4 * 256)
 
 
 def test_more_workers_need_smaller_batches_and_the_same_store():
-    one, four = (wanted(f"scale.workers={n}", "scale.data_cpus=2") for n in (1, 4))
+    one, four = (budget_of(f"scale.workers={n}", "scale.data_cpus=2") for n in (1, 4))
     assert four.batch_bytes * 4 == one.batch_bytes
     assert four.store_bytes == one.store_bytes
 
@@ -89,8 +89,8 @@ def test_more_workers_need_smaller_batches_and_the_same_store():
         (["scale.workers=2"], None, None),
     ],
 )
-def test_cpus_for_data_are_those_asked_for_else_all_that_workers_leave(overrides, cpus, left):
-    assert wanted(*overrides, cpus=cpus).data_cpus == left
+def test_data_get_the_cpus_of_the_option_or_all_that_workers_leave(overrides, cpus, left):
+    assert budget_of(*overrides, cpus=cpus).data_cpus == left
 
 
 @pytest.mark.parametrize(
@@ -117,27 +117,27 @@ def test_cpus_for_data_are_those_asked_for_else_all_that_workers_leave(overrides
 )
 def test_a_run_without_a_cpu_for_data_is_refused(overrides, cpus, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        wanted(*overrides, cpus=cpus)
+        budget_of(*overrides, cpus=cpus)
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused():
     message = "optim.global_batch_size (256) must be divisible by scale.workers (3)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        wanted("scale.workers=3")
+        budget_of("scale.workers=3")
 
 
 def test_too_few_rows_for_a_batch_are_refused():
     few = manifest_of(train=split_of(255), test=split_of(10))
     message = "optim.global_batch_size (256) is more than the training split has rows (255)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        wanted(manifest=few)
+        budget_of(manifest=few)
 
 
 @pytest.mark.parametrize("option", ["data.train_split", "data.eval_split"])
-def test_a_split_that_the_data_does_not_have_is_refused(option):
+def test_an_unknown_split_is_refused(option):
     message = f"{option} is 'val', which the data set does not have: it has train, test"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        wanted(f"{option}=val")
+        budget_of(f"{option}=val")
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path):
@@ -161,10 +161,10 @@ def test_batches_in_flight_that_overflow_the_store_are_refused():
 
 def test_the_remedies_for_a_full_store_work():
     for remedy in ("scale.prefetch_batches=1", "data.max_workers=8", "views.image_size=16"):
-        assert wanted(remedy).store_bytes < wanted().store_bytes
+        assert budget_of(remedy).store_bytes < budget_of().store_bytes
 
 
-def test_the_plan_is_that_of_the_options_and_the_manifest():
+def test_the_plan_follows_from_the_options_and_the_manifest():
     plan = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
     assert (plan.steps, plan.lanes) == (48, 16)
     assert plan.layout == split_layout(cifar10_lt(), CIFAR, "train_split")

@@ -60,14 +60,14 @@ def fields_of(state):
 
 
 def write(content, folder):
-    """Any content in a checkpoint's place, with a hash that fits it."""
+    """A checkpoint's files with any content and the right hash."""
     file = folder / checkpoint.FILE
     torch.save(content, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     (folder / checkpoint.HASH_FILE).write_text(f"{digest}  {file.name}\n")
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
+def test_a_state_is_restored_bit_for_bit(tmp_path):
     state = state_of(trained())
     assert any(entry["momentum_buffer"].any() for entry in state.optimizer["state"].values())
     checkpoint.save(state, tmp_path)
@@ -120,7 +120,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
-def test_a_file_that_was_cut_short_is_refused_by_name(tmp_path, share):
+def test_a_truncated_file_is_refused_by_name(tmp_path, share):
     checkpoint.save(state_of(trained(ema=0)), tmp_path)
     file = tmp_path / checkpoint.FILE
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
@@ -140,14 +140,14 @@ def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_a_state_whose_hash_was_not_written_yet_is_none(tmp_path):
+def test_a_state_without_its_hash_is_no_checkpoint(tmp_path):
     checkpoint.save(state_of(trained(ema=0)), tmp_path)
     (tmp_path / checkpoint.HASH_FILE).unlink()
     with pytest.raises(checkpoint.UnusableCheckpointError, match=r"holds no complete state\.pt"):
         checkpoint.load(tmp_path)
 
 
-def test_the_hash_is_one_that_sha256sum_checks(tmp_path):
+def test_sha256sum_can_check_the_hash(tmp_path):
     checkpoint.save(state_of(trained(ema=0)), tmp_path, tmp_path / "best")
     for folder in (tmp_path, tmp_path / "best"):
         subprocess.run(["sha256sum", "-c", checkpoint.HASH_FILE], cwd=folder, check=True)
@@ -165,7 +165,7 @@ def test_a_folder_without_a_state_is_no_checkpoint(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_the_average_is_what_is_evaluated(tmp_path):
+def test_the_average_is_evaluated(tmp_path):
     learner = trained(ema=0.5)
     checkpoint.save(state_of(learner), tmp_path)
     weights = checkpoint.evaluated_weights(checkpoint.load(tmp_path))

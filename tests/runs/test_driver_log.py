@@ -6,7 +6,7 @@ from bcl_ray.runs.driver_log import LOG_FILE, log_to_file
 
 
 @pytest.mark.parametrize("propagates", [True, False])  # before and after Ray is imported
-def test_what_libraries_log_goes_to_the_file_while_it_is_this_drivers(
+def test_messages_of_libraries_go_to_the_file_while_this_driver_has_the_run(
     tmp_path, monkeypatch, propagates
 ):
     monkeypatch.setattr(logging.getLogger("ray"), "propagate", propagates)

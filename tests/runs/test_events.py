@@ -34,7 +34,7 @@ STEP = {"kind": "step", "epoch": 0, "step": 7, "steps": 48}
     seed=st.integers(0, 10**6),
     budget=BUDGETS,
 )
-def test_a_begin_event_comes_back_from_its_line_as_it_was(run, recipe, seed, budget):
+def test_a_begin_event_is_restored_from_its_line(run, recipe, seed, budget):
     experiment = with_overrides(RECIPES[recipe](), [f"train.seed={seed}"])
     event = {**BEGIN, "run": run, "experiment": experiment, "budget": budget}
     line = to_line(event)
@@ -48,7 +48,7 @@ def test_a_begin_event_comes_back_from_its_line_as_it_was(run, recipe, seed, bud
         WORDS | st.integers() | st.floats(allow_nan=False) | st.none() | st.lists(st.integers()),
     )
 )
-def test_any_other_event_comes_back_as_it_was(content):
+def test_any_other_event_is_restored_from_its_line(content):
     event = {**content, "kind": "note"}
     assert from_line(to_line(event)) == ("", event)
 
@@ -69,18 +69,21 @@ def test_text_before_an_event_on_its_line_is_kept(text):
 
 
 @pytest.mark.parametrize("tail", ["", "{", "[]", "3", "{}", '{"kind": 3}', '{"budget": {"x": 1}}'])
-def test_a_line_that_is_no_event_after_all_is_text(tail):
+def test_a_malformed_event_is_text(tail):
     assert from_line(MARK + tail) == (MARK + tail, None)
 
 
-def test_a_teller_prints_lines_with_the_time_and_leaves_out_steps_that_follow_closely(capsys):
+def test_the_writer_prints_lines_with_the_time_and_skips_steps_in_close_succession(capsys):
     with EventWriter() as teller:
         for step in range(100):
             teller({**STEP, "step": step})
         teller({"kind": "note", "text": "two\nlines"})
-    found = [from_line(line)[1] for line in capsys.readouterr().out.splitlines()]
-    assert [(event["kind"], event.get("step")) for event in found] == [("step", 0), ("note", None)]
-    assert all(0 <= event["at"] < 60 for event in found)
+    printed = [from_line(line)[1] for line in capsys.readouterr().out.splitlines()]
+    assert [(event["kind"], event.get("step")) for event in printed] == [
+        ("step", 0),
+        ("note", None),
+    ]
+    assert all(0 <= event["at"] < 60 for event in printed)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, RunDisplay), ("json", EventWriter)])
@@ -97,7 +100,7 @@ def test_an_unknown_switch_is_refused(monkeypatch):
         events.requested()
 
 
-def test_an_event_of_the_past_is_shown_with_its_own_time():
+def test_a_past_event_is_shown_with_its_own_time():
     text = io.StringIO()
     with RunDisplay(Console(file=text, width=120)) as follower:
         line = to_line(

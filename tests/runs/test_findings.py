@@ -26,7 +26,7 @@ def some(features: int = 3, classes: int = 2) -> Findings:
 
 
 @pytest.mark.parametrize(("features", "classes"), [(3, 2), (0, 2), (0, 0)])
-def test_findings_come_back_as_they_were(tmp_path, features, classes):
+def test_findings_are_read_as_they_were_written(tmp_path, features, classes):
     wrote = some(features, classes)
     findings.write(wrote, str(tmp_path))
     got = findings.read(str(tmp_path))
@@ -38,7 +38,7 @@ def test_findings_come_back_as_they_were(tmp_path, features, classes):
             assert getattr(got, name).dtype == value.dtype
 
 
-def test_predictions_are_one_row_per_image_for_whoever_reads_parquet(tmp_path):
+def test_the_parquet_file_has_one_row_per_image(tmp_path):
     findings.write(some(), str(tmp_path))
     table = pq.read_table(io.BytesIO(files.read_bytes(f"{tmp_path}/{findings.PREDICTIONS}")))
     assert table.column_names == ["id", "label", "predicted", "confidence", "second"]

@@ -15,7 +15,7 @@ FINGERPRINT = "a" * 64
 
 @pytest.fixture(params=["path", "file", "remote"])
 def root(request, tmp_path, monkeypatch):
-    """A folder of runs: a path, a URI of this machine, and one of a store that is not local."""
+    """A folder of runs: a path, a file:// URI, and a URI of a remote store."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     local = files.resolve
 
@@ -75,7 +75,7 @@ def test_a_name_that_is_taken_by_another_experiment_asks_for_another_name(root):
     assert run_folder.open_run(uri) == (run, digits_lt()), "nothing was overwritten"
 
 
-def test_a_run_whose_beginning_was_cut_short_may_begin_again(root):
+def test_a_run_without_its_json_file_may_begin_again(root):
     uri = run_folder.run_uri("first", root)
     files.write_bytes(
         files.join(uri, run_folder.EXPERIMENT_FILE), changed("optim.lr=9").to_yaml().encode()
@@ -139,7 +139,7 @@ def test_a_run_is_named_by_name_or_by_folder():
     "uri",
     ["runs/first", "runs/first/", "first", "/a/first", "s3://b/first", "s3://b/first?region=x/y"],
 )
-def test_a_run_has_its_folder_s_name(uri):
+def test_a_runs_name_is_that_of_its_folder(uri):
     assert run_folder.Run(uri, "", "", "").name == "first"
 
 
@@ -165,8 +165,8 @@ def test_a_remote_run_keeps_its_journal_in_the_cache(monkeypatch, tmp_path):
     assert run_folder.local_folder(run) == Path("/scratch/bcl_ray/uid")
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
-    """As a container's, whose number no line of its passwd has."""
+def test_for_a_user_without_a_home_the_error_names_the_variables(monkeypatch):
+    """As in a container whose passwd does not list the user."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.getuid", lambda: 54321)
@@ -174,9 +174,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
         run_folder.local_folder(run_folder.Run("s3://bucket/first", "uid", "", ""))
 
 
-def test_a_command_names_a_run_by_name_in_the_default_place_and_by_folder_elsewhere(
-    tmp_path, monkeypatch
-):
+def test_a_run_in_the_default_folder_is_referred_to_by_name_others_by_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours = run_folder.create(str(tmp_path / "runs" / "first"), digits_lt(), FINGERPRINT)
     assert run_folder.reference(ours) == "first"
@@ -189,7 +187,7 @@ def test_a_runs_parent_keeps_the_options_of_its_uri():
     assert paths.parent("/data/runs/first") == "/data/runs"
 
 
-def test_a_located_experiment_means_the_same_in_every_folder(tmp_path, monkeypatch):
+def test_absolute_paths_mean_the_same_in_every_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     located = run_folder.with_absolute_paths(changed("tracking.runs=s3://bucket/runs"))
     assert located.data.path == f"{tmp_path}/data/digits_lt"
@@ -202,7 +200,7 @@ def made(run, *folders):
         files.write_bytes(files.join(run.uri, name, "state.pt"), b"weights")
 
 
-def test_of_a_run_that_lost_the_best_checkpoint_stays_and_what_the_last_one_knew(root):
+def test_keep_only_best_keeps_the_best_checkpoint_and_the_history(root):
     run = run_folder.create(run_folder.run_uri("lost", root), digits_lt(), FINGERPRINT)
     made(run, "checkpoint_00000001_a", "checkpoint_00000002_b", "best_00000001")
     history = [{"epoch": 0.0, "accuracy/all": 50.0}]
@@ -218,7 +216,7 @@ def test_of_a_run_that_lost_the_best_checkpoint_stays_and_what_the_last_one_knew
         run_folder.check_resumable(run, digits_lt(), FINGERPRINT)
 
 
-def test_of_a_run_without_a_best_checkpoint_nothing_is_removed(root):
+def test_keep_only_best_deletes_nothing_without_a_best_checkpoint(root):
     run = run_folder.create(run_folder.run_uri("young", root), digits_lt(), FINGERPRINT)
     made(run, "checkpoint_00000001_a")
     run_folder.keep_only_best(run, "lost", [])

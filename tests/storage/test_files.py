@@ -17,8 +17,8 @@ from bcl_ray.storage.files import filesystems
 
 
 @pytest.fixture
-def bucket_of_another_kind(tmp_path, monkeypatch):
-    """A filesystem that is not local, as an object store is not, for URIs of test://."""
+def other_store(tmp_path, monkeypatch):
+    """A remote filesystem, like that of an object store, for URIs of test://."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     local = files.resolve
 
@@ -29,7 +29,7 @@ def bucket_of_another_kind(tmp_path, monkeypatch):
     return "test://"
 
 
-def test_bytes_come_back_from_every_kind_of_path(tmp_path, monkeypatch):
+def test_bytes_are_read_as_written_for_every_kind_of_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for uri in ("deep/er/file", f"{tmp_path}/a b", f"file://{tmp_path}/x"):
         files.write_bytes(uri, b"old")
@@ -39,10 +39,10 @@ def test_bytes_come_back_from_every_kind_of_path(tmp_path, monkeypatch):
     assert files.list_files(str(tmp_path)) == {"a b": 3, "x": 3}
 
 
-def test_a_store_that_is_not_local_works_too(bucket_of_another_kind):
-    bucket = bucket_of_another_kind
+def test_other_stores_are_read_and_written(other_store):
+    bucket = other_store
     files.write_bytes(f"{bucket}file", b"12")
-    assert files.list_files(bucket_of_another_kind) == {"file": 2}
+    assert files.list_files(other_store) == {"file": 2}
     assert files.read_bytes(f"{bucket}file") == b"12"
     files.delete(f"{bucket}file")
     assert not files.exists(f"{bucket}file")
@@ -119,7 +119,7 @@ def test_unknown_schemes_are_refused():
         (OSError(28, "No space left\non device"), OSError, "s3://b: .*No space left on device"),
     ],
 )
-def test_errors_are_told_in_plain_words(error, kind, message):
+def test_errors_are_explained(error, kind, message):
     with pytest.raises(kind, match=message), files.explain_errors("s3://b"):
         raise error
 
@@ -150,16 +150,16 @@ def test_of_racing_creators_of_a_local_file_one_wins(tmp_path):
         files.create_bytes(uri, b"")
 
 
-def test_a_store_that_is_not_local_creates_too(bucket_of_another_kind):
-    files.create_bytes(f"{bucket_of_another_kind}file", b"1")
+def test_other_stores_create_files(other_store):
+    files.create_bytes(f"{other_store}file", b"1")
     with pytest.raises(FileExistsError, match="test://file exists already"):
-        files.create_bytes(f"{bucket_of_another_kind}file", b"2")
-    assert files.read_bytes(f"{bucket_of_another_kind}file") == b"1"
+        files.create_bytes(f"{other_store}file", b"2")
+    assert files.read_bytes(f"{other_store}file") == b"1"
 
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Files take no bytes until the returned moment; a write before that takes half, then none."""
+    """A disk that is full until the returned time: a write stores half of its bytes, then none."""
     moment = time.monotonic() + 1.5
     opened = Path.open
 
@@ -192,7 +192,7 @@ def full_disk(monkeypatch):
     return moment
 
 
-def test_a_full_disk_is_waited_for_and_told(tmp_path, full_disk, caplog):
+def test_a_full_disk_is_waited_for_and_logged(tmp_path, full_disk, caplog):
     data = os.urandom(1 << 20)
     files.write_bytes(f"{tmp_path}/file", data)
     assert time.monotonic() >= full_disk
@@ -202,7 +202,7 @@ def test_a_full_disk_is_waited_for_and_told(tmp_path, full_disk, caplog):
     )
 
 
-def test_a_disk_that_stays_full_is_an_error_with_its_number(tmp_path, full_disk, monkeypatch):
+def test_a_disk_that_stays_full_raises_the_error_with_its_errno(tmp_path, full_disk, monkeypatch):
     monkeypatch.setattr(retry, "RETRY_SECONDS", 0.3)
     with pytest.raises(OSError, match=f"{tmp_path}/file: the disk is full: make room") as raised:
         files.write_bytes(f"{tmp_path}/file", bytes(1 << 20))
@@ -211,11 +211,11 @@ def test_a_disk_that_stays_full_is_an_error_with_its_number(tmp_path, full_disk,
 
 
 def permit():
-    """A guard that forbids nothing."""
+    """A guard that allows everything."""
 
 
-def test_what_a_library_writes_on_a_local_disk_is_whole_or_the_old_file(tmp_path):
-    """A kill in the middle of Ray Train's list of checkpoints leaves the list before."""
+def test_the_atomic_filesystem_leaves_the_old_file_or_the_whole_new_one(tmp_path):
+    """A kill while Ray Train writes its list of checkpoints leaves the old list."""
     filesystem, path = files.atomic_filesystem(str(tmp_path / "list.json"), permit)
     filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301  (for the controller)
     with filesystem.open_output_stream(path) as stream:

@@ -33,8 +33,8 @@ SHORT = [
     ("lease_request", "SETTLE_SECONDS", 0.1),
     ("lease_request", "READ_BACK_SECONDS", 1.0),
 ]
-# A driver: takes the folders that it is given, one after another, at certain times; says which it
-# has got; and answers each line that it is told.
+# A driver: requests leases of folders at certain times, prints its number in each, and answers
+# each line of its input.
 DRIVER = """
 import contextlib, sys, time
 from bcl_ray.storage import fence, lease, lease_record, lease_request
@@ -43,14 +43,14 @@ for module, name, value in {short}:
 lease_record.LEASE_SECONDS = {seconds}
 def say(*words):
     print(*words, flush=True)
-def told(text):
-    say("told", text)
+def notify(text):
+    say("notify", text)
 with contextlib.ExitStack() as stack:
     for turn, folder in enumerate(sys.argv[1:]):
         time.sleep(max(0, {begin} + turn - time.time()))
         try:
             mine = stack.enter_context(
-                lease_request.acquire_lease(folder, "run 'x'", told, wait={wait})
+                lease_request.acquire_lease(folder, "run 'x'", notify, wait={wait})
             )
             say("number", mine.fence.number)
         except fence.LeaseHeldError as error:
@@ -76,13 +76,13 @@ def short(monkeypatch):
 
 @pytest.fixture
 def on_disk(tmp_path, short):
-    """One that is not there yet, on a disk: for what does not depend on the store."""
+    """A folder on a disk, not created yet, for tests that do not depend on the store."""
     return str(tmp_path / "run")
 
 
 @pytest.fixture
 def driver():
-    """Starts processes that want a folder."""
+    """Starts processes that request leases."""
     with ExitStack() as stack:
 
         def start(*folders, wait=False, begin=0.0, seconds=SECONDS):
@@ -93,7 +93,7 @@ def driver():
 
 
 class Driver:
-    """A process that has, or wants, a folder."""
+    """A process that requests leases, and answers commands."""
 
     def __init__(self, folders, script):
         command = [sys.executable, "-c", script, *folders]
@@ -101,21 +101,21 @@ class Driver:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
-    def hears(self):
-        """The next line that it says, but for what it tells a person."""
-        while (line := self.process.stdout.readline().strip()).startswith("told"):
+    def next_line(self):
+        """The next line of output, without messages for a person."""
+        while (line := self.process.stdout.readline().strip()).startswith("notify"):
             pass
         return line
 
-    def asked(self, command):
+    def ask(self, command):
         self.process.stdin.write(f"{command}\n")
-        return self.hears()
+        return self.next_line()
 
     def signal(self, number):
         self.process.send_signal(number)
 
-    def ends(self):
-        """Whether it ends when it is told to."""
+    def end(self):
+        """Whether the process ends on command."""
         self.process.stdin.write("end\n")
         return self.process.wait(20) == 0
 
@@ -128,17 +128,17 @@ class Driver:
 
 
 def quiet(text):
-    """What is told to nobody."""
+    """Ignore a message."""
 
 
 def record_in(folder):
     return lease_record.parse_record(versioned_file(files.join(folder, LEASE_FILE)).read(), folder)
 
 
-class Everywhere:
-    """What a folder on a disk and one in a bucket have alike."""
+class AnyStore:
+    """Tests of a folder on a disk and of one in a bucket."""
 
-    def test_one_driver_after_the_other_has_it_at_once_with_a_number_that_grows(self, folder):
+    def test_drivers_one_after_another_get_increasing_numbers(self, folder):
         for number in (1, 2, 3):
             with acquire_lease(folder, "run 'x'", quiet, wait=False) as mine:
                 assert mine.fence.number == number
@@ -147,39 +147,39 @@ class Everywhere:
             assert record_in(folder).released
         assert files.list_files(folder).keys() - {f".{LEASE_FILE}.lock"} == {LEASE_FILE}
 
-    def test_of_processes_that_race_exactly_one_has_each_folder(self, folder, driver):
-        """The first of them was a dead driver's, and is taken over at once."""
+    def test_of_racing_processes_exactly_one_gets_each_folder(self, folder, driver):
+        """The first folder was a dead driver's, and is taken over at once."""
         dead = driver(folder, seconds=600.0)
-        assert dead.hears() == "number 1"
+        assert dead.next_line() == "number 1"
         dead.signal(signal.SIGKILL)
         dead.process.wait()
         folders = [folder, *(f"{folder}-{turn}" for turn in range(4))]
         begin = time.time() + 5  # they import for seconds
         racing = [driver(*folders, begin=begin) for _ in range(3)]
         for number in (2, 1, 1, 1, 1):
-            answers = sorted(one.hears().split(" by ")[0] for one in racing)
+            answers = sorted(one.next_line().split(" by ")[0] for one in racing)
             assert answers == ["held run 'x' is in use"] * 2 + [f"number {number}"]
 
     def test_a_frozen_driver_is_replaced_and_notices_when_it_thaws(self, folder, driver):
         frozen = driver(folder)
-        assert frozen.hears() == "number 1"
+        assert frozen.next_line() == "number 1"
         frozen.signal(signal.SIGSTOP)
         begun = time.monotonic()
         with acquire_lease(folder, "run 'x'", quiet, wait=True) as mine:
             assert time.monotonic() - begun > SECONDS - RENEWAL
             assert mine.fence.number == 2
             frozen.signal(signal.SIGCONT)
-            answer = frozen.asked("check")
+            answer = frozen.ask("check")
             assert answer.startswith(
                 "lost this driver, number 1, gave no sign of life for a while, and"
             )
             assert f"process {os.getpid()} of " in answer
             assert f"and changes nothing more in {folder}" in answer
-            assert frozen.ends()
+            assert frozen.end()
             mine.check()
             assert record_in(folder).number == 2, "who lost it does not give it back"
 
-    def test_who_lost_a_folder_cannot_write_or_delete_in_it_by_ray_trains_filesystem(self, folder):
+    def test_after_the_lease_is_lost_ray_trains_filesystem_changes_nothing(self, folder):
         with acquire_lease(folder, "run 'x'", quiet, wait=False) as mine:
             for name in ("list.json", "checkpoint/state.pt"):
                 files.write_bytes(files.join(folder, name), b"old")
@@ -199,12 +199,12 @@ class Everywhere:
             assert files.read_bytes(files.join(folder, "list.json")) == b"old"
             assert files.read_bytes(files.join(folder, "checkpoint", "state.pt")) == b"old"
 
-    def test_a_store_that_does_not_compare_is_told_of_once(self, folder, compares):
-        said = []
-        with acquire_lease(folder, "run 'x'", said.append, wait=False):
+    def test_a_store_without_conditional_writes_is_reported_once(self, folder, compares):
+        messages = []
+        with acquire_lease(folder, "run 'x'", messages.append, wait=False):
             pass
         text = "the store of run 'x' has no atomic conditional writes: a second driver that"
-        assert [one.startswith(text) for one in said] == ([] if compares else [True])
+        assert [one.startswith(text) for one in messages] == ([] if compares else [True])
 
     def test_a_version_is_replaced_once(self, folder):
         file = versioned_file(files.join(folder, LEASE_FILE))
@@ -224,7 +224,7 @@ class Everywhere:
             file.replace(b"third", second)
 
 
-class TestOnADisk(Everywhere):
+class TestOnADisk(AnyStore):
     @pytest.fixture
     def folder(self, on_disk):
         return on_disk
@@ -234,7 +234,7 @@ class TestOnADisk(Everywhere):
         return True
 
 
-class TestInABucket(Everywhere):
+class TestInABucket(AnyStore):
     @pytest.fixture
     def folder(self, bucket, short):
         return f"{bucket.uri}/run"
@@ -244,9 +244,9 @@ class TestInABucket(Everywhere):
         return bucket.kind != "swift"
 
 
-def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver):
+def test_the_error_for_a_second_driver_names_the_first_and_the_time_to_wait(on_disk, driver):
     first = driver(on_disk)
-    assert first.hears() == "number 1"
+    assert first.next_line() == "number 1"
     pid = first.process.pid
     with (
         pytest.raises(
@@ -257,21 +257,21 @@ def test_a_second_driver_is_told_who_has_it_and_how_long_to_wait(on_disk, driver
         acquire_lease(on_disk, "run 'x'", quiet, wait=False),
     ):
         pass
-    assert first.asked("check") == "ours True"
+    assert first.ask("check") == "ours True"
 
 
-def test_a_look_refuses_as_the_lease_would_and_leaves_nothing(on_disk, driver, tmp_path):
+def test_check_free_refuses_like_acquire_and_leaves_nothing(on_disk, driver, tmp_path):
     LeaseRequest(str(tmp_path / "free"), "run 'y'", quiet).check_free(wait=False)
     assert not (tmp_path / "free").exists()
     first = driver(on_disk)
-    assert first.hears() == "number 1"
+    assert first.next_line() == "number 1"
     with pytest.raises(LeaseHeldError, match="is in use by process"):
         LeaseRequest(on_disk, "run 'x'", quiet).check_free(wait=False)
-    assert first.asked("check") == "ours True"
+    assert first.ask("check") == "ours True"
 
 
 def elsewhere(folder, **changes):
-    """The lease of a driver on another machine."""
+    """Write the lease of a driver on another machine."""
     file = versioned_file(files.join(folder, LEASE_FILE))
     record = dataclasses.replace(lease_record.new_record(None), machine="another", **changes)
     file.replace(record.to_bytes(), file.read())
@@ -281,19 +281,19 @@ def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_
     on_disk, short
 ):
     elsewhere(on_disk, seconds=SECONDS)
-    told = []
-    claim, begun = LeaseRequest(on_disk, "run 'x'", told.append), time.monotonic()
+    messages = []
+    claim, begun = LeaseRequest(on_disk, "run 'x'", messages.append), time.monotonic()
     claim.check_free(wait=False)
     looked = time.monotonic()
     with claim.acquire(wait=False) as mine:
         assert mine.fence.number == 2
     assert looked - begun >= SECONDS
     assert time.monotonic() - looked < SECONDS, "what was seen before counts"
-    assert "waiting for a sign of life for 3 s" in told[0]
-    assert "was left by process" in told[1]
+    assert "waiting for a sign of life for 3 s" in messages[0]
+    assert "was left by process" in messages[1]
 
 
-def test_a_driver_that_lives_on_another_machine_is_not(on_disk, short):
+def test_a_live_driver_on_another_machine_is_not_replaced(on_disk, short):
     elsewhere(on_disk, seconds=SECONDS)
     beat = threading.Timer(1.5, elsewhere, [on_disk], {"seconds": SECONDS, "beats": 1})
     beat.start()
@@ -307,23 +307,23 @@ def test_a_driver_that_lives_on_another_machine_is_not(on_disk, short):
     beat.join()
 
 
-def test_who_waits_says_so_once_and_gets_the_folder_when_the_first_ends(on_disk, driver):
+def test_a_waiting_driver_says_so_once_and_gets_the_folder_when_the_first_ends(on_disk, driver):
     first = driver(on_disk)
-    assert first.hears() == "number 1"
+    assert first.next_line() == "number 1"
     second = driver(on_disk, wait=True)
-    told = second.process.stdout.readline()
-    assert told.startswith(f"told run 'x' is in use by process {first.process.pid} of ")
-    assert "waiting until it has ended, 120 s at most, or has given no sign of life for" in told
+    message = second.process.stdout.readline()
+    assert message.startswith(f"notify run 'x' is in use by process {first.process.pid} of ")
+    assert "waiting until it has ended, 120 s at most, or has given no sign of life for" in message
     time.sleep(SECONDS + 1)
-    assert first.asked("check") == "ours True", "it is alive, and renews its lease"
-    assert first.ends()
-    assert second.hears() == "number 2"
+    assert first.ask("check") == "ours True", "it is alive, and renews its lease"
+    assert first.end()
+    assert second.next_line() == "number 2"
 
 
-def test_a_driver_that_lives_on_is_not_waited_for_for_ever(on_disk, driver, monkeypatch):
+def test_a_live_driver_is_not_waited_for_indefinitely(on_disk, driver, monkeypatch):
     monkeypatch.setattr(lease_request, "WAIT_SECONDS", 1.0)
     first = driver(on_disk)
-    assert first.hears() == "number 1"
+    assert first.next_line() == "number 1"
     alive = r"run 'x' is still in use by process .*, which is alive: stop it, or leave the work"
     with (
         pytest.raises(LeaseHeldError, match=alive),
@@ -334,12 +334,12 @@ def test_a_driver_that_lives_on_is_not_waited_for_for_ever(on_disk, driver, monk
 
 def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
     frozen = driver(on_disk)
-    assert frozen.hears() == "number 1"
+    assert frozen.next_line() == "number 1"
     frozen.signal(signal.SIGSTOP)
     time.sleep(1.5 * SECONDS)
     frozen.signal(signal.SIGCONT)
     time.sleep(3 * RENEWAL)
-    assert frozen.asked("check") == "ours True"
+    assert frozen.ask("check") == "ours True"
 
 
 def test_an_outage_longer_than_a_lease_does_not_end_a_driver_that_nobody_replaced(
@@ -364,7 +364,7 @@ def test_a_renewal_whose_answer_was_lost_is_known_as_our_own(bucket, proxy, shor
     assert record_in(f"{bucket.uri}/run").released
 
 
-def test_a_process_is_dead_where_its_pid_is_gone_or_is_anothers_on_this_machine_alone():
+def test_a_process_of_this_machine_is_dead_if_its_pid_is_gone_or_reused():
     own = lease_record.new_record(None)
     assert not own.is_dead
     assert dataclasses.replace(own, started="1").is_dead, "another process has the pid now"
@@ -391,7 +391,7 @@ def test_a_file_that_is_no_lease_is_refused(tmp_path):
 
 
 class InMemory:
-    """A file that compares."""
+    """A versioned file in memory."""
 
     def __init__(self):
         self.now = None
@@ -419,7 +419,7 @@ EVENTS = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(EVENTS, max_size=40))
 def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
-    """Clocks of drivers are one here, but each sees only when something changes."""
+    """All drivers share a clock here, but each sees the lease only at its own events."""
     file, now, claims, leases = InMemory(), [1000.0], {}, {}
     with pytest.MonkeyPatch.context() as patch:
         for module in (lease, lease_request):

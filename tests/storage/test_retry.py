@@ -7,7 +7,7 @@ from bcl_ray.storage import retry
 
 
 def failing(times):
-    """Fails so often, then returns its number of calls."""
+    """A function that fails a number of times, then returns its number of calls."""
     calls = []
 
     def attempt():
@@ -19,7 +19,7 @@ def failing(times):
     return attempt
 
 
-def test_faults_that_pass_are_outlasted_and_told(caplog, monkeypatch):
+def test_transient_faults_are_retried_and_logged(caplog, monkeypatch):
     monkeypatch.setattr(retry, "QUIET_SECONDS", 0.0)
     assert retry.retry(failing(3), "s3://b/f", lambda error: 20.0, lambda _: "SlowDown") == 4
     assert [(record.name, record.levelno) for record in caplog.records] == [
@@ -29,19 +29,19 @@ def test_faults_that_pass_are_outlasted_and_told(caplog, monkeypatch):
     assert "s3://b/f: works again, after " in caplog.text
 
 
-def test_a_blip_is_not_told(caplog):
+def test_a_short_fault_is_not_logged(caplog):
     assert retry.retry(failing(1), "f", lambda error: 20.0) == 2
     assert not caplog.records
 
 
-def test_faults_that_stay_are_raised_at_once():
+def test_permanent_faults_are_raised_at_once():
     attempt = failing(1)
     with pytest.raises(OSError, match="down"):
         retry.retry(attempt, "f", lambda error: 0.0)
     assert attempt() == 2  # the second call
 
 
-def test_patience_ends():
+def test_retries_end():
     attempt = failing(1000)
     with pytest.raises(OSError, match="down"):
         retry.retry(attempt, "f", lambda error: 0.5)
@@ -49,14 +49,14 @@ def test_patience_ends():
         attempt()  # not all of the thousand were tried
 
 
-def test_denials_between_other_faults_do_not_end_patience_but_a_row_of_them_does(monkeypatch):
+def test_denials_among_other_faults_do_not_end_retries_but_consecutive_ones_do(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     worth = {"throttled": 300.0, "denied": 30.0}
 
     def ends_at(*faults):
-        """Seconds at which the last of the faults ends it; one fault in ten seconds."""
+        """Seconds after which the retries end; there is one fault in ten seconds."""
         now[0], left = -10.0, list(faults)
 
         def attempt():

@@ -28,7 +28,7 @@ ON_CEPH = pytest.mark.parametrize("s3_server", ["ceph"], indirect=True)
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """The smallest parts that a store takes."""
+    """The smallest parts that a store accepts."""
     monkeypatch.setattr(uploads, "PART_BYTES", 5 << 20)
     return 5 << 20
 
@@ -52,10 +52,10 @@ def test_all_files_come_page_by_page_in_the_order_of_their_bytes(bucket, monkeyp
     for name in [*names, ".hidden/x", "a/.thumb", "folder/"]:
         key = {"Bucket": bucket.uri.removeprefix("s3://"), "Key": f"all/{name}"}
         bucket.client.put_object(**key, Body=name.encode())
-    found = list(files.walk(f"{bucket.uri}/all"))
-    assert found == sorted(names, key=str.encode)
+    listed = list(files.walk(f"{bucket.uri}/all"))
+    assert listed == sorted(names, key=str.encode)
     assert list(files.walk(f"{bucket.uri}/al")) == []
-    for name in found:
+    for name in listed:
         assert files.read_bytes(files.file_in(f"{bucket.uri}/all", name)) == name.encode()
 
 
@@ -91,7 +91,7 @@ def test_missing_files_and_buckets_are_named(bucket):
             write(f"{other}/file", b"")
 
 
-def test_the_address_may_stand_in_the_uri(bucket, monkeypatch):
+def test_the_uri_may_contain_the_endpoint(bucket, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     server = bucket.server.endpoint.removeprefix("http://")
     uri = f"{bucket.uri}?scheme=http&endpoint_override={server}"
@@ -149,18 +149,18 @@ def test_a_failed_block_leaves_neither_object_nor_parts(bucket, small_parts):
     assert bucket.keys() == []
 
 
-def test_uploads_of_dead_processes_are_listed_and_aborted(bucket):
+def test_stale_uploads_are_listed_and_aborted(bucket):
     name = s3.parse_uri(bucket.uri).bucket
     begun = bucket.client.create_multipart_upload(Bucket=name, Key="runs/left")
-    (found,) = uploads_of(bucket)
-    assert (found.uri, found.upload_id) == (f"{bucket.uri}/runs/left", begun["UploadId"])
+    (upload,) = uploads_of(bucket)
+    assert (upload.uri, upload.upload_id) == (f"{bucket.uri}/runs/left", begun["UploadId"])
     assert s3.stale_uploads(bucket.uri, timedelta(hours=1)) == []
-    s3.abort_uploads(bucket.uri, [found])
-    s3.abort_uploads(bucket.uri, [found])
+    s3.abort_uploads(bucket.uri, [upload])
+    s3.abort_uploads(bucket.uri, [upload])
     assert uploads_of(bucket) == []
 
 
-def test_a_command_lists_and_aborts_them(bucket):
+def test_a_command_lists_and_aborts_stale_uploads(bucket):
     from typer.testing import CliRunner
 
     from bcl_ray.cli import app
@@ -182,7 +182,7 @@ def test_a_command_lists_and_aborts_them(bucket):
     assert uploads_of(bucket) == []
 
 
-def test_shards_in_a_bucket_are_as_those_in_a_folder(bucket, tmp_path):
+def test_shards_in_a_bucket_equal_those_in_a_folder(bucket, tmp_path):
     source = balanced(8)
     there, here = f"{bucket.uri}/digits", str(tmp_path / "digits")
     assert write_shards(source, there) == write_shards(source, here)
@@ -192,7 +192,7 @@ def test_shards_in_a_bucket_are_as_those_in_a_folder(bucket, tmp_path):
         write_shards(source, there)
 
 
-def test_a_bucket_that_is_not_there_is_told_when_shards_are_written_and_read(bucket):
+def test_a_missing_bucket_is_named_when_shards_are_written_and_read(bucket):
     for access in (lambda uri: write_shards(balanced(8), uri), verify_shards):
         with pytest.raises(ValueError, match=f"there is no bucket '{bucket.uri[5:]}-none'"):
             access(f"{bucket.uri}-none/digits")
@@ -216,7 +216,7 @@ def test_of_two_writers_of_shards_the_second_is_refused(bucket):
 
 
 def test_shards_that_two_writers_have_mixed_are_no_data_set(bucket):
-    """Where a store does not compare, and neither sees the other's lease."""
+    """On a store without atomic conditional writes, where neither writer sees the other's lease."""
     there = f"{bucket.uri}/digits"
 
     def other(stage, *_):
@@ -230,7 +230,7 @@ def test_shards_that_two_writers_have_mixed_are_no_data_set(bucket):
 # Created if absent
 
 
-def test_what_exists_is_not_created_again(bucket):
+def test_a_file_is_created_once(bucket):
     uri = f"{bucket.uri}/manifest"
     files.create_bytes(uri, b"first")
     for data in (b"second", b"first"):
@@ -258,14 +258,14 @@ def test_of_racing_creators_one_wins(bucket):
             assert files.read_bytes(uri) == b"%d" % winners[0]
 
 
-def test_a_creator_whose_answer_was_lost_knows_its_own(bucket, proxy):
+def test_a_creator_whose_answer_was_lost_recognizes_its_own_object(bucket, proxy):
     proxy.plan("lost_answer", method="PUT")
     files.create_bytes(f"{bucket.uri}/file", b"mine")
     assert files.read_bytes(f"{bucket.uri}/file") == b"mine"
     assert proxy.met["lost_answer"] == 1
 
 
-def test_a_store_without_conditions_is_looked_at_first(bucket, proxy):
+def test_without_conditional_writes_the_object_is_looked_up_first(bucket, proxy):
     proxy.plan("no_conditions", method="PUT")
     files.create_bytes(f"{bucket.uri}/file", b"first")
     assert proxy.met["no_conditions"] == 1
@@ -273,7 +273,7 @@ def test_a_store_without_conditions_is_looked_at_first(bucket, proxy):
         files.create_bytes(f"{bucket.uri}/file", b"second")
 
 
-# Faults that pass
+# Transient faults
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_store_without_conditions_is_looked_at_first(bucket, proxy):
         ("lost_answer", "", 3),
     ],
 )
-def test_faults_that_pass_are_survived(bucket, proxy, fault, method, times):
+def test_transient_faults_are_retried(bucket, proxy, fault, method, times):
     uri, data = f"{bucket.uri}/f", os.urandom(100_000)
     proxy.delay = 1.0
     proxy.plan(fault, times=times, method=method)
@@ -298,8 +298,8 @@ def test_faults_that_pass_are_survived(bucket, proxy, fault, method, times):
     assert proxy.met[fault] == times
 
 
-def test_what_others_do_with_the_filesystem_once_survives_denials_too(bucket, proxy):
-    """As Ray Train does it: write a snapshot, look at it, read it, remove a checkpoint."""
+def test_the_filesystem_for_ray_train_retries_denials_too(bucket, proxy):
+    """What Ray Train does: write a snapshot, look it up, read it, delete a checkpoint."""
     filesystem, path = files.resolve(f"{bucket.uri}/run/snapshot.json")
     filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
     for step in ("write", "look", "remove"):
@@ -328,14 +328,14 @@ def test_a_large_upload_survives_faults_in_its_parts(bucket, proxy, small_parts)
     assert uploads_of(bucket) == []
 
 
-def test_removal_whose_answer_was_lost_is_done(bucket, proxy):
+def test_a_deletion_whose_answer_was_lost_is_no_error(bucket, proxy):
     files.write_bytes(f"{bucket.uri}/f", b"")
     proxy.plan("lost_answer", times=3, method="DELETE")
     files.delete(f"{bucket.uri}/f")
     assert files.list_files(bucket.uri) == {}
 
 
-def test_an_outage_is_outlasted_and_told_once(bucket, proxy, caplog, monkeypatch):
+def test_an_outage_is_outlasted_and_logged_once(bucket, proxy, caplog, monkeypatch):
     files.write_bytes(f"{bucket.uri}/f", b"data")
     with proxy.outage_for(3):
         assert files.read_bytes(f"{bucket.uri}/f") == b"data"
@@ -348,7 +348,7 @@ def test_an_outage_is_outlasted_and_told_once(bucket, proxy, caplog, monkeypatch
 
 @pytest.mark.slow
 @ON_SWIFT
-def test_ray_trains_filesystem_outlasts_an_outage_as_we_do(bucket, proxy):
+def test_ray_trains_filesystem_outlasts_an_outage_too(bucket, proxy):
     """By our functions, and by the filesystem that Ray Train writes checkpoints with."""
     data = os.urandom(1 << 20)
     files.write_bytes(f"{bucket.uri}/f", data)
@@ -371,10 +371,10 @@ def test_ray_trains_filesystem_outlasts_an_outage_as_we_do(bucket, proxy):
     assert files.list_files(bucket.uri) == dict.fromkeys(["checkpoint", "f", "manifest"], 1 << 20)
 
 
-# Faults that stay
+# Permanent faults
 
 
-def test_patience_has_an_end(bucket, proxy, impatient):
+def test_retries_end(bucket, proxy, impatient):
     proxy.plan("slow_down", times=1000)
     with pytest.raises(OSError, match=r"/f: http.* is too busy or broken, and was so each time"):
         files.write_bytes(f"{bucket.uri}/f", b"")
@@ -403,7 +403,7 @@ def test_denial_is_retried_then_explained(bucket, proxy, impatient):
     ],
 )
 def test_faults_of_credentials_are_raised_at_once(bucket, proxy, fault, message):
-    """Also where the answer to a HEAD, which has no text, does not tell."""
+    """Also where the response to a HEAD request has no text."""
     proxy.plan(fault, times=1000)
     for access in (files.read_bytes, files.list_files, files.delete_folder):
         before = proxy.met[fault]
@@ -412,7 +412,7 @@ def test_faults_of_credentials_are_raised_at_once(bucket, proxy, fault, message)
         assert proxy.met[fault] - before <= 4  # the SDK sets its clock, and tries once more
 
 
-def test_wrong_credentials_are_refused_and_no_secret_shows(bucket, monkeypatch, caplog):
+def test_wrong_credentials_are_refused_and_no_secret_is_shown(bucket, monkeypatch, caplog):
     right, wrong = os.environ["AWS_SECRET_ACCESS_KEY"], "not-the-right-secret"
     caplog.set_level(logging.DEBUG)
     shown = [pickle.dumps(files.resolve(bucket.uri)[0])]
@@ -453,7 +453,7 @@ def test_malformed_uris_are_refused(uri, message):
 # Clients
 
 
-def test_a_changed_environment_counts_at_once(bucket, monkeypatch):
+def test_a_changed_environment_takes_effect_at_once(bucket, monkeypatch):
     first = files.resolve(bucket.uri)[0]
     assert files.resolve(f"{bucket.uri}/other")[0] is first
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "renewed")
@@ -480,7 +480,7 @@ def test_a_forked_child_reads_with_a_client_of_its_own(bucket):
 # Checks before the start
 
 
-def test_what_may_be_used_has_no_problems_and_is_left_clean(bucket):
+def test_a_usable_bucket_has_no_problems_and_is_left_clean(bucket):
     files.write_bytes(f"{bucket.uri}/data/f", b"data")
     assert s3.check_access(f"{bucket.uri}/runs", ALL) == []
     assert s3.check_access(f"{bucket.uri}/data", {"list", "read"}) == []
@@ -526,14 +526,14 @@ def test_each_denied_action_is_named(bucket, proxy):
         ("no_trailers", ["set AWS_REQUEST_CHECKSUM_CALCULATION=when_required on every machine"]),
     ],
 )
-def test_faults_are_told_before_the_start(bucket, proxy, fault, words):
+def test_the_check_reports_faults(bucket, proxy, fault, words):
     proxy.plan(fault, times=1000, method="PUT" if fault == "no_trailers" else "")
     (problem,) = s3.check_access(f"{bucket.uri}/runs", ALL)
     assert all(word in problem for word in words)
 
 
 @ON_CEPH
-def test_the_checksums_that_an_old_store_does_not_take_are_told(bucket, monkeypatch):
+def test_the_check_reports_a_store_that_does_not_accept_checksums(bucket, monkeypatch):
     monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
     (problem,) = s3.check_access(f"{bucket.uri}/runs", ALL)
     assert "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required on every machine" in problem
@@ -541,7 +541,7 @@ def test_the_checksums_that_an_old_store_does_not_take_are_told(bucket, monkeypa
 
 
 @ON_SWIFT
-def test_endpoints_that_do_not_answer_are_told_in_time(bucket, proxy, monkeypatch):
+def test_the_check_reports_endpoints_that_do_not_answer_in_time(bucket, proxy, monkeypatch):
     assert check.CONNECT_SECONDS + check.SILENCE_SECONDS < check.CHECK_SECONDS == 15
     monkeypatch.setattr(check, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(check, "SILENCE_SECONDS", 2.0)
@@ -569,7 +569,7 @@ def test_endpoints_that_do_not_answer_are_told_in_time(bucket, proxy, monkeypatc
 
 
 @ON_SWIFT
-def test_missing_credentials_are_told(bucket, monkeypatch):
+def test_the_check_reports_missing_credentials(bucket, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
