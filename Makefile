@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 MACHINES := $(addprefix tests/,cluster/test_slurm.py faults/test_autoscaling.py faults/test_two_drivers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart cluster test test-fast test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check format clean
+.PHONY: help quickstart cluster test test-fast test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check docs format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ check: .venv/.dev ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: .venv/.dev ## the pages of docs/ as a site, in build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: .venv/.dev ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -1,14 +1,15 @@
+"""docs/clusters: its estimates follow from their assumptions."""
+
 import re
 
 import pytest
 
 from bcl_ray.experiment.recipes import RECIPES
-from tests.cluster.conftest import ROOT
+from tests.docs.pages import ROOT
 
-README = (ROOT / "cluster" / "README.md").read_text()
 ROWS = [
     [cell.strip(" `") for cell in line.strip("|").split("|")]
-    for line in README.splitlines()
+    for line in (ROOT / "docs" / "clusters" / "cost.md").read_text().splitlines()
     if re.match(r"\| `\w+` \| \d+ ", line)
 ]
 
@@ -28,19 +29,3 @@ def test_the_estimates_follow_from_their_assumptions(row):
 
 def test_there_is_an_estimate_for_each_published_setting():
     assert [row[0] for row in ROWS] == ["cifar100_lt", "imagenet_lt", "inat18"]
-
-
-def test_every_file_that_the_readme_names_exists():
-    named = set(re.findall(r"cluster/(?:kuberay|aws|slurm)/[\w./-]+\w|cluster/Dockerfile", README))
-    assert len(named) > 5
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-
-
-def test_every_command_that_the_readme_names_exists():
-    from typer.main import get_command
-
-    from bcl_ray.cli import app
-
-    known = get_command(app).commands
-    named = set(re.findall(r"(?:^|`|-- )bcl-ray (\w+)", README, re.MULTILINE))
-    assert {"submit", "shard", "cluster"} <= named <= set(known)
