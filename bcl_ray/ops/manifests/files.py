@@ -12,7 +12,7 @@ RENDERERS: dict[str, Callable[[ClusterDescription], dict[str, str]]] = {
     "slurm": slurm.sbatch,
 }
 TARGETS = tuple(RENDERERS)
-NOTE = "# Rendered by `bcl-ray cluster render {}` from the cluster's description: change that.\n"
+NOTE = "# Rendered by `bcl-ray cluster render {}`: change the description, not this file.\n"
 
 
 def render(target: str, description: ClusterDescription) -> dict[str, str]:
