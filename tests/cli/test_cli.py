@@ -177,14 +177,14 @@ def test_a_mistyped_command_has_status_2_and_no_traceback(bcl_ray, command):
     assert "Traceback" not in err
 
 
-def test_a_traceback_is_there_for_who_asks(monkeypatch):
+def test_a_variable_of_the_environment_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bcl-ray", "plan", "nonsense"])
     monkeypatch.setenv("BCL_RAY_TRACEBACK", "1")
     with pytest.raises(ValueError, match="'nonsense' is no recipe"):
         main()
 
 
-def test_a_missing_library_is_one_line_that_tells_what_to_install(bcl_ray, digits, monkeypatch):
+def test_a_missing_library_is_one_line_with_what_to_install(bcl_ray, digits, monkeypatch):
     monkeypatch.delitem(sys.modules, "bcl_ray.training.driver", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     status, _, err = bcl_ray("train", "digits_lt", f"data.path={digits}")
@@ -200,7 +200,7 @@ def test_recipes_are_listed_with_a_line_each(bcl_ray):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_shown_recipe_is_taken_back_as_the_same_experiment(bcl_ray, tmp_path, recipe):
+def test_a_shown_recipe_is_read_as_the_same_experiment(bcl_ray, tmp_path, recipe):
     file = tmp_path / "mine.yaml"
     overrides = ["optim.lr=0.123", "tracking.run=mine", "views.classification.flip=0.25"]
     _, shown, _ = bcl_ray("recipes", "show", recipe, *overrides)
@@ -229,9 +229,7 @@ def test_a_plan_is_shown_as_a_table(bcl_ray, digits):
         assert line in out
 
 
-def test_a_plan_for_a_cluster_elsewhere_does_not_judge_by_this_machine(
-    bcl_ray, digits, monkeypatch
-):
+def test_a_plan_for_another_cluster_ignores_this_machine(bcl_ray, digits, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://far:10001")
     command = ["plan", "digits_lt", f"data.path={digits}", "scale.cpus_per_worker=9999", "--json"]
     status, out, _ = bcl_ray(*command)
@@ -250,8 +248,8 @@ def test_digits_are_sharded_shown_and_verified(bcl_ray, digits):
     assert status == 0
     assert manifest["fingerprint"] in out
     shards = sum(len(split["shards"]) for split in manifest["splits"].values())
-    said = f"{digits}: {shards} shards match the manifest\n"
-    assert bcl_ray("shards", "verify", str(digits)) == (0, said, "")
+    message = f"{digits}: {shards} shards match the manifest\n"
+    assert bcl_ray("shards", "verify", str(digits)) == (0, message, "")
 
 
 @pytest.mark.parametrize("pixels", ["0", "-5"])

@@ -57,7 +57,9 @@ def of_disk(number):
         (1, of_s3("When reading: AWS Error NETWORK_CONNECTION during GetObject operation: curl")),
     ],
 )
-def test_a_mistake_is_told_from_what_may_pass(monkeypatch, capsys, status, error):
+def test_mistakes_and_temporary_failures_have_different_statuses(
+    monkeypatch, capsys, status, error
+):
     def fails(*_, **__):
         raise error
 
@@ -69,9 +71,7 @@ def test_a_mistake_is_told_from_what_may_pass(monkeypatch, capsys, status, error
     assert str(error) in capsys.readouterr().err
 
 
-def test_an_error_that_nobody_thought_of_keeps_its_traceback_in_a_file(
-    monkeypatch, capsys, tmp_path
-):
+def test_an_unexpected_error_keeps_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     def fails(*_, **__):
         raise ValueError("shapes (3, 4) and (5,) do not broadcast\nat all")
 
@@ -83,10 +83,12 @@ def test_an_error_that_nobody_thought_of_keeps_its_traceback_in_a_file(
     assert end.value.code == 1
     (file,) = (tmp_path / "bcl_ray").iterdir()
     assert "in fails" in file.read_text()
-    said = capsys.readouterr().err
-    assert said.startswith("bcl-ray: ValueError: shapes (3, 4) and (5,) do not broadcast at all (")
-    assert str(file) in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith(
+        "bcl-ray: ValueError: shapes (3, 4) and (5,) do not broadcast at all ("
+    )
+    assert str(file) in output
+    assert output.count("\n") == 1
     file.unlink()
     file.parent.rmdir()
     (tmp_path / "bcl_ray").write_text("no folder can be here")

@@ -25,7 +25,7 @@ from bcl_ray.ops.slurm import allocation, driver, network, ray_node
         (143, None, "143"),  # somebody else's signal
     ],
 )
-def test_a_job_ends_as_its_driver_unless_it_was_asked_to_stop(status, reason, result):
+def test_a_job_has_the_status_of_its_driver_unless_it_was_to_stop(status, reason, result):
     assert driver.job_result(status, reason) == result
 
 
@@ -36,7 +36,7 @@ def stop(tmp_path):
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_signal_to_the_step_means_later_unless_the_user_has_said_otherwise(stop, tmp_path):
+def test_a_signal_to_the_step_requeues_the_job_unless_the_user_ends_it(stop, tmp_path):
     assert stop.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.reason() == "requeue"
@@ -44,7 +44,7 @@ def test_a_signal_to_the_step_means_later_unless_the_user_has_said_otherwise(sto
     assert stop.reason() == "end"
 
 
-def test_a_signal_by_which_srun_ends_the_step_after_a_failure_is_no_request(stop, tmp_path):
+def test_srun_s_signal_after_a_failure_is_no_request_to_stop(stop, tmp_path):
     (tmp_path / "failed").write_text("n2: Ray has ended here (status 1)")
     assert stop.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
@@ -52,7 +52,7 @@ def test_a_signal_by_which_srun_ends_the_step_after_a_failure_is_no_request(stop
         stop.reason()
 
 
-def test_ray_gets_the_memory_that_the_job_has_and_all_of_it_where_the_job_has_all():
+def test_ray_gets_the_memory_of_the_job_and_no_option_if_the_job_has_the_whole_node():
     share = {"SLURM_MEM_PER_NODE": "1000", "SLURM_CPUS_ON_NODE": "2"}
     each = {"SLURM_MEM_PER_CPU": "500", "SLURM_CPUS_ON_NODE": "2"}
     expected = ["--memory=629145600", "--object-store-memory=314572800"]
@@ -62,7 +62,7 @@ def test_ray_gets_the_memory_that_the_job_has_and_all_of_it_where_the_job_has_al
     assert ray_node.memory_options({"SLURM_MEM_PER_NODE": "0", "SLURM_CPUS_ON_NODE": "2"}) == []
 
 
-def test_a_node_is_known_by_the_address_of_its_interface_or_the_one_that_leads_to_its_peer():
+def test_a_node_has_the_address_of_its_interface_or_the_one_that_reaches_its_peer():
     assert network.own_address("lo", "example.invalid") == "127.0.0.1"
     assert network.own_address(None, "127.0.0.1") == "127.0.0.1"
     with pytest.raises(allocation.StartError, match=r"slurm.interface \(ib9\) has no .* there are"):

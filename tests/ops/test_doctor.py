@@ -1,4 +1,4 @@
-"""The doctor: what is wrong is said with what to do, it never hangs, and all nodes are asked."""
+"""The doctor: it reports what is wrong and what to do, never hangs, and checks all nodes."""
 
 import http.server
 import os
@@ -14,12 +14,14 @@ import torch
 from bcl_ray.ops.doctor import gpus, machine
 from bcl_ray.ops.doctor.finding import Finding, merge, run_check
 
-KEPT = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_")
+CLUSTER_PREFIXES = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_")
 
 
 def doctor(*options: str, **environment: str) -> tuple[int, str]:
-    """Exit status and output, with no more of the environment than is given."""
-    bare = {name: value for name, value in os.environ.items() if not name.startswith(KEPT)}
+    """Exit status and output; of the variables of clusters, only those given are set."""
+    bare = {
+        name: value for name, value in os.environ.items() if not name.startswith(CLUSTER_PREFIXES)
+    }
     done = subprocess.run(
         [sys.executable, "-m", "bcl_ray", "doctor", *options],
         env={**bare, **environment},
@@ -66,21 +68,21 @@ def answering():
         server.server_close()
 
 
-def test_a_check_that_never_ends_is_left_alone():
+def test_a_check_that_never_ends_is_abandoned():
     begun = time.monotonic()
-    found = run_check("disk", "here", lambda: time.sleep(60) or "", seconds=0.2)
+    finding = run_check("disk", "here", lambda: time.sleep(60) or "", seconds=0.2)
     assert time.monotonic() - begun < 5
-    assert found == Finding(
+    assert finding == Finding(
         "disk", "here", False, "no answer within 0.2 s: is it overloaded, or its network blocked?"
     )
 
 
-def test_an_error_that_is_not_ours_is_shown_with_its_kind():
-    found = run_check("disk", "here", lambda: str({}["gone"]))
-    assert (found.good, found.text) == (False, "KeyError: 'gone'")
+def test_an_unexpected_error_is_shown_with_its_type():
+    finding = run_check("disk", "here", lambda: str({}["gone"]))
+    assert (finding.good, finding.text) == (False, "KeyError: 'gone'")
 
 
-def test_nodes_that_say_the_same_are_one_line_and_those_with_a_problem_are_named():
+def test_equal_findings_of_nodes_are_one_line_and_problems_name_their_nodes():
     good = [Finding("disk", name, True, "fine") for name in ("a", "b", "c")]
     bad = [Finding("S3", name, False, "denied") for name in ("a", "b")]
     alone = Finding("S3", "c", False, "gone")
@@ -91,7 +93,7 @@ def test_nodes_that_say_the_same_are_one_line_and_those_with_a_problem_are_named
     ]
 
 
-def test_a_full_disk_is_said(monkeypatch, tmp_path):
+def test_a_full_disk_is_reported(monkeypatch, tmp_path):
     usage = (1000 * machine.GIB, 960 * machine.GIB, 40 * machine.GIB)
     monkeypatch.setattr(
         machine.shutil, "disk_usage", lambda _: machine.shutil._ntuple_diskusage(*usage)
@@ -100,14 +102,14 @@ def test_a_full_disk_is_said(monkeypatch, tmp_path):
         machine.check_disk(tmp_path)
 
 
-def test_shared_memory_smaller_than_the_store_is_said():
+def test_shared_memory_smaller_than_the_store_is_reported():
     with pytest.raises(OSError, match="start the container with --shm-size"):
         machine.check_shared_memory(store_bytes=2.0**60)
     assert "GiB free in /dev/shm" in machine.check_shared_memory(store_bytes=0)
 
 
 @pytest.mark.parametrize(("seen", "promised"), [(2, 0.0), (0, 1.0)])
-def test_gpus_that_ray_does_not_count_right_are_said(monkeypatch, seen, promised):
+def test_a_wrong_number_of_gpus_in_ray_is_reported(monkeypatch, seen, promised):
     monkeypatch.setattr(gpus, "query_driver", lambda: gpus.DriverReport(seen))
     with pytest.raises(ValueError, match=f"nvidia-smi sees {seen}, and Ray counts {promised:g}: "):
         gpus.check_gpus(promised)
@@ -116,7 +118,7 @@ def test_gpus_that_ray_does_not_count_right_are_said(monkeypatch, seen, promised
 HEADER = "| NVIDIA-SMI 570.86  Driver Version: 570.86.15  CUDA Version: 12.8 |"
 
 
-def test_the_driver_is_what_nvidia_smi_says(monkeypatch, tmp_path):
+def test_the_driver_is_read_from_nvidia_smi(monkeypatch, tmp_path):
     command = tmp_path / "nvidia-smi"
     listed = "echo 'GPU 0: A (UUID: x)'; echo 'GPU 1: A (UUID: y)'"
     command.write_text(f"#!/bin/sh\nif [ \"$1\" = -L ]; then {listed}; else echo '{HEADER}'; fi\n")
@@ -157,7 +159,7 @@ GOOD = gpus.DriverReport(2, "580.65", "13.0")
         ),
     ],
 )
-def test_a_driver_and_a_pytorch_that_do_not_go_together_are_said(driver, seen, message):
+def test_a_driver_and_a_pytorch_that_do_not_fit_together_are_reported(driver, seen, message):
     with pytest.raises(ValueError, match=message):
         gpus.compare(driver, seen)
 
@@ -169,8 +171,8 @@ def test_a_driver_runs_older_versions_of_cuda_and_newer_ones_of_its_own(cuda):
     assert gpus.compare(driver, seen).startswith("2 L4; driver ")
 
 
-def test_pytorch_is_asked_in_a_process_that_ray_does_not_hide_gpus_from(monkeypatch):
-    """On a machine without a GPU it says why, in words of its own."""
+def test_pytorch_runs_in_a_process_from_which_ray_hides_no_gpus(monkeypatch):
+    """On a machine without a GPU, it reports the reason."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     seen = gpus.query_torch()
     assert (seen.torch, seen.cuda) == (torch.__version__, torch.version.cuda)
@@ -189,7 +191,7 @@ def test_pytorch_is_asked_in_a_process_that_ray_does_not_hide_gpus_from(monkeypa
     ],
     ids=["host", "user", "other", "page"],
 )
-def test_what_mlflow_says_is_explained(answering, status, body, message):
+def test_errors_of_mlflow_are_explained(answering, status, body, message):
     uri = answering(status, body)
     with pytest.raises((OSError, ValueError), match=message.format(port=uri.rpartition(":")[2])):
         machine.check_tracking_server(uri)
@@ -201,7 +203,7 @@ def test_an_mlflow_address_with_a_password_is_not_shown():
     assert "secret" not in str(refused.value)
 
 
-def test_without_a_cluster_this_machine_alone_is_looked_at():
+def test_without_a_cluster_only_this_machine_is_checked():
     status, output = doctor()
     assert [line.split()[1:3] for line in output.splitlines()] == [
         ["versions", "here"],
@@ -213,7 +215,7 @@ def test_without_a_cluster_this_machine_alone_is_looked_at():
 
 
 @pytest.mark.slow
-def test_servers_that_swallow_packets_do_not_hold_it_up(silent):
+def test_servers_that_never_answer_do_not_delay_it(silent):
     begun = time.monotonic()
     status, output = doctor(
         *("--store", "s3://bucket/folder", "--mlflow", silent, "--address", silent),
@@ -230,15 +232,15 @@ def test_servers_that_swallow_packets_do_not_hold_it_up(silent):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_whole_cluster_in_order(local_cluster):
+def test_a_healthy_cluster_has_no_problems(local_cluster):
     status, output = doctor(**local_cluster.environment())
     assert status == 0, output
     lines = [line.split() for line in output.splitlines()]
-    said = {(subject, where) for _, subject, where, *_ in lines}
+    findings = {(subject, where) for _, subject, where, *_ in lines}
     cluster = {"dashboard", "token", "versions", "State", "jobs"}
-    assert {(subject, "cluster") for subject in cluster - {"State"}} <= said
+    assert {(subject, "cluster") for subject in cluster - {"State"}} <= findings
     assert "4 nodes, 6 CPUs, 0 GPUs" in output
-    assert ("S3", "here") in said
+    assert ("S3", "here") in findings
     merged_lines = [line for line in output.splitlines() if " 4 nodes " in line]
     assert [line.split()[1] for line in merged_lines] == [
         "versions",
@@ -252,7 +254,7 @@ def test_a_whole_cluster_in_order(local_cluster):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_wrong_token_and_a_wrong_key_are_said(local_cluster, tmp_path):
+def test_a_wrong_token_and_a_wrong_key_are_reported(local_cluster, tmp_path):
     token = tmp_path / "token"
     token.write_text("0" * 64)
     environment = {

@@ -168,7 +168,7 @@ def test_a_job_gets_sigint_and_longer_than_rays_own_three_seconds(head):
     )
 
 
-def test_a_job_that_does_not_end_is_killed_and_that_is_said(head, monkeypatch):
+def test_a_job_that_does_not_end_is_killed_and_this_is_reported(head, monkeypatch):
     monkeypatch.setattr(request, "STOP_SECONDS", 2)
     script = (
         "import signal, time\n"
@@ -263,7 +263,7 @@ def test_a_cluster_with_other_versions_is_refused_before_anything_is_sent(head, 
     assert len(cluster.jobs()) == before
 
 
-def test_a_missing_and_a_wrong_token_are_told(head):
+def test_a_missing_and_a_wrong_token_are_reported(head):
     status, _, err = head.run("jobs", "list", RAY_AUTH_TOKEN="wrong")  # noqa: S106
     assert (status, "does not accept the token of RAY_AUTH_TOKEN (403)" in err) == (2, True)
     status, _, err = head.run("jobs", "list", RAY_AUTH_TOKEN_PATH="", HOME=str(head.folder))
@@ -273,7 +273,7 @@ def test_a_missing_and_a_wrong_token_are_told(head):
     ) == (2, True)
 
 
-def test_an_unknown_job_comes_with_the_nearest(head):
+def test_the_error_for_an_unknown_job_suggests_the_nearest(head):
     sent(head, "someone-1124-1", "")
     for command in ("status", "logs", "stop"):
         status, out, err = head.run("jobs", command, "someone-1124-2")

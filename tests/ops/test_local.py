@@ -241,11 +241,11 @@ def test_an_interrupted_up_leaves_nothing(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_up_is_cleared_by_the_next_and_down_leaves_no_process(tmp_path):
-    cluster, said = LocalCluster(tmp_path / "cluster"), []
+    cluster, messages = LocalCluster(tmp_path / "cluster"), []
     left = interrupted_up(cluster, signal.SIGKILL)
     assert alive(left)
-    cluster.up(workers=1, port=free_block(20), cpus=1, notify=said.append)
-    assert said == ["clearing what a cluster that was not taken down has left"]
+    cluster.up(workers=1, port=free_block(20), cpus=1, notify=messages.append)
+    assert messages == ["clearing what a cluster that was not taken down has left"]
     assert alive(left) == []
     tree, ray_folder = processes_of(cluster), Path(cluster.parts.description().ray_folder)
     assert ray_folder.is_dir()

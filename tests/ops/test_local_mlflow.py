@@ -73,7 +73,7 @@ def status_of(url):
         return error.code
 
 
-def test_who_does_not_say_who_it_is_gets_nothing(protected, monkeypatch):
+def test_clients_without_credentials_are_refused(protected, monkeypatch):
     uri, accounts = protected
     for path in ("", "/api/2.0/mlflow/experiments/search?max_results=1", "/graphql"):
         assert status_of(uri + path) == 401, path

@@ -58,7 +58,7 @@ def test_a_process_outlives_who_started_it_and_is_found_again(processes):
     assert processes.names() == []
 
 
-def test_a_pid_that_went_to_somebody_else_is_never_killed(processes, other):
+def test_a_pid_that_another_process_has_now_is_never_killed(processes, other):
     start(processes, "one")
     processes.kill("one")
     file = processes.folder / "run" / "one.json"
@@ -78,7 +78,7 @@ def test_the_whole_tree_is_killed(processes):
     assert processes.names() == ["one"]
 
 
-def test_what_a_dead_process_has_left_is_found_and_killed(processes):
+def test_descendants_of_a_dead_process_are_found_and_killed(processes):
     start(processes, "one", CHILD.format(SLEEP, "sys.exit()"))
     wait_until(lambda: not processes.alive("one") and len(processes.tree("one")) == 1)
     assert processes.any_alive()
@@ -96,7 +96,7 @@ def test_a_process_that_hides_its_environment_is_found_by_its_session(processes)
     assert processes.tree("one") == []
 
 
-def test_one_that_does_not_end_when_asked_is_killed(processes):
+def test_a_process_that_ignores_sigterm_is_killed(processes):
     start(processes, "one", f"import signal; signal.signal(15, signal.SIG_IGN); print(1); {SLEEP}")
     wait_until(lambda: processes.log("one").stat().st_size >= 0 and processes.alive("one"))
     time.sleep(0.5)
@@ -110,13 +110,13 @@ def test_the_same_name_runs_once(processes):
         start(processes, "one")
 
 
-def test_one_that_ends_too_early_is_reported_with_its_last_line(processes):
+def test_a_process_that_ends_too_early_is_reported_with_its_last_line(processes):
     start(processes, "one", "import sys; sys.exit('no licence')")
     with pytest.raises(OSError, match=rf"one ended: no licence \({processes.log('one')}\)"):
         processes.wait("one", iter(lambda: False, None), seconds=20)
 
 
-def test_one_that_is_never_ready_is_given_up(processes):
+def test_a_process_that_is_never_ready_is_an_error(processes):
     start(processes, "one", f"print('thinking', flush=True); {SLEEP}")
     with pytest.raises(OSError, match=r"one was not ready in 0\.5 s"):
         processes.wait("one", iter(lambda: False, None), seconds=0.5)
@@ -127,7 +127,7 @@ def test_a_missing_program_comes_with_its_remedy():
         program("nonesuch", "get it there")
 
 
-def test_a_port_in_use_is_refused_with_its_holder():
+def test_a_port_in_use_is_refused_with_the_process_that_uses_it():
     first, second = free_ports(2)
     check_free({"a": first, "b": second})
     with socket.socket() as held:

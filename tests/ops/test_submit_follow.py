@@ -25,17 +25,17 @@ TEXTS = st.text(st.sampled_from("ab\nü"), max_size=60)
 
 @given(text=TEXTS, data=st.data())
 def test_each_line_comes_once_however_often_the_connection_breaks(text, data):
-    lines, found = Lines(), []
+    lines, complete = Lines(), []
     for _ in range(data.draw(st.integers(0, 5))):
         sent = text[: data.draw(st.integers(0, len(text)))]
         lines.reconnected()
         for chunk in pieces(sent, data):
-            found += lines.feed(chunk)
+            complete += lines.feed(chunk)
     lines.reconnected()
     for chunk in pieces(text, data):
-        found += lines.feed(chunk)
-    found += lines.end()
-    assert found == text.split("\n")[: None if text.rpartition("\n")[2] else -1]
+        complete += lines.feed(chunk)
+    complete += lines.end()
+    assert complete == text.split("\n")[: None if text.rpartition("\n")[2] else -1]
 
 
 def pieces(text: str, data) -> list[str]:
@@ -107,8 +107,8 @@ class Dashboard:
         return web.Response(text=content, status=self.answer or status)
 
     async def version(self, request):
-        found = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}
-        return self.reply(request, json.dumps(found))
+        answer = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}
+        return self.reply(request, json.dumps(answer))
 
     async def jobs(self, request):
         return self.reply(request, json.dumps([self.details()]))
@@ -145,22 +145,22 @@ def dashboard(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "sesame")
     monkeypatch.setattr(follow, "PAUSES", (0.05, 0.1))
-    made = Dashboard()
-    yield made
-    made.stop()
-    made.loop.call_soon_threadsafe(made.loop.stop)
+    server = Dashboard()
+    yield server
+    server.stop()
+    server.loop.call_soon_threadsafe(server.loop.stop)
 
 
-def followed(dashboard):
-    lines, told = [], []
-    job = follow.follow(JobClient(dashboard.address), JOB, lines.append, told.append)
-    return lines, told, job
+def follow_job(dashboard):
+    lines, messages = [], []
+    job = follow.follow(JobClient(dashboard.address), JOB, lines.append, messages.append)
+    return lines, messages, job
 
 
 def test_a_log_is_shown_whole_and_the_token_is_sent(dashboard):
-    lines, told, job = followed(dashboard)
+    lines, messages, job = follow_job(dashboard)
     assert lines == LOG.split("\n")
-    assert (told, job.status) == ([], "SUCCEEDED")
+    assert (messages, job.status) == ([], "SUCCEEDED")
     assert dashboard.authorizations == {"Bearer sesame"}
     assert dashboard.connections == 1
 
@@ -170,14 +170,16 @@ def test_a_connection_that_breaks_is_made_again_and_nothing_is_shown_twice(dashb
     """After no, some and all characters, in the middle of a line and at its end."""
     cuts = (0, 3, 6, 6, 14, 30, len(LOG))
     dashboard.plan = [*((cut, end) for cut in cuts), (len(LOG), "close")]
-    lines, told, job = followed(dashboard)
+    lines, messages, job = follow_job(dashboard)
     assert lines == LOG.split("\n")
     assert job.status == "SUCCEEDED"
     assert dashboard.connections == 8
-    assert set(told) <= {f"connection to {dashboard.address} lost, trying again; the job goes on"}
+    assert set(messages) <= {
+        f"connection to {dashboard.address} lost, trying again; the job goes on"
+    }
 
 
-def test_a_dashboard_that_is_away_for_a_while_is_waited_for(dashboard):
+def test_an_outage_of_the_dashboard_is_waited_for(dashboard):
     dashboard.plan = [(10, "leave"), (len(LOG), "close")]
 
     def outage():
@@ -188,13 +190,13 @@ def test_a_dashboard_that_is_away_for_a_while_is_waited_for(dashboard):
 
     thread = threading.Thread(target=outage)
     thread.start()
-    lines, told, _ = followed(dashboard)
+    lines, messages, _ = follow_job(dashboard)
     thread.join()
     assert lines == LOG.split("\n")
-    assert told == [f"connection to {dashboard.address} lost, trying again; the job goes on"]
+    assert messages == [f"connection to {dashboard.address} lost, trying again; the job goes on"]
 
 
-def test_a_dashboard_that_stays_away_is_given_up(dashboard, monkeypatch):
+def test_a_long_outage_of_the_dashboard_ends_the_following(dashboard, monkeypatch):
     monkeypatch.setattr(follow, "PATIENCE", 0.5)
     cluster = JobClient(dashboard.address)
     dashboard.stop()
@@ -205,23 +207,23 @@ def test_a_dashboard_that_stays_away_is_given_up(dashboard, monkeypatch):
 
 def test_a_job_whose_log_is_gone_with_its_node_ends(dashboard):
     dashboard.plan, dashboard.status = [(0, 500)], "FAILED"
-    lines, told, job = followed(dashboard)
+    lines, messages, job = follow_job(dashboard)
     assert (lines, job.status) == ([], "FAILED")
-    assert told == ["the end of its log cannot be read: its node is gone"]
+    assert messages == ["the end of its log cannot be read: its node is gone"]
 
 
-def test_a_job_that_waits_says_for_what(dashboard, monkeypatch):
+def test_the_reason_why_a_job_waits_is_shown(dashboard, monkeypatch):
     monkeypatch.setattr(follow, "QUIET", 0.2)
     dashboard.plan, dashboard.status = [(0, "leave"), (len(LOG), "close")], "PENDING"
-    cluster, told = JobClient(dashboard.address), []
+    cluster, messages = JobClient(dashboard.address), []
 
     def stop_waiting(text):
-        told.append(text)
+        messages.append(text)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         follow.follow(cluster, JOB, print, stop_waiting)
-    assert told == ["the job is waiting: no node has 8 GPUs"]
+    assert messages == ["the job is waiting: no node has 8 GPUs"]
 
 
 def test_a_token_that_is_refused_in_the_middle_ends_the_following(dashboard):
@@ -232,7 +234,7 @@ def test_a_token_that_is_refused_in_the_middle_ends_the_following(dashboard):
         follow.follow(cluster, JOB, print, print)
 
 
-def test_following_ends_when_nobody_reads_what_is_shown(dashboard):
+def test_following_ends_when_the_output_is_closed(dashboard):
     def closed(line):
         raise BrokenPipeError
 
@@ -241,7 +243,7 @@ def test_following_ends_when_nobody_reads_what_is_shown(dashboard):
     assert dashboard.connections == 1
 
 
-def test_an_unknown_job_is_refused_with_the_nearest(dashboard):
+def test_the_error_for_an_unknown_job_suggests_the_nearest(dashboard):
     with pytest.raises(ValueError, match=f"knows no job 'long-1224': did you mean {JOB}"):
         JobClient(dashboard.address).job("long-1224")
 
@@ -255,7 +257,7 @@ def test_an_unknown_job_is_refused_with_the_nearest(dashboard):
         (500, OSError, "answered 500 to /api/version"),
     ],
 )
-def test_answers_of_a_dashboard_are_told_in_plain_words(dashboard, answer, kind, message):
+def test_errors_of_a_dashboard_are_explained(dashboard, answer, kind, message):
     dashboard.answer = answer
     with pytest.raises(kind) as error:
         JobClient(dashboard.address)
@@ -264,7 +266,7 @@ def test_answers_of_a_dashboard_are_told_in_plain_words(dashboard, answer, kind,
     assert "sesame" not in str(error.value)
 
 
-def test_what_is_no_dashboard_is_told_in_plain_words(dashboard, monkeypatch):
+def test_an_address_without_a_dashboard_is_explained(dashboard, monkeypatch):
     monkeypatch.setattr(client, "TIMEOUT", (0.3, 0.3))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -280,7 +282,7 @@ def test_what_is_no_dashboard_is_told_in_plain_words(dashboard, monkeypatch):
         JobClient("http://nowhere.invalid:8265")
 
 
-def test_an_address_is_the_option_or_of_the_environment(monkeypatch):
+def test_an_address_comes_from_the_option_or_the_environment(monkeypatch):
     for name in client.ADDRESSES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match="which cluster"):

@@ -64,7 +64,7 @@ def test_files_that_are_named_are_found_under_their_new_names(tmp_path_factory, 
     assert not any(part.startswith(("/", "..")) for word in words for part in word.split("/"))
 
 
-def test_what_is_not_there_and_what_is_no_list_stays_a_word(tmp_path):
+def test_words_that_name_no_file_to_send_stay_as_they_are(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"x")
     (tmp_path / "cifar10").write_bytes(b"x")
     words = ("gone.yaml", "photo.jpg", "cifar10", "s3://bucket/list.txt", "--runs")

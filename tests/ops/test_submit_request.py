@@ -49,53 +49,57 @@ def digits(tmp_path_factory):
     return target
 
 
-def asked(kind: str, *words: str, address: str = CLUSTER) -> request.JobRequest:
+def request_for(kind: str, *words: str, address: str = CLUSTER) -> request.JobRequest:
     return submit._request(kind, words, address)
 
 
-def test_a_run_is_named_at_once_and_its_job_likewise(unseen):
-    made = asked("train", "cifar10_lt", *REMOTE, "train.epochs=2")
-    assert re.fullmatch(r"cifar10_lt-\d{4}-\d{6}", made.name)
-    assert made.words == ("cifar10_lt", *REMOTE, "train.epochs=2", f"tracking.run={made.name}")
-    assert made.metadata["run"] == f"s3://bucket/runs/{made.name}"
-    assert made.metadata["recipe"] == "cifar10_lt"
-    assert made.notes == ("data not checked from here, the job will: s3://bucket/shards: no route",)
+def test_a_run_without_a_name_gets_the_name_of_its_job(unseen):
+    job = request_for("train", "cifar10_lt", *REMOTE, "train.epochs=2")
+    assert re.fullmatch(r"cifar10_lt-\d{4}-\d{6}", job.name)
+    assert job.words == ("cifar10_lt", *REMOTE, "train.epochs=2", f"tracking.run={job.name}")
+    assert job.metadata["run"] == f"s3://bucket/runs/{job.name}"
+    assert job.metadata["recipe"] == "cifar10_lt"
+    assert job.notes == ("data not checked from here, the job will: s3://bucket/shards: no route",)
 
 
 def test_a_run_keeps_its_name_and_the_job_adds_the_time(unseen):
-    made = asked("train", "cifar10_lt", *REMOTE, "tracking.run=mine")
-    assert re.fullmatch(r"mine-\d{4}-\d{6}", made.name)
-    assert made.words == ("cifar10_lt", *REMOTE, "tracking.run=mine")
-    assert made.metadata["run"] == "s3://bucket/runs/mine"
+    job = request_for("train", "cifar10_lt", *REMOTE, "tracking.run=mine")
+    assert re.fullmatch(r"mine-\d{4}-\d{6}", job.name)
+    assert job.words == ("cifar10_lt", *REMOTE, "tracking.run=mine")
+    assert job.metadata["run"] == "s3://bucket/runs/mine"
 
 
-def test_a_run_that_goes_on_keeps_its_place(unseen):
-    made = asked("train", "--resume", "mine", "tracking.runs=s3://bucket/runs", "scale.workers=1")
-    assert re.fullmatch(r"mine-\d{4}-\d{6}", made.name)
-    assert made.words == ("--resume", "mine", "tracking.runs=s3://bucket/runs", "scale.workers=1")
-    assert made.metadata["run"] == "s3://bucket/runs/mine"
+def test_a_resumed_run_keeps_its_folder(unseen):
+    job = request_for(
+        "train", "--resume", "mine", "tracking.runs=s3://bucket/runs", "scale.workers=1"
+    )
+    assert re.fullmatch(r"mine-\d{4}-\d{6}", job.name)
+    assert job.words == ("--resume", "mine", "tracking.runs=s3://bucket/runs", "scale.workers=1")
+    assert job.metadata["run"] == "s3://bucket/runs/mine"
 
 
 def test_shard_and_evaluate_are_named_by_what_they_do():
-    made = asked("shard", "cifar10", "s3://bucket/shards", "--seed", "3")
-    assert re.fullmatch(r"shard-cifar10-\d{4}-\d{6}", made.name)
-    assert made.words == ("cifar10", "s3://bucket/shards", "--seed", "3")
-    made = asked("evaluate", "first", "s3://b/runs/other", "--best", "--runs", "s3://bucket/runs")
-    assert re.fullmatch(r"evaluate-first-\d{4}-\d{6}", made.name)
+    job = request_for("shard", "cifar10", "s3://bucket/shards", "--seed", "3")
+    assert re.fullmatch(r"shard-cifar10-\d{4}-\d{6}", job.name)
+    assert job.words == ("cifar10", "s3://bucket/shards", "--seed", "3")
+    job = request_for(
+        "evaluate", "first", "s3://b/runs/other", "--best", "--runs", "s3://bucket/runs"
+    )
+    assert re.fullmatch(r"evaluate-first-\d{4}-\d{6}", job.name)
     words = ("models:/digits@champion", "s3://bucket/new/images/", "s3://bucket/labels", "--csv")
-    made = asked("predict", *words)
-    assert re.fullmatch(r"predict-images-\d{4}-\d{6}", made.name)
-    assert made.words == words
-    assert made.metadata["output"] == "s3://bucket/labels"
+    job = request_for("predict", *words)
+    assert re.fullmatch(r"predict-images-\d{4}-\d{6}", job.name)
+    assert job.words == words
+    assert job.metadata["output"] == "s3://bucket/labels"
 
 
 def test_a_record_has_the_commit_the_versions_and_the_data_s_fingerprint(digits):
-    made = asked("train", "digits_lt", f"data.path=file://{digits}", "tracking.runs=file:///r")
+    job = request_for("train", "digits_lt", f"data.path=file://{digits}", "tracking.runs=file:///r")
     manifest = json.loads((digits / "manifest.json").read_text())
-    assert made.metadata["data.fingerprint"] == manifest["fingerprint"]
-    assert made.metadata["version.ray"] == client_versions()["Ray"]
-    assert made.metadata.get("git.commit") == git_commit(submit_root())
-    assert made.notes == ()
+    assert job.metadata["data.fingerprint"] == manifest["fingerprint"]
+    assert job.metadata["version.ray"] == client_versions()["Ray"]
+    assert job.metadata.get("git.commit") == git_commit(submit_root())
+    assert job.notes == ()
 
 
 def submit_root():
@@ -109,13 +113,13 @@ def submit_root():
 def test_data_that_can_be_read_are_checked_against_the_experiment(digits):
     words = (f"data.path=file://{digits}", "tracking.runs=file:///r")
     with pytest.raises(ValueError, match="is more than the training split has rows"):
-        asked("train", "digits_lt", *words, "optim.global_batch_size=8192")
+        request_for("train", "digits_lt", *words, "optim.global_batch_size=8192")
 
 
 def test_a_folder_that_only_the_nodes_mount_is_left_to_the_job():
-    made = asked("train", "digits_lt", "data.path=file:///gone", "tracking.runs=file:///r")
-    assert "data.fingerprint" not in made.metadata
-    assert made.notes == ("data not checked from here, the job will",)
+    job = request_for("train", "digits_lt", "data.path=file:///gone", "tracking.runs=file:///r")
+    assert "data.fingerprint" not in job.metadata
+    assert job.notes == ("data not checked from here, the job will",)
 
 
 def test_a_bucket_without_data_is_refused_before_anything_is_sent(monkeypatch):
@@ -123,24 +127,26 @@ def test_a_bucket_without_data_is_refused_before_anything_is_sent(monkeypatch):
         request, "read_manifest", lambda uri: (_ for _ in ()).throw(ValueError("no"))
     )
     with pytest.raises(ValueError, match="no"):
-        asked("train", "cifar10_lt", *REMOTE)
+        request_for("train", "cifar10_lt", *REMOTE)
 
 
-def test_storage_that_swallows_everything_holds_nobody_up(monkeypatch):
+def test_storage_that_never_answers_does_not_delay_a_job(monkeypatch):
     monkeypatch.setattr(request, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr(request, "read_manifest", lambda uri: time.sleep(30))
     begun = time.monotonic()
-    assert asked("train", "cifar10_lt", *REMOTE).notes
+    assert request_for("train", "cifar10_lt", *REMOTE).notes
     assert time.monotonic() - begun < 5
 
 
-def test_the_tracking_server_of_here_is_named_to_the_job(unseen, monkeypatch):
+def test_the_tracking_server_of_this_environment_is_passed_to_the_job(unseen, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
-    assert "tracking.uri=https://mlflow.example" in asked("train", "cifar10_lt", *REMOTE).words
-    own = asked("train", "cifar10_lt", *REMOTE, "tracking.uri=http://other:5000").words
+    assert (
+        "tracking.uri=https://mlflow.example" in request_for("train", "cifar10_lt", *REMOTE).words
+    )
+    own = request_for("train", "cifar10_lt", *REMOTE, "tracking.uri=http://other:5000").words
     assert [word for word in own if "uri=" in word] == ["tracking.uri=http://other:5000"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    near = asked("train", "cifar10_lt", *REMOTE, address="http://localhost:8265")
+    near = request_for("train", "cifar10_lt", *REMOTE, address="http://localhost:8265")
     assert "tracking.uri=http://127.0.0.1:5000" in near.words
 
 
@@ -203,7 +209,7 @@ def test_versions_that_differ_are_refused_with_both_named():
     )
 
 
-def test_a_job_of_this_very_client_is_taken():
+def test_a_job_of_a_client_with_the_same_versions_is_accepted():
     check_client(json.dumps(client_versions()))
 
 
