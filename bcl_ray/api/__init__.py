@@ -1,5 +1,5 @@
-"""What the command line does, as functions: `import bcl_ray` has them all.
+"""The commands as functions, which `import bcl_ray` provides.
 
-They take and return plain objects, show their progress as the commands do, and raise the errors
-whose texts the commands print.
+They take and return Python objects, show the same progress as the commands, and raise errors with
+the same messages.
 """

@@ -1,4 +1,4 @@
-"""Shards of images."""
+"""Write shards of images."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,28 +25,33 @@ def shard(
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Manifest:
-    """Turn a source of images into shards and their manifest.
+    """Write the images of a source as shards, with a manifest.
 
         bcl_ray.shard("folder", "data/mine", path="photos")
 
     Args:
-        source: its kind: digits, cifar10, cifar100, folder, list, parquet, or a plugin's.
-        target: folder or URI for the shards.
-        path: folder, file or URI that the source lies in.
-        profile: class sizes of the training split: exponential, step or natural.
-        imbalance_factor: largest class / smallest class, at least 1.
-        max_per_class: training images of the largest class.
-        seed: of the choice and of the order.
-        shard_bytes: size of a shard, about.
-        on_bad_image: stop, or skip: list bad rows in a quarantine file.
-        max_pixels: largest width x height of an image; None: 2^26.
-        plugins: modules that add sources.
-        progress: takes what is done, how far, and of how much; None: a bar on a terminal.
-        options: of the source: splits, classes, image_column, label_column, id_column.
+        source: Kind of the source: digits, cifar10, cifar100, folder, list, parquet, or one from a
+            plugin.
+        target: Folder or URI for the shards.
+        path: Folder, file or URI of the source.
+        profile: Class sizes of the training split: exponential, step or natural.
+        imbalance_factor: Largest class size divided by the smallest, at least 1.
+        max_per_class: Training images of the largest class, at least 1.
+        seed: Seed for the selection and the order of images.
+        shard_bytes: Approximate size of a shard in bytes.
+        on_bad_image: "stop", or "skip" to leave bad images out and list them in a file.
+        max_pixels: Largest width x height of an image; None for 2^26.
+        plugins: Modules that add sources.
+        progress: Called with the name of the current task, the number of images done, and their
+            total; None for a progress bar on a terminal.
+        options: Options of the source: splits, classes, image_column, label_column, id_column.
+
+    Returns:
+        The manifest of the shards.
 
     Raises:
-        ValueError: an option that is missing or does not fit, or images that do not decode.
-        OSError: something that cannot be read or written.
+        ValueError: An option is missing or does not fit, or an image cannot be decoded.
+        OSError: A file cannot be read or written.
     """
     load_plugins(plugins)
     opened = open_source(source, path, **options)

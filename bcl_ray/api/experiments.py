@@ -1,4 +1,4 @@
-"""Experiments by name, and what one would need."""
+"""Make an experiment from a recipe, and plan its run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,40 +19,44 @@ def recipe(name: str, *overrides: str) -> Experiment:
         bcl_ray.recipe("cifar100_lt", "data.path=data/mine", "train.epochs=100")
 
     Args:
-        name: of a recipe, or a YAML file or its URI.
-        overrides: changes, "section.field=value", in order; values are YAML.
+        name: Name of a recipe, or path or URI of a YAML file.
+        overrides: Changes, "section.field=value", in their order; values are YAML.
 
     Raises:
-        ValueError: no such recipe or option, or a value out of range.
+        ValueError: There is no such recipe or option, or a value is out of range.
     """
     if name in RECIPES:
         experiment = RECIPES[name]()
     elif name.endswith((".yaml", ".yml")):
-        # A search's winner may lie in a bucket.
-        remote = "://" in name
-        text = files.read_bytes(name).decode() if remote else ""
-        experiment = from_yaml(text, origin=name) if remote else from_file(Path(name))
+        if "://" in name:  # such as the winner of a search in a bucket
+            experiment = from_yaml(files.read_bytes(name).decode(), origin=name)
+        else:
+            experiment = from_file(Path(name))
     else:
         raise UserError(f"'{name}' is no recipe and no .yaml file: {suggest_recipe(name)}")
     return with_overrides(experiment, overrides)
 
 
 def plan(experiment: Experiment) -> "tuple[Budget, float | None]":
-    """What a run needs; starts nothing.
+    """Check a run and compute what it needs, without starting it.
+
+    Args:
+        experiment: The experiment of the run.
 
     Returns:
-        Steps, images, bytes and CPUs, and the bytes of this machine's object store, if known.
+        Steps, images, bytes and CPUs of the run, and the size of this machine's object store in
+        bytes, or None if it is not known.
 
     Raises:
-        ValueError: the run cannot work, with the option that is to be changed.
+        ValueError: The run cannot work; the message names the option to change.
     """
     from bcl_ray.data.shards import read_manifest
     from bcl_ray.runs.budget import preflight
 
     manifest = read_manifest(experiment.data.path)
-    found = preflight(experiment, manifest)
+    budget_and_store = preflight(experiment, manifest)
     if experiment.data.residency == "device":
         from bcl_ray.training.resident_images import check_residency
 
         check_residency(experiment, manifest)
-    return found
+    return budget_and_store

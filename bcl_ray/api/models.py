@@ -1,9 +1,9 @@
-"""Models at work: labels for new images, and the network itself."""
+"""Use a trained model: label images with it, or load its network."""
 
 from typing import TYPE_CHECKING
 
 from bcl_ray.display.run import follower
-from bcl_ray.display.terminal import console, quiet, silent_core
+from bcl_ray.display.terminal import console, quiet, silence_ray_core
 
 if TYPE_CHECKING:
     from bcl_ray.use.loaded import Model
@@ -27,38 +27,42 @@ def predict(
     gpus: int | None = None,
     cpus: int | None = None,
 ) -> "Summary":
-    """Label images, and write tables of it.
+    """Label images and write the labels as tables.
 
     Args:
-        model: a run, its best checkpoint; a checkpoint's folder; or models:/NAME@ALIAS.
-        images: folder or URI of images, at any depth, or of shards.
-        output: folder or URI for the tables.
-        top: classes to name of each image.
-        embeddings: the backbone's embeddings too.
-        csv: tables as CSV too.
-        batch_size: images that the network takes at once.
-        part_size: images per file of the result, all that a kill costs.
-        runs: folder or URI that holds runs.
-        last: a run's last checkpoint instead of its best.
-        split: of shards; None: the one that the model's run evaluates on.
-        resume: go on with what `output` holds, if anything.
-        gpus: at most, 0 for CPUs; None: all that there are, or can come.
-        cpus: at most, where no GPU is used; likewise.
+        model: A run, whose best checkpoint is used; the folder of a checkpoint; or
+            models:/NAME@ALIAS.
+        images: Folder or URI of images, at any depth, or of shards.
+        output: Folder or URI for the tables.
+        top: Number of classes to write for each image.
+        embeddings: Whether to write the backbone's embeddings too.
+        csv: Whether to write the tables as CSV too.
+        batch_size: Images per batch of the network.
+        part_size: Images per file of the result; an interruption loses at most one part.
+        runs: Folder or URI that holds runs.
+        last: Whether to use a run's last checkpoint instead of its best.
+        split: Split of the shards; None for the one that the model's run evaluates on.
+        resume: Whether to continue if `output` already has a part of the result.
+        gpus: Largest number of GPUs, 0 to use CPUs; None for all that the cluster has or can add.
+        cpus: Largest number of CPUs if no GPU is used; None likewise.
+
+    Returns:
+        Numbers of images, and mean probabilities, by shot group.
 
     Raises:
-        ValueError: something that cannot work; nothing was written.
-        bcl_ray.use.predict.pool.PredictionError: it began and failed.
-        KeyboardInterrupt: Ctrl-C; what is done stays, and `resume` goes on.
+        ValueError: The prediction cannot work; nothing was written.
+        bcl_ray.use.predict.pool.PredictionError: The prediction has started and failed.
+        KeyboardInterrupt: Ctrl-C was pressed; `resume` continues.
     """
     quiet()
     from bcl_ray.use.models import find_checkpoint
 
-    find_checkpoint(model, runs, last=last)  # before Ray is imported, which takes seconds
+    find_checkpoint(model, runs, last=last)  # fails before Ray is imported, which takes seconds
     from bcl_ray.use.predict.job import predict as label
     from bcl_ray.use.predict.request import PredictionOptions
 
     try:
-        with silent_core(), follower(console()) as follow:
+        with silence_ray_core(), follower(console()) as follow:
             return label(
                 model,
                 images,
@@ -73,23 +77,24 @@ def predict(
                 follow=follow,
             )
     except KeyboardInterrupt:
-        stopped = "stopped; what is done stays: go on with --resume"
-        raise KeyboardInterrupt(stopped) from None
+        message = "stopped; finished parts are kept: go on with --resume"
+        raise KeyboardInterrupt(message) from None
 
 
 def load_model(name: str, *, runs: str = "runs", last: bool = False) -> "Model":
-    """The network of a trained model, for one's own code.
+    """Load the network of a trained model.
 
         model = bcl_ray.load_model("first")
         model.label([PIL.Image.open("photo.jpg")])     # class names and probabilities
 
     Args:
-        name: a run, its best checkpoint; a checkpoint's folder; or models:/NAME@ALIAS.
-        runs: folder or URI that holds runs.
-        last: a run's last checkpoint instead of its best.
+        name: A run, whose best checkpoint is used; the folder of a checkpoint; or
+            models:/NAME@ALIAS.
+        runs: Folder or URI that holds runs.
+        last: Whether to use a run's last checkpoint instead of its best.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: There is no such model.
     """
     from bcl_ray.use.loaded import Model
     from bcl_ray.use.models import open_model

@@ -1,4 +1,4 @@
-"""Runs: train and evaluate."""
+"""Train and evaluate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from bcl_ray.storage import paths
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that has come to its end."""
+    """A completed run."""
 
     experiment: Experiment
     run: str
-    """Its name."""
+    """Name of the run."""
     reference: str
-    """What other functions and commands find it by: its name, or its folder's path or URI."""
+    """What other functions and commands take: the run's name, or the path or URI of its folder."""
     history: Sequence[Mapping[str, float]]
-    """Metrics of each epoch."""
+    """One record of metrics per epoch."""
     report: str | None
-    """File of the report, if one was drawn."""
+    """File of the report, if it was written."""
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Of the last epoch, which is always evaluated: accuracy/all, accuracy/few and more."""
+        """Metrics of the last epoch, which is always evaluated: accuracy/all and others."""
         return self.history[-1]
 
 
@@ -41,25 +41,27 @@ def train(
     overrides: Sequence[str] = (),
     restartable: bool = False,
 ) -> Trained:
-    """Train, evaluate and track a run, on the cluster of RAY_ADDRESS, or on this machine.
+    """Train, evaluate and track a run on the cluster of RAY_ADDRESS, or on this machine.
 
         trained = bcl_ray.train(bcl_ray.recipe("digits_lt", "tracking.run=first"))
 
     Args:
-        experiment: what to train; None with `resume`.
-        resume: name, folder or URI of a run to continue.
-        overrides: changes of the experiment; with `resume` only of scale, of tracking, and of
-            where the data lie.
-        restartable: continue the run `tracking.run`, if there is one, else begin it.
+        experiment: The experiment to train; None with `resume`.
+        resume: Name, folder or URI of a run to continue.
+        overrides: Changes to the experiment, "section.field=value". With `resume`, only options of
+            scale and tracking and the location of the data can change.
+        restartable: Whether to continue the run `tracking.run` if it exists.
 
     Raises:
-        ValueError: the run cannot work, or its name is taken; nothing was written.
-        bcl_ray.training.outcome.TrainingError: the run began, and failed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM came, and a last checkpoint was written: `resume`
-            goes on from it.
+        ValueError: The run cannot work, or its name is in use; nothing was written.
+        bcl_ray.training.outcome.TrainingError: The run has started and failed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run after a last checkpoint, from which
+            `resume` continues.
     """
     if resume is not None and experiment is not None:
-        raise UserError("experiment and resume exclude each other: a run keeps its experiment")
+        raise UserError(
+            "experiment and resume exclude each other: a resumed run keeps its experiment"
+        )
     if resume is not None:
         resume, experiment = _resumed(resume, overrides)
     elif experiment is None:
@@ -68,19 +70,17 @@ def train(
         experiment = with_overrides(experiment, overrides)
     if restartable and experiment.tracking.run is None:
         raise UserError("--restartable needs tracking.run=NAME, by which the run is found again")
-    plan(experiment)  # refuses what cannot work in a moment, where Ray takes seconds to import
+    plan(experiment)  # fails before Ray is imported, which takes seconds
     quiet()
     from bcl_ray.training.driver import fit
 
     with follower(console()) as follow:
-        ended = fit(experiment, follow=follow, resume=resume, restartable=restartable)
-    return Trained(
-        experiment, ended["run"], ended["reference"], ended["history"], ended["report"] or None
-    )
+        end = fit(experiment, follow=follow, resume=resume, restartable=restartable)
+    return Trained(experiment, end["run"], end["reference"], end["history"], end["report"] or None)
 
 
 def _resumed(resume: str, changes: Sequence[str]) -> tuple[str, Experiment]:
-    """The folder of a run, wherever it lies now, and its experiment with changes."""
+    """The absolute path or URI of a run's folder, and its experiment with changes."""
     roots = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
     root = roots[-1] if roots else TrackingConfig().runs
     uri = paths.absolute(run_folder.run_uri(resume, root))
@@ -96,28 +96,28 @@ def evaluate(
     split: str | None = None,
     out: Path | None = None,
 ) -> "dict[str, tuple[Experiment, dict[str, float]]]":
-    """Evaluate models again, from their checkpoints.
+    """Evaluate models from their checkpoints.
 
     Args:
-        models: runs by name, folder or URI; checkpoints' folders; or models:/NAME@ALIAS.
-        runs: folder or URI that holds runs.
-        best: of a run, take the best checkpoint instead of the last.
-        data: shards to evaluate on instead of each model's own.
-        split: of the shards, instead of the one that the run evaluated.
-        out: folder for predictions, figures and a report.
+        models: Runs by name, folder or URI; folders of checkpoints; or models:/NAME@ALIAS.
+        runs: Folder or URI that holds runs.
+        best: Whether to use a run's best checkpoint instead of its last.
+        data: Folder or URI of shards to evaluate on; None for each model's own.
+        split: Split of the shards; None for the one that the run evaluated on.
+        out: Local folder for predictions, figures and a report; None to write none.
 
     Returns:
-        Of each model by its name: its experiment and its metrics.
+        The experiment and the metrics of each model, by its name.
 
     Raises:
-        ValueError: no such model, or classes that it has not learned.
+        ValueError: There is no such model, or the data has classes that it has not learned.
     """
     quiet()
     from bcl_ray.use.models import find_checkpoint
 
-    for name in models:  # before Ray is imported, which takes seconds
+    for name in models:  # fails before Ray is imported, which takes seconds
         find_checkpoint(name, runs, last=not best)
     from bcl_ray.use.evaluate import evaluate_models
 
-    found = evaluate_models(models, runs, best=best, data=data, split=split, out=out)
-    return {model.name: (model.experiment, metrics) for model, metrics in found}
+    results = evaluate_models(models, runs, best=best, data=data, split=split, out=out)
+    return {model.name: (model.experiment, metrics) for model, metrics in results}

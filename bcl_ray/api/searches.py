@@ -1,4 +1,4 @@
-"""Searches for the values of options."""
+"""Search for the best values of options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +20,11 @@ class Winner:
     """The best trial of a search."""
 
     trial: str
-    """Its name; its run is <runs>/<search>/<trial>."""
+    """Name of the trial; its run is <runs>/<search>/<trial>."""
     experiment: str
-    """File of its experiment, which `recipe` takes, to train on the whole training split."""
+    """File of its experiment, for `recipe`, to train on the whole training split."""
     event: dict[str, Any]
-    """All that the command prints of it: scores, values, accuracies on test data."""
+    """What the command prints: scores, values of options, accuracies on test data."""
 
 
 def search(
@@ -36,50 +36,48 @@ def search(
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Winner:
-    """Try many values of some options, and keep those that are best on validation data.
+    """Try many values of some options, and find those that are best on validation data.
 
         winner = bcl_ray.search(bcl_ray.recipe("digits_lt"), name="loss", trials=12)
         bcl_ray.train(bcl_ray.recipe(winner.experiment))
 
     Args:
-        experiment: what is searched around; None with `resume`.
-        name: of the search; None: search-, the recipe and the time.
-        resume: name or folder of a search to go on with; its options are its own, where none is
-            given here.
-        restartable: go on with the search `name`, if there is one, else begin it.
-        overrides: changes of the experiment; with `resume` only of scale and tracking.
-        options: fields of Settings and Extent: space (YAML), searcher, scheduler, metric,
+        experiment: The experiment that trials change; None with `resume`.
+        name: Name of the search; None for "search-", the recipe and the time.
+        resume: Name or folder of a search to continue. It keeps the options that are not given
+            here.
+        restartable: Whether to continue the search `name` if it exists.
+        overrides: Changes to the experiment, "section.field=value"; with `resume` only of scale
+            and tracking.
+        options: Fields of Settings and Extent: space (YAML), searcher, scheduler, metric,
             validation, seed, trials, workers, gpus_per_worker, max_concurrent, confirm.
 
     Raises:
-        ValueError: the search cannot work, or its name is taken; nothing was written.
-        bcl_ray.tuning.phases.SearchError: no trial came to its end.
-        KeyboardInterrupt: Ctrl-C or SIGTERM came; `resume` goes on.
+        ValueError: The search cannot work, or its name is in use; nothing was written.
+        bcl_ray.tuning.phases.SearchError: No trial was completed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the search; `resume` continues.
     """
-    asked = wanted(
-        experiment,
-        options
-        | {"name": name, "resume": resume, "restartable": restartable, "overrides": overrides},
-    )
-    _check(asked)
+    identity = {"name": name, "resume": resume, "restartable": restartable, "overrides": overrides}
+    request = resolve_search(experiment, options | identity)
+    _check(request)
     quiet()
     from bcl_ray.tuning.driver import search as run
 
     with follower(console()) as follow:
-        ended = run(
-            asked.name,
-            asked.experiment,
-            asked.settings,
-            asked.extent,
+        end = run(
+            request.name,
+            request.experiment,
+            request.settings,
+            request.extent,
             follow=follow,
-            resume=asked.resume,
+            resume=request.resume,
         )
-    return Winner(ended["trial"], ended["recipe"], ended)
+    return Winner(end["trial"], end["recipe"], end)
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What a search is to be."""
+    """The complete options of a search."""
 
     name: str
     experiment: Experiment
@@ -88,39 +86,43 @@ class SearchRequest:
     resume: bool
 
 
-def wanted(experiment: Experiment | None, given: Mapping[str, Any]) -> SearchRequest:
-    """What a search is to be: the options given, and for the others their defaults.
+def resolve_search(experiment: Experiment | None, arguments: Mapping[str, Any]) -> SearchRequest:
+    """Complete the options of a search with defaults, or with those of the search that it resumes.
 
-    Those of a search that goes on are its own. Arguments as of `search`.
+    Args:
+        experiment: The experiment that trials change; None to resume a search.
+        arguments: Other arguments of `search`, by name; None for one that was not given.
 
     Raises:
-        ValueError: options that are missing, or that exclude each other.
+        ValueError: An option is unknown or missing, or options exclude each other.
     """
-    options = dict(given)
+    options = dict(arguments)
     name, resume = options.pop("name", None), options.pop("resume", None)
     restartable, overrides = options.pop("restartable", False), options.pop("overrides", ())
-    known = [*Settings.__dataclass_fields__, *Extent.__dataclass_fields__]
-    if unknown := sorted(options.keys() - set(known)):
-        raise UserError(f"a search has no option '{unknown[0]}': there are {', '.join(known)}")
+    fields = [*Settings.__dataclass_fields__, *Extent.__dataclass_fields__]
+    if unknown := sorted(options.keys() - set(fields)):
+        raise UserError(f"a search has no option '{unknown[0]}': there are {', '.join(fields)}")
     if restartable:
         if experiment is None or name is None:
             raise UserError(
-                "--restartable needs a recipe, and --name, by which the search is found"
+                "--restartable needs a recipe, and --name, by which the search is found again"
             )
         runs = with_overrides(experiment, overrides).tracking.runs
-        if begun(name, runs):
+        if search_exists(name, runs):
             resume, name, overrides = name, None, [*overrides, f"tracking.runs={runs}"]
     if resume is not None:
         if name is not None:
-            raise UserError("--name and --resume exclude each other: a search keeps its name")
+            raise UserError(
+                "--name and --resume exclude each other: a resumed search keeps its name"
+            )
         return _resumed(experiment, resume, overrides, options)
     if experiment is None:
         raise UserError("search needs a recipe's name or a YAML file; or --resume NAME")
     return SearchRequest(
         name or f"search-{run_folder.default_name(experiment)}",
         with_overrides(experiment, overrides),
-        Settings(**_of(Settings, options)),
-        Extent(**_of(Extent, options)),
+        Settings(**_fields_of(Settings, options)),
+        Extent(**_fields_of(Extent, options)),
         resume=False,
     )
 
@@ -139,28 +141,28 @@ def _resumed(
         with_overrides(
             experiment or ledger.experiment, [*overrides, f"tracking.runs={paths.parent(uri)}"]
         ),
-        replace(ledger.settings, **_of(Settings, options)),
-        replace(ledger.extent, **_of(Extent, options)),
+        replace(ledger.settings, **_fields_of(Settings, options)),
+        replace(ledger.extent, **_fields_of(Extent, options)),
         resume=True,
     )
 
 
-def _of(kind: type[Settings] | type[Extent], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that are fields of a kind, and that were given."""
-    known = kind.__dataclass_fields__
-    return {key: value for key, value in options.items() if key in known and value is not None}
+def _fields_of(kind: type[Settings] | type[Extent], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options that are fields of a class."""
+    fields = kind.__dataclass_fields__
+    return {key: value for key, value in options.items() if key in fields and value is not None}
 
 
-def _check(asked: SearchRequest) -> None:
-    """Refuse what cannot work in a moment, where Ray takes seconds to import."""
+def _check(request: SearchRequest) -> None:
+    """Check a search before Ray is imported, which takes seconds."""
     from bcl_ray.data.shards import read_manifest
     from bcl_ray.tuning.settings import check_search
 
-    manifest = read_manifest(asked.experiment.data.path)
-    check_search(asked.name, asked.experiment, asked.settings, asked.extent, manifest)
+    manifest = read_manifest(request.experiment.data.path)
+    check_search(request.name, request.experiment, request.settings, request.extent, manifest)
 
 
-def begun(name: str, runs: str) -> bool:
-    """Whether a search of this name was begun before, in a folder of runs."""
+def search_exists(name: str, runs: str) -> bool:
+    """Whether a folder or URI of runs has a search of this name."""
     folder = paths.absolute(run_folder.run_uri(name, runs))
     return files.exists(files.join(folder, SEARCH_FILE))

@@ -129,12 +129,12 @@ def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
 
 
 def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
-    from bcl_ray.api.searches import wanted
+    from bcl_ray.api.searches import resolve_search
     from bcl_ray.cli.search import api_arguments
     from bcl_ray.ops.jobs.request import search_request
 
     # Not restartable here: only the job may be able to read the folder of an earlier search.
-    search = wanted(*api_arguments(options | {"restartable": False}))
+    search = resolve_search(*api_arguments(options | {"restartable": False}))
     recipe = options["recipe"]
     if recipe and "=" in recipe:  # with --resume, the first argument is an override too
         recipe = None

@@ -1,1 +1,1 @@
-"""What a person sees on a terminal or in a notebook: progress, tables, the end of a run."""
+"""Progress, tables and results on a terminal or in a notebook."""

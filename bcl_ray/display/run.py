@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line per epoch, and a bar while it runs."""
+"""The display of a run: one line per epoch, and a progress bar."""
 
 import time
 
@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from bcl_ray.display.terminal import print_line
 from bcl_ray.experiment.choices import LOSSES
-from bcl_ray.experiment.metric_names import GROUPS
+from bcl_ray.experiment.metric_names import GROUPS, accuracy
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
@@ -15,7 +15,7 @@ from bcl_ray.storage.paths import for_display
 
 
 def method(experiment: Experiment) -> str:
-    """The loss in a few words."""
+    """A short name of the loss, with options that turn parts of it off."""
     loss = experiment.loss
     kind = LOSSES[loss.kind]
     notes = ["tau 0"] if "tau" in kind.uses and loss.tau == 0 else []
@@ -24,23 +24,24 @@ def method(experiment: Experiment) -> str:
     return f"{kind.title} ({', '.join(notes)})" if notes else kind.title
 
 
-def _workers(number: int) -> str:
-    return f"{number} worker" if number == 1 else f"{number} workers"
-
-
 def follower(console: Console) -> "RunDisplay | events.EventWriter":
-    """What shows a run's events: to a person, or as lines where the environment asks for them."""
+    """The receiver of a run's events: a display, or lines if the environment asks for them."""
     return events.EventWriter() if events.requested() else RunDisplay(console)
 
 
 class RunDisplay:
-    """Prints a run's events as they come, or as they came: those of a log have their own times."""
+    """Prints the events of a run, or those of a prediction.
+
+    Events from a log have their own times; for others, it is the time at which they are printed.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._began = time.monotonic()
         self._epochs = self._steps = 0
-        self._elastic_batch: int | None = None  # the global batch, where workers may change
+        self._elastic_batch: int | None = (
+            None  # global batch size, if the number of workers may change
+        )
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,8 +60,8 @@ class RunDisplay:
         self._progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Print one event of `bcl_ray.training.driver.fit`; later versions' are left out."""
-        kinds = {
+        """Print one event of `bcl_ray.training.driver.fit`; ignore kinds of later versions."""
+        methods = {
             "begin": self._begin,
             "page": self._page,
             "start": self._start,
@@ -71,7 +72,7 @@ class RunDisplay:
             "predicting": self._predicting,
             "images": self._images,
         }
-        if show := kinds.get(event["kind"]):
+        if show := methods.get(event["kind"]):
             show(event)
 
     def _print(self, line: str, style: str | None = None) -> None:
@@ -94,23 +95,23 @@ class RunDisplay:
 
     def _start(self, event: Event) -> None:
         seconds = event.get("at", time.monotonic() - self._began)
-        place = f" at step {event['step']:,}" if event["step"] else ""
+        position = f" at step {event['step']:,}" if event["step"] else ""
         if self._steps and event["step"] >= self._steps:
-            place += ", the last: nothing is left to train"
-        workers = _workers(event["workers"])
+            position += ", the last: nothing is left to train"
+        workers = f"{event['workers']} worker{'' if event['workers'] == 1 else 's'}"
         images = ", all images on the device" if event.get("residency") == "device" else ""
         self._print(
-            f"{workers} started{place}, {seconds:.0f} s after the command, in "
-            f"{event['precision']}{images}{self._share(event)}"
+            f"{workers} started{position}, {seconds:.0f} s after the command, in "
+            f"{event['precision']}{images}{self._batch_per_worker(event)}"
         )
         self._advance("epoch", 0, None, "")
 
-    def _share(self, event: Event) -> str:
-        """What an elastic run's number of workers does not change."""
+    def _batch_per_worker(self, event: Event) -> str:
+        """For an elastic run, what follows from the number of workers, and what does not."""
         if self._elastic_batch is None:
             return ""
         each = self._elastic_batch // event["workers"]
-        return f": {each} images each, the global batch stays {self._elastic_batch}, and the lr"
+        return f": {each} images each; global batch ({self._elastic_batch}) and lr stay the same"
 
     def _page(self, event: Event) -> None:
         self._print(f"page     {event['page']}")
@@ -129,7 +130,7 @@ class RunDisplay:
             f"epoch {record['epoch'] + 1:>{len(str(event['epochs']))}.0f}/{event['epochs']}",
             f"loss {record['loss/total']:.3f}",
         ]
-        groups = [f"{g} {record[f'accuracy/{g}']:.1f}" for g in GROUPS if f"accuracy/{g}" in record]
+        groups = [f"{g} {record[accuracy(g)]:.1f}" for g in GROUPS if accuracy(g) in record]
         parts += ["accuracy " + "  ".join(groups)] if groups else []
         parts += [
             f"{record['throughput/images_per_second']:,.0f} images/s",
@@ -140,7 +141,7 @@ class RunDisplay:
 
     def _predicting(self, event: Event) -> None:
         temperature = event["temperature"]
-        calibrated = "temperature 1, for it was never fitted: probabilities are not calibrated"
+        calibrated = "temperature 1, because none was fitted: probabilities are not calibrated"
         if temperature:
             calibrated = f"temperature {temperature:.2f}"
         done = f", {event['done']:,} of them labelled before" if event["done"] else ""
@@ -157,7 +158,7 @@ class RunDisplay:
         self._advance(event["doing"], done, total, count)
 
     def _advance(self, doing: str, done: int, total: int | None, count: str) -> None:
-        if self._task is None:  # else workers were started again
+        if self._task is None:  # workers that start again keep the bar
             self._task = self._progress.add_task(doing, total=total, count=count)
         self._progress.start()
         self._progress.update(
@@ -168,7 +169,7 @@ class RunDisplay:
         self._progress.stop()
         if not event["tracked"]:
             self._print(
-                f"MLflow did not take everything ({event['problem']}); the journal has it all: "
+                f"MLflow did not accept everything ({event['problem']}); the journal has it all: "
                 f"try again with `bcl-ray sync {event['reference']}`",
                 style="yellow",
             )

@@ -1,4 +1,4 @@
-"""What a person sees of a search: a live table of the best trials, and a line as each one ends."""
+"""The display of a search: a live table of the best trials, and a line when a trial ends."""
 
 import time
 from collections.abc import Sequence
@@ -11,24 +11,25 @@ from rich.text import Text
 
 from bcl_ray.display.tables import build_table
 from bcl_ray.display.terminal import print_line
+from bcl_ray.experiment.metric_names import GROUPS, accuracy
 from bcl_ray.runs import events
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import spread
 
 Event = dict[str, Any]
 
-KINDS = ("search", "trial", "confirm", "winner")  # of events that are a search's alone
-SHOWN = 10  # trials of the live table
+KINDS = ("search", "trial", "confirm", "winner")  # of events that only searches have
+MAX_SHOWN = 10  # trials in a table
 MINUTE, HOUR = 60, 3600
 
 
 def follower(console: Console) -> "SearchDisplay | events.EventWriter":
-    """What shows a search's events: to a person, or as lines where the environment asks."""
+    """The receiver of a search's events: a display, or lines if the environment asks for them."""
     return events.EventWriter() if events.requested() else SearchDisplay(console)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """A number of seconds as text, in the unit that fits."""
     if seconds < MINUTE:
         return f"{seconds:.0f} s"
     if seconds < HOUR:
@@ -36,34 +37,37 @@ def duration(seconds: float) -> str:
     return f"{seconds / HOUR:.1f} h"
 
 
-def seconds_left(trials: list[Event], began: float, now: float, wanted: int) -> float | None:
-    """Time until all trials have ended, if the rest takes as long as those before.
+def seconds_left(trials: list[Event], began: float, now: float, total: int) -> float | None:
+    """Estimate the seconds until all trials have ended, from the trials of this process.
 
     Args:
-        trials: latest event of each; those with `old` ended in an earlier process.
-        began: time at which this process began.
-        now: the time.
-        wanted: trials in all.
+        trials: Latest event of each trial; those with `old` ended in an earlier process.
+        began: Time at which this process began, in seconds.
+        now: Current time, in seconds.
+        total: Number of trials of the search.
 
     Returns:
-        None before one has ended.
+        None before the first trial of this process has ended.
     """
     ended = [trial for trial in trials if trial["status"] != "running"]
-    fresh = [trial for trial in ended if not trial.get("old")]
-    if not fresh:
+    ended_here = [trial for trial in ended if not trial.get("old")]
+    if not ended_here:
         return None
-    return (now - began) / len(fresh) * max(wanted - len(ended), 0)
+    return (now - began) / len(ended_here) * max(total - len(ended), 0)
 
 
 class SearchDisplay:
-    """Shows a search's events as they come, or as they came: those of a log have own times."""
+    """Shows the events of a search.
+
+    Events from a log have their own times; for others, it is the time at which they are shown.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._began = time.monotonic()
         self._search: Event = {}
         self._trials: dict[str, Event] = {}
-        self._repeats = 0
+        self._repeats = 0  # runs with other seeds
         self._at: float | None = None
         self._live = Live(
             console=console, transient=True, refresh_per_second=1, get_renderable=self._table
@@ -76,16 +80,16 @@ class SearchDisplay:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show one event; those of a later version are passed over."""
+        """Show one event; ignore kinds of later versions."""
         self._at = event.get("at")
-        kinds = {
+        methods = {
             "search": self._begin,
             "trial": self._trial,
             "confirm": self._confirm,
             "note": self._note,
             "winner": self._winner,
         }
-        if show := kinds.get(event["kind"]):
+        if show := methods.get(event["kind"]):
             show(event)
 
     def _print(self, line: str, style: str | None = None) -> None:
@@ -94,14 +98,14 @@ class SearchDisplay:
     def _begin(self, event: Event) -> None:
         self._search = event
         self._print(f"search   {event['search']}  in {event['folder']}")
-        self._print(f"around   {event['recipe']}, {event['data']}")
+        self._print(f"recipe   {event['recipe']}, {event['data']}")
         self._print(
             f"trials   {event['trials']} of {event['epochs']} epochs, {event['slots']} at once, "
             f"{event['workers']} each"
         )
         self._print(
-            f"choice   {event['searcher']}, {event['scheduler']}, by {event['metric']} on "
-            "validation data"
+            f"options  searcher {event['searcher']}, scheduler {event['scheduler']}, metric "
+            f"{event['metric']} on validation data"
         )
         for number, parameter in enumerate(event["space"]):
             self._print(f"{'' if number else 'space':<9}{parameter}")
@@ -116,25 +120,25 @@ class SearchDisplay:
             self._print(self._line(event), style="yellow" if event["status"] == "failed" else None)
 
     def _line(self, event: Event) -> str:
-        ends = [t for t in self._trials.values() if t["status"] != "running"]
+        ended = sum(trial["status"] != "running" for trial in self._trials.values())
         score = "-" if event["score"] is None else f"{event['score']:.2f}"
         text = (
             f"{event['trial']}  {event['status']:<8} {event['epochs']:>3}/{self._epochs} epochs  "
-            f"{score:>6}  {' '.join(_short(event['point']))}"
+            f"{score:>6}  {' '.join(_without_section(event['point']))}"
         )
         if event["reason"]:
             text += f"  ({event['reason']})"
-        return f"{len(ends):>3}/{self._wanted}  {text}"
+        return f"{ended:>3}/{self._total}  {text}"
 
     @property
     def _epochs(self) -> int:
         return int(self._search.get("epochs", 0))
 
     @property
-    def _wanted(self) -> int:
-        known = sum(trial.get("seed") is not None for trial in self._trials.values())
-        own = int(self._search.get("trials", 0))
-        return max(own + max(self._repeats, known), len(self._trials))
+    def _total(self) -> int:
+        repeats = sum(trial.get("seed") is not None for trial in self._trials.values())
+        trials = int(self._search.get("trials", 0))
+        return max(trials + max(self._repeats, repeats), len(self._trials))
 
     def _confirm(self, event: Event) -> None:
         self._repeats = event["runs"]
@@ -144,44 +148,45 @@ class SearchDisplay:
         self._print(event["text"], style="yellow")
 
     def _table(self) -> Group:
-        """The best trials and those that run, and how long the rest may take."""
+        """The best trials, those that are running, and the estimated time for the rest."""
         trials = list(self._trials.values())
         now = time.monotonic() - self._began if self._at is None else self._at
-        left = seconds_left(trials, 0.0, now, self._wanted)
+        left = seconds_left(trials, 0.0, now, self._total)
         ended = sum(trial["status"] != "running" for trial in trials)
-        head = f"{ended} of {self._wanted} trials, {duration(now)}"
-        head += f", about {duration(left)} left" if left is not None else ""
-        return Group(Text(head), trial_table(trials, self._search.get("metric", ""), SHOWN))
+        heading = f"{ended} of {self._total} trials, {duration(now)}"
+        heading += f", about {duration(left)} left" if left is not None else ""
+        return Group(Text(heading), trial_table(trials, self._search.get("metric", ""), MAX_SHOWN))
 
     def _winner(self, event: Event) -> None:
         self._live.stop()
         own = [trial for trial in self._trials.values() if "-seed-" not in trial["trial"]]
-        self.console.print(trial_table(own, event["metric"], SHOWN))
+        self.console.print(trial_table(own, event["metric"], MAX_SHOWN))
         self._print(f"winner   {event['trial']}: {' '.join(overrides(event['point']))}")
-        published = event["published"]
-        against = "" if published is None else f", {published:.2f} with the published values"
-        over = " over other seeds" if event["confirmed"] else ""
-        score = f"{event['metric']} {event['score']:.2f}"
-        self._print(f"         {score} on validation data{over}{against}")
+        score = f"{event['metric']} {event['score']:.2f} on validation data"
+        if event["confirmed"]:
+            score += " over other seeds"
+        if event["published"] is not None:
+            score += f", {event['published']:.2f} with the published values"
+        self._print(f"         {score}")
         for name, scores in event["confirmed"].items():
             self._print(f"seeds    {name}: {spread(scores)} with {len(scores)} other seeds")
         if not event["confirmed"]:
             self._print("         one run each, so half a point means nothing: --confirm 3,3")
-        groups = [name for name in event["test"] if name.startswith("accuracy/")]
-        shown = "  ".join(f"{g.partition('/')[2]} {_test(event['test'][g])}" for g in groups)
-        self._print(f"test     accuracy {shown}  (once, at the end)")
+        test = {group: event["test"].get(accuracy(group)) for group in GROUPS}
+        values = "  ".join(f"{group} {_mean(value)}" for group, value in test.items() if value)
+        self._print(f"test     accuracy {values}  (once, at the end)")
         self._print(f"next     bcl-ray train {event['recipe']}")
         if not event["tracked"]:
-            self._print(f"MLflow did not take everything ({event['problem']})", style="yellow")
+            self._print(f"MLflow did not accept everything ({event['problem']})", style="yellow")
 
 
 def trial_table(trials: list[Event], metric: str, most: int) -> Table:
-    """The best trials, with those that run below them.
+    """A table of trials: finished ones from best to worst, then running, stopped and failed ones.
 
     Args:
-        trials: latest event of each.
-        metric: what the score is.
-        most: rows.
+        trials: Latest event of each trial.
+        metric: Name of the score.
+        most: Largest number of rows.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial["point"]))
     rank = {"finished": 0, "running": 1, "stopped": 2, "failed": 3}
@@ -204,10 +209,11 @@ def trial_table(trials: list[Event], metric: str, most: int) -> Table:
     return build_table(columns, rows, text=("trial", "status"))
 
 
-def _test(found: Sequence[float]) -> str:
-    mean, deviation = found
+def _mean(result: Sequence[float]) -> str:
+    """A mean, with its standard deviation unless that is 0."""
+    mean, deviation = result
     return f"{mean:.1f} ± {deviation:.1f}" if deviation else f"{mean:.1f}"
 
 
-def _short(point: dict[str, Any]) -> list[str]:
+def _without_section(point: dict[str, Any]) -> list[str]:
     return [text.partition(".")[2] for text in overrides(point)]

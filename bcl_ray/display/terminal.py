@@ -1,4 +1,4 @@
-"""What every command needs of the terminal."""
+"""The terminal, as all commands use it."""
 
 import logging
 import os
@@ -13,48 +13,64 @@ if TYPE_CHECKING:
 
 
 def console() -> "Console":
-    """Standard output; 120 columns where it is no terminal."""
+    """Standard output; 120 columns wide if it is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def print_line(screen: "Console", text: str, style: str | None = None) -> None:
-    """Print text that may hold paths and errors: markup in it is not read, and lines stay whole."""
+    """Print text as it is, without markup and line breaks, because it may contain paths."""
     screen.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def quiet() -> None:
-    """Keep the libraries' own messages off the terminal; `fit` sends them to a file."""
+    """Keep log messages and warnings of libraries off the terminal.
+
+    `bcl_ray.training.driver.fit` writes them to a file.
+    """
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logging.getLogger().addHandler(logging.NullHandler())
     logging.captureWarnings(True)
 
 
 @contextmanager
-def silent_core() -> Iterator[None]:
-    """Nothing on file descriptor 2: Ray's core writes there past Python; its log files have it."""
+def silence_ray_core() -> Iterator[None]:
+    """Discard what is written to file descriptor 2.
+
+    Ray's core writes its messages there directly, not through Python; they are also in its log
+    files.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Any]:
-    """A bar with rate and time left, as the callback that writing and verifying shards take."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+    """Progress bars with rate and remaining time.
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    rate = TextColumn("{task.fields[rate]}")
-    with Progress(*columns, rate, console=console(), disable=not sys.stdout.isatty()) as bars:
+    Yields:
+        A function of a task's name, the number of images done, and their total; the `progress`
+        callback of functions that write or verify shards.
+    """
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+    )
+    with progress.Progress(*columns, console=console(), disable=not sys.stdout.isatty()) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(name: str, done: int, total: int) -> None:

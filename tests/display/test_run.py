@@ -131,8 +131,8 @@ def test_an_elastic_run_tells_that_batch_and_learning_rate_stay():
     line = shown(BEGIN | {"experiment": experiment}, START | {"step": 12}).splitlines()[-1]
     each = experiment.optim.global_batch_size // 2
     assert line == (
-        f"2 workers started at step 12, 0 s after the command, in float32: {each} images each, "
-        f"the global batch stays {2 * each}, and the lr"
+        f"2 workers started at step 12, 0 s after the command, in float32: {each} images each; "
+        f"global batch ({2 * each}) and lr stay the same"
     )
 
 
@@ -163,7 +163,7 @@ def test_the_end_is_silent_when_mlflow_has_everything():
 def test_the_end_tells_how_to_hand_in_what_mlflow_missed():
     end = {"kind": "end", "reference": "mine", "tracked": False, "problem": "[Errno 111] refused"}
     assert shown(BEGIN, START, end).splitlines()[-1] == (
-        "MLflow did not take everything ([Errno 111] refused); the journal has it all: "
+        "MLflow did not accept everything ([Errno 111] refused); the journal has it all: "
         "try again with `bcl-ray sync mine`"
     )
 
@@ -194,7 +194,7 @@ def test_predictions_begin_with_what_where_and_how_calibrated():
         "scale    2 GPUs on Ray",
     ]
     text = shown({**PREDICTING, "temperature": None, "done": 0})
-    assert "temperature 1, for it was never fitted: probabilities are not calibrated\n" in text
+    assert "temperature 1, because none was fitted: probabilities are not calibrated\n" in text
     assert "s3://bucket/new: 12,345\n" in text
 
 

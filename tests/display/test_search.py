@@ -70,9 +70,9 @@ def test_a_log_has_a_line_per_trial_that_ends():
     lines = shown(EVENTS).splitlines()
     assert lines[:9] == [
         "search   one  in runs/one",
-        "around   digits_lt, data/digits_lt",
+        "recipe   digits_lt, data/digits_lt",
         "trials   3 of 40 epochs, 2 at once, 1 worker each",
-        "choice   random, asha, by accuracy/all on validation data",
+        "options  searcher random, scheduler asha, metric accuracy/all on validation data",
         "space    loss.tau: 0 to 2, uniform",
         "         loss.temperature: 0.03 to 0.5, log uniform",
         "MLflow   sqlite:////runs/mlflow.db",
@@ -125,7 +125,7 @@ def test_repeats_of_an_earlier_process_are_no_trials_of_this_one():
 
 def test_a_journal_that_mlflow_did_not_take_is_told():
     text = shown([BEGIN, {**WINNER, "tracked": False, "problem": "no answer"}])
-    assert "MLflow did not take everything (no answer)" in text
+    assert "MLflow did not accept everything (no answer)" in text
 
 
 def test_a_terminal_has_a_table_while_trials_run():
@@ -157,12 +157,12 @@ def test_trials_of_an_earlier_process_are_counted_but_not_told_again():
 )
 def test_the_rest_takes_as_long_as_what_was(statuses, expected):
     trials = [trial(number, status) for number, status in enumerate(statuses)]
-    assert seconds_left(trials, began=0.0, now=100.0, wanted=10) == expected
+    assert seconds_left(trials, began=0.0, now=100.0, total=10) == expected
 
 
 def test_trials_of_an_earlier_process_say_nothing_about_speed():
     trials = [trial(n, "finished", old=True) for n in range(5)] + [trial(5, "finished")]
-    assert seconds_left(trials, began=0.0, now=100.0, wanted=10) == 400.0
+    assert seconds_left(trials, began=0.0, now=100.0, total=10) == 400.0
 
 
 @pytest.mark.parametrize(

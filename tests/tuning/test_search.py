@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from bcl_ray.api.searches import begun, wanted
+from bcl_ray.api.searches import resolve_search, search_exists
 from bcl_ray.cli.search import api_arguments, parse_confirm
 from bcl_ray.experiment.overrides import from_file
 from bcl_ray.experiment.recipes import digits_lt
@@ -21,7 +21,7 @@ OPTIONS += ("validation", "seed", "confirm")
 
 def search_request(**options):
     """The search that the command starts with these options."""
-    return wanted(*api_arguments(dict.fromkeys(OPTIONS) | options))
+    return resolve_search(*api_arguments(dict.fromkeys(OPTIONS) | options))
 
 
 def test_options_that_are_not_given_have_defaults():
@@ -46,10 +46,10 @@ def test_options_reach_their_places(tmp_path):
 
 
 def test_a_restartable_search_is_found_by_its_name(tmp_path):
-    assert not begun("a", str(tmp_path))
+    assert not search_exists("a", str(tmp_path))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "search.json").write_text("{}")
-    assert begun("a", str(tmp_path))
+    assert search_exists("a", str(tmp_path))
     with pytest.raises(ValueError, match="--restartable needs a recipe, and --name"):
         search_request(recipe="digits_lt", restartable=True)
 
