@@ -30,7 +30,7 @@ class Budget:
     eval_images: int
     bytes_per_epoch: int  # of the training split's shards, which are read once
     batch_bytes: int  # uint8 views of one worker's batch
-    lanes: int  # of the epoch plan; the possible numbers of workers divide them
+    lanes: int  # of the epoch plan, a multiple of every possible number of workers
     worker_cpus: float  # of all workers
     data_cpus: float | None  # CPUs left for data tasks, None if the cluster's are unknown
     store_bytes: int  # object-store memory of all batches in flight

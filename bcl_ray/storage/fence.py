@@ -41,7 +41,7 @@ class Fence:
             raise self.lost_to(record)
 
     def __call__(self) -> None:
-        """Same as `check`, for callers of a guard."""
+        """Same as `check`: a fence can be the guard of `files.atomic_filesystem`."""
         self.check()
 
     def lost_to(self, record: LeaseRecord | None) -> LeaseLostError:

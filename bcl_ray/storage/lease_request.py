@@ -23,17 +23,19 @@ Notify = Callable[[str], None]
 def acquire_lease(
     folder: str, what: str, notify: Notify, *, wait: bool, remove: bool = False
 ) -> AbstractContextManager[Lease]:
-    """Have a folder for this driver alone; see `LeaseRequest`."""
+    """Same as `LeaseRequest.acquire`, for callers that do not check earlier."""
     return LeaseRequest(folder, what, notify).acquire(wait=wait, remove=remove)
 
 
 class LeaseRequest:
     """A request of this process for the lease of a folder.
 
-    With `wait`, it waits until another driver has ended, or has given no sign of life for
-    LEASE_SECONDS; for one that lives, WAIT_SECONDS at most. Without, it waits only for the first
-    sign of life of a driver on another machine, which cannot be seen to be dead: LEASE_SECONDS at
-    most. What was seen of the other driver in one call counts in the next.
+    Another driver may have the lease. Whether a driver on this machine is alive is known at once. A
+    driver on another machine is alive if it renews its lease, and dead if it has not done so for
+    LEASE_SECONDS. With `wait`, the request waits for the other driver to end, for WAIT_SECONDS at
+    most while it is alive. Without, the request fails once the other driver is known to be alive.
+
+    What one call has seen of the other driver counts in the next.
 
     Args:
         folder: Path or URI of the folder; need not exist.

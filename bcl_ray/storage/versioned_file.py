@@ -34,7 +34,7 @@ class VersionedFile(Protocol):
     def replace(self, data: bytes, old: FileVersion | None) -> FileVersion:
         """Write the file if it is still the version `old`; None stands for no file.
 
-        A call may be repeated with the same data, if no other writer writes these.
+        The call may be repeated, if no other writer writes the same data.
 
         Raises:
             ChangedError: The file is another version.

@@ -10,8 +10,9 @@ from pyarrow import fs
 from bcl_ray.machine.errors import UserError, flat_text
 from bcl_ray.storage import s3
 from bcl_ray.storage.files.errors import explain_errors, with_retries
-from bcl_ray.storage.files.local import AtomicFileSystem, Guard
+from bcl_ray.storage.files.local import AtomicFileSystem
 from bcl_ray.storage.retry import TransientError
+from bcl_ray.storage.s3.clients import Guard
 
 Result = TypeVar("Result")
 
@@ -81,7 +82,7 @@ def with_filesystem(function: Callable[[Any, str], Result], uri: str) -> Result:
         if not s3.is_s3(uri):
             return function(*resolve(uri))
         location = s3.parse_uri(uri)
-        # Few attempts of pyarrow's own, which are not logged: longer faults are retried here.
+        # pyarrow makes few attempts, which it does not log; longer faults are retried here.
         filesystem = s3.filesystem(location, attempts=s3.QUICK_ATTEMPTS)
         try:
             return function(filesystem, location.path)

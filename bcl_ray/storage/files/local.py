@@ -4,7 +4,7 @@ import functools
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from bcl_ray.storage.files.errors import with_retries
-
-Guard = Callable[[], None]
+from bcl_ray.storage.s3.clients import Guard
 
 BUFFER_BYTES = 1 << 16
 

@@ -126,7 +126,7 @@ class _Check:
             sink.write(PROBE)
 
     def _check_reading(self, listing: Any) -> None:
-        """Read a byte of the object, or of one in the folder unless it is empty."""
+        """Read a byte of the object, or of an object in the folder, if there is one."""
         bucket = {"Bucket": self._location.bucket}
         if listing is not None:
             keys = [item["Key"] for item in listing.get("Contents", ()) if item["Size"]]

@@ -27,7 +27,7 @@ SILENCE_SECONDS = 20.0  # between two bytes; a busy store's first byte may take 
 # an outage of 100 s, 2 hide a short one.
 PATIENT_ATTEMPTS, QUICK_ATTEMPTS = 12, 2
 
-Guard = Callable[[], None]
+Guard = Callable[[], None]  # raises to forbid a change
 
 
 def filesystem(
@@ -41,8 +41,8 @@ def filesystem(
 
     Args:
         location: Anything on the server.
-        attempts: Attempts of pyarrow's own for each request. With the default, the filesystem
-            retries denials and longer outages in addition.
+        attempts: Attempts by pyarrow for each request; with the default, most requests are retried
+            longer than that, and after denials, too.
         connect_seconds: Time limit for connecting.
         silence_seconds: Time limit for an answer.
         guard: Called before each attempt to change something, and raises to forbid it. It needs

@@ -1,9 +1,9 @@
 """Whole objects: read, create, and replace in one request.
 
-Of several writers at once one succeeds, by the conditions of PUT (If-None-Match: * and If-Match).
-AWS S3 and Ceph check these atomically. OpenStack Swift supports only the first, and not atomically;
-it answers 501 to the second. Some servers ignore both. Without atomic conditions, an object is read
-before it is written, and two writers at the same moment may both succeed.
+Conditional PUT requests (If-None-Match: *, and If-Match) let one of several simultaneous writers
+succeed. AWS S3 and Ceph check both conditions atomically. OpenStack Swift supports only the first,
+and not atomically; it answers 501 to the second. Some servers ignore both. On these, an object is
+read before it is written, and two writers at the same moment may both succeed.
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def read_version(location: Location) -> FileVersion | None:
 def replace_version(location: Location, data: bytes, old: FileVersion | None) -> FileVersion:
     """Write an object if it is still the version `old`; None stands for no object.
 
-    A call may be repeated with the same data, if no other writer writes these.
+    The call may be repeated, if no other writer writes the same data.
 
     Raises:
         ChangedError: The object is another version.
