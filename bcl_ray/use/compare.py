@@ -12,7 +12,7 @@ from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
 from bcl_ray.tracking.connection import mlflow_client, mlflow_errors, mlflow_uri
 from bcl_ray.tracking.registry import NAME
-from bcl_ray.tracking.tracker import recorded, subject
+from bcl_ray.tracking.tracker import journal_metrics, subject
 from bcl_ray.use.models import last_state
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _read(name: str, root: str) -> list[ComparedRun]:
 def _from_folder(uri: str) -> ComparedRun:
     """Read a run from its journal; without one on this machine, from its last checkpoint."""
     run, experiment = run_folder.open_run(uri)
-    records = recorded(run_folder.local_folder(run))
+    records = journal_metrics(run_folder.local_folder(run))
     if records is None:
         records = last_state(run).history
     parameters = subject(run, experiment).parameters

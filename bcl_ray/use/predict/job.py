@@ -2,22 +2,26 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
+from bcl_ray.data.shards import Manifest
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime import access
 from bcl_ray.ray_runtime.autoscaler import Demand
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path_message
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease_request import LeaseRequest
-from bcl_ray.use.models import OpenModel, open_model
+from bcl_ray.use.models import open_model
 from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, shards_of
 from bcl_ray.use.predict.outputs import Output, Summary
 from bcl_ray.use.predict.pipeline import Follow, Pipeline
 from bcl_ray.use.predict.pool import plan_pool, request_nodes
-from bcl_ray.use.predict.request import PredictionOptions, PredictionRequest
+from bcl_ray.use.predict.request import (
+    PredictionOptions,
+    PredictionRequest,
+    input_manifest,
+    make_request,
+)
 
 
 def predict(
@@ -60,8 +64,8 @@ def predict(
     if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
         raise UserError(f"OUTPUT ({target}) lies in INPUT, and would be labelled: name another")
     model = open_model(name, root, last=last)
-    manifest = _manifest(images, split)
-    output = Output(target, _request(model, images, manifest, split, options))
+    manifest = input_manifest(images, split)
+    output = Output(target, make_request(model, images, manifest, split, options))
     output.check(resume=resume)
 
     def notify(text: str) -> None:
@@ -82,46 +86,6 @@ def predict(
             if remaining > 0:
                 _run(pipeline, resources, notify)
             return output.finish(math.ceil(inputs.total / options.part_size))
-
-
-def _manifest(images: str, split: str | None) -> Manifest | None:
-    """The manifest of shards; None if the input is image files.
-
-    Raises:
-        ValueError: There is no input, or --split is given for image files.
-    """
-    if files.exists(files.join(images, MANIFEST)):
-        return read_manifest(images)
-    if split is not None:
-        raise UserError(f"--split is for shards, and {images} holds no {MANIFEST}")
-    if next(files.walk(images), None) is None:
-        files.check_usable(images, "list")
-        if paths.is_local(images) and not files.exists(images):
-            raise UserError(
-                f"INPUT {paths.for_display(images)} does not exist: name a folder of images"
-            )
-        raise UserError(f"{images} holds no files: name a folder of images, or of shards")
-    return None
-
-
-def _request(
-    model: OpenModel,
-    images: str,
-    manifest: Manifest | None,
-    split: str | None,
-    options: PredictionOptions,
-) -> PredictionRequest:
-    split = split or model.experiment.data.eval_split
-    if manifest is not None:
-        shards_of(images, manifest, split)  # raises if there is no such split
-    return PredictionRequest(
-        model=model.uri,
-        sha256=model.sha256,
-        images=images,
-        split=split if manifest else None,
-        fingerprint=manifest.fingerprint if manifest else None,
-        options=replace(options, top=min(options.top, len(model.class_names))),
-    )
 
 
 def _check_locations(request: PredictionRequest, target: str, resources: Resources) -> None:

@@ -1,9 +1,13 @@
 """The request of a prediction: model, input and options."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
 from bcl_ray.machine.errors import UserError
+from bcl_ray.storage import files, paths
+from bcl_ray.use.models import OpenModel
+from bcl_ray.use.predict.inputs import shards_of
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,55 @@ class PredictionRequest:
         content = asdict(self)
         options: dict[str, Any] = content.pop("options")
         return content | options
+
+
+def input_manifest(images: str, split: str | None) -> Manifest | None:
+    """The manifest of shards; None if the input is image files.
+
+    Raises:
+        ValueError: There is no input, or --split is given for image files.
+    """
+    if files.exists(files.join(images, MANIFEST)):
+        return read_manifest(images)
+    if split is not None:
+        raise UserError(f"--split is for shards, and {images} holds no {MANIFEST}")
+    if next(files.walk(images), None) is None:
+        files.check_usable(images, "list")
+        if paths.is_local(images) and not files.exists(images):
+            raise UserError(
+                f"INPUT {paths.for_display(images)} does not exist: name a folder of images"
+            )
+        raise UserError(f"{images} holds no files: name a folder of images, or of shards")
+    return None
+
+
+def make_request(
+    model: OpenModel,
+    images: str,
+    manifest: Manifest | None,
+    split: str | None,
+    options: PredictionOptions,
+) -> PredictionRequest:
+    """The request that a command makes.
+
+    Args:
+        model: The model.
+        images: Folder or URI of images or shards.
+        manifest: Manifest of shards; None: the input is image files.
+        split: Split of shards; None: the one that the model's run evaluated on.
+        options: Options of the tables; `top` is limited to the number of classes.
+
+    Raises:
+        ValueError: The data set has no such split.
+    """
+    split = split or model.experiment.data.eval_split
+    if manifest is not None:
+        shards_of(images, manifest, split)  # raises if there is no such split
+    return PredictionRequest(
+        model=model.uri,
+        sha256=model.sha256,
+        images=images,
+        split=split if manifest else None,
+        fingerprint=manifest.fingerprint if manifest else None,
+        options=replace(options, top=min(options.top, len(model.class_names))),
+    )
