@@ -89,8 +89,9 @@ class EpochPlan:
                 f"worker {rank} of {world_size} has no share of {self.lanes} lanes: scale.workers "
                 "must divide optim.global_batch_size and be at most data.max_workers"
             )
-        lane_reads = (self._lane_reads(n, first_step) for n in self._lanes_of(rank, world_size))
-        return heapq.merge(*lane_reads, key=lambda read: (read.step, read.lane))
+        lanes = self._lanes_of(rank, world_size)
+        reads = (self._lane_reads(lane, first_step) for lane in lanes)
+        return heapq.merge(*reads, key=lambda read: (read.step, read.lane))
 
     def batches(
         self, blocks: Iterable[Block], rank: int = 0, world_size: int = 1, first_step: int = 0
@@ -100,7 +101,6 @@ class EpochPlan:
         Args:
             blocks: The rows of each of the worker's `reads`, in the same order. Exactly one block
                 per read is taken, so that several epochs can share one stream of blocks.
-            first_step: The first step of the epoch.
 
         Yields:
             The pieces of one batch, which are to be concatenated.
@@ -138,8 +138,8 @@ class EpochPlan:
         """Find the row groups that are not full, in the order of the epoch.
 
         Returns:
-            The row of the sequence at which each of them ends, (n,); and the rows that are missing
-            in the first 0, 1, ..., n of them, (n + 1,).
+            The row of the sequence at which each of them ends, (n,); and by how many rows the first
+            0, 1, ..., n of them are smaller than full row groups, in total, (n + 1,).
         """
         full, first = self.layout.row_group_rows, self.layout.first_groups
         last = first[1:][np.diff(first) > 0] - 1  # the last row group of each shard with rows
@@ -155,11 +155,13 @@ class EpochPlan:
 
         The row group is given by its position in the order of the epoch.
         """
+        # If all row groups were full, this would be a division. So add what is missing before it.
         short_groups_before = np.searchsorted(self._short_group_ends, row, side="right")
         missing = int(self._missing_rows[short_groups_before])
         return divmod(row + missing, self.layout.row_group_rows)
 
     def _lane_reads(self, lane: int, first_step: int) -> Iterator[Read]:
+        """The reads of one lane from `first_step` on."""
         per_step = self.rows_per_lane_and_step
         row, end = first_step * per_step, self.steps * per_step  # counted within the lane
         position, skip = self._locate_row(lane * end + row)

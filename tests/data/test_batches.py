@@ -1,4 +1,4 @@
-"""The thread that makes batches ahead of training."""
+"""The thread that prefetches batches."""
 
 import itertools
 import time

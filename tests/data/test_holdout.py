@@ -1,4 +1,4 @@
-"""Validation data, cut out of the training split."""
+"""Validation data, held out from the training split."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_every_class_of_two_images_is_in_both_parts(counts, fraction):
     ).all()
 
 
-def test_what_cannot_be_cut_is_refused(digits, tmp_path):
+def test_what_cannot_be_held_out_is_refused(digits, tmp_path):
     with pytest.raises(ValueError, match=r"the validation share \(1\) must be above 0 and below 1"):
         hold_out(digits, str(tmp_path / "cut"), 1.0, seed=0)
     with pytest.raises(ValueError, match="has no split 'training': it has train, test"):

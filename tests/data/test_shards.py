@@ -21,7 +21,7 @@ from bcl_ray.data.image_check import MODES, checker_settings, image_fault
 from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
 from bcl_ray.data.shards.split_writer import num_shards, row_group_rows
 from bcl_ray.data.sources import Source, SourceSplit, open_source
-from bcl_ray.storage import files
+from bcl_ray.storage.files import filesystems
 
 
 def png(value: int, size: int = 2) -> bytes:
@@ -271,7 +271,7 @@ def test_what_passes_the_check_is_what_training_decodes():
         assert np.abs(decode(content) - theirs).max() <= (mode == "YCbCr"), mode
 
 
-def test_faults_are_told_once_and_not_by_opencv_too(capfd):
+def test_faults_are_reported_once_and_not_by_opencv_too(capfd):
     with checker_settings():
         assert image_fault(half(jpeg()), 64 * 64)
     assert capfd.readouterr() == ("", "")
@@ -312,7 +312,7 @@ def test_skipped_images_are_listed_and_counted(tmp_path):
     assert verify_shards(str(tmp_path)) == []
 
 
-def test_a_list_with_bad_lines_and_missing_files_is_told_by_name(tmp_path):
+def test_a_list_with_bad_lines_and_missing_files_is_reported_by_name(tmp_path):
     (tmp_path / "ok.png").write_bytes(png(0))
     (tmp_path / "list").write_text("ok.png 0\ngone.png 0\nnonsense\n")
     source = open_source("list", str(tmp_path), splits={"train": f"{tmp_path}/list"})
@@ -398,7 +398,7 @@ def test_a_killed_attempt_is_no_data_set_and_the_next_one_works(tmp_path):
 def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(
-        files, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
+        filesystems, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
     )
     (tmp_path / "set").mkdir()  # an object store needs no folders
     manifest = write_shards(balanced(100), "test://bucket/set")
@@ -478,7 +478,7 @@ def test_manifests_that_cannot_be_trusted_are_refused(tmp_path):
         read_manifest(str(tmp_path))
 
 
-def test_progress_tells_the_stage_and_reaches_the_end(tmp_path):
+def test_progress_reports_the_stage_and_reaches_the_end(tmp_path):
     seen = []
     write_shards(balanced(100), str(tmp_path), progress=lambda *step: seen.append(step))
     assert seen[0] == ("reading train", 64, 100)

@@ -72,22 +72,12 @@ def write_shards(
             are named), ids are repeated, or a class has no training images.
         OSError: The source, the target or the temporary folder cannot be read or written.
     """
-    if profile == "natural" and imbalance_factor is not None:
-        raise UserError("imbalance_factor does nothing for profile 'natural': leave it out")
-    for option, value, least in (
-        ("shard_bytes", shard_bytes, 1),
-        ("max_pixels", max_pixels, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"{option} ({value}) must be at least {least}")
-    if on_bad_image not in ("stop", "skip"):
-        raise UserError(f"on_bad_image '{on_bad_image}' must be stop or skip")
-    _check_names(source)
-    _check_target(target)
     info = ProfileInfo(
         name=profile, imbalance_factor=imbalance_factor, max_per_class=max_per_class, seed=seed
     )
+    _check_options(info, shard_bytes, on_bad_image, max_pixels)
+    _check_names(source)
+    _check_target(target)
     with ExitStack() as stack:
         staged = {
             name: stack.enter_context(closing(_stage(source, name, info, max_pixels, progress)))
@@ -114,6 +104,22 @@ def write_shards(
         }
         lease.check()
         return _publish(target, source, splits, info)
+
+
+def _check_options(
+    profile: ProfileInfo, shard_bytes: int, on_bad_image: OnBadImage, max_pixels: int
+) -> None:
+    if profile.name == "natural" and profile.imbalance_factor is not None:
+        raise UserError("imbalance_factor does nothing for profile 'natural': leave it out")
+    for option, value, least in (
+        ("shard_bytes", shard_bytes, 1),
+        ("max_pixels", max_pixels, 1),
+        ("seed", profile.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{option} ({value}) must be at least {least}")
+    if on_bad_image not in ("stop", "skip"):
+        raise UserError(f"on_bad_image '{on_bad_image}' must be stop or skip")
 
 
 def _check_names(source: Source) -> None:

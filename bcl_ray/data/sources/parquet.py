@@ -48,7 +48,7 @@ def parquet(
     label_column: str = "label",
     id_column: str | None = None,
 ) -> Source:
-    """Images in a column of Parquet files.
+    """Images in a column of Parquet files, which are listed for each split.
 
     Class names are, in order of preference: the lines of the file `classes`, the JSON list under
     'class_names' in the metadata of the first training file, the lines of classes.txt in its

@@ -44,22 +44,22 @@ def draw_crops(
         sides: Height and width of each decoded image, (N, 2).
         view: Number of the view; 0 is for classification, the others are contrastive.
     """
-    kind = config.contrastive if view else config.classification
+    options = config.contrastive if view else config.classification
     draws = keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _ATTEMPTS)
-    boxes = _BOXES[kind.crop](sides, config.image_size, kind, draws)
-    return Crops(boxes, draws[:, _FLIP] < kind.flip)
+    boxes = _BOXES[options.crop](sides, config.image_size, options, draws)
+    return Crops(boxes, draws[:, _FLIP] < options.flip)
 
 
-def shifted_boxes(size: int, kind: ViewConfig, draws: NDArray[np.float64]) -> NDArray[np.int64]:
+def shifted_boxes(size: int, options: ViewConfig, draws: NDArray[np.float64]) -> NDArray[np.int64]:
     """Boxes of crop 'padded', (N, 4); arguments as for `random_boxes`."""
-    shifts = (draws[:, [_Y, _X]] * (2 * kind.padding + 1)).astype(np.int64) - kind.padding
+    shifts = (draws[:, [_Y, _X]] * (2 * options.padding + 1)).astype(np.int64) - options.padding
     return np.concatenate([-shifts, np.full_like(shifts, size)], axis=1)
 
 
 def random_boxes(
     heights: NDArray[np.int64],
     widths: NDArray[np.int64],
-    kind: ViewConfig,
+    options: ViewConfig,
     draws: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     """Boxes of crop 'resized', as in torchvision's RandomResizedCrop.
@@ -69,13 +69,13 @@ def random_boxes(
     Args:
         heights: Heights of the images, (N,).
         widths: Widths of the images, (N,).
-        kind: Options of this kind of view: `scale` and `ratio` are used.
+        options: Options of this kind of view, of which `scale` and `ratio` are used.
         draws: Uniform numbers in [0, 1), (N, 23), in the columns that are named above.
 
     Returns:
         Top, left, height and width, (N, 4).
     """
-    (least, most), (narrowest, widest) = kind.scale, kind.ratio
+    (least, most), (narrowest, widest) = options.scale, options.ratio
     attempts = draws[:, _BOX : _BOX + 2 * _ATTEMPTS]
     areas = (heights * widths)[:, None] * (least + (most - least) * attempts[:, ::2])
     ratios = narrowest * (widest / narrowest) ** attempts[:, 1::2]  # uniform in their logarithm
@@ -99,6 +99,8 @@ def random_boxes(
 
 Boxes = Callable[[NDArray[np.int64], int, ViewConfig, NDArray[np.float64]], NDArray[np.int64]]
 _BOXES: dict[str, Boxes] = {
-    "padded": lambda _, size, kind, draws: shifted_boxes(size, kind, draws),
-    "resized": lambda sides, _, kind, draws: random_boxes(sides[:, 0], sides[:, 1], kind, draws),
+    "padded": lambda _, size, options, draws: shifted_boxes(size, options, draws),
+    "resized": lambda sides, _, options, draws: random_boxes(
+        sides[:, 0], sides[:, 1], options, draws
+    ),
 }

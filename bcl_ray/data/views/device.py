@@ -162,7 +162,7 @@ def _apply(
 
 
 def _as_rows(images: Tensor) -> Tensor:
-    """The same memory as a row of words per image, because a CPU copies words as fast as bytes."""
+    """The same memory as rows of words, one per image: a CPU copies a word as fast as a byte."""
     size = images[0].numel()
     words = (torch.int64, torch.int32, torch.int16, torch.uint8)
     return images.flatten(1).view(next(word for word in words if size % word.itemsize == 0))

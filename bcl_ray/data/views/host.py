@@ -51,12 +51,12 @@ def train_views(
             decoded = [decode_image(*pair) for pair in zip(images[part], ids[part], strict=True)]
             sides = np.array([pixels.shape[:2] for pixels in decoded])
             for view in range(1 + num_contrastive):
-                kind = config.contrastive if view else config.classification
+                options = config.contrastive if view else config.classification
                 crops = draw_crops(ids[part], sides, config, seed=seed, epoch=epoch, view=view)
                 for pixels, box, flip, out in zip(
                     decoded, crops.boxes.tolist(), crops.flips, views[part, view], strict=True
                 ):
-                    _CROPS[kind.crop](pixels, box, out)
+                    _CROPS[options.crop](pixels, box, out)
                     if flip:
                         cv2.flip(out, 1, out)
     return views

@@ -4,10 +4,10 @@ Each function takes images, (n, 3, H, W) uint8 with H = W = S, and coefficients 
 (n, ...), on the same device; it returns new images. Results follow Pillow, which published recipes
 used: luma in fixed point, and values rounded down to whole numbers after each blend.
 
-The result of an image does not depend on the rest of its batch. For this, sums are sums of whole
-numbers, which are exact in any order. And a multiplication is followed by an addition only if both
-are exact: compilers may fuse them, so that the result is rounded once instead of twice, and they do
-so in vector code, but not for the elements that remain after it.
+The result of an image does not depend on the rest of its batch, bit for bit. For this, sums over
+pixels are sums of whole numbers, which are exact in any order. And no torch operation multiplies
+and adds at once (as add_ with alpha does) unless both are exact: a fused multiply-add rounds once
+instead of twice, and vector code may use it where the code for the remaining elements does not.
 
 On a GPU, every line launches a kernel, which takes longer than the computation if images are small.
 """
@@ -30,11 +30,11 @@ class Constants(NamedTuple):
     centres: Tensor
     """Coordinates of the pixels along an axis, (S,); -1 and 1 are the image's edges."""
     scale: Tensor
-    """Normalised values are values * scale - shift, (3, 1, 1)."""
+    """Factor of values in the normalisation, (3, 1, 1)."""
     shift: Tensor
-    """Normalised values are values * scale - shift, (3, 1, 1)."""
+    """What is subtracted after that, (3, 1, 1)."""
     hexcone: Tensor
-    """Four constants of each channel for `hue`, (4, 3, 1, 1)."""
+    """Peak, middle, sign and height of each channel in `hue`, (4, 3, 1, 1)."""
 
 
 @lru_cache(16)
@@ -123,22 +123,22 @@ def _symmetric_sum(values: Tensor, weights: Tensor, axis: int) -> Tensor:
 
 def hue(images: Tensor, sextants: Tensor, context: Context) -> Tensor:
     """Rotate the hue by sextants of its circle, -3 to 3, in the hexcone model of HSV."""
-    begins, middles, signs, heights = context.constants.hexcone
+    peaks, middles, signs, heights = context.constants.hexcone
     values = torch.cat([images, images[:, :2]], dim=1).float()  # red, green, blue, red, green
     rgb = values[:, :3]
     value, least = rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)
     chroma = value - least
-    # The hue in sextants if the largest channel is red, green or blue; for gray pixels it is
+    # The hue in sextants if the largest channel is red, green or blue. For gray pixels it is
     # arbitrary, and does not matter.
-    candidates = (values[:, 1:4] - values[:, 2:]).div_(chroma.clamp(min=1)).add_(begins)
+    candidates = (values[:, 1:4] - values[:, 2:]).div_(chroma.clamp(min=1)).add_(peaks)
     # 1 where red (or green) is not the largest channel. torch.where would take 20 times as long.
     not_red, not_green = (value - rgb[:, :2]).clamp_(max=1).tensor_split(2, dim=1)
     sextant = torch.lerp(candidates[:, 1:2], candidates[:, 2:], not_green)
     sextant = torch.lerp(candidates[:, :1], sextant, not_red).add_(_per_image(sextants))
     sextant -= (sextant / 6).floor_().mul_(6)  # remainder_ takes five times as long
-    # Red, green and blue of the new hue at full saturation, before they are clamped to 0 to 1.
-    shares = (sextant - middles).abs_().mul_(signs).add_(heights)
-    return _to_uint8(shares.clamp_(0, 1).mul_(chroma).add_(least).round_())
+    # Red, green and blue at full saturation: |s - 3| - 1, 2 - |s - 2| and 2 - |s - 4|, clamped.
+    shares = (sextant - middles).abs_().mul_(signs).add_(heights).clamp_(0, 1)
+    return _to_uint8(shares.mul_(chroma).add_(least).round_())
 
 
 def look_up(images: Tensor, tables: Tensor, context: Context) -> Tensor:

@@ -64,13 +64,13 @@ def draw_operations(
     """Draw the operations of views 0 to num_views - 1 of the images with these ids, (N,)."""
     per_view = []
     for view in range(num_views):
-        kind = config.classification if view == 0 else config.contrastive
+        options = config.classification if view == 0 else config.contrastive
         draw = partial(keyed.uniforms, seed, epoch, ids, view)
-        stages = _jitter(kind, draw(9, stream=_JITTER))
-        stages.append(_grayscale(kind, draw(1, stream=_GRAYSCALE)[:, 0]))
-        if kind.blur:
-            stages.append(_blur(kind, draw(2, stream=_BLUR)))
-        stages += _POLICIES[kind.policy](config, draw)
+        stages = _jitter(options, draw(9, stream=_JITTER))
+        stages.append(_grayscale(options, draw(1, stream=_GRAYSCALE)[:, 0]))
+        if options.blur:
+            stages.append(_blur(options, draw(2, stream=_BLUR)))
+        stages += _POLICIES[options.policy](config, draw)
         per_view.append(stages)
     empty: Stage = (np.full(len(ids), NONE), np.zeros(len(ids)))
     length = max(map(len, per_view))
@@ -98,26 +98,26 @@ def cutout_masks(
     return (position >= starts) & (position < starts + side)
 
 
-def _jitter(kind: ViewConfig, draws: Floats) -> list[Stage]:
+def _jitter(options: ViewConfig, draws: Floats) -> list[Stage]:
     """Four factors in a random order, as torchvision's ColorJitter."""
-    largest = np.array(kind.jitter)
+    largest = np.array(options.jitter)
     low = np.append(np.maximum(0, 1 - largest[:3]), -largest[3])
     high = np.append(1 + largest[:3], largest[3])
     factors = low + (high - low) * draws[:, 5:9]
     order = draws[:, 1:5].argsort(axis=1)
-    active = (draws[:, :1] < kind.jitter_probability) & (largest[order] > 0)
+    active = (draws[:, :1] < options.jitter_probability) & (largest[order] > 0)
     kinds = np.where(active, _JITTER_KINDS[order], NONE)
     amounts = np.take_along_axis(factors, order, axis=1)
     return list(zip(kinds.T, amounts.T, strict=True))
 
 
-def _grayscale(kind: ViewConfig, draws: Floats) -> Stage:
-    return np.where(draws < kind.grayscale, NAMES.index("grayscale"), NONE), np.zeros(len(draws))
+def _grayscale(options: ViewConfig, draws: Floats) -> Stage:
+    return np.where(draws < options.grayscale, NAMES.index("grayscale"), NONE), np.zeros(len(draws))
 
 
-def _blur(kind: ViewConfig, draws: Floats) -> Stage:
+def _blur(options: ViewConfig, draws: Floats) -> Stage:
     """Standard deviations from 0.1 to 2 pixels, as in SimCLR."""
-    kinds = np.where(draws[:, 0] < kind.blur, NAMES.index("gaussian_blur"), NONE)
+    kinds = np.where(draws[:, 0] < options.blur, NAMES.index("gaussian_blur"), NONE)
     return kinds, 0.1 + 1.9 * draws[:, 1]
 
 

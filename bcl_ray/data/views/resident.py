@@ -145,12 +145,12 @@ def is_exact(images: NDArray[np.uint8]) -> bool:
     boxes[:, 0, 2:] = np.stack([lengths, lengths[::-1] + size + 1], axis=1)
     boxes[:, 1, 2:] = np.stack([lengths, lengths + size + 1], axis=1)
     rows = np.arange(size) % len(images)
-    ours = apply_crops(*(torch.from_numpy(array) for array in (images, rows, boxes))).numpy()
+    actual = apply_crops(*(torch.from_numpy(array) for array in (images, rows, boxes))).numpy()
     with host.one_thread():
-        opencvs = [
+        expected = [
             [host.resize(images[row][:height, :width], size, size) for width in widths]
             for row, height, widths in zip(
                 rows, lengths, zip(lengths[::-1], lengths, strict=True), strict=True
             )
         ]
-    return np.array_equal(ours, np.array(opencvs))
+    return np.array_equal(actual, np.array(expected))

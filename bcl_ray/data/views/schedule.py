@@ -78,6 +78,7 @@ def build_passes(
             row[members] = np.arange(len(members))
             arrays[f"{family}_images"] = images[members]
             arrays[family] = _coefficients(kind[members], amount[members], size)
+    # A slice for each run of operations of the same pass and kind.
     starts = np.flatnonzero(np.diff(passes * len(NAMES) + kind, prepend=-1))
     slices: list[dict[str, slice]] = [{} for _ in pass_families]
     for start, count in zip(starts, np.diff(starts, append=len(kind)), strict=True):
@@ -131,11 +132,12 @@ def _assign_passes(
 def _merge(sequences: Indices) -> Iterator[tuple[int, Indices, Indices]]:
     """Merge sequences of families into one short sequence that contains each of them, in order.
 
-    A greedy choice of the next pass. At least as many passes of a family remain as the largest
-    number of its operations that a sequence still has. So a pass costs nothing extra if it serves
-    all sequences with that number; such a family is chosen first. If there is none, the family with
-    the largest number is chosen, since an extra pass is least likely for it. Of equals, the one
-    with the fewest GPU kernels comes first: families are numbered in that order.
+    The next pass is chosen greedily. Let most(f) be the largest number of operations of family f
+    that any sequence still has, so that at least most(f) further passes of f are needed. A pass of
+    f is free if it advances all sequences that have most(f) of them, since it is needed anyway. A
+    free family is chosen if there is one, otherwise the one with the largest most(f), for which an
+    unnecessary pass is least likely. Of equals, the family with the fewest GPU kernels is chosen,
+    which has the lowest number.
 
     Args:
         sequences: The sequences, each of which ends with NONE, (U, S + 1).
