@@ -21,6 +21,7 @@ from bcl_ray.data.image_check import MODES, checker_settings, image_fault
 from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
 from bcl_ray.data.shards.split_writer import num_shards, row_group_rows
 from bcl_ray.data.sources import Source, SourceSplit, open_source
+from bcl_ray.storage import files
 from bcl_ray.storage.files import filesystems
 
 
@@ -397,9 +398,10 @@ def test_a_killed_attempt_is_no_data_set_and_the_next_one_works(tmp_path):
 
 def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(
-        filesystems, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
-    )
+    for module in (files, filesystems):
+        monkeypatch.setattr(
+            module, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
+        )
     (tmp_path / "set").mkdir()  # an object store needs no folders
     manifest = write_shards(balanced(100), "test://bucket/set")
     assert read_manifest("test://bucket/set") == manifest
