@@ -39,9 +39,9 @@ def options() -> str:
         for inner, inner_field in section.model_fields.items():
             if (nested := _section(inner_field)) is not None and inner != "contrastive":
                 lines += [
-                    f"### {name}.{inner}.*, {name}.contrastive.*",
+                    f"### {name}.{inner} and {name}.contrastive",
                     "",
-                    _sentence(nested),
+                    f"{_sentence(nested)} Both sections have the same options.",
                     "",
                     *_table(f"{name}.{inner}", nested),
                     "",
