@@ -21,7 +21,8 @@ for module in (data, training, search, use, browse, submit, jobs, cluster, docto
 def main(*command: str) -> None:
     """Entry point of `bcl-ray`, which always raises SystemExit.
 
-    A mistake of the user is one line on standard error, and exit status 2; what may pass has 1.
+    A mistake of the user is one line on standard error and exit status 2. An error that may be
+    temporary has exit status 1.
 
     Args:
         *command: Words to put before those of the command line.

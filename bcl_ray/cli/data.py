@@ -152,7 +152,7 @@ def uploads(
     uri: Annotated[str, typer.Argument(help="s3:// URI of a bucket or folder.")],
     hours: Annotated[
         float,
-        typer.Option("--older-than", min=0, help="Hours that must have passed since their start."),
+        typer.Option("--older-than", min=0, help="Least age of an upload, in hours."),
     ] = 24.0,
     abort: Annotated[
         bool, typer.Option("--abort", help="Abort them, which frees their space.")

@@ -30,7 +30,7 @@ def exit_status() -> Iterator[None]:
 def describe(error: Exception) -> tuple[str, int]:
     """The line that reports an error, and the exit status.
 
-    The status is 2 for a mistake, which would come again, and 1 for what may pass.
+    The status is 2 for a mistake of the user, and 1 for an error that may be temporary.
     """
     from bcl_ray.storage.retry import TransientError
 

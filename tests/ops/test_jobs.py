@@ -234,7 +234,9 @@ def test_a_mistake_ends_a_rayjob_as_stopped_for_a_failed_one_is_repeated(head, p
     log = cluster.get_job_logs(name)
     assert cluster.get_job_status(name).value == status, log
     assert "bcl-ray: no option 'train.epoch'" in log
-    assert (f"job {name} is stopped, for it would end so again" in log) == bool(prefix)
+    assert (f"job {name} is stopped, for it would fail again in the same way" in log) == bool(
+        prefix
+    )
 
 
 def test_a_cluster_with_other_versions_is_refused_before_anything_is_sent(head, monkeypatch):

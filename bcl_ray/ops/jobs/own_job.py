@@ -30,7 +30,7 @@ def stop() -> None:
         signal.signal(number, lambda *_: sys.exit(MISTAKE))
     try:
         name = json.loads(job)["metadata"]["job_submission_id"]
-        notify(f"job {name} is stopped, for it would end so again")
+        notify(f"job {name} is stopped, for it would fail again in the same way")
         JobSubmissionClient(os.environ["RAY_ADDRESS"]).stop_job(name)
     except Exception as error:  # it must not replace the user's own error
         notify(f"job was not stopped, and may be started again: {error}")

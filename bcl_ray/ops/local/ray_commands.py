@@ -34,7 +34,7 @@ def common_environment(token_file: Path) -> dict[str, str]:
 
 
 def machine_environment(keep: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment without what belongs to other clusters; this Python comes first.
+    """This process's environment without variables of other clusters, and with this Python first.
 
     Args:
         keep: Prefixes of CLUSTER_PREFIXES whose variables stay.
