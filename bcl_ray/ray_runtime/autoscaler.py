@@ -35,9 +35,9 @@ def is_running(*, expected: bool = False) -> bool:
         expected: Whether the cluster's description says so. An autoscaler without a status then
             gets STATUS_TIMEOUT seconds to publish one.
     """
-    # Version 2 runs only where KubeRay or `ray up` asks for it. (KubeRay may run it as a mere
-    # observer, which cannot be seen from here.) On every other head version 1 runs. Where it is
-    # a mere observer, it names a node type for each node: node_<id of the node>.
+    # Version 2 of the autoscaler runs only if KubeRay or `ray up` starts it; KubeRay may start it
+    # as an observer, which cannot be detected. Every other head runs version 1. If version 1 only
+    # observes, without adding nodes, each node has a node type of its own: node_<id of the node>.
     if is_autoscaler_v2(fetch_from_server=True):
         return True
     deadline = time.monotonic() + (STATUS_TIMEOUT if expected else 0)

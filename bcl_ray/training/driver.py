@@ -1,7 +1,7 @@
 """The driver of a training run: `fit` takes a run from its first check to its report.
 
 preparation  checks, resources and nodes, before the workers start
-launch       the workers: their start, and how they end
+launch       start and end of the workers
 monitor      the workers' events: metrics go to MLflow, progress to the user
 outcome      the result or the error, the model and the report
 """

@@ -1,4 +1,4 @@
-"""The workers of a run: their start, and how they end."""
+"""Starts the workers of a run, waits for their end, and turns Ray's errors into ours."""
 
 import functools
 from collections.abc import Mapping, Sequence

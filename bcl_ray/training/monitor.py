@@ -2,18 +2,19 @@
 
 A metric passes these functions on its way from a worker to MLflow, and takes no other way:
 
-    worker.Worker.run_epoch    puts the epoch's metrics into a record: {"epoch": 3.0, name: value}
-    worker.Worker.send         rank 0 sends the record with an event, `epoch`
-    channel.Channel.put        an actor on the driver's node holds the event ...
-    channel.Channel.take       ... until the driver's thread takes it
-    RunMonitor.run             passes each event on
-    RunMonitor.track_records   skips epochs that it has tracked
-    tracker.Tracker.metrics    writes the metrics to the run's journal, from there to MLflow
+    worker.Worker.run_epoch      puts an epoch's metrics into a record: {"epoch": 3.0, name: value}
+    worker.Worker.send           sends the record from rank 0 with an event, `epoch`
+    channel.Channel.put, .take   hold the event on the driver's node until the driver takes it
+    RunMonitor.run               takes events, in a thread of the driver
+    RunMonitor.track_records     skips epochs that are tracked already
+    tracker.Tracker.metrics      makes a journal entry of the metrics
+    journal.Delivery.record      appends the entry to the run's journal
+    mlflow_run.MlflowRun.write   sends the entry to MLflow from a thread, later if MLflow is down
 
 An event is lost if the driver dies. Every checkpoint therefore has the records of all epochs, too:
 workers send them again with their `start` event, and at the end the driver takes those of the last
 checkpoint; all of them pass `track_records`. Metrics of nodes come from `NodeSampler.send` with an
-event, `system`, and take the same way from `Channel.put` on.
+event, `system`, and pass the same functions except `track_records`.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ Geometry is measured on a sample of each split, which is the same at every epoch
 of workers. The evaluation split's sample is a part of the evaluated images. The training split's
 is read and decoded once and kept in memory: a second stream would cost more than the network.
 
-Axes: K classes, N images of this worker's sample.
+Axes: K classes.
 """
 
 from collections.abc import Iterable, Iterator

@@ -16,6 +16,7 @@ import torch
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch
+from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
@@ -181,8 +182,8 @@ class Worker:
             if signals:
                 self._end(signals)
             record |= self._evaluate(epoch)
-        accuracies = [r["accuracy/all"] for r in self.history if "accuracy/all" in r]
-        best = record.get("accuracy/all", -1.0) > max(accuracies, default=-1.0)
+        accuracies = [r[ACCURACY] for r in self.history if ACCURACY in r]
+        best = record.get(ACCURACY, -1.0) > max(accuracies, default=-1.0)
         self.history.append(record)
         self.learner.sums.zero_()
         self._save(best=best)
