@@ -18,7 +18,7 @@ from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import LeaseHeldError
 from bcl_ray.storage.s3 import access as check
-from bcl_ray.storage.s3 import faults, listing, uploads
+from bcl_ray.storage.s3 import faults, objects, uploads
 from tests.data.test_shards import balanced
 
 ALL = {"list", "read", "write", "delete"}
@@ -47,7 +47,7 @@ def uploads_of(bucket):
 
 
 def test_all_files_come_page_by_page_in_the_order_of_their_bytes(bucket, monkeypatch):
-    monkeypatch.setattr(listing, "PAGE_KEYS", 3)
+    monkeypatch.setattr(objects, "PAGE_KEYS", 3)
     names = ["a-b.jpg", "a/1.jpg", "a/deep/er/x", "a0", "b c/ü#?.png", "b c/%41+.png", "é"]
     for name in [*names, ".hidden/x", "a/.thumb", "folder/"]:
         key = {"Bucket": bucket.uri.removeprefix("s3://"), "Key": f"all/{name}"}

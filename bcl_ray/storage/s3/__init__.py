@@ -8,12 +8,12 @@ from bcl_ray.storage.s3.access import ACTIONS, TransientProblem, check_access
 from bcl_ray.storage.s3.clients import QUICK_ATTEMPTS, client, filesystem, forget_clients
 from bcl_ray.storage.s3.diagnosis import clarify, explain
 from bcl_ray.storage.s3.faults import fault_of, retry_seconds, summary
-from bcl_ray.storage.s3.listing import list_keys
 from bcl_ray.storage.s3.location import is_s3, parse_uri
 from bcl_ray.storage.s3.objects import (
     ChangedError,
     FileVersion,
     create_object,
+    list_keys,
     read_object,
     read_version,
     replace_version,

@@ -23,21 +23,12 @@ CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 _WRONG_CLOCK = {"requesttimetooskewed", "requestexpired"}
 _EXPIRED = {"expiredtoken", "tokenrefreshrequired", "expiredtokenexception"}
 _CREDENTIALS = CREDENTIAL_SERVER | {
-    "nocredentialserror",
-    "partialcredentialserror",
-    "profilenotfound",
-    "invalidaccesskeyid",
-    "signaturedoesnotmatch",
-    "invalidtoken",
-    "invalidclienttokenid",
-    "unauthorizedssotokenerror",
-}
+    "nocredentialserror", "partialcredentialserror", "profilenotfound", "invalidaccesskeyid",
+    "signaturedoesnotmatch", "invalidtoken", "invalidclienttokenid", "unauthorizedssotokenerror",
+}  # fmt: skip
 _WRONG_REGION = {
-    "permanentredirect",
-    "authorizationheadermalformed",
-    "301",
-    "illegallocationconstraint",
-}
+    "permanentredirect", "authorizationheadermalformed", "301", "illegallocationconstraint",
+}  # fmt: skip
 # The protocol's actions: our name, and the permission in a policy.
 _ACTIONS = {
     "ListObjectsV2": ("list", "s3:ListBucket"),

@@ -10,34 +10,14 @@ DENIED_RETRY_SECONDS = 30.0  # some stores answer 403 while they throttle
 
 # Codes as in `Fault.code`: those of the protocol, and names of botocore's exceptions.
 TRANSIENT = {
-    "slowdown",
-    "throttling",
-    "throttlingexception",
-    "requestlimitexceeded",
-    "bandwidthlimitexceeded",
-    "toomanyrequests",
-    "serviceunavailable",
-    "internalfailure",
-    "internalerror",
-    "requesttimeout",
-    "requesttimeoutexception",
-    "networkconnection",
-    "operationaborted",
-    "conditionalrequestconflict",
-    "incompletebody",
-    "baddigest",
-    "endpointconnectionerror",
-    "connecttimeouterror",
-    "readtimeouterror",
-    "connectionclosederror",
-    "connectionerror",
-    "proxyconnectionerror",
-    "incompletereaderror",
-    "responsestreamingerror",
-    "httpclienterror",
-    "flexiblechecksumerror",
-    "protocolerror",
-}
+    "slowdown", "throttling", "throttlingexception", "requestlimitexceeded",
+    "bandwidthlimitexceeded", "toomanyrequests", "serviceunavailable", "internalfailure",
+    "internalerror", "requesttimeout", "requesttimeoutexception", "networkconnection",
+    "operationaborted", "conditionalrequestconflict", "incompletebody", "baddigest",
+    "endpointconnectionerror", "connecttimeouterror", "readtimeouterror", "connectionclosederror",
+    "connectionerror", "proxyconnectionerror", "incompletereaderror", "responsestreamingerror",
+    "httpclienterror", "flexiblechecksumerror", "protocolerror",
+}  # fmt: skip
 DENIED = {"accessdenied", "allaccessdisabled", "403", "forbidden"}
 # The server that issues an instance's or a pod's credentials may still be starting.
 CREDENTIAL_SERVER = {"credentialretrievalerror", "tokenretrievalerror"}

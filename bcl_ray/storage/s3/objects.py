@@ -1,4 +1,4 @@
-"""Whole objects: read, create, and replace in one request.
+"""Objects as a whole: list, read, create, and replace only a known version.
 
 Conditional PUT requests (If-None-Match: *, and If-Match) let one of several simultaneous writers
 succeed. AWS S3 and Ceph check both conditions atomically. OpenStack Swift supports only the first,
@@ -6,6 +6,7 @@ and not atomically; it answers 501 to the second. Some servers ignore both. On t
 read before it is written, and two writers at the same moment may both succeed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from bcl_ray.storage.s3.clients import client
 from bcl_ray.storage.s3.faults import code_of, status_of
 from bcl_ray.storage.s3.location import Location
 
+PAGE_KEYS = 1000  # of a listing, the most that S3 returns
 ABSENT_TAG = '"00000000000000000000000000000000"'  # ETag that no object has
 # Of a version's requests: a late answer is of no use, because leases run out.
 VERSION_SILENCE_SECONDS = 10.0
@@ -29,6 +31,23 @@ class FileVersion:
 
     data: bytes
     tag: str = ""  # ETag, in S3
+
+
+def list_keys(location: Location, retry: Retry) -> Iterator[str]:
+    """Keys below a folder, relative to it, in the order of their bytes.
+
+    Only one page of PAGE_KEYS keys is in memory. Keys that end in '/', which mark folders, are left
+    out.
+    """
+    prefix = f"{location.key}/" if location.key else ""
+    request: dict[str, Any] = {"Bucket": location.bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
+    while True:
+        page = retry(lambda: client(location).list_objects_v2(**request))
+        names = (str(item["Key"]).removeprefix(prefix) for item in page.get("Contents", ()))
+        yield from (name for name in names if name and not name.endswith("/"))
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def read_object(location: Location) -> bytes:
