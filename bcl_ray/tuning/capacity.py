@@ -6,7 +6,7 @@ from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime.connection import Resources, uses_gpus
-from bcl_ray.ray_runtime.elastic import worker_capacity
+from bcl_ray.ray_runtime.elastic import TOLERANCE, worker_capacity
 from bcl_ray.runs.budget import budget
 
 DRIVER_BYTES = 1 << 30  # of a trial's driver, beside its workers (measured 2026-11: 0.7 GiB)
@@ -43,7 +43,7 @@ def trial_capacity(
     if "GPU" in per_worker:
         limits["GPUs"] = resources.gpus / (workers * scale.gpus_per_worker)
     scarcest = min(limits, key=lambda name: limits[name])
-    count = math.floor(limits[scarcest] + 1e-9)
+    count = math.floor(limits[scarcest] + TOLERANCE)
     if count < 1:
         amounts = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
         raise UserError(
@@ -60,5 +60,5 @@ def data_cpus(experiment: Experiment, cpus: float, trials: int) -> float:
     if scale.data_cpus is not None:
         return scale.data_cpus
     left = cpus / trials - scale.max_workers * scale.cpus_per_worker
-    tasks = math.floor(left / scale.cpus_per_data_task + 1e-9)
+    tasks = math.floor(left / scale.cpus_per_data_task + TOLERANCE)
     return max(tasks, 1) * scale.cpus_per_data_task

@@ -93,16 +93,11 @@ def overdue_groups(
 
 @dataclass
 class ResourceWatcher:
-    """A thread that removes the placement groups of ended trials.
+    """A thread that removes the placement groups of ended trials."""
 
-    Args:
-        search: Uid of the search.
-        notify: Called with messages for the user.
-    """
-
-    search: str
-    notify: Callable[[str], None]
-    _ends: dict[str, float] = field(default_factory=dict)
+    search: str  # uid of the search
+    notify: Callable[[str], None]  # called with messages for the user
+    _ends: dict[str, float] = field(default_factory=dict)  # time of each trial's end, by name
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> "ResourceWatcher":

@@ -65,8 +65,9 @@ class TpeSampler(Sampler):
 
     Args:
         space: Space of the points.
-        seed: Seed of the sampler. A resumed search does not repeat the numbers of its first start.
-        earlier: Number of trials of earlier processes, which `tell` passes on first.
+        seed: Seed of the sampler.
+        earlier: Number of trials that `tell` reports before the first `ask`. It is added to the
+            seed, so that a resumed search does not draw the same points again.
     """
 
     def __init__(self, space: Space, seed: int, earlier: int = 0) -> None:
@@ -150,7 +151,7 @@ def make_sampler(name: str, space: Space, seed: int, earlier: int = 0) -> Sample
         name: Name in SEARCHERS.
         space: Space of the points.
         seed: Seed of the sampler.
-        earlier: Number of trials of earlier processes, which `tell` passes on first.
+        earlier: Number of trials of earlier processes, which `tell` reports before the first `ask`.
 
     Raises:
         ValueError: There is no such sampler, or the grid is empty.

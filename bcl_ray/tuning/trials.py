@@ -65,7 +65,7 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
     """The best trial that finished; None without any.
 
-    Where some trials were repeated, the best of these, by the mean over their repeats.
+    If some trials were repeated, it is the best of these, by the mean score of its repeats.
     """
     finished = ranked(trials)
     repeated = [trial for trial in finished if repeat_scores(trial, trials)]

@@ -104,7 +104,7 @@ class TuneRunner:
             ),
         )
         try:
-            # Trials that do not end when they are asked to end with this process's Ray.
+            # A trial that ignores the stop request ends when this process disconnects from Ray.
             run_stoppable(
                 tuner.fit,
                 self.stop_request,

@@ -45,9 +45,9 @@ def conclude(
 
     Returns:
         `search` and `metric`; `trial`, `score` and `point` of the winner; `published`, the score
-        of trial 0, or None if it has none to compare with; `confirmed`, scores with other seeds by
-        trial; `test`, mean and standard deviation by metric; `recipe`, location of winner.yaml.
-        Where trials were repeated, `score` and `published` are means over repeats.
+        of trial 0, or None if it did not finish; `confirmed`, scores with other seeds by trial;
+        `test`, mean and standard deviation by metric; `recipe`, location of winner.yaml. If trials
+        were repeated, `score` and `published` are means over repeats that finished.
     """
     winner = best_trial(trials)
     assert winner is not None
