@@ -197,8 +197,18 @@ BROKEN = [
     ),
     ("queued", f"{SPEC}.workerGroupSpecs.0.groupName", "head", "reserves the group name 'head'"),
     # disruption
-    ("budget", "spec.minAvailable", "50%", "minAvailable must be a whole number, alone"),
-    ("budget", "spec.maxUnavailable", 0, "minAvailable must be a whole number, alone"),
+    (
+        "budget",
+        "spec.minAvailable",
+        "50%",
+        "minAvailable must be a whole number, without maxUnavailable",
+    ),
+    (
+        "budget",
+        "spec.maxUnavailable",
+        0,
+        "minAvailable must be a whole number, without maxUnavailable",
+    ),
     # pods and secrets
     (
         "cluster",

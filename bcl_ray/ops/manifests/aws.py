@@ -4,7 +4,7 @@ import re
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests.description import ClusterDescription
-from bcl_ray.ops.manifests.groups import max_nodes, worker_groups
+from bcl_ray.ops.manifests.groups import max_nodes_variable, worker_groups
 from bcl_ray.ops.manifests.policies import policy_values
 from bcl_ray.ops.manifests.templating import render_template
 from bcl_ray.tracking import mlflow_server
@@ -35,7 +35,7 @@ def ray_up(description: ClusterDescription) -> dict[str, str]:
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": str(description.job.notice_seconds),
             **store.environment,
-            "BCL_RAY_MAX_NODES": max_nodes(groups),
+            "BCL_RAY_MAX_NODES": max_nodes_variable(groups),
         },
         "registries": _registries(description),
         "mlflow_settings": mlflow_server.SETTINGS,

@@ -60,36 +60,37 @@ COMMANDS: dict[str, Callable[[ClusterDescription, str, int, list[str]], list[str
 WITHOUT_WORKERS = ("shard",)  # one process on the head
 
 
-def kinds(description: ClusterDescription) -> list[str]:
+def command_names(description: ClusterDescription) -> list[str]:
     """The commands that have a RayJob: `train`, and those in the section `jobs`."""
-    jobs = {"train": "", **description.jobs.model_dump(exclude_none=True)}
-    return [kind for kind in COMMANDS if kind in jobs]
+    names = {"train", *description.jobs.model_dump(exclude_none=True)}
+    return [command for command in COMMANDS if command in names]
 
 
 def entrypoint(
-    description: ClusterDescription, kind: str = "train", *, uri: str, gpus: int
+    description: ClusterDescription, command: str = "train", *, uri: str, gpus: int
 ) -> list[str]:
     """The words of a job's command.
 
     Args:
         description: The cluster.
-        kind: One of COMMANDS.
+        command: One of COMMANDS.
         uri: The folder that has shards/, runs/ and predictions/.
         gpus: GPUs of a training node; 0: workers train on CPUs.
     """
-    words = shlex.split(getattr(description.jobs, kind, None) or "")
-    return ["bcl-ray", kind, *COMMANDS[kind](description, uri, gpus, words)]
+    words = shlex.split(getattr(description.jobs, command, None) or "")
+    return ["bcl-ray", command, *COMMANDS[command](description, uri, gpus, words)]
 
 
 def commands(description: ClusterDescription) -> dict[str, list[str]]:
     """The arguments of each command that has a RayJob."""
     uri, gpus = description.object_store.uri, description.gpu.gpus
     return {
-        kind: entrypoint(description, kind, uri=uri, gpus=gpus)[2:] for kind in kinds(description)
+        command: entrypoint(description, command, uri=uri, gpus=gpus)[2:]
+        for command in command_names(description)
     }
 
 
-def job_name(description: ClusterDescription, kind: str = "train") -> str:
+def job_name(description: ClusterDescription, command: str = "train") -> str:
     """The name of a RayJob, from its command and its run.
 
     Each run needs a name of its own, because KubeRay never starts an ended RayJob again. A name has
@@ -97,9 +98,9 @@ def job_name(description: ClusterDescription, kind: str = "train") -> str:
     other characters, or is too long, a hash of it makes the result unique.
     """
     job = description.job
-    subject = job.experiment().name.replace("_", "-") if kind == "shard" else job.run
-    name = f"{kind}-{re.sub('[^a-z0-9]+', '-', subject)}"
-    if name == f"{kind}-{subject}" and len(name) <= MAX_NAME_LENGTH:
+    subject = job.experiment().name.replace("_", "-") if command == "shard" else job.run
+    name = f"{command}-{re.sub('[^a-z0-9]+', '-', subject)}"
+    if name == f"{command}-{subject}" and len(name) <= MAX_NAME_LENGTH:
         return name
     digest = hashlib.sha256(subject.encode()).hexdigest()[:8]
     return f"{name[: MAX_NAME_LENGTH - 9].rstrip('-')}-{digest}"

@@ -31,7 +31,7 @@ class WorkerGroup:
 
 
 def worker_groups(description: ClusterDescription) -> list[WorkerGroup]:
-    """The groups that can have nodes; the head is none of them."""
+    """The groups that can have nodes, without the head."""
     data, gpu = description.data, description.gpu
     groups = [
         WorkerGroup("data", data, data.min_nodes, data.max_nodes, data.spot),
@@ -41,7 +41,7 @@ def worker_groups(description: ClusterDescription) -> list[WorkerGroup]:
     return [group for group in groups if group.max_nodes]
 
 
-def max_nodes(groups: Iterable[WorkerGroup]) -> str:
+def max_nodes_variable(groups: Iterable[WorkerGroup]) -> str:
     """The value of BCL_RAY_MAX_NODES, by which drivers know how far the cluster can grow."""
     return to_text(
         NodeGroup(group.max_nodes, group.resources, {MARKET: group.market}) for group in groups

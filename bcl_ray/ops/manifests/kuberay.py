@@ -12,16 +12,16 @@ import yaml
 
 from bcl_ray.ops.manifests import rules
 from bcl_ray.ops.manifests.description import ClusterDescription
-from bcl_ray.ops.manifests.entrypoints import WITHOUT_WORKERS, entrypoint, job_name, kinds
-from bcl_ray.ops.manifests.groups import max_nodes, worker_groups
+from bcl_ray.ops.manifests.entrypoints import WITHOUT_WORKERS, command_names, entrypoint, job_name
+from bcl_ray.ops.manifests.groups import max_nodes_variable, worker_groups
 from bcl_ray.ops.manifests.one_machine import on_one_machine
 from bcl_ray.ops.manifests.policies import policy_values
 from bcl_ray.ops.manifests.templating import render_template
 from bcl_ray.tracking import mlflow_server
 
-# The loader in C is ten times as fast.
+# The loader written in C is ten times as fast.
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# Kustomizations of folders that need more than the list of their files.
+# The templates of kustomizations that are more than a list of files.
 KUSTOMIZATIONS = {"overlays/kind": "kuberay/overlays/kind/kustomization.yaml"}
 
 
@@ -49,7 +49,7 @@ def manifests(description: ClusterDescription) -> dict[str, str]:
 
 
 def _base(description: ClusterDescription) -> dict[str, str]:
-    """What does not depend on the nodes."""
+    """Files that do not depend on the groups of nodes."""
     files = ["namespace.yaml", "serviceaccounts.yaml", "networkpolicies.yaml"]
     if description.tracking.uri is None:
         files += ["mlflow.yaml", "postgresql.yaml"]
@@ -60,9 +60,9 @@ def _base(description: ClusterDescription) -> dict[str, str]:
 
 
 def _overlay(folder: str, description: ClusterDescription) -> dict[str, str]:
-    """What depends on the nodes."""
-    values = _values(description)
-    files = {f"jobs/{kind}.yaml": ray_job(description, kind) for kind in kinds(description)}
+    """Files that depend on the groups of nodes."""
+    values, commands = _values(description), command_names(description)
+    files = {f"jobs/{command}.yaml": ray_job(description, command) for command in commands}
     if folder == "overlays/gpu":
         files["raycluster.yaml"] = ray_cluster(description)
     if description.queue:
@@ -81,32 +81,33 @@ def ray_cluster(description: ClusterDescription) -> str:
         cluster_name=description.name,
         autoscaled=True,
         groups=groups,
-        max_nodes=max_nodes(groups),
+        max_nodes=max_nodes_variable(groups),
     )
 
 
-def ray_job(description: ClusterDescription, kind: str) -> str:
+def ray_job(description: ClusterDescription, command: str) -> str:
     """A job on a cluster of its own.
 
     Under Kueue the size of the cluster is fixed, unless `queue.elastic`.
 
     Args:
         description: The cluster.
-        kind: One of `jobs.COMMANDS`.
+        command: One of `entrypoints.COMMANDS`.
     """
     queue, store = description.queue, description.object_store
-    groups = [] if kind in WITHOUT_WORKERS else worker_groups(description)
+    groups = [] if command in WITHOUT_WORKERS else worker_groups(description)
     autoscaled = bool(groups) and (queue is None or queue.elastic)
-    command = entrypoint(description, kind, uri=store.uri, gpus=description.gpu.gpus)
+    words = entrypoint(description, command, uri=store.uri, gpus=description.gpu.gpus)
     return render_template(
         "kuberay/overlays/jobs/job.yaml",
         **_values(description),
-        cluster_name=job_name(description, kind),
-        command=shlex.join(command),
+        cluster_name=job_name(description, command),
+        command=shlex.join(words),
         autoscaled=autoscaled,
         groups=groups,
-        # An empty list too is needed: KubeRay makes every head look as if it had an autoscaler.
-        max_nodes=max_nodes(groups if autoscaled else []),
+        # A fixed size must be stated too: KubeRay makes every head look as if it had an autoscaler,
+        # and drivers would believe that the cluster grows.
+        max_nodes=max_nodes_variable(groups if autoscaled else []),
     )
 
 

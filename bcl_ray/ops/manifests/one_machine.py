@@ -27,7 +27,7 @@ KUBERNETES: dict[str, object] = {
 
 
 def on_one_machine(description: ClusterDescription) -> ClusterDescription:
-    """The same cluster without GPUs, S3 and a queue: all pods mount a volume of the one node."""
+    """The same cluster without GPUs, S3 and a queue; all pods mount a volume of the only node."""
     data = {**SMALL, "memory_gib": 2, "min_nodes": 0, "max_nodes": 1}
     gpu = {**SMALL, "gpus": 0, "steady_nodes": 1, "spot_nodes": 1}
     return description.model_copy(

@@ -83,7 +83,7 @@ def _authentication(spec: Fields, *, job: bool) -> Iterator[str]:
         yield "authOptions.mode must be 'token': without it anybody may run code"
     parts = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)\S*", version)
     if not version:
-        yield "rayVersion must be set, for authOptions.mode 'token' needs it"
+        yield "rayVersion must be set: authOptions.mode 'token' needs it"
     elif not parts:
         yield f"rayVersion '{version}' is not a version"
     elif tuple(map(int, parts.groups())) < (2, 52, 0):
@@ -228,7 +228,10 @@ def _kueue(kind: str, metadata: Fields, spec: Fields) -> Iterator[str]:
 
 def _budget(spec: Fields) -> Iterator[str]:
     if "maxUnavailable" in spec or not isinstance(spec.get("minAvailable"), int):
-        yield "minAvailable must be a whole number, alone: a RayCluster has no scale subresource"
+        yield (
+            "minAvailable must be a whole number, without maxUnavailable: a RayCluster has no "
+            "scale subresource"
+        )
 
 
 def _groups(spec: Fields) -> list[tuple[str, Fields]]:

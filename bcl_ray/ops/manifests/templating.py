@@ -1,8 +1,8 @@
-"""Text from the Jinja2 templates in the folder templates/, which lie as the files that they render.
+"""Text from the Jinja2 templates in the folder templates/, whose paths are those of the files.
 
-A template reads the fields of the cluster's description by their names in `cluster.yaml`
-(`{{ job.retries }}`), and the few values that its target's module computes. What may hold any text
-goes through the filter `yaml` (or `tojson` in JSON, `shell` in a shell line), which quotes it.
+A template has the fields of the cluster's description by their names in `cluster.yaml`, such as
+`{{ job.retries }}`, and a few values that the module of its target computes. A value that may be
+any text goes through a filter that quotes it: `yaml`, `tojson` in JSON, or `shell` in a shell line.
 """
 
 import shlex
