@@ -22,7 +22,7 @@ FORMATS = Table(
     "FILE",
     Format(
         ".safetensors",
-        "weights by name, for any library, with all that is needed to rebuild the network",
+        "weights by name, for any library, with what is needed to rebuild the network",
         f"{_EXPORT}write_safetensors",
         f"{_EXPORT}load_safetensors",
     ),
