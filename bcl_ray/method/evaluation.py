@@ -153,12 +153,12 @@ def geometry_metrics(
     if isinstance(model.classifier, CosineClassifier):  # it ignores the length of its weights
         weight = functional.normalize(weight)
     values = geometry(sample.embeddings, sample.labels, class_counts, {"classifier": weight})
-    found = _with_prefix(where, values)
+    named = _with_prefix(where, values)
     if sample.features.shape[1]:
         prototypes = {"prototype": model.prototypes().cpu()}
         values = geometry(sample.features, sample.labels, class_counts, prototypes)
-        found |= _with_prefix(f"{where}_features" if where else "features", values)
-    return found
+        named |= _with_prefix(f"{where}_features" if where else "features", values)
+    return named
 
 
 def _outputs(

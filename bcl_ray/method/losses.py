@@ -108,12 +108,7 @@ def balanced_contrastive_loss(
         compared = _compare(anchors, anchor_labels, keys, temperature)
         log_divisor = torch.where(compared.same_class, log_own[:, None], log_other[key_labels])
         prototype_denominator, own_prototype = prototype_terms(
-            anchors,
-            at_least_float32(prototypes),
-            anchor_labels,
-            log_own,
-            log_other,
-            temperature=temperature,
+            anchors, prototypes, anchor_labels, log_own, log_other, temperature=temperature
         )
         key_denominator = compared.logsumexp_others(compared.similarity - log_divisor)
         log_denominator = torch.logaddexp(key_denominator, prototype_denominator)

@@ -19,7 +19,7 @@ from bcl_ray.method.collectives import sum_over_workers
 
 CALIBRATION_BINS = 15  # Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599
 TEMPERATURES = np.geomspace(0.1, 10, 33)  # (T,); each is 15 % larger than the one before
-STREAM = 8  # of random numbers keyed by ids: another one than those of views and samples
+STREAM = 8  # of random numbers; views and samples are drawn from other streams
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bcl_ray.method.precision import at_least_float32
+
 
 def prototype_terms(
     anchors: Tensor,
@@ -19,10 +21,12 @@ def prototype_terms(
     *,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """The prototypes' share of each anchor's log denominator, and its similarity to its own one.
+    """The log of the prototypes' part of each anchor's denominator, and its own similarity.
+
+    Its own similarity is that to the prototype of the anchor's class.
 
     Args:
-        anchors: Unit-norm features, (A, D).
+        anchors: Unit-norm features, (A, D), in float32 or float64.
         prototypes: Unit-norm, (K, D).
         anchor_labels: Class of each anchor, (A,), int64 in [0, K).
         log_own: Log of the divisor of each anchor's own class, (A,).
@@ -30,12 +34,12 @@ def prototype_terms(
         temperature: Divides the similarities; > 0.
 
     Returns:
-        For anchor i of class y, log sum_k exp(s_ik) / divisor_ik and s_iy, where s_ik is the
-        similarity to prototype k over the temperature; (A,) each. Gradients flow into `anchors`
-        and `prototypes` only.
+        For anchor i of class y, log(sum_k exp(s_ik) / divisor_ik) and s_iy, (A,) each, where s_ik
+        is the similarity to prototype k divided by the temperature. Gradients flow only into
+        `anchors` and `prototypes`.
     """
     terms: tuple[Tensor, Tensor] = _PrototypeTerms.apply(
-        anchors, prototypes, anchor_labels, log_own, log_other, temperature
+        anchors, at_least_float32(prototypes), anchor_labels, log_own, log_other, temperature
     )
     return terms
 

@@ -18,7 +18,7 @@ from bcl_ray.data.views.keyed import uniforms
 from bcl_ray.method.collectives import gather_rows
 
 MAX_CLASSES = 512  # their cosines are a dense matrix
-STREAM = 7  # of random numbers keyed by ids: another one than those of crops and colours
+STREAM = 7  # of random numbers; crops and colours are drawn from other streams
 
 
 class Sample(NamedTuple):

@@ -19,9 +19,9 @@ from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.machine.errors import UserError
 from bcl_ray.report.figures import Mistake
 from bcl_ray.report.page import PageTable
-from bcl_ray.runs import findings
 from bcl_ray.runs.checkpoint import State
 from bcl_ray.runs.findings import Findings
+from bcl_ray.runs.findings import read as read_findings
 from bcl_ray.runs.run_folder import Run
 
 MAX_MISTAKES = 24  # images in the grid
@@ -58,23 +58,23 @@ class Results:
         return [names[k] for k in range(len(self.class_names))]
 
 
-def from_state(name: str, state: State, evaluated: Findings | None) -> Results:
+def from_state(name: str, state: State, findings: Findings | None) -> Results:
     """The results of a run or model, from its checkpoint and the findings of an evaluation."""
     experiment = from_yaml(state.experiment, origin=name)
     counts = np.array(state.class_counts)
-    return Results(name, experiment, state.class_names, counts, state.history, evaluated)
+    return Results(name, experiment, state.class_names, counts, state.history, findings)
 
 
 def from_run(run: Run, state: State) -> Results:
     """The results of a run, from its checkpoint and the findings in its folder, if any."""
     try:
-        evaluated = findings.read(run.uri)
+        findings = read_findings(run.uri)
     except FileNotFoundError:
-        evaluated = None
-    return from_state(run.name, state, evaluated)
+        findings = None
+    return from_state(run.name, state, findings)
 
 
-def class_table(results: Results, evaluated: Findings) -> PageTable:
+def class_table(results: Results, findings: Findings) -> PageTable:
     """A table with one row per class, from most to fewest training images.
 
     Columns: class, training images, group, test images, accuracy and mean confidence in per cent,
@@ -83,11 +83,11 @@ def class_table(results: Results, evaluated: Findings) -> PageTable:
     class without test images.
     """
     classes = len(results.class_names)
-    labels, predicted = evaluated.labels, evaluated.predicted
+    labels, predicted = findings.labels, findings.predicted
     hit = labels == predicted
     total = np.bincount(labels, minlength=classes)
     correct = np.bincount(labels[hit], minlength=classes)
-    confidence = np.bincount(labels, evaluated.confidence, minlength=classes)
+    confidence = np.bincount(labels, findings.confidence, minlength=classes)
     mistaken_for_it = np.bincount(predicted[~hit], minlength=classes)
     worst = _most_frequent_mistakes(labels[~hit], predicted[~hit], classes)
     rows = []
@@ -115,7 +115,7 @@ def _most_frequent_mistakes(
     return worst
 
 
-def find_mistakes(results: Results, evaluated: Findings) -> list[Mistake]:
+def find_mistakes(results: Results, findings: Findings) -> list[Mistake]:
     """The most confident mistakes on the smallest classes, at most four of one class.
 
     Raises:
@@ -123,32 +123,32 @@ def find_mistakes(results: Results, evaluated: Findings) -> list[Mistake]:
         ValueError: The data has changed since the evaluation.
     """
     tail = list(results.groups.values())[-1]
-    labels, confidence = evaluated.labels, evaluated.confidence
-    wrong = np.flatnonzero(np.isin(labels, tail) & (labels != evaluated.predicted))
+    labels, confidence = findings.labels, findings.confidence
+    wrong = np.flatnonzero(np.isin(labels, tail) & (labels != findings.predicted))
     rows: list[int] = []
     of_class = np.zeros(len(results.class_names), dtype=int)
     for row in wrong[np.argsort(-confidence[wrong], kind="stable")].tolist():
         if of_class[labels[row]] < MAX_OF_CLASS and len(rows) < MAX_MISTAKES:
             of_class[labels[row]] += 1
             rows.append(row)
-    data = evaluated.about["data"]
+    data = findings.about["data"]
     manifest = read_manifest(data)
-    if manifest.fingerprint != evaluated.about["fingerprint"]:
+    if manifest.fingerprint != findings.about["fingerprint"]:
         raise UserError(f"the data in {data} has changed since the evaluation")
-    split = manifest.splits[evaluated.about["split"]]
-    images = find_images(data, split, evaluated.ids[rows].tolist())
-    return [_mistake(results, evaluated, row, images[int(evaluated.ids[row])]) for row in rows]
+    split = manifest.splits[findings.about["split"]]
+    images = find_images(data, split, findings.ids[rows].tolist())
+    return [_mistake(results, findings, row, images[int(findings.ids[row])]) for row in rows]
 
 
-def _mistake(results: Results, evaluated: Findings, row: int, image: bytes) -> Mistake:
-    label, predicted = int(evaluated.labels[row]), int(evaluated.predicted[row])
+def _mistake(results: Results, findings: Findings, row: int, image: bytes) -> Mistake:
+    label, predicted = int(findings.labels[row]), int(findings.predicted[row])
     return Mistake(
         image=_shrink(decode(image)),
         true_name=results.class_names[label],
         true_group=results.group_of[label],
         predicted_name=results.class_names[predicted],
         predicted_group=results.group_of[predicted],
-        confidence=float(evaluated.confidence[row]),
+        confidence=float(findings.confidence[row]),
     )
 
 

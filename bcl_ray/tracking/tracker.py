@@ -202,7 +202,7 @@ class Tracker:
         return mlflow_run.write
 
 
-def recorded(folder: Path) -> list[dict[str, float]] | None:
+def journal_metrics(folder: Path) -> list[dict[str, float]] | None:
     """The metrics of all epochs in the journal of a local folder; None if there is no journal.
 
     Raises:

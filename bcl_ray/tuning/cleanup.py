@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from bcl_ray.runs import run_folder
-from bcl_ray.tracking.tracker import recorded
+from bcl_ray.tracking.tracker import journal_metrics
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.trials import Trial
 from bcl_ray.use.models import load_state
@@ -62,7 +62,7 @@ def _keep_only_best(ledger: Ledger, trial: Trial) -> None:
     run, _ = run_folder.open_run(ledger.file(trial.name))
     history: list[dict[str, float]] = []
     if run_folder.why_only_best(run) is None:  # else the history was saved before
-        recorded_history = recorded(run_folder.local_folder(run))
+        recorded_history = journal_metrics(run_folder.local_folder(run))
         # Without a journal here, another machine trained it.
         history = load_state(run).history if recorded_history is None else recorded_history
     run_folder.keep_only_best(run, f"lost its search, {ledger.name}", history)

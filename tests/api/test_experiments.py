@@ -1,4 +1,4 @@
-"""`import bcl_ray`: what it names, and what that costs."""
+"""The names in `import bcl_ray`, and what importing them costs."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`load_model`: a plain module that says what evaluation would say."""
+"""`load_model` returns a plain module with the same predictions as an evaluation."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What a person sees of a search."""
+"""The display of a search."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Batch norm of all workers by torch's kernels: what we make of them, on CPUs.
+"""Batch norm over all workers with torch's kernels, simulated on CPUs.
 
 The kernels exist for GPUs alone. Here they are written out, by the definitions of what they
 compute, so that three real processes can show that their parts are put together rightly; that

@@ -1,4 +1,4 @@
-"""Real processes on gloo: however many workers there are, they compute what one would.
+"""Real processes on gloo: any number of workers computes what one worker computes.
 
 Four processes start once and form groups of 1, 2, 3 and 4; each worker of each group leaves a
 report of all that it found, and the tests compare reports. The reference is this process alone.
@@ -83,7 +83,7 @@ def double_model(of: Experiment, *, norm: bool) -> TwoBranch:
 
 
 def one_step(of: Experiment, here: slice, *, norm: bool, bucket_bytes: int) -> dict[str, Any]:
-    """Loss and gradients, as the training step has them before the optimiser."""
+    """Loss and gradients of a training step, before the optimiser changes the weights."""
     model = double_model(of, norm=norm)
     gradients = GradientSum(model, bucket_bytes)
     generator = torch.Generator().manual_seed(1)
@@ -102,7 +102,7 @@ def one_step(of: Experiment, here: slice, *, norm: bool, bucket_bytes: int) -> d
 
 
 def gathered(here: slice) -> dict[str, Tensor]:
-    """Each worker weighs everyone's pieces in its own way; the axis is not the first in memory."""
+    """Each worker weights all pieces differently; the axis is not the first in memory."""
     values = (
         torch.arange(5.0 * B, dtype=torch.float64)
         .view(5, B)
@@ -121,7 +121,7 @@ def gathered(here: slice) -> dict[str, Tensor]:
 
 
 class Unreached(nn.Module):
-    """Parameters at either end, of two types, some of which the loss does not reach."""
+    """A model with parameters of two dtypes, and some that the loss does not depend on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def unreached(here: slice, bucket_bytes: int) -> dict[str, Tensor | None]:
 
 
 def sent_during_backward(bucket_bytes: int) -> list[int]:
-    """Buckets that are on their way before `finish`, for each of three steps."""
+    """The number of buckets whose sums start before `finish`, for each of three steps."""
     model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
     gradients, sent = GradientSum(model, bucket_bytes), []
     for _ in range(3):
@@ -184,7 +184,7 @@ def broken_on_one_worker(here: slice) -> str:
 
 
 def signalled_by_one_worker(here: slice) -> list[tuple[int, list[str]]]:
-    """What a worker learns at each step, when the last one gives a signal from its second on."""
+    """A worker's signals at each step, if the last worker gives one from its second step on."""
     learner = Learner(experiment(), CLASS_COUNTS, 3, torch.device("cpu"))
 
     def signals() -> frozenset[str]:
@@ -195,7 +195,7 @@ def signalled_by_one_worker(here: slice) -> list[tuple[int, list[str]]]:
 
 
 def begun_apart(worker: int) -> dict[str, Any]:
-    """What a worker has after it began with weights of its own, channels_last, and what it said."""
+    """A worker's weights after it began with different ones, channels_last, and its warnings."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
@@ -234,7 +234,7 @@ def evaluated(workers: int) -> tuple[Evaluation, dict[str, float]]:
 
 
 def report(worker: int, workers: int) -> dict[str, Any]:
-    """All that one worker of a group finds."""
+    """Run all checks in one worker of a group."""
     here = part(worker, workers)
     steps = {
         name: one_step(experiment(**loss), here, norm=False, bucket_bytes=2000)
@@ -277,7 +277,7 @@ def process(number: int, sizes: tuple[int, ...], folder: str) -> None:
 
 
 def start(folder: Path, *sizes: int) -> dict[int, list[dict[str, Any]]]:
-    """Reports of every worker of groups of these sizes."""
+    """The results of all workers, for groups of these sizes."""
     torch.multiprocessing.spawn(process, (sizes, str(folder)), nprocs=max(sizes))
     return {
         workers: [

@@ -1,4 +1,4 @@
-"""A worker's life on `cuda:0` of four workers, on a machine that has no GPU.
+"""One of four workers on `cuda:0`, simulated on a machine without a GPU.
 
 Tensors are FakeTensorMode's: they have a device, a shape and a type, but no values. A device
 mix-up raises; so does any read of a value (`.item()`, `nonzero`, a boolean index), which on a
@@ -67,7 +67,7 @@ class Unpinned:
 
 
 class NoCopies(TorchDispatchMode):
-    """Refuses what waits for the device, and sends from the training thread."""
+    """Refuses operations that wait for the device, and copies in the training thread."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -83,7 +83,7 @@ class NoCopies(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def _card(monkeypatch) -> Iterator[None]:
-    """Workers of a group that talks to nobody, and networks that torch can move to the card."""
+    """A group of workers without communication, and networks that torch can move to the GPU."""
 
     def real_network(*options: Any) -> TwoBranch:
         # Only parameters that are real can be moved to a device by FakeTensorMode.
@@ -105,7 +105,7 @@ def _card(monkeypatch) -> Iterator[None]:
 
 
 def clear_caches() -> None:
-    """Forget what was made once for a device: of another test, it would be of another mode."""
+    """Empty the caches of tensors per device: those of another test have another mode."""
     for made in (*vars(operations).values(), *vars(metrics).values()):
         if hasattr(made, "cache_clear"):
             made.cache_clear()
@@ -113,7 +113,7 @@ def clear_caches() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _batch_norm_kernels() -> Iterator[None]:
-    """Shapes of torch's kernels for batch norm in parts, which torch itself has none of."""
+    """Register output shapes for torch's batch norm kernels, which torch does not define."""
     library = torch.library.Library("aten", "IMPL")
 
     def per_channel(input: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,7 +150,7 @@ def batches(of: Experiment, steps: int = STEPS, *, evaluated: bool = False) -> l
 
 
 def without_backward(trained: Learner, monkeypatch) -> None:
-    """Gradients as backward leaves them; and no look at the values that a step left."""
+    """Replace backward by empty gradients, and do not read the values of a step."""
 
     def backward(_: torch.Tensor) -> None:
         for parameter in trained.model.parameters():
@@ -283,7 +283,7 @@ def test_a_state_of_a_cpu_goes_on_on_the_card_and_comes_back(tmp_path, monkeypat
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tensors", ["fake", "real"])
 def test_bfloat16_and_backward_pass_on_a_cpu(tensors, case, monkeypatch):
-    """What torch refuses on a card that is not there: autocast, and the engine of backward."""
+    """Replace what torch cannot do without a real GPU: autocast and the engine of backward."""
     of = experiment(case, "train.precision=bfloat16")
     mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
     monkeypatch.setattr(learner, "TwoBranch", TwoBranch)
@@ -313,6 +313,6 @@ def test_torch_accepts_how_memory_is_pinned_but_for_the_missing_driver():
 
 
 def test_torch_refuses_to_pin_what_it_makes_of_an_array():
-    """Why buffers are filled, not made of arrays; torch checks this before it asks for a card."""
+    """Why buffers are filled, not made from arrays; torch checks this before it needs a GPU."""
     with pytest.raises(RuntimeError, match="Can't pin tensor constructed from numpy"):
         torch.tensor(np.zeros(3), pin_memory=True)

@@ -29,7 +29,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def spread(labels: list[int], width: int, seed: int = 0) -> Tensor:
-    """Vectors around a place of their class."""
+    """Vectors that scatter around a point of their class."""
     return noise(K, width, seed=seed)[labels] + 0.5 * noise(len(labels), width, seed=seed + 1)
 
 
@@ -92,7 +92,7 @@ def test_a_representation_that_has_collapsed_to_a_point_has_no_angles():
 
 
 def test_of_random_features_only_chance_remains():
-    """Directions in 512 dimensions are orthogonal, and nothing belongs together."""
+    """Random directions in 512 dimensions are almost orthogonal."""
     labels = torch.arange(K).repeat(100)
     found = geometry(noise(len(labels), 512), labels, COUNTS, {"row": noise(K, 512, seed=3)})
     assert found["alignment"] == pytest.approx(2, abs=0.02)

@@ -1,4 +1,4 @@
-"""What only a GPU can show; `make gpu` runs these where there is one."""
+"""Tests that need a GPU; `make gpu` runs them."""
 
 import numpy as np
 import pytest

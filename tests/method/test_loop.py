@@ -1,4 +1,4 @@
-"""Training and evaluation on plain lists of batches: torch alone, no Ray."""
+"""Training and evaluation on plain lists of batches, without Ray."""
 
 import dataclasses
 import functools
@@ -458,7 +458,7 @@ def test_a_cpu_computes_in_bfloat16_only_when_told_to(precision, enabled):
 
 @pytest.mark.parametrize("batch_norm", ["per_worker", "classification_stats"])
 def test_a_traced_network_takes_the_same_steps(batch_norm, monkeypatch):
-    """All of torch.compile but its code generator, which takes a minute on a CPU."""
+    """All parts of torch.compile except its code generator, which takes a minute on a CPU."""
     monkeypatch.setattr(torch, "compile", TRACED)
     options = {"model": {"batch_norm": batch_norm}}
     compiled = make_learner(experiment(**options, train={"compile": True}))

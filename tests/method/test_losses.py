@@ -1,4 +1,4 @@
-"""Losses against slow definitions, exact values, invariances, and their behaviour in shares."""
+"""Losses against slow definitions and exact values, their invariances, and their shares."""
 
 import math
 import subprocess
@@ -150,7 +150,7 @@ def test_instance_anchors_miss_the_simplex_on_a_long_tailed_batch():
 
 @pytest.mark.parametrize("copies", [1, 2, 5])
 def test_duplicating_a_negative_class_changes_only_its_prototypes_share(copies):
-    """Its part is a mean over n_k views and a prototype: 1 / (n_k + 1) becomes 1 / (2 n_k + 1)."""
+    """The prototype's weight in its class changes from 1 / (n_k + 1) to 1 / (2 n_k + 1)."""
     anchor, negatives, prototypes, tau = unit(1, 1, D), unit(1, 3, D, seed=2), unit(K, D), 0.2
     features = torch.cat([anchor, *[negatives] * copies], dim=1)
     labels = torch.tensor([0] + [1] * 3 * copies)
@@ -181,7 +181,7 @@ def test_tail_anchor_ignores_head_size():
 
 
 def test_head_size_drives_a_tail_anchor_in_supervised_contrast():
-    """The counterpart: without class averaging the head does win by its size."""
+    """Without class averaging, the size of the head class does matter."""
     head, tail = unit(D, seed=4), unit(2, 1, D, seed=5)
 
     def tail_loss(num_head: int) -> float:
@@ -328,7 +328,7 @@ def test_loss_starts_near_log_k():
 
 
 class NoHostReads(TorchDispatchMode):
-    """Fails on the operations that make a host wait for its device."""
+    """Fails on operations that make the host wait for the device."""
 
     FORBIDDEN = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "bincount", "_unique2")
 

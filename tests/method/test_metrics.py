@@ -1,4 +1,4 @@
-"""Metrics against torchmetrics and slow definitions; counts that add up."""
+"""Metrics against torchmetrics and slow definitions, and sums of counts."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ K = 6
 
 
 def predictions(num_images: int = 500, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits that are right about half of the time, over an unbalanced test set."""
+    """Logits that are correct for about half of an unbalanced test set."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.tensor([8.0, 4, 2, 2, 1, 1])
     labels = torch.multinomial(weights, num_images, replacement=True, generator=generator)
@@ -36,7 +36,7 @@ def predictions(num_images: int = 500, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def counted(logits: Tensor, labels: Tensor, first: int = 0) -> EvaluationCounts:
-    """Counts of images that are numbered from `first` on."""
+    """Counts of images whose ids begin at `first`."""
     return count_batch(logits, labels, np.arange(first, first + len(labels)))
 
 
@@ -172,7 +172,7 @@ def test_counts_at_a_temperature_are_those_of_divided_logits():
 
 
 def test_each_half_is_calibrated_by_the_other():
-    """Where the halves are wrong in opposite directions, neither's fit is right for the other."""
+    """If the halves are wrong in opposite directions, neither's temperature fits the other."""
     logits, labels = predictions(4000)
     first = torch.from_numpy(uniforms(0, 0, np.arange(4000), 0, 1, stream=STREAM) < 0.5)
     assert abs(first.sum() - 2000) < 200

@@ -1,4 +1,4 @@
-"""The network: shapes, what each branch sees, what batch norm remembers, and several workers."""
+"""The network: shapes, inputs of each branch, statistics of batch norm, several workers."""
 
 from pathlib import Path
 

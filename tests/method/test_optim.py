@@ -1,4 +1,4 @@
-"""Schedules against tables written out by hand; what decays and what does not."""
+"""Schedules against tables written by hand, and which parameters have weight decay."""
 
 import pytest
 import torch

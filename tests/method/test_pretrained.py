@@ -1,4 +1,4 @@
-"""Backbones that start from a file: what is taken, what is left out, what is refused."""
+"""Backbones that start from a file: which entries are used, ignored and refused."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""Figures say what they should, and nothing in them covers anything else."""
+"""Figures show the right values, and no text in them covers another."""
 
 import itertools
 import subprocess
@@ -20,7 +20,7 @@ LONG = "a_class_with_a_very_long_name_"
 
 
 class Case:
-    """A data set's predictions, invented."""
+    """Made-up predictions for a data set."""
 
     def __init__(self, classes: int, largest: int, smallest: int) -> None:
         random = np.random.default_rng(classes)
@@ -74,7 +74,7 @@ CASES = {
 
 
 def visible_texts(figure: Figure) -> list[tuple[str, object]]:
-    """Texts that are drawn, and where."""
+    """The texts that are drawn, with their boxes."""
     figure.draw_without_rendering()
     outside = set()
     for axes in figure.axes:  # labels of ticks beyond the limits are not drawn

@@ -1,4 +1,4 @@
-"""Pages that need nothing else."""
+"""HTML pages in one file."""
 
 import base64
 import re
@@ -12,7 +12,7 @@ VOID = {"meta", "img", "link", "br"}
 
 
 class Reader(HTMLParser):
-    """Elements and text; fails where tags do not nest."""
+    """Collects elements and text; fails if tags are not nested correctly."""
 
     def __init__(self) -> None:
         super().__init__()

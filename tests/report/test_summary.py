@@ -1,4 +1,4 @@
-"""A run's figures, table and report, from predictions that are written down here."""
+"""The figures, the table and the report of a run, from fixed predictions."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def digits(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def results(digits) -> Results:
-    """Every image of the two smallest classes is taken for a zero, with its own confidence."""
+    """Results in which every image of the two smallest classes is predicted as a zero."""
     manifest = read_manifest(digits)
     split = manifest.splits["test"]
     labels = np.repeat(np.arange(10), split.class_counts)

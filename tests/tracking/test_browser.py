@@ -1,4 +1,4 @@
-"""MLflow's pages, in a real browser: what a person sees who comes in the morning.
+"""MLflow's pages in a real browser.
 
 Screenshots go to the folder of BCL_RAY_SCREENSHOTS, or to that of the test.
 """
@@ -76,7 +76,7 @@ def tracked(tmp_path_factory, database):
 
 @pytest.fixture(scope="module")
 def address(tracked):
-    """Of `bcl-ray ui`, which Ctrl-C ends with all that it has started."""
+    """The address of `bcl-ray ui`, which Ctrl-C ends together with its processes."""
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-m", "bcl_ray", "ui", "--runs", str(tracked[0])]
     ui = subprocess.Popen(
@@ -124,7 +124,7 @@ def page(address, tmp_path_factory):
 
 @pytest.fixture
 def show(page, tmp_path, request):
-    """Keep what the page shows."""
+    """Save a screenshot of the page."""
     folder = Path(os.environ.get("BCL_RAY_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     yield lambda name: page.screenshot(path=folder / f"{name}.png")

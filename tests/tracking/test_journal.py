@@ -16,7 +16,7 @@ def short_pauses(monkeypatch):
 
 
 class Target:
-    """Takes entries; `faults` are raised first, one per attempt."""
+    """A target for entries that raises `faults` first, one per attempt."""
 
     def __init__(self, *faults):
         self.faults, self.taken, self.connections = list(faults), [], []
@@ -177,7 +177,7 @@ def test_a_journal_without_a_file_is_empty_and_makes_none(tmp_path):
 
 
 class Holder:
-    """A lease, as a journal sees it."""
+    """The part of a lease that a journal uses."""
 
     def __init__(self):
         self.valid, self.lost = True, None

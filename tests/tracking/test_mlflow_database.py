@@ -1,4 +1,4 @@
-"""MLflow's SQLite database is made whole, whoever makes it, and however often."""
+"""MLflow's SQLite database is created completely, by any number of processes at once."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def begin(folder, *names):
-    """Processes that wait for a file named go."""
+    """Start processes that wait for a file named go."""
     environment = {**os.environ, "TMPDIR": str(folder)}
     processes = [
         subprocess.Popen(

@@ -21,7 +21,7 @@ def quick(monkeypatch):
 
 
 def trained(experiment, name, **metrics):
-    """A run that MLflow has, with one checkpoint and its metrics, as `register` takes them."""
+    """A run in MLflow with one checkpoint and its metrics: arguments of `register`."""
     run = begin(experiment, name)
     record = {f"accuracy/{group}": value for group, value in metrics.items()}
     folder, _ = final_checkpoint(Path(run.uri) / "best_00000012", experiment, [record])

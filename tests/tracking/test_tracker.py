@@ -119,14 +119,14 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def served(tmp_path, server):
-    """Experiment that is tracked by the real server."""
+    """An experiment that the real server tracks."""
     return experiment_in(tmp_path / "runs", f"tracking.uri={server.uri}")
 
 
 def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_nothing(
     tmp_path, session_server
 ):
-    """First of all tests, as the server has not been started yet."""
+    """The first test, because the server must not have been started yet."""
     assert session_server.process is None
     experiment = experiment_in(tmp_path / "runs", f"tracking.uri={session_server.uri}")
     run, begun = begin(experiment), time.time()
@@ -305,7 +305,7 @@ def test_metrics_that_an_epoch_gets_later_are_kept(sqlite):
 
 
 def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
-    """Each of these calls does its work, and then the connection breaks."""
+    """In each of these calls, the connection breaks after the server has done its work."""
     failed = Counter()
 
     def losing(name, original):
@@ -419,7 +419,7 @@ def test_an_artifact_that_is_gone_is_told_and_holds_up_nothing(tmp_path, sqlite)
 
 
 def search_of(experiment, uid="5" * 32):
-    """A run that is no training: it has no experiment of its own."""
+    """A run that is not a training run."""
     about = Subject(uid, "a search", experiment.tracking.experiment, {"trials": "2"}, {"k": "v"})
     return Tracker(about, tracking_uri(experiment), Path(experiment.tracking.runs) / "search")
 
@@ -516,7 +516,7 @@ def test_a_model_whose_folder_is_gone_is_told_and_holds_up_nothing(tmp_path, sql
 def test_a_model_whose_store_does_not_answer_is_handed_in_when_it_does(
     tmp_path, sqlite, monkeypatch
 ):
-    """The checkpoint is read when MLflow gets the model: no copy of it waits on this disk."""
+    """The checkpoint is read when the model is delivered, so that no copy is needed."""
     folder, _ = final_checkpoint(tmp_path / "last", sqlite)
     load, outages = checkpoint.load, [OSError("s3://bucket does not answer")] * 2
 
@@ -592,7 +592,7 @@ def test_a_run_without_a_journal_here_is_not_called_delivered(sqlite):
 
 
 def test_nothing_of_mlflow_reaches_the_terminal(tmp_path, server):
-    """A new database and a server, through the whole life of a run, as the command line has it."""
+    """A whole run as on the command line, with a new database and with a server."""
     experiment = experiment_in(tmp_path / "runs", "tracking.runs=" + str(tmp_path / "runs"))
     folder, _ = final_checkpoint(tmp_path / "final", experiment)
     (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())

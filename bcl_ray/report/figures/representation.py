@@ -131,12 +131,12 @@ def _cosines_by_pair(
 ) -> dict[str, NDArray[np.float64]]:
     """The cosine similarities of each kind of pair that exists."""
     groups = shot_groups(counts)
-    found = {}
+    by_pair = {}
     for name, (first, second) in PAIRS.items():
         block = np.zeros_like(upper)
         block[np.ix_(groups.get(first, []), groups.get(second, []))] = True
-        found[name] = cosines[block & upper]
-    return {name: values for name, values in found.items() if values.size}
+        by_pair[name] = cosines[block & upper]
+    return {name: values for name, values in by_pair.items() if values.size}
 
 
 def _percentages(values: NDArray[np.float64]) -> NDArray[np.float64]:
