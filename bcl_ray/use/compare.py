@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bcl_ray.experiment.metric_names import RESULTS
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
-from bcl_ray.storage import files, paths
+from bcl_ray.storage import paths
 from bcl_ray.tracking.connection import mlflow_client, mlflow_errors, mlflow_uri
 from bcl_ray.tracking.registry import NAME
 from bcl_ray.tracking.tracker import journal_metrics, subject
@@ -125,7 +125,7 @@ def _differing_options(configurations: Sequence[Mapping[str, str]]) -> list[str]
 
 def _read(name: str, root: str) -> list[ComparedRun]:
     uri = paths.absolute(run_folder.run_uri(name, root))
-    if files.exists(files.join(uri, run_folder.RUN_FILE)):
+    if run_folder.holds_run(uri):
         return [_from_folder(uri)]
     if "/" in name:
         raise UserError(

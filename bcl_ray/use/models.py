@@ -86,7 +86,7 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str
     if name.startswith("models:"):
         return resolve(name, root)[1]
     uri = paths.absolute(run_folder.run_uri(name, root))
-    if files.exists(files.join(uri, run_folder.RUN_FILE)):
+    if run_folder.holds_run(uri):
         run = run_folder.open_run(uri)[0]
         return last_checkpoint(run) if last else best_checkpoint(run)
     if files.exists(files.join(uri, checkpoint.FILE)):

@@ -282,10 +282,10 @@ def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_
 ):
     elsewhere(on_disk, seconds=SECONDS)
     messages = []
-    claim, begun = LeaseRequest(on_disk, "run 'x'", messages.append), time.monotonic()
-    claim.check_free(wait=False)
+    request, begun = LeaseRequest(on_disk, "run 'x'", messages.append), time.monotonic()
+    request.check_free(wait=False)
     looked = time.monotonic()
-    with claim.acquire(wait=False) as mine:
+    with request.acquire(wait=False) as mine:
         assert mine.fence.number == 2
     assert looked - begun >= SECONDS
     assert time.monotonic() - looked < SECONDS, "what was seen before counts"
@@ -412,7 +412,7 @@ class InMemory:
 DRIVERS = st.integers(0, 2)
 EVENTS = st.one_of(
     st.tuples(st.just("time"), st.floats(0, 40)),
-    st.tuples(st.sampled_from(["renew", "claim", "release"]), DRIVERS),
+    st.tuples(st.sampled_from(["renew", "request", "release"]), DRIVERS),
 )
 
 
@@ -420,7 +420,7 @@ EVENTS = st.one_of(
 @given(st.lists(EVENTS, max_size=40))
 def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
     """All drivers share a clock here, but each sees the lease only at its own events."""
-    file, now, claims, leases = InMemory(), [1000.0], {}, {}
+    file, now, requests, leases = InMemory(), [1000.0], {}, {}
     with pytest.MonkeyPatch.context() as patch:
         for module in (lease, lease_request):
             patch.setattr(module, "clock", lambda: now[0])
@@ -431,12 +431,12 @@ def test_in_any_order_of_events_at_most_one_driver_relies_on_its_lease(events):
         for kind, what in events:
             if kind == "time":
                 now[0] += what
-            elif kind == "claim" and what not in leases:
-                claim = claims.setdefault(what, LeaseRequest("uri", "run 'x'", quiet))
+            elif kind == "request" and what not in leases:
+                request = requests.setdefault(what, LeaseRequest("uri", "run 'x'", quiet))
                 with suppress(LeaseHeldError):
-                    leases[what] = claim._take(wait=False)
+                    leases[what] = request._take(wait=False)
                     numbers.append(leases[what].fence.number)
-                    del claims[what]
+                    del requests[what]
             elif kind == "renew" and what in leases:
                 one = leases[what]
                 one._write(dataclasses.replace(one._record, beats=one._record.beats + 1))
