@@ -17,7 +17,6 @@ from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch
 from bcl_ray.experiment.metric_names import ACCURACY
-from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
 from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
@@ -52,13 +51,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         {"stopped": step} if a stop was requested. {"error": text} for a failure that a restart
         would only repeat: a loss that is not finite, or images that the device cannot hold.
     """
-    experiment = from_yaml(config["experiment"])
-    manifest = Manifest.model_validate_json(config["manifest"])
-    channel = config["channel"]
-    with _warnings_shown(channel):
-        worker = Worker(
-            experiment, manifest, config["run"], config["uid"], channel, fence=config["fence"]
-        )
+    with _warnings_shown(config["channel"]):
+        worker = Worker(config)
         try:
             worker.open_feed()
         except UnsupportedError as error:
@@ -99,28 +93,18 @@ class Worker:
     """One worker's training. All workers call each method together.
 
     Args:
-        experiment: What to train.
-        manifest: Manifest of the shards in data.path.
-        run: Folder or URI of the run.
-        uid: The run's identity.
-        channel: Handle of the run's `Channel`.
-        fence: Fence of the run's driver.
+        config: As of `train_worker`.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        manifest: Manifest,
-        run: str,
-        uid: str,
-        channel: Any,
-        *,
-        fence: Fence,
-    ) -> None:
-        self.experiment, self.manifest = experiment, manifest
-        self.run, self.uid, self.channel, self.fence = run, uid, channel, fence
-        self.checkpoints = Checkpoints(run, fence)
-        self.watchdog = Watchdog(channel, experiment.scale.hang_timeout)
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.experiment = experiment = from_yaml(config["experiment"])
+        self.manifest = manifest = Manifest.model_validate_json(config["manifest"])
+        self.run: str = config["run"]
+        self.uid: str = config["uid"]
+        self.channel = config["channel"]
+        self.fence: Fence = config["fence"]
+        self.checkpoints = Checkpoints(self.run, self.fence)
+        self.watchdog = Watchdog(self.channel, experiment.scale.hang_timeout)
         self.class_counts = np.array(manifest.splits[experiment.data.train_split].class_counts)
         self.steps_per_epoch = epoch_plan(experiment, manifest, 0).steps
         self.device = ray.train.torch.get_device()
