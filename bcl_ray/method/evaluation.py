@@ -86,12 +86,13 @@ def evaluate(
     predictions = [_no_predictions(device)]
     sample = [_empty_sample(model, experiment, device)]
     sender = Sender(device, experiment.views)
-    for sent, embeddings, logits in _outputs(model, batches, experiment, sender):
-        labels, ids = sent.tensors["labels"], sent.tensors["ids"]
-        counts += metrics.count_batch(logits, labels, sent.host["ids"])
+    for device_batch, embeddings, logits in _outputs(model, batches, experiment, sender):
+        labels, ids = device_batch.tensors["labels"], device_batch.tensors["ids"]
+        host = device_batch.host
+        counts += metrics.count_batch(logits, labels, host["ids"])
         predictions.append(_predict(ids, labels, logits))
         if shares is not None:
-            chosen = np.flatnonzero(is_sampled(sent.host["ids"], sent.host["labels"], shares))
+            chosen = np.flatnonzero(is_sampled(host["ids"], host["labels"], shares))
             positions = sender.arrays({"rows": chosen})["rows"]
             columns = (ids[positions], labels[positions], embeddings[positions])
             sample.append(_sample_part(model, *columns, experiment))
@@ -125,8 +126,8 @@ def collect_sample(
     model.eval()
     parts = [_empty_sample(model, experiment, device)]
     sender = Sender(device, experiment.views)
-    for sent, embeddings, _ in _outputs(model, batches, experiment, sender):
-        labels, ids = sent.tensors["labels"], sent.tensors["ids"]
+    for device_batch, embeddings, _ in _outputs(model, batches, experiment, sender):
+        labels, ids = device_batch.tensors["labels"], device_batch.tensors["ids"]
         parts.append(_sample_part(model, ids, labels, embeddings, experiment))
     return gather_sample(parts)
 
@@ -170,13 +171,13 @@ def _outputs(
     """Each batch with its embeddings, (N, E), and logits, (N, K)."""
     precision = autocast(experiment.train.precision, sender.device)
     for batch in batches:
-        sent = batch if isinstance(batch, DeviceBatch) else sender.evaluation([batch])
-        images = normalized(sent.arrived()["views"], experiment.views)[0]
+        device_batch = batch if isinstance(batch, DeviceBatch) else sender.evaluation([batch])
+        images = normalized(device_batch.arrived()["views"], experiment.views)[0]
         # Without compilation: batches differ in size, and each size would be compiled.
         with precision, torch.compiler.set_stance("force_eager"):
             embeddings = model.embed(images)
             logits = model.classifier(embeddings)
-        yield sent, embeddings, logits
+        yield device_batch, embeddings, logits
 
 
 def _predict(ids: Tensor, labels: Tensor, logits: Tensor) -> Predictions:

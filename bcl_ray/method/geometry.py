@@ -96,9 +96,9 @@ def variability(
     the same weight, here all classes.
     """
     _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    kept = singular > ROUNDING * singular[0]
+    used = singular > ROUNDING * singular[0]
     # S_B^+ = V diag(C / s^2) V^T, so the trace of its product with w w^T is a sum over its axes.
-    squares = ((within @ axes[kept].T) / singular[kept]).square().sum(1) * len(centred)
+    squares = ((within @ axes[used].T) / singular[used]).square().sum(1) * len(centred)
     class_sums = torch.zeros_like(counts, dtype=squares.dtype).index_add(0, index, squares)
     traces = class_sums / (counts - 1)  # infinite or NaN for classes with one image
     return {

@@ -93,17 +93,19 @@ def _steps(
         )
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
-        sent = batch if isinstance(batch, DeviceBatch) else learner.sender.training([batch], epoch)
-        sums = _train_step(learner, sent, signals())
+        device_batch = (
+            batch if isinstance(batch, DeviceBatch) else learner.sender.training([batch], epoch)
+        )
+        sums = _train_step(learner, device_batch, signals())
         previous_signals = read_previous()
         read_previous = _copy_to_host(learner.step, sums)
-        images = len(sent.host["labels"]) * world_size()
+        images = len(device_batch.host["labels"]) * world_size()
         yield Step(learner.step, sums[: len(TERMS)], waited, images, previous_signals)
         requested = time.perf_counter()
     read_previous()
 
 
-def _train_step(learner: Learner, sent: DeviceBatch, signals: Signals) -> Tensor:
+def _train_step(learner: Learner, device_batch: DeviceBatch, signals: Signals) -> Tensor:
     """Train on one batch.
 
     Returns:
@@ -111,8 +113,8 @@ def _train_step(learner: Learner, sent: DeviceBatch, signals: Signals) -> Tensor
         workers that gave it.
     """
     experiment = learner.experiment
-    arrays, labels = sent.arrived(), sent.tensors["labels"]
-    views = transformed(arrays["views"], sent.passes, arrays, experiment.views)
+    arrays, labels = device_batch.arrived(), device_batch.tensors["labels"]
+    views = transformed(arrays["views"], device_batch.passes, arrays, experiment.views)
     with learner.autocast:
         outputs: Outputs = learner.model(views)
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
