@@ -22,7 +22,7 @@ from bcl_ray.storage.retry import TransientError
 Locations = Mapping[str, tuple[str, Collection[str]]]  # by option: its URI, and the actions
 
 SECONDS = 15.0  # for all nodes together, even if a store does not answer at all
-MARGIN = 4.0  # seconds of these that a check itself leaves for everything else
+MARGIN = 4.0  # seconds of these in which a check does not wait for the store
 START_SECONDS = 60.0  # in which a loaded node must have started a task's process
 MAX_PROBLEMS = 20  # in an error message
 MAX_NODES = 8  # named for each problem

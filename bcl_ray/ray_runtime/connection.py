@@ -21,7 +21,7 @@ from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.storage.paths import is_local
 from bcl_ray.storage.retry import TransientError
 
-# Not a name below `bcl_ray`: workers show warnings of those to the user.
+# Not a name below `bcl_ray`, since warnings of such loggers are shown to the user.
 logger = logging.getLogger("ray.messages")
 
 NOTICE_POLL = "1"  # seconds; by default Ray Train notices up to 5 s late that a node will go
