@@ -47,12 +47,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Groups(config, log)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what uses a server when it is collected: `-m` selects before items are sorted."""
+    if SERVERS & set(getattr(item, "fixturenames", ())):
+        item.add_marker("server")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups that take long come first, lest one process waits for the other at the end."""
-    for item in items:
-        if SERVERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker("server")
     long = {group(item.nodeid) for item in items if item.get_closest_marker("slow")}
     order = dict.fromkeys(long, 1) | {"training": 0}  # the longest of the drills
     items.sort(key=lambda item: order.get(group(item.nodeid), 2))

@@ -86,6 +86,7 @@ def importing(names: list[str]) -> str:
     return "".join(f"import bcl_ray.{name}\n" for name in names)
 
 
+@pytest.mark.slow
 def test_the_middle_trains_without_ray_and_mlflow():
     """Every module but the edges, and a training step, on a machine that has torch alone."""
     script = """

@@ -102,6 +102,7 @@ def test_the_exit_status_tells_of_errors_and_not_of_goals(monkeypatch, tmp_path,
     assert script.main() == status
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_and_ends(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -122,6 +123,7 @@ def test_a_folder_without_wheels_is_named(tmp_path):
         script.install(str(tmp_path), tmp_path / "site")
 
 
+@pytest.mark.slow
 def test_it_needs_no_more_than_its_lists_of_wheels_say():
     """What the parts import in this process, but for Ray's, is torch's machine and wheels.txt."""
     script_text = (

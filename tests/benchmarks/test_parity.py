@@ -95,6 +95,7 @@ def test_a_training_that_learns_less_is_found_to_fall_behind(seeds, plain):
     assert above(plain[1], accuracies) > 0, (accuracies, plain[1])
 
 
+@pytest.mark.slow
 def test_with_all_parts_replaced_it_is_the_projects_own_training_bit_for_bit(train):
     losses, accuracy = train(ALL)
     own_losses, own_accuracy = train(PROJECT)
@@ -103,11 +104,13 @@ def test_with_all_parts_replaced_it_is_the_projects_own_training_bit_for_bit(tra
     assert train(ALL, seed=1)[0] != losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["loss", "optimiser"])
 def test_what_computes_the_same_trains_the_same(train, part):
     assert train(part)[0] == pytest.approx(train(PLAIN)[0], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["order", "crops", "colours", "network", "weights"])
 def test_every_other_part_takes_effect(train, part):
     assert train(part)[0] != pytest.approx(train(PLAIN)[0], rel=1e-6)

@@ -28,12 +28,14 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_loss_helps_the_tail_in_a_plain_loop(tmp_path):
     shares = [float(share) for share in re.findall(r"([\d.]+) % on", run("own_loop.py", tmp_path))]
     assert len(shares) == 2
     assert all(share > 50 for share in shares)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_in_a_trainers_module(tmp_path):
     first, last = map(float, re.findall(r"loss ([\d.]+) at .*, ([\d.]+)", run(
         "module_style.py", tmp_path))[0])  # fmt: skip

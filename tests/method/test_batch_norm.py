@@ -136,6 +136,7 @@ def workers(tmp_path_factory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{worker}.pt", weights_only=True) for worker in range(WORKERS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_with_kernels_results_gradients_and_statistics_are_those_with_operations(shape, workers):
     for found in workers:

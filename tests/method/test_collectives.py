@@ -316,6 +316,7 @@ def assert_same(got: Any, expected: Any) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_workers_shares_and_gradients_are_those_of_one(loss, workers, alone):
     expected = alone[loss]
@@ -436,6 +437,7 @@ def test_training_steps_are_those_of_one_worker(workers, alone):
         assert_close(worker["trained, sync"]["sums"], expected["sums"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fresh_set_of_workers_repeats_every_bit(groups, tmp_path):
     again = start(tmp_path, 3)[3]
     for first, second in zip(groups[3], again, strict=True):

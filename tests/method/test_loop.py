@@ -456,6 +456,7 @@ def test_a_cpu_computes_in_bfloat16_only_when_told_to(precision, enabled):
     assert all(parameter.dtype == torch.float32 for parameter in learner.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["per_worker", "classification_stats"])
 def test_a_traced_network_takes_the_same_steps(batch_norm, monkeypatch):
     """All parts of torch.compile except its code generator, which takes a minute on a CPU."""

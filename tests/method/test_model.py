@@ -228,6 +228,7 @@ def worker(rank: int, workers: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_synced_workers_give_the_loss_gradients_and_statistics_of_one(tmp_path):
     workers = 2
     torch.multiprocessing.spawn(worker, (workers, str(tmp_path)), nprocs=workers)

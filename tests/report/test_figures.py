@@ -103,6 +103,7 @@ def overlaps(figure: Figure) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_covers_another_or_leaves_the_figure(case):
     for name, figure in CASES[case].drawn().items():
@@ -113,6 +114,7 @@ def test_no_text_covers_another_or_leaves_the_figure(case):
             assert box.y1 <= figure.bbox.y1 + 1, (name, text)
 
 
+@pytest.mark.slow
 def test_a_class_s_name_is_no_mathematics_whatever_it_has_in_it():
     case = Case(12, 140, 2)
     case.names = [rf"x$\foo{{${k}" for k in range(12)]

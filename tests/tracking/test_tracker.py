@@ -341,6 +341,7 @@ def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
     assert len(recorded.outputs.model_outputs) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_loses_and_doubles_nothing(sqlite):
     run = begin(sqlite)
     script = f"""
