@@ -72,6 +72,7 @@ def recipe_pages() -> str:
 def recipe_sources() -> str:
     """Where the recipes' numbers come from: the module's own docstring."""
     text = inspect.cleandoc(recipes.__doc__ or "").partition("Sources:")[2]
+    text = re.sub(r"(?<=\w-)\n", "", text)  # a name that is broken at its hyphen
     return re.sub(r"^\[(\w+)\]", r"- **[\1]**", text.strip(), flags=re.MULTILINE)
 
 
