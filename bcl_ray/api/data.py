@@ -30,8 +30,7 @@ def shard(
         bcl_ray.shard("folder", "data/mine", path="photos")
 
     Args:
-        source: Kind of the source: digits, cifar10, cifar100, folder, list, parquet, or one from a
-            plugin.
+        source: Kind of the source; `bcl-ray shard --help` lists them. A plugin may add one.
         target: Folder or URI for the shards.
         path: Folder, file or URI of the source.
         profile: Class sizes of the training split: exponential, step or natural.

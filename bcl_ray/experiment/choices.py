@@ -195,16 +195,27 @@ _SMALL = "bcl_ray.method.backbones:small_resnet"
 _TORCHVISION = "bcl_ray.method.backbones:torchvision_network"
 BACKBONES = Table(
     "model.backbone",
-    Backbone("resnet8", "8 layers in three stages, for small images", _SMALL, kaiming_linear=True),
     Backbone(
-        "resnet20", "20 layers in three stages, for small images", _SMALL, kaiming_linear=True
+        "resnet8",
+        "8 layers in three stages, for images of about 32 pixels",
+        _SMALL,
+        kaiming_linear=True,
     ),
     Backbone(
-        "resnet32", "32 layers in three stages, for small images", _SMALL, kaiming_linear=True
+        "resnet20",
+        "20 layers in three stages, for images of about 32 pixels",
+        _SMALL,
+        kaiming_linear=True,
     ),
-    Backbone("resnet18", "from torchvision", _TORCHVISION),
-    Backbone("resnet50", "from torchvision", _TORCHVISION),
-    Backbone("resnext50_32x4d", "from torchvision", _TORCHVISION),
+    Backbone(
+        "resnet32",
+        "32 layers in three stages, for images of about 32 pixels",
+        _SMALL,
+        kaiming_linear=True,
+    ),
+    Backbone("resnet18", "from torchvision, for images of about 224 pixels", _TORCHVISION),
+    Backbone("resnet50", "from torchvision, for images of about 224 pixels", _TORCHVISION),
+    Backbone("resnext50_32x4d", "from torchvision, for images of about 224 pixels", _TORCHVISION),
 )
 
 
@@ -217,15 +228,30 @@ class SourceKind(Choice):
     """Whether it accepts --split and --classes."""
 
 
-_OPEN = "bcl_ray.data.sources:open_"
+_SOURCES = "bcl_ray.data.sources"
 SOURCES = Table(
     "source",
-    SourceKind("digits", "the 1,797 digits of scikit-learn, 8 x 8 pixels", f"{_OPEN}digits"),
-    SourceKind("cifar10", "CIFAR-10; without --from it is downloaded", f"{_OPEN}cifar"),
-    SourceKind("cifar100", "CIFAR-100; without --from it is downloaded", f"{_OPEN}cifar"),
-    SourceKind("folder", "a folder per split that holds a folder per class", f"{_OPEN}folder"),
-    SourceKind("list", "text files of paths and labels", f"{_OPEN}list", takes_lists=True),
     SourceKind(
-        "parquet", "Parquet files of images and labels", f"{_OPEN}parquet", takes_lists=True
+        "digits", "the 1,797 digits of scikit-learn, 8 x 8 pixels", f"{_SOURCES}.arrays:open_digits"
+    ),
+    SourceKind(
+        "cifar10", "CIFAR-10; without --from it is downloaded", f"{_SOURCES}.arrays:open_cifar"
+    ),
+    SourceKind(
+        "cifar100", "CIFAR-100; without --from it is downloaded", f"{_SOURCES}.arrays:open_cifar"
+    ),
+    SourceKind(
+        "folder",
+        "a folder per split that holds a folder per class",
+        f"{_SOURCES}.files:open_folder",
+    ),
+    SourceKind(
+        "list", "text files of paths and labels", f"{_SOURCES}.files:open_list", takes_lists=True
+    ),
+    SourceKind(
+        "parquet",
+        "Parquet files of images and labels",
+        f"{_SOURCES}.parquet:open_parquet",
+        takes_lists=True,
     ),
 )

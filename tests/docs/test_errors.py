@@ -42,7 +42,9 @@ def folder(tmp_path_factory) -> Path:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_command_says_what_the_page_shows(words, message, folder, monkeypatch, capsys):
-    assert said(words, folder, monkeypatch, capsys) == message
+    """The page may leave out the end of a list, which grows with the tables: "..."."""
+    parts = [re.escape(part) for part in message.split("...")]
+    assert re.fullmatch(".*".join(parts), said(words, folder, monkeypatch, capsys), re.DOTALL)
 
 
 def said(words, folder, monkeypatch, capsys) -> str:

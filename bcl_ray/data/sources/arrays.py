@@ -8,12 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
+from bcl_ray.data.sources.base import Content, Rows, Source, SourceRequest, SourceSplit
 from bcl_ray.data.sources.parquet import parquet, parquet_files
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import paths
 
 DIGITS_TEST_PER_CLASS = 36
+
+
+def open_digits(request: SourceRequest) -> Source:
+    """Open the digits of scikit-learn."""
+    if request.path is not None:
+        raise UserError("source 'digits' comes with scikit-learn: leave out --from")
+    return digits()
+
+
+def open_cifar(request: SourceRequest) -> Source:
+    """Open CIFAR-10 or CIFAR-100."""
+    return cifar(request.name, request.path)
 
 
 def digits() -> Source:

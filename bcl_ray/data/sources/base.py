@@ -43,6 +43,39 @@ class Source:
     splits: Mapping[str, SourceSplit]
 
 
+@dataclass(frozen=True)
+class SourceRequest:
+    """The options of `bcl-ray shard` that describe a source."""
+
+    name: str
+    """Kind of source, a name in SOURCES."""
+    path: str | None = None
+    """Folder, file or URI of the images."""
+    splits: Mapping[str, str] | None = None
+    """List file or Parquet file of each split, by the split's name."""
+    classes: str | None = None
+    """Text file with the name of class k in line k + 1."""
+    image_column: str = "image"
+    """Parquet column of encoded images: binary, or a struct with a field 'bytes'."""
+    label_column: str = "label"
+    """Parquet column of integer class indices."""
+    id_column: str | None = None
+    """Parquet column of unique integers; None to use row numbers as ids."""
+
+    @property
+    def required_path(self) -> str:
+        """The path.
+
+        Raises:
+            ValueError: No path was given.
+        """
+        if self.path is None:
+            raise UserError(
+                f"source '{self.name}' needs --from: the folder or URI that holds the images"
+            )
+        return self.path
+
+
 def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]:
     """The lines of a file of class names; without a file, the numbers up to the largest label."""
     if classes is not None:

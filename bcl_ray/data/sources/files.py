@@ -12,12 +12,23 @@ from bcl_ray.data.sources.base import (
     Content,
     Rows,
     Source,
+    SourceRequest,
     SourceSplit,
     names_of_classes,
     read_text,
 )
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
+
+
+def open_folder(request: SourceRequest) -> Source:
+    """Open a folder per split that holds a folder per class."""
+    return folder(request.required_path)
+
+
+def open_list(request: SourceRequest) -> Source:
+    """Open images that are named in list files."""
+    return list_source(request.required_path, request.splits or {}, classes=request.classes)
 
 
 def folder(path: str) -> Source:

@@ -9,9 +9,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit, names_of_classes
+from bcl_ray.data.sources.base import (
+    Content,
+    Rows,
+    Source,
+    SourceRequest,
+    SourceSplit,
+    names_of_classes,
+)
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
+
+
+def open_parquet(request: SourceRequest) -> Source:
+    """Open Parquet files: one per split, or all those of a folder."""
+    splits = request.splits or {}
+    return parquet(
+        {split: [file] for split, file in splits.items()} or parquet_files(request.required_path),
+        classes=request.classes,
+        image_column=request.image_column,
+        label_column=request.label_column,
+        id_column=request.id_column,
+    )
 
 
 def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:

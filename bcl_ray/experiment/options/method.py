@@ -16,7 +16,9 @@ class ModelConfig(Section):
         description=f"{BACKBONES.described()}."
     )
     width: int = Field(
-        16, ge=4, description="Channels of the first stage of resnet8 / 20 / 32; 16 as published."
+        16,
+        ge=4,
+        description="Channels of the first stage of a network for small images; 16 as published.",
     )
     classifier: Literal["cosine", "linear"] = Field(
         "cosine", description="cosine: scale * cosine similarity, no bias. linear: with bias."
@@ -55,7 +57,7 @@ class LossConfig(Section):
         1.0,
         ge=0,
         description="Strength of the logit adjustment: 0 is plain cross-entropy, 1 adds the log "
-        "prior of the training split. Unused by kind 'ce'.",
+        "prior of the training split. Unused by a loss without logit adjustment.",
     )
     classification_weight: float = Field(
         1.0, ge=0, description="Weight of the classification loss (lambda in the paper)."
