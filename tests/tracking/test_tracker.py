@@ -588,7 +588,9 @@ def test_a_journal_that_ends_in_a_torn_line_is_delivered_up_to_it(sqlite):
 
 def test_a_run_without_a_journal_here_is_not_called_delivered(sqlite):
     run = begin(sqlite)
-    with pytest.raises(ValueError, match=r"run 'first' has no journal\.jsonl in .*: run this on"):
+    with pytest.raises(
+        ValueError, match=r"run 'first' has no journal\.jsonl in .*: run this command on"
+    ):
         sync(run, sqlite)
 
 
