@@ -75,7 +75,8 @@ class EpochPlan:
         self.rows_per_lane_and_step = global_batch_size // self.lanes
         self.layout = layout
         self._key = (seed, epoch)
-        self._order = Permutation(int(layout.first_groups[-1]), self._key)
+        num_groups = int(layout.first_groups[-1])
+        self._order = Permutation(num_groups, self._key)
         self._short_group_ends, self._missing_rows = self._find_short_groups()
 
     def reads(self, rank: int = 0, world_size: int = 1, first_step: int = 0) -> Iterator[Read]:
@@ -122,11 +123,11 @@ class EpochPlan:
         """Positions in the split of the rows of one global batch, (B,)."""
         pieces: list[Indices] = []
         for lane in range(self.lanes):
-            missing = self.rows_per_lane_and_step
+            remaining = self.rows_per_lane_and_step
             for read in self._lane_reads(lane, step):
-                pieces.append(self.layout.positions(read)[:missing])
-                missing -= len(pieces[-1])
-                if missing == 0:
+                pieces.append(self.layout.positions(read)[:remaining])
+                remaining -= len(pieces[-1])
+                if remaining == 0:
                     break
         return np.concatenate(pieces)
 
@@ -135,11 +136,13 @@ class EpochPlan:
         return range(rank * share, (rank + 1) * share)
 
     def _find_short_groups(self) -> tuple[Indices, Indices]:
-        """Find the row groups that are not full, in the order of the epoch.
+        """Find the short row groups, which are not full, in the order of the epoch.
+
+        A row group of r rows lacks row_group_rows - r rows.
 
         Returns:
-            The row of the sequence at which each of them ends, (n,); and by how many rows the first
-            0, 1, ..., n of them are smaller than full row groups, in total, (n + 1,).
+            For each of the n short row groups, the number of rows of the sequence up to its end,
+            (n,); and how many rows the first 0, 1, ..., n of them lack in total, (n + 1,).
         """
         full, first = self.layout.row_group_rows, self.layout.first_groups
         last = first[1:][np.diff(first) > 0] - 1  # the last row group of each shard with rows
@@ -155,7 +158,8 @@ class EpochPlan:
 
         The row group is given by its position in the order of the epoch.
         """
-        # If all row groups were full, this would be a division. So add what is missing before it.
+        # If all row groups were full, this would be a division. So count the rows that the row
+        # groups before this row lack as if they were there.
         short_groups_before = np.searchsorted(self._short_group_ends, row, side="right")
         missing = int(self._missing_rows[short_groups_before])
         return divmod(row + missing, self.layout.row_group_rows)
@@ -163,22 +167,24 @@ class EpochPlan:
     def _lane_reads(self, lane: int, first_step: int) -> Iterator[Read]:
         """The reads of one lane from `first_step` on."""
         per_step = self.rows_per_lane_and_step
-        row, end = first_step * per_step, self.steps * per_step  # counted within the lane
-        position, skip = self._locate_row(lane * end + row)
-        while row < end:
+        lane_rows = self.steps * per_step
+        row = first_step * per_step  # the next row to read, counted within the lane
+        # Position of its row group in the order of the epoch, and the rows before it in the group.
+        position, skip = self._locate_row(lane * lane_rows + row)
+        while row < lane_rows:
             next_position = min(position + GROUPS_AT_ONCE, self._order.size)
             groups = self._order.at(np.arange(position, next_position))
             shards, groups_in_shard, _, sizes = self.layout.locate(groups)
             position = next_position
-            for group, shard, row_group, size in zip(
+            for group, shard, group_in_shard, size in zip(
                 *(column.tolist() for column in (groups, shards, groups_in_shard, sizes)),
                 strict=True,
             ):
                 shuffled = np.random.default_rng((*self._key, group)).permutation(size)
-                rows = shuffled[skip : skip + end - row]
-                yield Read(row // per_step, lane, shard, row_group, rows)
+                rows = shuffled[skip : skip + lane_rows - row]
+                yield Read(row // per_step, lane, shard, group_in_shard, rows)
                 row, skip = row + len(rows), 0
-                if row == end:
+                if row == lane_rows:
                     return
 
 

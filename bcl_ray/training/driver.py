@@ -58,8 +58,9 @@ def fit(
         follow: Called from a thread with every event of the run: `begin`, `start`, `step`,
             `epoch`, `page`, `note`, `end`.
         resume: Path or URI of the folder of a run to continue.
-        restartable: Whether to continue the run tracking.run if it exists, and to wait for another
-            driver of it, which may be dead; otherwise the run must not exist.
+        restartable: True: if the run tracking.run exists, continue it; if another driver has it,
+            wait until that one has ended, or is known to be dead. False: a run that `resume` does
+            not name must not exist, and another driver is an error.
         parent: Uid of the MLflow run that contains this one: a search's.
         stop_request: A request to stop that callers can make, besides signals.
         callbacks: Callbacks of Ray Train's controller.
@@ -106,7 +107,7 @@ def fit(
             follow = _provide_nodes(
                 demand, experiment, per_worker, cluster, stop_request=stop, follow=follow
             )
-            if continues():
+            if continues():  # ask again: another driver may have created the run meanwhile
                 run = run_folder.open_run(uri)[0]
             else:
                 run = run_folder.create(uri, experiment, manifest.fingerprint)
@@ -136,7 +137,8 @@ def _provide_nodes(
     """Request the run's nodes, and wait for them if the cluster grows.
 
     Returns:
-        The `follow` to use from here on; at the first step it ends the request for data tasks.
+        The `follow` to use from here on. At the first step it withdraws what was requested for data
+        tasks, and only the workers' part of the request stays.
     """
     request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
     request(data=cluster.grows)
@@ -145,7 +147,8 @@ def _provide_nodes(
     note = functools.partial(_note, follow)
     await_nodes(experiment, per_worker, notify=note, stop_request=stop_request)
     check_storage(experiment, per_worker)
-    # Ray Data does not use requested CPUs, so that its tasks could not run on them.
+    # Ray Data does not use CPUs that are requested: data tasks could not run on those requested
+    # for them, so this part of the request ends once the nodes are there.
     return _call_at_first_step(functools.partial(request, data=False), follow)
 
 
@@ -180,7 +183,7 @@ def _train(
             tracker.tags({"stopped": stop_request.reason or ""})
             raise
         demand.request([])  # the rest needs no nodes
-        lease.check()  # the report goes into the run's folder, too
+        lease.check()  # the report is written to the run's folder, which must still be ours
         result["report"] = None
         if experiment.tracking.report:
             result["report"] = outcome.write_report(
@@ -213,7 +216,8 @@ def _call_at_first_step(act: Callable[[], None], follow: Follow) -> Follow:
 
     def call_and_follow(event: Event) -> None:
         if pending and event["kind"] in ("step", "epoch"):
-            pending.pop()()
+            pending.clear()
+            act()
         follow(event)
 
     return call_and_follow

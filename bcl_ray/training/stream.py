@@ -1,9 +1,8 @@
 """Batches from shards through Ray Data, which executes the epoch plan.
 
-Each worker runs a Ray Data stream of its own part of the plan, so that workers do not wait for
-each other, as they would for a split coordinator. An item of a stream is a few row groups. A data
-task on any CPU of the cluster reads, decodes and crops them, and its block comes back in the plan's
-order.
+Each worker runs a Ray Data stream of its own part of the plan. (In one stream that Ray Data splits
+between workers, they would wait for each other.) A data task reads, decodes and crops a few row
+groups, on any CPU of the cluster. The blocks that tasks return arrive in the plan's order.
 
 A stream covers all remaining epochs. It is executed in segments of SEGMENT_TASKS tasks, and the
 next segment starts before the last one ends: there is no pause between epochs, and no list of all
@@ -34,7 +33,7 @@ from bcl_ray.training.tasks import Batch, Task, TaskSource, joined, source_of, s
 Item = TypeVar("Item")
 
 SEGMENT_TASKS = 256
-AHEAD_TASKS = 8  # of a segment are left when the next one starts
+AHEAD_TASKS = 8  # the next segment starts when so many tasks of the one before are left
 STEP_PAUSE = 0.01  # seconds
 STORE_SHARE = 0.5  # of the cluster's object store, for all streams together
 
@@ -55,8 +54,8 @@ def training_batches(
         manifest: Manifest of the shards in data.path.
         rank, world_size: The worker's number, and the number of workers.
         first_step: Number of steps of the whole run that are done.
-        deliver: Makes a batch of its parts and the epoch's number, in the thread that runs
-            ahead: `Sender.training` copies it to a device.
+        deliver: Makes a batch, given the list of its parts and the number of its epoch. It is
+            called in the thread that prefetches. `Sender.training` also copies it to a device.
     """
     source = source_of(experiment, manifest, training=True)
     return planned_batches(
@@ -104,18 +103,18 @@ def _stream(
 
     def start(segment: list[Task]) -> Iterator[Batch]:
         blocks = _execute(source, segment, world_size)
-        # Ray Data starts its tasks when the first block is asked for.
+        # Ray Data starts its tasks only when the first block is asked for, so ask for it here.
         return itertools.chain([next(blocks)], blocks)
 
     with ThreadPoolExecutor(1, "next-segment") as starter:
         segment = list(itertools.islice(tasks, SEGMENT_TASKS))
-        started = starter.submit(start, segment) if segment else None
-        while started is not None:
+        upcoming = starter.submit(start, segment) if segment else None
+        while upcoming is not None:
             next_segment = list(itertools.islice(tasks, SEGMENT_TASKS))
-            blocks, started = started.result(), None
+            blocks, upcoming = upcoming.result(), None
             for done, (task, block) in enumerate(zip(segment, blocks, strict=True)):
-                if next_segment and started is None and len(segment) - done <= AHEAD_TASKS:
-                    started = starter.submit(start, next_segment)
+                if next_segment and upcoming is None and len(segment) - done <= AHEAD_TASKS:
+                    upcoming = starter.submit(start, next_segment)
                 yield from split_block(task, block)
             segment = next_segment
 
@@ -139,7 +138,7 @@ def _execute(source: TaskSource, tasks: Sequence[Task], world_size: int) -> Iter
     # By default each stream may fill half of the cluster's object store, however many there are.
     cluster = ray.cluster_resources()
     options.resource_limits = ExecutionResources.for_limits(
-        cpu=scale.data_cpus and scale.data_cpus / world_size,
+        cpu=scale.data_cpus and scale.data_cpus / world_size,  # None stays None: no limit
         object_store_memory=STORE_SHARE * cluster["object_store_memory"] / world_size,
     )
     return iter(dataset.iter_batches(batch_size=None, batch_format="numpy"))

@@ -50,7 +50,7 @@ def write_shards(
     max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Write a source's splits as shards: the train split by a profile, the others completely.
+    """Write a source's splits as shards: the train split as a profile selects it, the others whole.
 
     Args:
         source: Source of the images.
@@ -76,7 +76,7 @@ def write_shards(
         name=profile, imbalance_factor=imbalance_factor, max_per_class=max_per_class, seed=seed
     )
     _check_options(info, shard_bytes, on_bad_image, max_pixels)
-    _check_names(source)
+    _check_split_names(source)
     _check_target(target)
     with ExitStack() as stack:
         staged = {
@@ -85,10 +85,10 @@ def write_shards(
         }
         _check_staged(staged, source.class_names, on_bad_image)
         lease = stack.enter_context(
-            acquire_lease(target, target, logger.warning, wait=False, remove=True)
+            acquire_lease(target, what=target, notify=logger.warning, wait=False, remove=True)
         )
         _check_target(target)  # again: another process may have written while this one staged
-        _start(target)
+        _begin_writing(target)
         splits = {
             name: write_split(
                 target,
@@ -122,7 +122,7 @@ def _check_options(
         raise UserError(f"on_bad_image '{on_bad_image}' must be stop or skip")
 
 
-def _check_names(source: Source) -> None:
+def _check_split_names(source: Source) -> None:
     if "train" not in source.splits:
         raise UserError(f"source '{source.name}' has no split 'train'")
     for name in source.splits:
@@ -137,15 +137,16 @@ def _check_target(target: str) -> None:
         raise UserError(
             f"{target} already holds a data set: choose another target, or delete that one first"
         )
-    if INCOMPLETE not in names and any(_is_written_here(name) for name in names):
+    # Where an attempt was interrupted, such files are its own, and `_begin_writing` deletes them.
+    if INCOMPLETE not in names and any(_is_named_like_ours(name) for name in names):
         raise UserError(
             f"{target} holds Parquet files that `bcl-ray shard` did not write: choose another "
             "target"
         )
 
 
-def _is_written_here(name: str) -> bool:
-    """Whether a file in the target has a name that this module writes."""
+def _is_named_like_ours(name: str) -> bool:
+    """Whether a file has a name like those that this module writes, whoever wrote it."""
     return name.endswith((".parquet", ".tmp")) or name.startswith("quarantine-")
 
 
@@ -160,6 +161,7 @@ def _stage(
     if name == "train":
         labels = np.where(is_valid, split.labels, -1)
         available = np.bincount(labels[is_valid], minlength=num_classes)
+        # A class may be empty because its rows are bad: the message names one bad row.
         hint = next((f"; a bad row, {split.where(row)}: {faults[row]}" for row in faults), "")
         _check_classes(available, source.class_names, hint=hint)
         counts = class_counts_for(
@@ -212,22 +214,23 @@ def _check_classes(
         )
 
 
-def _start(target: str) -> None:
+def _begin_writing(target: str) -> None:
     """Mark the folder as incomplete, and delete the files of an interrupted attempt."""
     note = b"`bcl-ray shard` is writing here, or was interrupted; run it again to start over.\n"
     files.write_bytes(files.join(target, INCOMPLETE), note)
     for name in files.list_files(target):
-        if _is_written_here(name):
+        if _is_named_like_ours(name):
             files.delete(files.join(target, name))
 
 
 def _publish(
     target: str, source: Source, splits: dict[str, Split], profile: ProfileInfo
 ) -> Manifest:
-    """Write the manifest, which makes the folder a data set, if there is none yet.
+    """Write the manifest, which makes the folder a data set.
 
-    A lease keeps a second writer away earlier, if the store has conditional writes. If it has not,
-    the shards of two writers have the same names, and neither data set can be relied upon.
+    A manifest that is there already is a second writer's, which the lease cannot keep away in a
+    store without conditional writes. Two writers give their shards the same names, so each may have
+    replaced shards of the other, and neither data set can be relied upon.
     """
     manifest = Manifest(
         format_version=FORMAT_VERSION,
