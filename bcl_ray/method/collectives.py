@@ -97,7 +97,7 @@ def broadcast_initial_state(model: nn.Module) -> None:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """An exact checksum of a tensor's bits, for any order of additions, as a scalar."""
+    """A checksum of a tensor's bits, as a scalar; integer, so any order of additions gives it."""
     words = tensor.view(torch.int32).long()
     return (words * torch.arange(1, len(words) + 1, device=words.device)).sum()
 
@@ -131,7 +131,7 @@ class GradientSum:
 
     Args:
         model: The network, whose gradients and buffers are changed in place.
-        bucket_bytes: Size of a bucket from which on another one begins.
+        bucket_bytes: When a bucket has reached this size, the next parameter begins another one.
     """
 
     def __init__(self, model: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> None:

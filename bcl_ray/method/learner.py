@@ -73,7 +73,8 @@ class Learner:
         Its tensors are the learner's own: save them before the next step changes them.
 
         Args:
-            run_fields: The fields of State that describe the run and not the learner.
+            run_fields: The fields of State that describe the run and not the learner. Torch's
+                random state is not among them: State takes it from torch.
         """
         return State(
             step=self.step,
@@ -99,8 +100,8 @@ class Learner:
         """Check, before a state is saved, that the loss and all weights are finite.
 
         The loss alone is not enough, because it was computed before its step changed the weights.
-        Waits for the device. All workers get the same result, so all have to call it, not only the
-        worker that saves.
+        Waits for the device. All workers have to call it, not only the one that saves: they all
+        get the same result, so that none goes on alone after an error.
 
         Raises:
             NonFiniteLossError: A value is not finite; the error has the step.

@@ -60,7 +60,8 @@ def train_epoch(
 
     Args:
         learner: The network and its state, which are changed in place.
-        batches: This worker's batches; the same batches from `Learner.sender` are faster.
+        batches: This worker's batches. It is faster if `Learner.sender` has already copied them
+            to the device.
         epoch: Number of the epoch, from which the views are derived.
         signals: Called at every step for those of SIGNALS that this worker gives. They are summed
             together with the gradients, so all workers get them at the same step.
@@ -102,7 +103,7 @@ def _steps(
         images = len(device_batch.host["labels"]) * world_size()
         yield Step(learner.step, sums[: len(TERMS)], waited, images, previous_signals)
         requested = time.perf_counter()
-    read_previous()
+    read_previous()  # checks the last loss
 
 
 def _train_step(learner: Learner, device_batch: DeviceBatch, signals: Signals) -> Tensor:
@@ -150,7 +151,7 @@ def _copy_to_host(step: int, sums: Tensor) -> Callable[[], Signals]:
             terms = zip(TERMS, values.tolist(), strict=False)
             text = ", ".join(f"{name} {value}" for name, value in terms)
             raise non_finite_error(step, f"the loss ({text}) is")
-        workers = zip(SIGNALS, values[len(TERMS) :].tolist(), strict=True)
-        return frozenset(name for name, number in workers if number)
+        given = zip(SIGNALS, values[len(TERMS) :].tolist(), strict=True)
+        return frozenset(name for name, num_workers in given if num_workers)
 
     return read

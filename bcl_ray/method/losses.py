@@ -64,10 +64,11 @@ def balanced_contrastive_loss(
     """Supervised contrastive loss in which every class has the same weight in the denominator.
 
     Class averaging: each class enters the denominator as the mean over its keys and its
-    prototype. Class complement: through its prototype, a class enters it even if the batch has no
-    image of that class. The divisors are those of the authors' code: n_y for the anchor's own
-    class, whose keys do not include the anchor itself, and n_k + 1 for the other classes, where
-    n_k counts the keys of class k. The paper's text divides by n_k + 1 for all classes.
+    prototype. Class complement: because of its prototype, a class is in the denominator even if
+    the batch has no image of that class. Let n_k be the number of keys of class k. The divisors of
+    the means are those of the authors' code: n_y for the anchor's own class y, which has n_y - 1
+    keys besides the anchor itself, and a prototype; and n_k + 1 for every other class k. The
+    paper's text divides by n_k + 1 for all classes.
 
     Args:
         features: Unit-norm features of the local contrastive views, (V, N, D).
@@ -242,13 +243,17 @@ def _compare(anchors: Tensor, anchor_labels: Tensor, keys: Keys, temperature: fl
     num_views, num_keys, _ = keys.features.shape
     similarity = anchors @ at_least_float32(keys.features).flatten(0, 1).T / temperature
     same_class = anchor_labels[:, None] == keys.labels.repeat(num_views)
-    position = torch.arange(num_views * num_keys, device=anchors.device)
-    local = position.view(num_views, num_keys)[:, keys.offset :][:, : len(anchors) // num_views]
-    return _Comparison(similarity, same_class, local.flatten()[:, None] == position)
+    # Anchors are keys, too: at which positions among the keys is each anchor?
+    positions = torch.arange(num_views * num_keys, device=anchors.device)  # (B,)
+    num_images = len(anchors) // num_views
+    by_view = positions.view(num_views, num_keys)
+    own_positions = by_view[:, keys.offset :][:, :num_images].flatten()  # (A,)
+    return _Comparison(similarity, same_class, own_positions[:, None] == positions)
 
 
-# The weight of each local anchor, (A,), by the number of keys of its class, (A,), the number of
-# classes in the global batch, and the number of keys. The weights sum to 1 over all workers.
+# Functions that give the weight of each local anchor, (A,). Their arguments: for each anchor the
+# number of keys of its class, (A,); the number of classes in the global batch; and the number of
+# keys. The weights of all workers' anchors sum to 1.
 ANCHOR_WEIGHTS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "instance": lambda own_size, _, num_keys: torch.full_like(own_size, 1 / num_keys),
     "class": lambda own_size, num_present, _: 1 / (own_size * num_present),

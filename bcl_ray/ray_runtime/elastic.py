@@ -4,7 +4,8 @@ Ray Train's own policy starts any number of workers, even one that does not divi
 batch. It takes all of the cluster's CPUs, so that none are left for data tasks, and it waits for
 nodes without a limit. `ScalingPolicy` replaces it in Ray Train's controller.
 
-In this module `nodes` are the resources of each node, and `per_worker` those of one worker.
+In this module `nodes` are the resources of each node (only `free_resources` takes their ids), and
+`per_worker` those of one worker.
 """
 
 import math
@@ -23,7 +24,7 @@ Amounts = Mapping[str, float]  # of resources by Ray's name, such as CPU and GPU
 
 RELEASE_SECONDS = 10.0  # in which the resources of ended workers become free
 GROWTH_INTERVAL = 60.0  # seconds of training, at least, before a restart with more workers
-TOLERANCE = 1e-9  # ten times 0.1 CPU are 1 CPU, which floating point would deny
+TOLERANCE = 1e-9  # of floating point: 0.3 CPU hold three tasks of 0.1 CPU, but 0.3 / 0.1 < 3
 
 
 class MissingResourcesError(RuntimeError):
@@ -69,6 +70,7 @@ def shortage(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amoun
         for name in needed
         if present[name] < needed[name]
     ]
+    # Nodes that have enough in total may be too small for a worker, which is not split.
     each = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
     return "; ".join(parts) or f"nodes with {each} free for each of {scale.min_workers} workers"
 
@@ -115,7 +117,7 @@ class ScalingPolicy(ElasticScalingPolicy):
         self._experiment, self._notify = experiment, notify
         self._request_restart = request_restart
         self._waiting_since: float | None = None
-        self._nodes: set[str] = set()  # usable nodes at the last decision
+        self._known_nodes: set[str] = set()  # ids of the usable nodes at the last decision
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """Decide how many workers start now, or that they start later.
@@ -129,6 +131,7 @@ class ScalingPolicy(ElasticScalingPolicy):
         waited = time.monotonic() - self._waiting_since
         nodes = usable_nodes()
         workers = self._startable_workers(nodes, released=waited > RELEASE_SECONDS)
+        # Raise even if workers would fit: they may have waited in Ray's queue all the time.
         if waited > timeout:
             missing = shortage(self._experiment, nodes.values(), self._per_worker)
             raise MissingResourcesError(
@@ -136,7 +139,7 @@ class ScalingPolicy(ElasticScalingPolicy):
                 "add nodes, or lower scale.workers"
             )
         if workers:
-            self._nodes = set(nodes)
+            self._known_nodes = set(nodes)
             return self._get_resize_decision(workers)
         if is_first and not worker_count(self._experiment, nodes.values(), self._per_worker):
             missing = shortage(self._experiment, nodes.values(), self._per_worker)
@@ -150,13 +153,14 @@ class ScalingPolicy(ElasticScalingPolicy):
             nodes: Resources of each usable node.
             released: Whether ended workers have had time to release their resources.
         """
-        possible = worker_count(self._experiment, nodes.values(), self._per_worker)
-        immediate = worker_count(self._experiment, free_resources(nodes), self._per_worker)
+        fit_in_all = worker_count(self._experiment, nodes.values(), self._per_worker)
+        fit_in_free = worker_count(self._experiment, free_resources(nodes), self._per_worker)
         fewest = self._experiment.worker_counts[0]
-        if possible in (0, fewest) or immediate >= possible:
-            return possible
-        # Other programs use the rest. The fewest workers start even so, and wait in Ray's queue.
-        return max(immediate, fewest) if released else 0
+        if fit_in_all in (0, fewest) or fit_in_free >= fit_in_all:
+            return fit_in_all
+        # Some resources are in use: by workers that have just ended, or else by other programs. The
+        # fewest workers start even if they do not fit beside those, and wait in Ray's queue.
+        return max(fit_in_free, fewest) if released else 0
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -172,8 +176,8 @@ class ScalingPolicy(ElasticScalingPolicy):
         if may_grow and scale.min_workers < scale.max_workers:
             nodes = usable_nodes()
             workers = worker_count(self._experiment, nodes.values(), self._per_worker)
-            if set(nodes) - self._nodes and workers > worker_group_state.num_workers:
-                self._nodes = set(nodes)
+            if set(nodes) - self._known_nodes and workers > worker_group_state.num_workers:
+                self._known_nodes = set(nodes)
                 self._request_restart()
         return NoopDecision()
 

@@ -12,10 +12,13 @@ from bcl_ray.storage.lease_record import LEASE_FILE, LeaseRecord, new_record, pa
 from bcl_ray.storage.versioned_file import ChangedError, FileVersion, versioned_file
 
 POLL_SECONDS = 1.0  # between two looks at another driver's lease
-# How long to wait for a live holder: one that was asked to stop has 60 s, and MLflow 10 s after it.
+# How long to wait for a holder that is alive. One that was asked to stop takes up to 60 s, and then
+# up to 10 s to deliver to MLflow.
 WAIT_SECONDS = 120.0
 SETTLE_SECONDS = 5.0  # in which the last writes of a driver that was replaced arrive
-READ_BACK_SECONDS = 2.0  # after which another driver's write is seen, without atomic replacement
+# In a store that cannot replace a file atomically: after a write, how long to wait before reading
+# the file, to see whether another driver has overwritten it.
+READ_BACK_SECONDS = 2.0
 
 Notify = Callable[[str], None]
 
@@ -35,7 +38,7 @@ class LeaseRequest:
     LEASE_SECONDS. With `wait`, the request waits for the other driver to end, for WAIT_SECONDS at
     most while it is alive. Without, the request fails once the other driver is known to be alive.
 
-    What one call has seen of the other driver counts in the next.
+    `acquire` continues from what `check_free` has seen of the other driver.
 
     Args:
         folder: Path or URI of the folder; need not exist.
@@ -49,7 +52,7 @@ class LeaseRequest:
         self._file = versioned_file(self._uri)
         self._started_at = self._changed_at = clock()
         self._seen: FileVersion | None = None  # as of `_changed_at`
-        self._changes = 0  # versions seen, the first one included
+        self._versions_seen = 0  # how many different ones, the first included
         self._notified = False
 
     def check_free(self, *, wait: bool) -> None:
@@ -93,11 +96,11 @@ class LeaseRequest:
             version = files.with_retries(self._file.read, self._uri)
             if version != self._seen:
                 self._seen, self._changed_at = version, clock()
-                self._changes += 1
+                self._versions_seen += 1
             record = parse_record(version, self._uri)
             if record is None or record.released or record.is_dead:
                 return record, version
-            if clock() - self._changed_at > record.seconds:
+            if clock() - self._changed_at > record.seconds:  # the lease has run out
                 return record, version
             self._check_waiting(record, wait=wait)
             self._notify_once(record, wait=wait)
@@ -106,13 +109,15 @@ class LeaseRequest:
     def _check_waiting(self, record: LeaseRecord, *, wait: bool) -> None:
         """Raise LeaseHeldError if the other driver is not to be waited for any longer."""
         used = f"in use by {record.holder}"
-        if not wait and (record.is_here or self._changes > 1):
+        if not wait and (record.is_here or self._versions_seen > 1):
             raise LeaseHeldError(
                 f"{self._what} is {used}; wait for it, or stop it. If it is dead, its lease runs "
                 f"out {record.seconds:g} s after its last sign of life: try again then"
             )
         now = clock()
-        if now - self._started_at > WAIT_SECONDS and now - self._changed_at < 2 * RENEWAL_SECONDS:
+        waited_enough = now - self._started_at > WAIT_SECONDS
+        is_alive = now - self._changed_at < 2 * RENEWAL_SECONDS  # otherwise its lease runs out soon
+        if waited_enough and is_alive:
             raise LeaseHeldError(
                 f"{self._what} is still {used}, which is alive: stop it, or leave the work to it"
             )
@@ -130,12 +135,14 @@ class LeaseRequest:
             f"{self._what} is in use by {record.holder}; waiting {until}{record.seconds:g} s"
         )
 
-    def _try_to_write(self, before: LeaseRecord | None, old: FileVersion | None) -> Lease | None:
-        """Write this process's record; None if another driver was faster."""
-        now, record = clock(), new_record(before)
+    def _try_to_write(
+        self, old_record: LeaseRecord | None, old_version: FileVersion | None
+    ) -> Lease | None:
+        """Replace the last holder's record by this process's; None if another driver was faster."""
+        written_at, record = clock(), new_record(old_record)
         try:
             version = files.with_retries(
-                lambda: self._file.replace(record.to_bytes(), old), self._uri
+                lambda: self._file.replace(record.to_bytes(), old_version), self._uri
             )
         except ChangedError:
             return None
@@ -149,4 +156,4 @@ class LeaseRequest:
             current = parse_record(files.with_retries(self._file.read, self._uri), self._uri)
             if current is None or current.token != record.token:
                 return None
-        return Lease(self._file, self._uri, record, version, written_at=now)
+        return Lease(self._file, self._uri, record, version, written_at=written_at)

@@ -11,7 +11,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 Result = TypeVar("Result")
 Retry = Callable[[Callable[[], Any]], Any]  # calls a function until it succeeds
 
-# How long a store that throttles or does not answer, or a full disk, is retried.
+# How long an operation is retried if the store throttles or does not answer, or the disk is full.
 RETRY_SECONDS = 300.0
 QUIET_SECONDS = 1.0  # shorter faults are not logged
 
@@ -33,16 +33,17 @@ def retry(
     Args:
         attempt: The operation; must be safe to repeat.
         name: Path or URI of the file, for the log.
-        retry_seconds: Seconds for which an error is retried, from its first occurrence on; 0 raises
-            it at once. An error that is retried longer restarts the time of those that are retried
-            shorter: a denial among throttled requests only shows that the store is throttling.
+        retry_seconds: For how many seconds an error is retried, counted from when it first came; 0
+            raises it at once. When an error comes that is retried for longer, the seconds of those
+            that are retried for less are counted anew. For example, a denial that comes between
+            throttled requests may only be due to the throttling.
         summary: Text of an error for the log.
     """
     failures = _Failures(name, retry_seconds, summary)
     result = Retrying(
         retry=retry_if_exception(lambda error: retry_seconds(error) > 0),
         wait=wait_random_exponential(multiplier=0.25, max=10),
-        stop=failures.last_too_long,
+        stop=failures.have_lasted_too_long,
         before_sleep=failures.log,
         reraise=True,
     )(attempt)
@@ -60,10 +61,11 @@ class _Failures:
         summary: Callable[[BaseException], str],
     ) -> None:
         self._name, self._retry_seconds, self._summary = name, retry_seconds, summary
-        self._began: dict[float, float] = {}  # by `retry_seconds` of the errors
+        self._began: dict[float, float] = {}  # when errors first came, by their `retry_seconds`
         self._logged = False
 
-    def last_too_long(self, state: RetryCallState) -> bool:
+    def have_lasted_too_long(self, state: RetryCallState) -> bool:
+        """Record one more failure; whether errors like it have now lasted too long."""
         now, seconds = time.monotonic(), self._retry_seconds(_error(state))
         for shorter in [other for other in self._began if other < seconds]:
             del self._began[shorter]
@@ -71,21 +73,21 @@ class _Failures:
 
     def log(self, state: RetryCallState) -> None:
         error = _error(state)
-        if not self._logged and self._lasts() + state.upcoming_sleep >= QUIET_SECONDS:
+        if not self._logged and self._seconds_so_far() + state.upcoming_sleep >= QUIET_SECONDS:
             self._logged = True
             text, seconds = self._summary(error), self._retry_seconds(error)
             log.warning("%s: %s, trying again for up to %g s", self._name, text, seconds)
 
     def log_end(self) -> None:
         if self._logged:
-            log.warning("%s: works again, after %.0f s", self._name, self._lasts())
+            log.warning("%s: works again, after %.0f s", self._name, self._seconds_so_far())
 
-    def _lasts(self) -> float:
+    def _seconds_so_far(self) -> float:
         return time.monotonic() - min(self._began.values())
 
 
 def local_retry_seconds(error: BaseException) -> float:
-    """How long an error of a local file is retried: only a full disk, for others may make room."""
+    """How long an error of a local file is retried; 0 unless the disk is full, which may pass."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return RETRY_SECONDS if full else 0.0
 

@@ -69,15 +69,15 @@ class Tracker:
         self.page: str | None = None  # the run's web page on a server, once it has been reached
         self._subject = subject
         self._described: tuple[Experiment, Manifest] | None = None
-        self._evaluated: dict[int, Mapping[str, float]] = {}
-        self._finished = False
+        self._evaluated: dict[int, Mapping[str, float]] = {}  # metrics, by the epoch's number
+        self._drained = False  # all is recorded, so `__exit__` has nothing to add
         self._delivery = Delivery(Journal(folder / JOURNAL), self._connect, lease)
 
     def __enter__(self) -> "Tracker":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._finished:
+        if not self._drained:
             killed = kind is not None and not issubclass(kind, Exception)
             self.finish("KILLED" if killed else "FAILED", patience=10)
 
@@ -90,8 +90,8 @@ class Tracker:
         """Record that the run has started, its software versions, and its cluster.
 
         Args:
-            parent: The uid of the search to which a trial belongs. It may reach MLflow later than
-                this run.
+            parent: For a trial, the uid of its search. The search may reach MLflow later than this
+                run.
         """
         self._delivery.record({"kind": "status", "status": "RUNNING"})
         if parent is not None:
@@ -190,7 +190,7 @@ class Tracker:
 
     def drain(self, patience: float) -> bool:
         """Deliver the remaining entries without ending the run; arguments as of `finish`."""
-        self._finished = True
+        self._drained = True
         return self._delivery.drain(patience)
 
     def _connect(self, start_time: float) -> Write:

@@ -59,8 +59,8 @@ def fit(
             `epoch`, `page`, `note`, `end`.
         resume: Path or URI of the folder of a run to continue.
         restartable: True: if the run tracking.run exists, continue it; if another driver has it,
-            wait until that one has ended, or is known to be dead. False: a run that `resume` does
-            not name must not exist, and another driver is an error.
+            which may be dead, wait for that one to end. False: a run that `resume` does not name
+            must not exist, and another driver is an error.
         parent: Uid of the MLflow run that contains this one: a search's.
         stop_request: A request to stop that callers can make, besides signals.
         callbacks: Callbacks of Ray Train's controller.
@@ -148,7 +148,7 @@ def _provide_nodes(
     await_nodes(experiment, per_worker, notify=note, stop_request=stop_request)
     check_storage(experiment, per_worker)
     # Ray Data does not use CPUs that are requested: data tasks could not run on those requested
-    # for them, so this part of the request ends once the nodes are there.
+    # for them. So this part of the request ends when the workers are there and train.
     return _call_at_first_step(functools.partial(request, data=False), follow)
 
 

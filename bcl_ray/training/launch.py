@@ -114,6 +114,7 @@ def run_workers(
         )
     # A RayError: the controller died, or found its snapshot damaged.
     except (ray.train.TrainingFailedError, RayError) as failure:
+        # Workers also fail when this driver has lost its lease: then that is the error to raise.
         if (lost := find_cause(failure, LeaseLostError) or lease.poll()) is not None:
             lease.mark_lost(lost)
             raise lost from None

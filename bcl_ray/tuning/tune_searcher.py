@@ -18,13 +18,14 @@ from bcl_ray.tuning.trials import Trial
 
 Follow = Callable[[dict[str, Any]], None]
 
-MAX_FAILURES = 3  # failed trials, without any evaluation before, after which the search gives up
+MAX_FAILURES = 3  # a search gives up when so many trials have failed before any evaluation
 
 
 class _PickledEmpty:
-    """Pickles without its state, because Tune pickles its parts only to restore them.
+    """A part of a search that is pickled without its state.
 
-    A search is restored from its ledger instead.
+    Tune pickles the parts of a search to restore them later. Here a search is restored from its
+    ledger instead.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
         self._ledger, self._total, self._sampler = ledger, total, sampler
         self._options, self._follow, self._watcher = options, follow, watcher
         self._queue = [trial for trial in self.trials.values() if trial.status == "running"]
-        self._held_up: set[str] = set()  # trials that a later process is to resume
+        self._held_up: set[str] = set()  # trials that an outage ended; a later process resumes them
         self._by_tune_id: dict[str, Trial] = {}
         self._last_saved: dict[str, float] = {}  # monotonic time, by the trial's name
 

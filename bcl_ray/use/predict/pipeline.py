@@ -1,9 +1,10 @@
 """The pipeline of a prediction: Ray Data reads images, actors label them, the driver writes parts.
 
-A batch is read and decoded by one task, labelled as a whole, and returned to the driver in order.
-The same images therefore give the same tables on a cluster of any size; another batch size or
-another kind of processor changes only the rounding. The driver holds the rows of one part, and Ray
-Data the batches in progress.
+A part is one file of the result, with the labels of `part_size` images, which is a multiple of
+`batch_size`. A batch is read and decoded by one task, labelled as a whole, and returned to the
+driver in order. The same images therefore give the same tables on a cluster of any size; another
+batch size or another kind of processor changes only the rounding. Memory holds the rows of one part
+in the driver, and the batches in progress in Ray Data.
 """
 
 import contextlib
@@ -69,7 +70,8 @@ class Pipeline:
 
     def _labelled_blocks(self) -> Blocks:
         """One block per batch of the remaining images, in order."""
-        options, request = self.output.request.options, self.output.request
+        request = self.output.request
+        options = request.options
         first, size = self.finished_parts * options.part_size, options.batch_size
         batches = math.ceil((self.images.total - first) / size)
         views = self.model.experiment.views
@@ -93,7 +95,8 @@ class Pipeline:
         context.custom_execution_callback_classes.append(PausingCallback)
         context.target_max_block_size = None  # Ray would split blocks, which are whole batches
         context.execution_options.preserve_order = True
-        # Without a limit, Ray Data requests more nodes while it is busy.
+        # Without a limit, Ray Data requests more nodes while it is busy. Without GPUs, an actor and
+        # its reader take one CPU together.
         limit = {"gpu": self.pool.actors} if "GPU" in actor else {"cpu": self.pool.actors}
         context.execution_options.resource_limits = ExecutionResources.for_limits(**limit)
         yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
@@ -102,16 +105,17 @@ class Pipeline:
         """Collect blocks into parts, and write them."""
         classes = Classes(self.model.class_names, self.model.state.class_counts)
         size, total = self.output.request.options.part_size, self.images.total
-        number, unreadable, last_event = self.finished_parts, 0, 0.0
-        rows = number * size
+        part_number, unreadable, last_event = self.finished_parts, 0, 0.0
+        rows = part_number * size  # of all parts so far
         part: list[Columns] = []
         for block in blocks:
             part.append(block)
             rows += len(block["fault"])
             unreadable += int((block["fault"] != "").sum())
-            if rows == min((number + 1) * size, total):
-                self.output.write(number, table_of(_concatenated(part), classes))
-                number, part = number + 1, []
+            # Every part ends where a block ends, because its size is a multiple of the batch size.
+            if rows == min((part_number + 1) * size, total):
+                self.output.write(part_number, table_of(_concatenated(part), classes))
+                part_number, part = part_number + 1, []
             if time.monotonic() - last_event > PROGRESS_INTERVAL or rows == total:
                 last_event = time.monotonic()
                 progress = {"kind": "images", "doing": "labelling", "done": rows, "total": total}
