@@ -5,8 +5,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
-from bcl_ray.data.layout import Read
-from bcl_ray.training.tasks import Batch, Task, TaskSource, split_block, tasks_of
+from bcl_ray.training.tasks import Batch, Task, TaskSource, split_block
 
 _source: TaskSource
 
@@ -16,22 +15,23 @@ def _remember(source: TaskSource) -> None:
     _source = source
 
 
-def _load(task: Task) -> Batch:
-    return _source.load(task.epoch, task.reads)
+def _load(task: Task) -> list[Batch]:
+    return list(_source.load(task))
 
 
 def pooled_blocks(
-    source: TaskSource, reads: Iterable[tuple[int, Read]], processes: int
+    source: TaskSource, tasks: Iterable[Task], processes: int
 ) -> Generator[Batch, None, None]:
-    """One block per (epoch, read), in order; two tasks ahead for each process."""
+    """One block per read of the tasks, in order; two tasks ahead for each process."""
     with multiprocessing.get_context("spawn").Pool(processes, _remember, (source,)) as pool:
         running: deque[tuple[Task, Any]] = deque()
 
         def first() -> Iterator[Batch]:
             task, result = running.popleft()
-            yield from split_block(task, result.get())
+            for portion, block in zip(task.portions, result.get(), strict=True):
+                yield from split_block(portion, block)
 
-        for task in tasks_of(source, reads):
+        for task in tasks:
             running.append((task, pool.apply_async(_load, (task,))))
             if len(running) > 2 * processes:
                 yield from first()

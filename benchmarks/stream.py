@@ -22,6 +22,9 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
 from bcl_ray.training import stream
+from bcl_ray.training.deliveries import Assignment, training_tasks
+from bcl_ray.training.stream import SupplierClient
+from bcl_ray.training.supply import own_supplier
 from bcl_ray.training.tasks import Batch, joined, source_of
 from benchmarks import print_table
 from benchmarks.images import cifar_shards, jpeg_shards
@@ -37,7 +40,8 @@ def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batc
     source = source_of(experiment, manifest, training=True)
     plans = [epoch_plan(experiment, manifest, epoch) for epoch in range(experiment.train.epochs)]
     reads = ((epoch, read) for epoch, plan in enumerate(plans) for read in plan.reads())
-    with contextlib.closing(pooled_blocks(source, reads, POOL)) as blocks:
+    tasks = training_tasks(experiment, manifest, reads, 1)
+    with contextlib.closing(pooled_blocks(source, tasks, POOL)) as blocks:
         for epoch, plan in enumerate(plans):
             for parts in plan.batches(blocks):
                 yield epoch, joined(parts)
@@ -45,7 +49,9 @@ def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batc
 
 def streamed(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:
     """The batches as a worker gets them."""
-    for epoch, batches in stream.training_batches(experiment, manifest, rank=0, world_size=1):
+    assignment = Assignment(experiment, manifest, range(1), 1, frozenset(("training",)))
+    client = SupplierClient(own_supplier(assignment), rank=0)
+    for epoch, batches in stream.training_batches(experiment, manifest, client, world_size=1):
         for batch in batches:
             yield epoch, batch
 

@@ -3,16 +3,20 @@
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 
+import ray
 import torch
+from ray.train.collective import broadcast_from_rank_zero
 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.method.collectives import rank, sum_over_workers, world_size
+from bcl_ray.method.collectives import gather_rows, rank, sum_over_workers, world_size
 from bcl_ray.runs.budget import resident_bytes
+from bcl_ray.training.deliveries import Assignment
 from bcl_ray.training.residency import ResidentFeed
 from bcl_ray.training.resident_images import UnsupportedError, Watched
-from bcl_ray.training.stream import evaluation_batches, training_batches
+from bcl_ray.training.stream import SupplierClient, evaluation_batches, training_batches
+from bcl_ray.training.supply import start_suppliers
 
 MEMORY_SHARE = 0.25  # of a GPU's memory, the most that images take if data.residency is 'auto'
 GIB = 2**30
@@ -30,31 +34,59 @@ class StreamFeed:
     kind = "stream"
 
     def __init__(self, experiment: Experiment, manifest: Manifest, device: torch.device) -> None:
-        self._experiment, self._manifest = experiment, manifest
+        self._experiment, self._manifest, self._device = experiment, manifest, device
         self._send_evaluation = Sender(device, experiment.views).evaluation
+        self._client: SupplierClient
 
     def training(
-        self, sender: Sender, first_step: int
+        self, sender: Sender, first_step: int, *, evaluate_first: bool
     ) -> Generator[tuple[int, Iterator[DeviceBatch]], None, None]:
-        """Each remaining epoch's number, with this worker's batches of it."""
+        """Start to make batches; all workers call it, once, and together.
+
+        Args:
+            sender: Sender to the worker's device.
+            first_step: Number of steps of the whole run that are done.
+            evaluate_first: Whether `evaluation` is needed before the first of these steps.
+
+        Returns:
+            Each remaining epoch's number, with this worker's batches of it.
+        """
+        whole = Assignment(
+            self._experiment,
+            self._manifest,
+            range(world_size()),
+            world_size(),
+            first_step=first_step,
+            evaluate_first=evaluate_first,
+        )
+        node_of_rank = _gather_nodes(self._device)
+        suppliers = start_suppliers(whole, node_of_rank) if rank() == 0 else None
+        self._client = SupplierClient(broadcast_from_rank_zero(suppliers)[rank()], rank())
         return training_batches(
             self._experiment,
             self._manifest,
-            rank=rank(),
+            self._client,
             world_size=world_size(),
             first_step=first_step,
             deliver=sender.training,
         )
 
     def evaluation(self) -> Iterable[DeviceBatch]:
-        """Batches of this worker's part of the evaluation split."""
+        """Batches of this worker's part of the evaluation split, for the next evaluation."""
         return evaluation_batches(
             self._experiment,
             self._manifest,
-            rank=rank(),
+            self._client,
             world_size=world_size(),
             deliver=self._send_evaluation,
         )
+
+
+def _gather_nodes(device: torch.device) -> list[str]:
+    """Ids of the nodes of all workers, in the order of ranks."""
+    name = ray.get_runtime_context().get_node_id()
+    row = torch.tensor([list(name.encode())], dtype=torch.uint8, device=device)
+    return [bytes(codes).decode() for codes in gather_rows(row).tolist()]
 
 
 Feed = StreamFeed | ResidentFeed

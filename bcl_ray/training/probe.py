@@ -30,7 +30,7 @@ from bcl_ray.method.sample import is_sampled, sample_shares
 from bcl_ray.runs.findings import Findings
 from bcl_ray.storage import files
 from bcl_ray.training.resident_images import Watched
-from bcl_ray.training.tasks import source_of
+from bcl_ray.training.tasks import Task, source_of
 
 EVALUATED_IMAGES = 4096  # at most, in the evaluation split's sample
 TRAINED_IMAGES = 2048  # at most, in the training split's, which is extra work for the network
@@ -143,7 +143,10 @@ class Probe:
             table = read_row_group(uri, read.row_group, ["id", "label"])
             ids, labels = table["id"].to_numpy(), table["label"].to_numpy()
             chosen = np.flatnonzero(is_sampled(ids, labels, shares))
-            return source.load(0, [read._replace(rows=chosen)]) if len(chosen) else None
+            if not len(chosen):
+                return None
+            (block,) = source.load(Task(0, ((read._replace(rows=chosen),),)))
+            return block
 
         reads = [
             read

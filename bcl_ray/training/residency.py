@@ -26,6 +26,7 @@ from bcl_ray.training.resident_images import (
     load_images,
     whole_images,
 )
+from bcl_ray.training.tasks import EVALUATION_ROWS
 
 
 class ResidentFeed:
@@ -68,10 +69,14 @@ class ResidentFeed:
         layout = split_layout(experiment, manifest, "eval_split")
         reads = list(evaluation_reads(layout, rank, world_size))
         images = load(experiment.data.eval_split, reads, evaluation_images)
-        self._evaluation = evaluation_batches(images, [len(read.rows) for read in reads])
+        self._evaluation = evaluation_batches(images)
 
     def training(
-        self, sender: Sender, first_step: int
+        self,
+        sender: Sender,
+        first_step: int,
+        *,
+        evaluate_first: bool = False,  # noqa: ARG002  it makes no difference here
     ) -> Generator[tuple[int, Iterator[DeviceBatch]], None, None]:
         """Each remaining epoch's number, with this worker's batches of it."""
         return training_batches(
@@ -123,24 +128,19 @@ def training_batches(
     )
 
 
-def evaluation_batches(images: ResidentImages, sizes: Sequence[int]) -> list[DeviceBatch]:
+def evaluation_batches(images: ResidentImages) -> list[DeviceBatch]:
     """Batches of all images for `evaluation.evaluate`, to be used at every evaluation.
 
     Args:
-        images: Images as `evaluation_images` decodes them.
-        sizes: Images of each batch, R in total.
+        images: Images as `evaluation_images` decodes them; none with fewer row groups than workers.
     """
-    if not sizes:  # with fewer row groups than workers
-        return []
     device = images.pixels.device
-    columns = (torch.from_numpy(array).to(device) for array in (images.labels, images.ids))
-    cuts = np.cumsum(sizes)[:-1].tolist()
-    on_device = [column.tensor_split(cuts) for column in (images.pixels[:, None], *columns)]
-    on_host = [np.split(column, cuts) for column in (images.labels, images.ids)]
+    labels, ids = (torch.from_numpy(array).to(device) for array in (images.labels, images.ids))
+    parts = (slice(row, row + EVALUATION_ROWS) for row in range(0, len(ids), EVALUATION_ROWS))
     return [
         DeviceBatch(
-            {"views": views, "labels": labels, "ids": ids},
-            {"labels": host_labels, "ids": host_ids},
+            {"views": images.pixels[part, None], "labels": labels[part], "ids": ids[part]},
+            {"labels": images.labels[part], "ids": images.ids[part]},
         )
-        for views, labels, ids, host_labels, host_ids in zip(*on_device, *on_host, strict=True)
+        for part in parts
     ]

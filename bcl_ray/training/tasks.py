@@ -1,12 +1,17 @@
 """Data tasks: they read, decode and crop images; this module needs neither Ray nor torch.
 
-Axes: N images of a task, V contrastive views, H = W = views.image_size.
+A task makes a few blocks of views. While it decodes one, threads read the row groups of the next
+from the object store.
+
+Axes: N images of a block, V contrastive views, H = W = views.image_size.
 """
 
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +19,25 @@ from bcl_ray.data.layout import Read
 from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views import host
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.runs.budget import TASK_BYTES
+from bcl_ray.runs.budget import BLOCK_BYTES
 from bcl_ray.storage import files
 
 Batch = dict[str, np.ndarray]
+Portion = tuple[Read, ...]
+"""Reads whose views make one block."""
+
+TASK_BLOCKS = 4  # blocks of a task, at most: reading takes time without overlap in the first alone
+EPOCH_TASKS = 16  # of a worker, at least, as far as it has so many blocks: they run side by side
+EVALUATION_ROWS = 256  # of a batch, whatever the row groups of the shards are
+READERS = 4  # threads of a task that read row groups
+
+
+@dataclass(frozen=True)
+class Task:
+    """Reads of one epoch that one task turns into blocks of views."""
+
+    epoch: int
+    portions: tuple[Portion, ...]
 
 
 @dataclass(frozen=True)
@@ -26,26 +46,44 @@ class TaskSource:
 
     path: str
     """Folder or URI of the shards."""
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Names of the shards' files, in the manifest's order."""
     experiment: Experiment
     """Options of the views, and the seed."""
     training: bool
     """Whether to make random views; otherwise each image has the one view of evaluation."""
 
-    def load(self, epoch: int, reads: Iterable[Read]) -> Batch:
+    def load(self, task: Task) -> Iterator[Batch]:
         """Read, decode and crop rows.
 
-        Returns:
-            `views` uint8 (N, 1 + V, H, W, 3), or (N, 1, H, W, 3) in evaluation; `labels` and `ids`
-            int64 (N,).
+        Yields:
+            The block of each portion: `views` uint8 (N, 1 + V, H, W, 3), or (N, 1, H, W, 3) in
+            evaluation; `labels` and `ids` int64 (N,).
         """
-        tables = [
-            read_row_group(files.join(self.path, self.files[read.shard]), read.row_group).take(
-                read.rows
+        with ThreadPoolExecutor(READERS) as readers:
+            upcoming = self._start_reading(readers, task.portions[0])
+            for number, portion in enumerate(task.portions, 1):
+                tables = [
+                    upcoming[read.shard, read.row_group].result().take(read.rows)
+                    for read in portion
+                ]
+                if number < len(task.portions):
+                    upcoming = self._start_reading(readers, task.portions[number])
+                yield self._views(tables, task.epoch)
+
+    def _start_reading(
+        self, readers: ThreadPoolExecutor, portion: Portion
+    ) -> dict[tuple[int, int], Future[Any]]:
+        """Start to read the row groups of a portion, each once: two reads may share one."""
+        row_groups = {(read.shard, read.row_group) for read in portion}
+        return {
+            (shard, row_group): readers.submit(
+                read_row_group, files.join(self.path, self.files[shard]), row_group
             )
-            for read in reads
-        ]
+            for shard, row_group in sorted(row_groups)
+        }
+
+    def _views(self, tables: Sequence[Any], epoch: int) -> Batch:
         columns = {
             name: np.concatenate([table[name].to_numpy() for table in tables])
             for name in ("id", "label")
@@ -73,40 +111,65 @@ def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> 
     return TaskSource(experiment.data.path, names, experiment, training)
 
 
-@dataclass(frozen=True)
-class Task:
-    """Reads of one epoch that one task turns into views."""
-
-    epoch: int
-    reads: tuple[Read, ...]
-
-
-def tasks_of(source: TaskSource, reads: Iterable[tuple[int, Read]]) -> Iterator[Task]:
-    """Group reads into tasks of at least one read and, beyond that, at most TASK_BYTES of views.
+def tasks_of(
+    source: TaskSource, reads: Iterable[tuple[int, Read]], rows_per_epoch: int
+) -> Iterator[Task]:
+    """Group reads into tasks, each of one epoch.
 
     Args:
         source: Its options determine the size of a row's views.
         reads: (epoch, read), in order.
+        rows_per_epoch: Rows of all reads of an epoch, about; tasks are smaller if they are few.
     """
     options = source.experiment
     per_row = 3 * options.views.image_size**2 * (1 + options.num_contrastive * source.training)
+    blocks = rows_per_epoch * per_row // BLOCK_BYTES
+    task_blocks = max(1, min(TASK_BLOCKS, blocks // EPOCH_TASKS))
     for epoch, epoch_reads in itertools.groupby(reads, key=operator.itemgetter(0)):
-        group: list[Read] = []
-        for _, read in epoch_reads:
-            if group and sum(len(r.rows) for r in [*group, read]) * per_row > TASK_BYTES:
-                yield Task(epoch, tuple(group))
-                group = []
-            group.append(read)
-        yield Task(epoch, tuple(group))
+        portions = _portions((read for _, read in epoch_reads), BLOCK_BYTES // per_row)
+        while group := tuple(itertools.islice(portions, task_blocks)):
+            yield Task(epoch, group)
 
 
-def split_block(task: Task, block: Batch) -> Iterator[Batch]:
-    """The part of a task's block that belongs to each of its reads."""
+def _portions(reads: Iterable[Read], block_rows: int) -> Iterator[Portion]:
+    """Group reads so that each group has one read or, with more, at most `block_rows` rows."""
+    portion: list[Read] = []
+    rows = 0
+    for read in reads:
+        if portion and rows + len(read.rows) > block_rows:
+            yield tuple(portion)
+            portion, rows = [], 0
+        portion.append(read)
+        rows += len(read.rows)
+    if portion:
+        yield tuple(portion)
+
+
+def split_block(portion: Portion, block: Batch) -> Iterator[Batch]:
+    """The part of a block that belongs to each read of its portion."""
     begin = 0
-    for read in task.reads:
+    for read in portion:
         end = begin + len(read.rows)
         yield {name: column[begin:end] for name, column in block.items()}
         begin = end
+
+
+def rebatched(blocks: Iterable[Mapping[str, np.ndarray]], rows: int) -> Iterator[list[Batch]]:
+    """The rows of blocks, in order, as parts of batches of one size; the last may be smaller."""
+    parts: list[Batch] = []
+    missing = rows
+    for block in blocks:
+        begin, size = 0, len(block["ids"])
+        while begin < size:
+            end = min(size, begin + missing)
+            parts.append({name: column[begin:end] for name, column in block.items()})
+            missing -= end - begin
+            begin = end
+            if missing == 0:
+                yield parts
+                parts, missing = [], rows
+    if parts:
+        yield parts
 
 
 def joined(parts: Sequence[Mapping[str, np.ndarray]], epoch: int = 0) -> Batch:  # noqa: ARG001

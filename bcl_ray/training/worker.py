@@ -58,7 +58,11 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         except UnsupportedError as error:
             return {"error": str(error)}
         worker.restore()
-        epochs = worker.feed.training(worker.learner.sender, worker.learner.step)
+        epochs = worker.feed.training(
+            worker.learner.sender,
+            worker.learner.step,
+            evaluate_first=worker.unevaluated_epoch is not None,
+        )
         try:
             with contextlib.closing(epochs):
                 worker.finish_epoch()
@@ -145,11 +149,18 @@ class Worker:
             records=self.history,
         )
 
+    @property
+    def unevaluated_epoch(self) -> int | None:
+        """The last epoch, if its checkpoint was written before its evaluation."""
+        epochs, step_in_epoch = divmod(self.learner.step, self.steps_per_epoch)
+        is_unfinished = step_in_epoch == 0 and len(self.history) < epochs
+        is_due = self.experiment.train.is_evaluated(epochs - 1)
+        return epochs - 1 if is_unfinished and is_due else None
+
     def finish_epoch(self) -> None:
         """Evaluate the last epoch if its checkpoint was written before its evaluation."""
-        epoch, step_in_epoch = divmod(self.learner.step, self.steps_per_epoch)
-        if step_in_epoch == 0 and len(self.history) < epoch:
-            self.run_epoch(epoch - 1, iter(()))
+        if (epoch := self.unevaluated_epoch) is not None:
+            self.run_epoch(epoch, iter(()))
 
     def send(self, kind: str, **content: Any) -> None:
         """Send the driver an event, from rank 0 only, without waiting."""
@@ -160,7 +171,7 @@ class Worker:
         """Train on an epoch's remaining batches, evaluate if that is due, save and send metrics."""
         record = {"epoch": float(epoch), **self._train(epoch, batches)}
         signals, epochs = self._signals_of_all(), self.experiment.train.epochs
-        if (epoch + 1) % self.experiment.train.eval_every == 0 or epoch + 1 == epochs:
+        if self.experiment.train.is_evaluated(epoch):
             # An evaluation may take longer than a notice lasts, or than a user wants to wait.
             self._save()
             if signals:

@@ -19,8 +19,10 @@ from bcl_ray.method.evaluation import Batch
 from bcl_ray.ray_runtime.connection import connected, one_line, root_cause
 from bcl_ray.runs import findings
 from bcl_ray.storage.retry import TransientError
+from bcl_ray.training.deliveries import Assignment
 from bcl_ray.training.probe import Probe
-from bcl_ray.training.stream import evaluation_batches
+from bcl_ray.training.stream import SupplierClient, evaluation_batches
+from bcl_ray.training.supply import own_supplier
 from bcl_ray.use.models import OpenModel, open_model
 
 MAX_NAMES = 10  # of unknown classes in an error message
@@ -160,7 +162,11 @@ def _evaluate(
 ) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     probe = Probe(experiment, manifest, np.array(model.state.class_counts), device)
-    batches = evaluation_batches(experiment, manifest, rank=0, world_size=1)
+    assignment = Assignment(
+        experiment, manifest, range(1), 1, frozenset(("evaluation",)), evaluate_first=True
+    )
+    client = SupplierClient(own_supplier(assignment), rank=0)
+    batches = evaluation_batches(experiment, manifest, client, world_size=1)
     evaluation = probe.evaluate(
         model.network(device), _relabelled(batches, labels), labels=labels, trained=False
     )

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from bcl_ray.data.batches import planned_batches
-from bcl_ray.data.layout import Read, evaluation_reads, split_layout
+from bcl_ray.data.layout import Read
 from bcl_ray.data.plan import Block, epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.training.deliveries import evaluation_tasks, training_tasks
 from bcl_ray.training.residency import ResidentFeed
-from bcl_ray.training.tasks import source_of
+from bcl_ray.training.tasks import EVALUATION_ROWS, Task, rebatched, source_of
 from benchmarks.pool import pooled_blocks
 
 
@@ -26,13 +27,17 @@ class Pooled:
         self._processes = max(1, min(16, len(os.sched_getaffinity(0))) - 1)
 
     def training(
-        self, sender: Sender, first_step: int
+        self,
+        sender: Sender,
+        first_step: int,
+        *,
+        evaluate_first: bool = False,  # noqa: ARG002  it makes no difference here
     ) -> Generator[tuple[int, Iterator[Any]], None, None]:
         """Each epoch that is left, with its batches."""
         return planned_batches(
             self._experiment,
             functools.partial(epoch_plan, self._experiment, self._manifest),
-            functools.partial(self._blocks, training=True),
+            self._training_blocks,
             sender.training,
             first_step=first_step,
         )
@@ -40,15 +45,17 @@ class Pooled:
     def evaluation(self) -> Iterable[DeviceBatch]:
         """The evaluation split."""
         sender = Sender(self._device, self._experiment.views)
-        reads = evaluation_reads(split_layout(self._experiment, self._manifest, "eval_split"))
-        for block in self._blocks(((0, read) for read in reads), training=False):
-            yield sender.evaluation([block])
+        tasks = evaluation_tasks(self._experiment, self._manifest, 0, 1)
+        for parts in rebatched(self._blocks(tasks, training=False), EVALUATION_ROWS):
+            yield sender.evaluation(parts)
 
-    def _blocks(
-        self, reads: Iterator[tuple[int, Read]], *, training: bool
-    ) -> Generator[Block, None, None]:
+    def _training_blocks(self, reads: Iterator[tuple[int, Read]]) -> Generator[Block, None, None]:
+        tasks = training_tasks(self._experiment, self._manifest, reads, 1)
+        yield from self._blocks(tasks, training=True)
+
+    def _blocks(self, tasks: Iterable[Task], *, training: bool) -> Generator[Block, None, None]:
         source = source_of(self._experiment, self._manifest, training=training)
-        yield from pooled_blocks(source, reads, self._processes)
+        yield from pooled_blocks(source, tasks, self._processes)
 
 
 Feed = Pooled | ResidentFeed

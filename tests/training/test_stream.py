@@ -1,5 +1,6 @@
 """The batches of a stream are those of the plan, on a real local Ray."""
 
+import itertools
 import logging
 import sys
 
@@ -14,10 +15,16 @@ from bcl_ray.data.sources import open_source
 from bcl_ray.data.views import host
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.training import stream, tasks
+from bcl_ray.training import stream, supplier, tasks
+from bcl_ray.training.blocks import packed
+from bcl_ray.training.deliveries import Assignment
+from bcl_ray.training.stream import SupplierClient
+from bcl_ray.training.supply import own_supplier
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
+
+TRAINING, EVALUATION = frozenset(("training",)), frozenset(("evaluation",))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,20 +57,62 @@ def train_rows(shards, manifest):
     return pa.concat_tables([pq.read_table(file) for file in files])
 
 
+def assignment(experiment, manifest, world_size=1, **options):
+    return Assignment(experiment, manifest, range(world_size), world_size, **options)
+
+
 def streamed(experiment, manifest, *, world_size=1, first_step=0):
-    """Yield (epoch, global batch), joined from all workers' streams."""
-    workers = []
-    for rank in range(world_size):
-        epochs = stream.training_batches(
-            experiment, manifest, rank=rank, world_size=world_size, first_step=first_step
+    """Yield (epoch, global batch), joined from all workers' batches, of one shared supplier."""
+    whole = assignment(experiment, manifest, world_size, purposes=TRAINING, first_step=first_step)
+    workers = [
+        pairs(
+            stream.training_batches(
+                experiment,
+                manifest,
+                client,
+                world_size=world_size,
+                first_step=first_step,
+            )
         )
-        workers.append([(epoch, batch) for epoch, batches in epochs for batch in batches])
+        for client in clients_of(whole)
+    ]
     for parts in zip(*workers, strict=True):
         columns = parts[0][1].keys()
         yield (
             parts[0][0],
             {name: np.concatenate([part[name] for _, part in parts]) for name in columns},
         )
+
+
+class SmallExecutions(supplier.Supplier):
+    """A supplier whose tasks have one block, of one read, and whose executions have 40 tasks."""
+
+    def __init__(self, *args):
+        tasks.BLOCK_BYTES, supplier.EXECUTION_TASKS = 1, 40
+        super().__init__(*args)
+
+
+def clients_of(whole):
+    shared = own_supplier(whole)
+    return [SupplierClient(shared, rank) for rank in whole.ranks]
+
+
+def pairs(epochs):
+    return ((epoch, batch) for epoch, batches in epochs for batch in batches)
+
+
+def evaluated(experiment, manifest, clients):
+    """The batches of one evaluation, of all workers, which take turns."""
+    workers = [
+        stream.evaluation_batches(experiment, manifest, client, world_size=len(clients))
+        for client in clients
+    ]
+    return [
+        batch
+        for batches in itertools.zip_longest(*workers)
+        for batch in batches
+        if batch is not None
+    ]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -84,10 +133,12 @@ def test_batches_are_the_plans_rows_with_their_keyed_views(
         assert (batch["views"] == expected).all()
 
 
-def test_a_stream_in_many_small_segments_is_the_same_stream(experiment, manifest, monkeypatch):
+def test_blocks_of_one_read_in_many_executions_give_the_same_stream(
+    experiment, manifest, monkeypatch
+):
     whole = [batch["ids"] for _, batch in streamed(experiment, manifest)]
-    monkeypatch.setattr(tasks, "TASK_BYTES", 1)
-    monkeypatch.setattr(stream, "SEGMENT_TASKS", 40)
+    monkeypatch.setattr(tasks, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(supplier, "Supplier", SmallExecutions)
     pieces = [batch["ids"] for _, batch in streamed(experiment, manifest)]
     assert np.array_equal(whole, pieces)
 
@@ -109,15 +160,30 @@ def test_a_run_that_is_complete_has_no_batches_left(experiment, manifest):
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_evaluation_streams_every_row_once_over_all_workers(experiment, manifest, world_size):
-    ids = [
-        batch["ids"]
-        for rank in range(world_size)
-        for batch in stream.evaluation_batches(
-            experiment, manifest, rank=rank, world_size=world_size
-        )
+    whole = assignment(experiment, manifest, world_size, purposes=EVALUATION, evaluate_first=True)
+    batches = evaluated(experiment, manifest, clients_of(whole))
+    ids = np.concatenate([batch["ids"] for batch in batches])
+    assert sorted(ids) == sorted(set(ids))
+    assert len(ids) == manifest.splits["test"].rows == 360
+
+
+def test_one_supplier_serves_training_and_evaluations_in_turn(experiment, manifest):
+    """Two epochs on two workers, each evaluated, after the evaluation of an epoch before."""
+    steps = epoch_plan(experiment, manifest, 0).steps
+    experiment = with_overrides(experiment, ["train.epochs=3", "train.eval_every=1"])
+    clients = clients_of(assignment(experiment, manifest, 2, first_step=steps, evaluate_first=True))
+    workers = [
+        pairs(stream.training_batches(experiment, manifest, client, world_size=2, first_step=steps))
+        for client in clients
     ]
-    assert sorted(np.concatenate(ids)) == sorted(set(np.concatenate(ids)))
-    assert len(np.concatenate(ids)) == manifest.splits["test"].rows == 360
+    expected = [batch["ids"] for _, batch in streamed(experiment, manifest, first_step=steps)]
+    for begin in (0, steps):
+        assert sum(len(b["ids"]) for b in evaluated(experiment, manifest, clients)) == 360
+        for ids in expected[begin : begin + steps]:
+            parts = [next(worker)[1]["ids"] for worker in workers]
+            assert np.array_equal(np.concatenate(parts), ids)
+    assert sum(len(b["ids"]) for b in evaluated(experiment, manifest, clients)) == 360
+    assert [next(worker, None) for worker in workers] == [None, None]
 
 
 def test_a_broken_image_stops_the_stream_and_is_named(shards, tmp_path):
@@ -132,8 +198,9 @@ def test_a_broken_image_stops_the_stream_and_is_named(shards, tmp_path):
     table = table.set_column(1, table.schema.field("image"), pa.array(images, pa.binary()))
     pq.write_table(table, file, row_group_size=rows)
     experiment = with_overrides(digits_lt(), [f"data.path={folder}"])
+    broken = assignment(experiment, manifest, purposes=EVALUATION, evaluate_first=True)
     with pytest.raises(Exception, match=rf"image with id {table['id'][0].as_py()} "):
-        list(stream.evaluation_batches(experiment, manifest, rank=0, world_size=1))
+        evaluated(experiment, manifest, clients_of(broken))
 
 
 def test_data_tasks_do_not_import_torch(experiment, manifest):
@@ -142,6 +209,7 @@ def test_data_tasks_do_not_import_torch(experiment, manifest):
 
 def _modules_after_a_task(experiment, manifest):
     source = tasks.source_of(experiment, manifest, training=True)
-    reads = list(epoch_plan(experiment, manifest, 0).reads())[:2]
-    assert source.load(0, reads)["views"].shape[1:] == (3, 8, 8, 3)
+    reads = tuple(epoch_plan(experiment, manifest, 0).reads())
+    blocks = source.load(tasks.Task(0, (reads[:2], reads[2:3])))
+    assert [packed(block).num_rows for block in blocks] == [1, 1]
     return sorted({name.partition(".")[0] for name in sys.modules})

@@ -45,6 +45,10 @@ class TrainConfig(Section):
         0, ge=0, description="Steps between checkpoints within an epoch; 0: at epoch ends only."
     )
 
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether an epoch is followed by an evaluation."""
+        return (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs
+
 
 class ScaleConfig(Section):
     """Workers and their resources, which determine how fast a run goes, not its result.

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import RayError
 
 from bcl_ray.ray_runtime.connection import one_line
-from bcl_ray.training.stream import PausingCallback
+from bcl_ray.training.supplier import PausingCallback
 from bcl_ray.use.models import OpenModel
 from bcl_ray.use.predict.inputs import InputImages, read_batch
 from bcl_ray.use.predict.labeller import Labeller
