@@ -27,8 +27,16 @@ def unpacked(table: pa.Table) -> Batch:
     """The batch of a table by `packed`; its arrays are read-only memory of the table."""
     names = [name for name in table.column_names if "." not in name]
     return {
-        name: np.frombuffer(
-            table[name][0].as_buffer(), dtype=table[f"{name}.dtype"][0].as_py()
-        ).reshape(table[f"{name}.shape"][0].as_py())
+        name: np.frombuffer(_value(table[name]), dtype=table[f"{name}.dtype"][0].as_py()).reshape(
+            table[f"{name}.shape"][0].as_py()
+        )
         for name in names
     }
+
+
+def _value(column: pa.ChunkedArray) -> pa.Buffer:
+    """The bytes of a column's only value; reading it as a scalar would copy them."""
+    (chunk,) = column.chunks
+    _, offsets, data = chunk.buffers()
+    begin, end = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2].tolist()
+    return data[begin:end] if data is not None else pa.py_buffer(b"")
