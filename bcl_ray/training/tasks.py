@@ -26,7 +26,7 @@ class TaskSource:
 
     path: str
     """Folder or URI of the shards."""
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Names of the shards' files, in the manifest's order."""
     experiment: Experiment
     """Options of the views, and the seed."""
@@ -69,7 +69,7 @@ class TaskSource:
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> TaskSource:
     """The source of the training split's tasks, or of the evaluation split's."""
     name = experiment.data.train_split if training else experiment.data.eval_split
-    names = tuple(shard.file for shard in manifest.splits[name].shards)
+    names = manifest.splits[name].shards.names
     return TaskSource(experiment.data.path, names, experiment, training)
 
 

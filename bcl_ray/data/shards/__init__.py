@@ -7,13 +7,13 @@ one row. Row groups have `Split.row_group_rows` rows, except for the last of eac
 the manifest is enough to compute where a row is.
 """
 
+from bcl_ray.data.shards.columns import NumberedNames, ShardInfo, Shards
 from bcl_ray.data.shards.manifest import (
     INCOMPLETE,
     MANIFEST,
     Manifest,
     ProfileInfo,
     Progress,
-    ShardInfo,
     Split,
     read_manifest,
 )
@@ -27,9 +27,11 @@ __all__ = [
     "MAX_PIXELS",
     "SHARD_BYTES",
     "Manifest",
+    "NumberedNames",
     "ProfileInfo",
     "Progress",
     "ShardInfo",
+    "Shards",
     "Split",
     "find_images",
     "read_manifest",

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bcl_ray.data.shards.manifest import Progress, ShardInfo, Split
+from bcl_ray.data.shards.columns import ShardInfo
+from bcl_ray.data.shards.manifest import Progress, Split
 from bcl_ray.data.shards.staging import Staged
 from bcl_ray.data.sources import Rows
 from bcl_ray.storage import files

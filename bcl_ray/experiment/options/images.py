@@ -19,13 +19,19 @@ class DataConfig(Section):
     )
     train_split: str = Field("train", description="Name of the split to train on.")
     eval_split: str = Field("test", description="Name of the split to evaluate on.")
+    plan: Literal[1, 2] = Field(
+        2,
+        description="Version of the epoch plan: which images make which batch. In 2, images of one "
+        "row group meet in a batch no more often than in a perfect shuffle; about two windows of "
+        "views are in memory, see `bcl-ray plan`. 1 is the plan of runs that began before there "
+        "was a 2, which go on with it; it needs less memory, and mixes worse the larger the batch.",
+    )
     max_workers: int = Field(
         16,
         ge=1,
         le=256,
-        description="The epoch plan is the same for every number of workers up to this one that "
-        "divides optim.global_batch_size. Another value gives another plan, so it is part of the "
-        "experiment.",
+        description="For data.plan 1: the plan is the same for every number of workers up to this "
+        "one that divides optim.global_batch_size, and another value gives another plan.",
     )
     residency: Literal["auto", "stream", "device"] = Field(
         "auto",
