@@ -12,8 +12,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import numpy as np
+
 from bcl_ray.data.layout import Read
 from bcl_ray.data.sequence import RowSequence
+
+Shared = tuple[Read, list[tuple[int, int]]]
+"""A read, and the lanes that share its rows in order, each with its number of rows."""
 
 
 class Lanes(Protocol):
@@ -27,7 +32,7 @@ class Lanes(Protocol):
     def of_worker(self, rank: int, world_size: int) -> range:
         """A worker's lanes."""
 
-    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Read]:
+    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Shared]:
         """The reads of a worker's lanes, in the order of need; see `EpochPlan.reads`."""
 
 
@@ -57,10 +62,11 @@ class ContiguousLanes:
         """Neighbouring lanes."""
         return _neighbours(self.number, rank, world_size)
 
-    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Read]:  # noqa: ARG002
+    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Shared]:  # noqa: ARG002
         """The reads of all lanes by the step that needs them; the first ones are few anyway."""
         by_lane = (self._lane_reads(lane, first_step) for lane in lanes)
-        return heapq.merge(*by_lane, key=lambda read: (read.step, read.lane))
+        for read in heapq.merge(*by_lane, key=lambda read: (read.step, read.lane)):
+            yield read, [(read.lane, len(read.rows))]
 
     def _lane_reads(self, lane: int, first_step: int) -> Iterator[Read]:
         lane_begin, lane_end = (n * self._steps * self._per_step for n in (lane, lane + 1))
@@ -82,8 +88,7 @@ class WindowedLanes:
     meet in a batch, but in neighbouring lanes: those belong to different workers then.
 
     The price is memory: when a window begins, all of it has been read, and the next one is read
-    while it is used. A row group in which two lanes meet is read as two parts, one directly after
-    the other if the lanes belong to one worker.
+    while it is used. A row group is read again where two workers or two windows meet in it.
 
     Args:
         sequence, steps, global_batch_size: As of `ContiguousLanes`.
@@ -106,7 +111,7 @@ class WindowedLanes:
             return _neighbours(self.number, rank, world_size)
         return range(rank, self.number, world_size)
 
-    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Read]:
+    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Shared]:
         """The reads of one window after another, lane by lane.
 
         With `ramp` the rest of the first window is read in parts of 1, 4, 16, ... steps, so that
@@ -122,22 +127,25 @@ class WindowedLanes:
                 part_begin, steps = part.stop, 4 * steps
             ramp = False
 
-    def _part_reads(self, window: range, part: range, lanes: range) -> Iterator[Read]:
+    def _part_reads(self, window: range, part: range, lanes: range) -> Iterator[Shared]:
         """The reads of the steps `part` of a window, for some lanes."""
         steps, base = len(window), window.start * self.number
+        offsets = (part.start - window.start, part.stop - window.start)
         first, last = base + lanes[0] * steps, base + (lanes[-1] + 1) * steps
         for group in self._sequence.groups(first, last):
-            row, end = max(group.begin, first), min(group.end, last)
-            while row < end:
-                lane, offset = divmod(row - base, steps)
-                lane_begin = row - offset
-                # The rows of the group, the lane and the part.
-                begin = max(row, lane_begin + part.start - window.start)
-                row = min(end, lane_begin + steps)
-                stop = min(row, lane_begin + part.stop - window.start)
-                if begin < stop and lane in lanes:
-                    rows = self._sequence.shuffled(group)[begin - group.begin : stop - group.begin]
-                    yield Read(part.start, lane, group.shard, group.row_group, rows)
+            rows = range(max(group.begin, first), min(group.end, last))
+            pieces = []  # of the row group: lane, begin and end of the rows of the part
+            for lane in range((rows.start - base) // steps, (rows[-1] - base) // steps + 1):
+                lane_begin = base + lane * steps
+                begin = max(rows.start, lane_begin + offsets[0])
+                end = min(rows.stop, lane_begin + offsets[1])
+                if begin < end and lane in lanes:
+                    pieces.append((lane, begin - group.begin, end - group.begin))
+            if pieces:
+                order = self._sequence.shuffled(group)
+                chosen = np.concatenate([order[begin:end] for _, begin, end in pieces])
+                read = Read(part.start, pieces[0][0], group.shard, group.row_group, chosen)
+                yield read, [(lane, end - begin) for lane, begin, end in pieces]
 
 
 def _neighbours(lanes: int, rank: int, world_size: int) -> range:

@@ -22,12 +22,12 @@ GROUPS_AT_ONCE = 256  # row groups that are located in one call
 
 
 class Read(NamedTuple):
-    """Rows to read from one row group: all of them, or the part that a lane of the plan uses."""
+    """Rows to read from one row group: all of them, or those that a worker uses together."""
 
     step: int
-    """The first training step that needs the rows."""
+    """The training step before which the rows are needed."""
     lane: int
-    """The lane of the epoch plan that the rows belong to; -1 in evaluation."""
+    """The first lane of the epoch plan that has some of the rows; -1 in evaluation."""
     shard: int
     """Position of the shard in the manifest."""
     row_group: int

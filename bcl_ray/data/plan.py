@@ -20,7 +20,7 @@ batches of CIFAR-10-LT, and a thousand times in those of ImageNet-LT on 64 worke
 Axes: B images of a global batch, N rows of the split.
 """
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -84,7 +84,8 @@ class EpochPlan:
         Raises:
             ValueError: The number of workers does not divide the number of lanes.
         """
-        return self._lanes.reads(self._lanes_of(rank, world_size), first_step, ramp=ramp)
+        lanes = self._lanes_of(rank, world_size)
+        return (read for read, _ in self._lanes.reads(lanes, first_step, ramp=ramp))
 
     def batches(
         self,
@@ -105,13 +106,16 @@ class EpochPlan:
         Yields:
             The pieces of one batch, which are to be concatenated.
         """
-        queues: dict[int, deque[tuple[Block, int]]] = defaultdict(deque)
-        lanes = self._lanes_of(rank, world_size)
-        reads, blocks = self.reads(rank, world_size, first_step, ramp=ramp), iter(blocks)
+        lanes, blocks = self._lanes_of(rank, world_size), iter(blocks)
+        queues: dict[int, deque[tuple[Block, int, int]]] = {lane: deque() for lane in lanes}
+        reads = self._lanes.reads(lanes, first_step, ramp=ramp)
         upcoming = next(reads, None)
         for step in range(first_step, self.steps):
-            while upcoming is not None and upcoming.step <= step:
-                queues[upcoming.lane].append((next(blocks), 0))
+            while upcoming is not None and upcoming[0].step <= step:
+                block, begin = next(blocks), 0
+                for lane, rows in upcoming[1]:
+                    queues[lane].append((block, begin, begin + rows))
+                    begin += rows
                 upcoming = next(reads, None)
             yield [
                 piece
@@ -137,17 +141,16 @@ class EpochPlan:
         return self._lanes.of_worker(rank, world_size)
 
 
-def _take(queue: deque[tuple[Block, int]], rows: int) -> list[Block]:
-    """Take rows from the blocks of a lane, each with the number of its rows that are used up."""
+def _take(queue: deque[tuple[Block, int, int]], rows: int) -> list[Block]:
+    """Take rows of a lane from the parts of blocks (block, begin, end) that are next."""
     pieces: list[Block] = []
     while rows:
-        block, begin = queue.popleft()
-        end = begin + rows
-        pieces.append({name: column[begin:end] for name, column in block.items()})
-        size = len(next(iter(block.values())))
-        if size > end:
-            queue.appendleft((block, end))
-        rows -= min(end, size) - begin
+        block, begin, end = queue.popleft()
+        stop = min(begin + rows, end)
+        pieces.append({name: column[begin:stop] for name, column in block.items()})
+        if stop < end:
+            queue.appendleft((block, stop, end))
+        rows -= stop - begin
     return pieces
 
 

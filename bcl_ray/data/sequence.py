@@ -3,7 +3,6 @@
 Nothing is stored per row group, so that a billion images take no longer than a thousand.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -62,7 +61,8 @@ class RowSequence:
 
     def shuffled(self, group: Group) -> Indices:
         """The rows of a row group in the sequence's order, as positions in the row group."""
-        return _shuffled((*self._key, group.number), group.end - group.begin)
+        rng = np.random.default_rng((*self._key, group.number))
+        return rng.permutation(group.end - group.begin)
 
     def _find_short_groups(self) -> tuple[Indices, Indices]:
         """Find the short row groups, which are not full, in the order of the epoch.
@@ -92,8 +92,3 @@ class RowSequence:
         short_groups_before = np.searchsorted(self._short_group_ends, row, side="right")
         missing = int(self._missing_rows[short_groups_before])
         return divmod(row + missing, self.layout.row_group_rows)
-
-
-@functools.lru_cache(2)  # two lanes that meet in a row group ask for it one after the other
-def _shuffled(key: tuple[int, ...], size: int) -> Indices:
-    return np.random.default_rng(key).permutation(size)

@@ -101,9 +101,9 @@ def _mixing(experiment: Experiment, split: Split, steps: int) -> str:
     if smaller < group:
         remedies.append(f"shards that are written again (row groups of {smaller})")
     return (
-        f"images of a row group ({group}) never meet on one worker, unless there are fewer than "
-        f"{readers}, which all read it: the batch is too large for {split.rows:,} images in such "
-        f"row groups; better: {' or '.join(remedies) or 'fewer workers'}"
+        f"an epoch has fewer steps ({steps}) than a row group has images ({group}): up to "
+        f"{readers} workers read each row group; on fewer workers its images meet, as often as by "
+        f"chance; better: {' or '.join(remedies) or 'fewer workers'}"
     )
 
 

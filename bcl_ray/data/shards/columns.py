@@ -87,6 +87,9 @@ class Shards:
             for name in ("rows", "bytes", "sha256")
         )
 
+    def __hash__(self) -> int:
+        return hash(self.sha256.tobytes())
+
 
 def _numbered(files: list[str]) -> Sequence[str]:
     """The same names as `NumberedNames` if they are numbered, otherwise as a tuple."""

@@ -210,9 +210,18 @@ def _with_shards_of_file(uri: str, content: dict[str, Any]) -> dict[str, Any]:
             f"{file} is not the one that {MANIFEST} was written with: restore both, or shard again"
         )
     table = pq.ParquetFile(pa.BufferReader(data))
+    splits = content.get("splits")
+    if not isinstance(splits, dict) or len(splits) != table.num_row_groups:
+        raise UserError(
+            f"{files.join(uri, MANIFEST)}: splits are not the {table.num_row_groups} of "
+            f"{SHARDS_FILE}: restore it, or shard again"
+        )
+    columns = {
+        name: _columns(table.read_row_group(number), name) for number, name in enumerate(splits)
+    }
     splits = {
-        name: {**split, "shards": _columns(table.read_row_group(number), name)}
-        for number, (name, split) in enumerate(content["splits"].items())
+        name: {**split, "shards": columns[name]} if isinstance(split, dict) else split
+        for name, split in splits.items()
     }
     return {**content, "splits": splits}
 
