@@ -47,7 +47,9 @@ class RowSequence:
         position, skipped = self._locate_row(begin)
         first = begin - skipped  # first row of the next row group
         while first < end:
-            chunk = np.arange(position, min(position + GROUPS_AT_ONCE, self._order.size))
+            full_groups = -(-(end - first) // self.layout.row_group_rows)
+            number = min(full_groups, GROUPS_AT_ONCE, self._order.size - position)
+            chunk = np.arange(position, position + number)
             numbers = self._order.at(chunk)
             shards, groups_in_shard, _, sizes = self.layout.locate(numbers)
             ends = first + np.cumsum(sizes)
@@ -57,7 +59,7 @@ class RowSequence:
                 if group.begin >= end:
                     return
                 yield group
-            position, first = position + len(chunk), int(ends[-1])
+            position, first = position + number, int(ends[-1])
 
     def shuffled(self, group: Group) -> Indices:
         """The rows of a row group in the sequence's order, as positions in the row group."""

@@ -22,8 +22,8 @@ from bcl_ray.data.decode import decode
 from bcl_ray.data.image_check import MODES, checker_settings, image_fault
 from bcl_ray.data.shards import (
     NumberedNames,
+    ShardColumns,
     ShardInfo,
-    Shards,
     read_manifest,
     verify_shards,
     write_shards,
@@ -540,14 +540,19 @@ def test_names_that_follow_from_numbers_are_not_stored():
     def info(file: str) -> ShardInfo:
         return ShardInfo(file, 1, 2, "0" * 64)
 
-    numbered = Shards.of([info(f"train-{number:05d}.parquet") for number in range(100_001)]).names
+    numbered = ShardColumns.of(
+        [info(f"train-{number:05d}.parquet") for number in range(100_001)]
+    ).names
     assert numbered == NumberedNames("train", 100_001)
     assert numbered[-1] == "train-100000.parquet"
     assert numbered[2:4] == ["train-00002.parquet", "train-00003.parquet"]
     with pytest.raises(IndexError):
         numbered[100_001]
     assert len(pickle.dumps(numbered)) < 200
-    assert Shards.of([info("train-00001.parquet"), info("b")]).names == ("train-00001.parquet", "b")
+    assert ShardColumns.of([info("train-00001.parquet"), info("b")]).names == (
+        "train-00001.parquet",
+        "b",
+    )
 
 
 def test_a_manifest_of_format_1_is_read_with_the_fingerprint_that_it_had():

@@ -7,7 +7,7 @@ one row. Row groups have `Split.row_group_rows` rows, except for the last of eac
 the manifest is enough to compute where a row is.
 """
 
-from bcl_ray.data.shards.columns import NumberedNames, ShardInfo, Shards
+from bcl_ray.data.shards.columns import NumberedNames, ShardColumns, ShardInfo
 from bcl_ray.data.shards.manifest import (
     INCOMPLETE,
     MANIFEST,
@@ -30,8 +30,8 @@ __all__ = [
     "NumberedNames",
     "ProfileInfo",
     "Progress",
+    "ShardColumns",
     "ShardInfo",
-    "Shards",
     "Split",
     "find_images",
     "read_manifest",

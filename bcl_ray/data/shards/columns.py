@@ -41,7 +41,7 @@ class NumberedNames(Sequence[str]):
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
+class ShardColumns:
     """The shards of a split, in order."""
 
     names: Sequence[str]
@@ -54,7 +54,7 @@ class Shards:
     """SHA-256 of each file, (shards, 32)."""
 
     @classmethod
-    def of(cls, infos: Iterable[ShardInfo]) -> "Shards":
+    def of(cls, infos: Iterable[ShardInfo]) -> "ShardColumns":
         """The columns of some shards."""
         infos = list(infos)
         hashes = b"".join(bytes.fromhex(info.sha256) for info in infos)
@@ -80,7 +80,7 @@ class Shards:
         return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Shards):
+        if not isinstance(other, ShardColumns):
             return NotImplemented
         return list(self.names) == list(other.names) and all(
             np.array_equal(getattr(self, name), getattr(other, name))

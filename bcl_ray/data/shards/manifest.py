@@ -4,7 +4,8 @@ manifest.json            classes, splits and the profile, for people and program
 manifest.shards.parquet  rows, bytes and SHA-256 of each shard: a row group for each split, in the
                          order of the JSON file, which holds this file's SHA-256
 
-Format version 1 had the shards in the JSON file, which took half a minute to read for 430,000.
+Format version 1 had the shards in the JSON file: 430,000 of them took 8 s and 535 MB to read, and
+take 1 s and 120 MB now (measured 2026-11).
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from pydantic import (
     ValidationError,
 )
 
-from bcl_ray.data.shards.columns import NumberedNames, ShardInfo, Shards
+from bcl_ray.data.shards.columns import NumberedNames, ShardColumns, ShardInfo
 from bcl_ray.experiment.choices import Profile
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
@@ -55,7 +56,11 @@ class _Record(BaseModel):
 
 def _as_columns(shards: Any) -> Any:
     """Entries of shards, as format version 1 has them, as columns."""
-    return shards if isinstance(shards, Shards) else Shards.of(_ENTRIES.validate_python(shards))
+    return (
+        shards
+        if isinstance(shards, ShardColumns)
+        else ShardColumns.of(_ENTRIES.validate_python(shards))
+    )
 
 
 _ENTRIES = TypeAdapter(tuple[ShardInfo, ...])
@@ -68,7 +73,7 @@ class Split(_Record):
     class_counts: tuple[int, ...]
     row_group_rows: int  # of every row group, except for the last of each shard
     shards: Annotated[
-        InstanceOf[Shards],
+        InstanceOf[ShardColumns],
         BeforeValidator(_as_columns),
         PlainSerializer(len, return_type=int),  # JSON has their number
     ]
@@ -226,10 +231,10 @@ def _with_shards_of_file(uri: str, content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "splits": splits}
 
 
-def _columns(table: pa.Table, split: str) -> Shards:
+def _columns(table: pa.Table, split: str) -> ShardColumns:
     rows, sizes, hashes = (column.combine_chunks() for column in table.columns)
     sha256 = np.frombuffer(hashes.buffers()[1], np.uint8).reshape(len(rows), 32)
-    return Shards(NumberedNames(split, len(rows)), rows.to_numpy(), sizes.to_numpy(), sha256)
+    return ShardColumns(NumberedNames(split, len(rows)), rows.to_numpy(), sizes.to_numpy(), sha256)
 
 
 # By format version: adds the shards to the content of manifest.json.
