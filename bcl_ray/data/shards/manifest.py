@@ -174,7 +174,7 @@ def load_manifest(uri: str) -> tuple[Manifest, str]:
     """
     file, content = files.join(uri, MANIFEST), _read_json(uri)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version not in _WITH_SHARDS:
+    if not isinstance(version, int) or version not in _WITH_SHARDS:
         known = " and ".join(str(number) for number in _WITH_SHARDS)
         raise UserError(
             f"{file} has format version {version}, and this bcl-ray reads {known}: shard again"
@@ -238,7 +238,7 @@ def _columns(table: pa.Table, split: str) -> ShardColumns:
 
 
 # By format version: adds the shards to the content of manifest.json.
-_WITH_SHARDS: dict[Any, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
+_WITH_SHARDS: dict[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
     1: lambda _, content: content,
     2: _with_shards_of_file,
 }

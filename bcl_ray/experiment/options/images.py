@@ -21,10 +21,11 @@ class DataConfig(Section):
     eval_split: str = Field("test", description="Name of the split to evaluate on.")
     plan: Literal[1, 2] = Field(
         2,
-        description="Version of the epoch plan: which images make which batch. In 2, images of one "
-        "row group meet in a batch no more often than in a perfect shuffle; about two windows of "
-        "views are in memory, see `bcl-ray plan`. 1 is the plan of runs that began before there "
-        "was a 2, which go on with it; it needs less memory, and mixes worse the larger the batch.",
+        description="Version of the epoch plan, by which images come in which batch. 2: images "
+        "of one row group meet in the same step of the same worker no more often than in a "
+        "perfect shuffle, at most twice as often in an epoch of one batch; this takes memory, "
+        "which `bcl-ray plan` shows. 1: they meet often, and less memory is needed; runs that "
+        "began before there was version 2 go on with it.",
     )
     max_workers: int = Field(
         16,
