@@ -77,7 +77,7 @@ def _budget_rows(experiment: "Experiment", budget: "Budget", store: float | None
         "read per epoch": f"{budget.bytes_per_epoch / MIB:,.1f} MiB",
         "workers": f"{experiment.scale.workers} x {batch // workers} images, "
         f"{budget.batch_bytes / MIB:,.1f} MiB of views a batch",
-        "lanes of the plan": f"{budget.lanes} (workers may be any divisor)",
+        "mixing": budget.mixing,
         "CPUs": f"{budget.worker_cpus:g} for workers, {data_cpus} for data",
         "object store": f"{budget.store_bytes / MIB:,.1f} MiB in flight"
         + (f" of {store / MIB:,.0f}" if store else ""),

@@ -5,6 +5,7 @@ import itertools
 import operator
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -41,24 +42,54 @@ def planned_batches(
         The number of an epoch, and its batches.
     """
     first_epoch, skipped_steps = divmod(first_step, plans(0).steps)
+    rows_per_step = experiment.optim.global_batch_size // world_size
 
-    def remaining() -> Iterator[tuple[int, EpochPlan, int]]:
+    def remaining() -> Iterator[tuple[int, EpochPlan, int, bool]]:
         for epoch in range(first_epoch, experiment.train.epochs):
-            yield epoch, plans(epoch), skipped_steps if epoch == first_epoch else 0
+            is_first = epoch == first_epoch
+            yield epoch, plans(epoch), skipped_steps if is_first else 0, is_first
 
     def reads() -> Iterator[tuple[int, Read]]:
-        for epoch, plan, begin in remaining():
-            yield from ((epoch, read) for read in plan.reads(rank, world_size, begin))
+        for epoch, plan, begin, ramp in remaining():
+            yield from ((epoch, read) for read in plan.reads(rank, world_size, begin, ramp=ramp))
 
     def batches() -> Iterator[tuple[int, Any]]:
         with contextlib.closing(blocks_of(reads())) as blocks:
-            for epoch, plan, begin in remaining():
-                for pieces in plan.batches(blocks, rank, world_size, begin):
+            ahead = _Ahead(blocks)
+            for epoch, plan, begin, ramp in remaining():
+                for pieces in plan.batches(ahead, rank, world_size, begin, ramp=ramp):
                     yield epoch, deliver(pieces, epoch)
+                    ahead.take(rows_per_step)
 
     prefetched = prefetch(batches(), experiment.scale.prefetch_batches)
     for epoch, pairs in itertools.groupby(prefetched, key=operator.itemgetter(0)):
         yield epoch, (batch for _, batch in pairs)
+
+
+class _Ahead:
+    """The same blocks, of which some were taken before they are needed.
+
+    A plan needs all blocks of a window when it begins. Those that are made while the last window is
+    used have to be taken from whoever makes them, who otherwise waits until they are.
+    """
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self._taken: deque[Block] = deque()
+        self._missing = 0  # rows that are still to be taken; negative after a block of more rows
+
+    def __iter__(self) -> Iterator[Block]:
+        return self
+
+    def __next__(self) -> Block:
+        return self._taken.popleft() if self._taken else next(self._blocks)
+
+    def take(self, rows: int) -> None:
+        """Take about so many more rows, as training has just used."""
+        self._missing += rows
+        while self._missing > 0 and (block := next(self._blocks, None)) is not None:
+            self._taken.append(block)
+            self._missing -= len(next(iter(block.values())))
 
 
 def prefetch(items: Iterable[Item], depth: int) -> Iterator[Item]:

@@ -3,6 +3,7 @@
 Row groups and rows are numbered over the split, with its shards in the manifest's order.
 """
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +18,16 @@ from bcl_ray.machine.errors import UserError
 
 Indices = NDArray[np.int64]
 
+GROUPS_AT_ONCE = 256  # row groups that are located in one call
+
 
 class Read(NamedTuple):
-    """Rows to read from one row group: all of them, or the part that a lane of the plan uses."""
+    """Rows to read from one row group: all of them, or those that a worker uses together."""
 
     step: int
-    """The first training step that needs the rows."""
+    """The training step before which the rows are needed."""
     lane: int
-    """The lane of the epoch plan that the rows belong to; -1 in evaluation."""
+    """The first lane of the epoch plan that has some of the rows; -1 in evaluation."""
     shard: int
     """Position of the shard in the manifest."""
     row_group: int
@@ -33,24 +36,24 @@ class Read(NamedTuple):
     """Positions of the rows in the row group, in the order of use."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Shards and row groups of a split: all that an epoch plan needs of the manifest."""
 
-    shard_rows: tuple[int, ...]
-    """Rows of each shard."""
+    shard_rows: Indices
+    """Rows of each shard, (shards,)."""
     row_group_rows: int
     """Rows of every row group, except for the last of each shard, which may have fewer."""
 
     @classmethod
     def of(cls, split: Split) -> "Layout":
         """The layout of a split of a manifest."""
-        return cls(tuple(shard.rows for shard in split.shards), split.row_group_rows)
+        return cls(split.shards.rows, split.row_group_rows)
 
     @property
     def rows(self) -> int:
         """Rows of the split."""
-        return sum(self.shard_rows)
+        return int(self.first_rows[-1])
 
     @cached_property
     def first_groups(self) -> Indices:
@@ -104,12 +107,19 @@ def split_layout(
 def evaluation_reads(layout: Layout, rank: int = 0, world_size: int = 1) -> Iterator[Read]:
     """A worker's reads for one pass over a split: whole row groups, in order.
 
-    All workers together read every row exactly once.
+    All workers together read every row exactly once. Nothing is stored per row group.
     """
-    shards, groups_in_shard, first, sizes = layout.locate(np.arange(layout.first_groups[-1]))
-    # A row group belongs to the worker whose equal share of the rows contains its middle.
-    middles = first + sizes / 2
-    owners = np.minimum(middles * world_size // layout.rows, world_size - 1)
-    for step, group in enumerate(np.flatnonzero(owners == rank)):
-        rows = np.arange(sizes[group], dtype=np.int64)
-        yield Read(step, -1, int(shards[group]), int(groups_in_shard[group]), rows)
+    groups = range(int(layout.first_groups[-1]))
+
+    def owner(group: int) -> int:
+        """The worker whose equal share of the rows contains the row group's middle."""
+        _, _, first, sizes = layout.locate(np.array([group]))
+        return int(min((first[0] + sizes[0] / 2) * world_size // layout.rows, world_size - 1))
+
+    begin, end = (bisect.bisect_left(groups, worker, key=owner) for worker in (rank, rank + 1))
+    for start in range(begin, end, GROUPS_AT_ONCE):
+        chunk = np.arange(start, min(start + GROUPS_AT_ONCE, end))
+        shards, groups_in_shard, _, sizes = layout.locate(chunk)
+        columns = (column.tolist() for column in (chunk - begin, shards, groups_in_shard, sizes))
+        for step, shard, group, size in zip(*columns, strict=True):
+            yield Read(step, -1, shard, group, np.arange(size, dtype=np.int64))

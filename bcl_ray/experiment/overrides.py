@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.options import BEFORE_IT_EXISTED, Experiment
 from bcl_ray.machine.errors import UserError
 
 
 def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
-    """Read an experiment from YAML text.
+    """Read an experiment from YAML that a person wrote; options that it leaves out get defaults.
 
     Args:
         origin: Name of the text in error messages, such as its file.
@@ -26,6 +26,25 @@ def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
     Raises:
         ValueError: The text is no mapping of sections, or an option is missing, unknown or invalid.
     """
+    return _validated(_sections(text, origin), origin)
+
+
+def from_stored(text: str, *, origin: str = "experiment") -> Experiment:
+    """Read an experiment that `Experiment.to_yaml` wrote, in this version or an older one.
+
+    All options of its time are in it. So an option that is missing did not exist, and gets the
+    value of then instead of today's default: a run goes on as it began.
+
+    Args, Raises: As of `from_yaml`.
+    """
+    content = _sections(text, origin)
+    for (section, option), value in BEFORE_IT_EXISTED.items():
+        if isinstance(content.get(section), dict):
+            content[section].setdefault(option, value)
+    return _validated(content, origin)
+
+
+def _sections(text: str, origin: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -34,7 +53,7 @@ def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
         raise UserError(
             f"{origin} must be a YAML mapping of sections, got {type(content).__name__}"
         )
-    return _validated(content, origin)
+    return content
 
 
 def from_file(path: Path) -> Experiment:

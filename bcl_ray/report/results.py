@@ -15,7 +15,7 @@ from bcl_ray.data.decode import decode
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import find_images, read_manifest
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
 from bcl_ray.report.figures import Mistake
 from bcl_ray.report.page import PageTable
@@ -60,7 +60,7 @@ class Results:
 
 def from_state(name: str, state: State, findings: Findings | None) -> Results:
     """The results of a run or model, from its checkpoint and the findings of an evaluation."""
-    experiment = from_yaml(state.experiment, origin=name)
+    experiment = from_stored(state.experiment, origin=name)
     counts = np.array(state.class_counts)
     return Results(name, experiment, state.class_names, counts, state.history, findings)
 

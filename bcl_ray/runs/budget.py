@@ -1,5 +1,6 @@
 """What a run needs, worked out before anything starts: steps, bytes, CPUs, memory."""
 
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ from pathlib import Path
 
 from bcl_ray.data.layout import split_layout
 from bcl_ray.data.plan import epoch_plan
-from bcl_ray.data.shards import Manifest
+from bcl_ray.data.shards import Manifest, Split
+from bcl_ray.data.shards.split_writer import row_group_rows
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
 from bcl_ray.machine.errors import UserError
@@ -17,6 +19,10 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Ray keeps its object stor
 STORE_SHARE = 0.3  # of a node's memory, Ray's default for its object store
 # Bytes of views that a data task returns at a time; each costs Ray some 10 ms (measured 2026-11).
 BLOCK_BYTES = 32 * 2**20
+LESS_MEMORY = {  # by version of the epoch plan
+    1: "data.max_workers (fewer lanes)",
+    2: "optim.global_batch_size (smaller windows), or set data.plan=1, which mixes less",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Budget:
     eval_images: int
     bytes_per_epoch: int  # of the training split's shards, which are read once
     batch_bytes: int  # uint8 views of one worker's batch
-    lanes: int  # of the epoch plan, a multiple of every possible number of workers
+    plan: int  # version of the epoch plan
+    mixing: str  # how often images of one row group meet in a batch, and what is better
     worker_cpus: float  # of all workers
     data_cpus: float | None  # CPUs left for data tasks, None if the cluster's are unknown
     store_bytes: int  # object-store memory of all batches in flight
@@ -57,21 +64,46 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
     is_resident = experiment.data.residency == "device"
     tasks = int(data_cpus / experiment.scale.cpus_per_data_task) if data_cpus else workers
     task_rows = max(split.row_group_rows, BLOCK_BYTES // image_bytes)
-    open_rows = plan.lanes * split.row_group_rows + tasks * task_rows  # in every lane and task
-    rows_in_flight = min(split.rows, open_rows) + experiment.scale.prefetch_batches * batch
+    # Of small data sets, that may be all of an epoch, and of the next one.
+    open_rows = min(2 * split.rows, plan.open_rows + tasks * task_rows)
+    rows_in_flight = open_rows + experiment.scale.prefetch_batches * batch
     return Budget(
         steps_per_epoch=plan.steps,
         steps=plan.steps * experiment.train.epochs,
         images_per_epoch=plan.steps * batch,
         left_out=split.rows - plan.steps * batch,
         eval_images=split_layout(experiment, manifest, "eval_split").rows,
-        bytes_per_epoch=sum(shard.bytes for shard in split.shards),
+        bytes_per_epoch=int(split.shards.bytes.sum()),
         batch_bytes=image_bytes * batch // workers,
-        lanes=plan.lanes,
+        plan=experiment.data.plan,
+        mixing=_mixing(experiment, split, plan.steps),
         worker_cpus=worker_cpus,
         data_cpus=data_cpus,
         store_bytes=0 if is_resident else image_bytes * rows_in_flight,
         resident_bytes=resident_bytes(experiment, manifest, workers) if is_resident else 0,
+    )
+
+
+def _mixing(experiment: Experiment, split: Split, steps: int) -> str:
+    """How well the epoch plan mixes; if the batch is too large for the row groups, what fits."""
+    group, batch = split.row_group_rows, experiment.optim.global_batch_size
+    if experiment.data.plan == 1:
+        return f"images of a row group ({group}) meet in batches, as they do in data.plan=1"
+    if steps >= group:
+        return f"images of a row group ({group}) never meet in a batch"
+    readers = min(batch, 1 + -(-(group - 1) // steps))
+    scale = experiment.scale
+    workers = math.lcm(scale.min_workers, scale.max_workers)
+    remedies = []
+    if (largest := split.rows // group // workers * workers) > 0:
+        remedies.append(f"optim.global_batch_size={largest}")
+    smaller = row_group_rows(split.rows, int(split.shards.bytes.sum()) // split.rows)
+    if smaller < group:
+        remedies.append(f"shards that are written again (row groups of {smaller})")
+    return (
+        f"an epoch has fewer steps ({steps}) than a row group has images ({group}): up to "
+        f"{readers} workers read each row group; on fewer workers its images meet, as often as by "
+        f"chance; better: {' or '.join(remedies) or 'fewer workers'}"
     )
 
 
@@ -116,7 +148,7 @@ def check_store(run_budget: Budget, store_bytes: float) -> None:
         raise UserError(
             f"batches in flight need {run_budget.store_bytes / 2**30:.1f} GiB of object store, the "
             f"cluster has {store_bytes / 2**30:.1f} GiB: lower scale.prefetch_batches, "
-            "data.max_workers (fewer lanes) or views.image_size"
+            f"views.image_size or {LESS_MEMORY[run_budget.plan]}"
         )
 
 

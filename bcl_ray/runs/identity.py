@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
@@ -159,4 +159,4 @@ def read(uri: str, kind: Kind) -> tuple[dict[str, Any], Experiment]:
             f"{file} is not as `{kind.command}` wrote it: restore it, or begin another {kind.noun}"
         ) from None
     file = files.join(uri, EXPERIMENT_FILE)
-    return content, from_yaml(files.read_bytes(file).decode(), origin=file)
+    return content, from_stored(files.read_bytes(file).decode(), origin=file)

@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.method.model import Classifier, TwoBranch
 from bcl_ray.runs import checkpoint
 from bcl_ray.tracking.journal import RefusedError
@@ -70,7 +70,7 @@ def _find_or_create(client: MlflowClient, run: Any, name: str) -> Any:
 def _export(source: str, target: Path, mlflow_model: Model) -> None:
     """Save the network of a checkpoint in MLflow's format, with signature and example."""
     state = checkpoint.load(source)
-    experiment, num_classes = from_yaml(state.experiment), len(state.class_names)
+    experiment, num_classes = from_stored(state.experiment), len(state.class_names)
     model = TwoBranch(experiment.model, num_classes)
     model.load_state_dict(checkpoint.evaluated_weights(state))
     classifier = Classifier(model, experiment.views.mean, experiment.views.std).eval()

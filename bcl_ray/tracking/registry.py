@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bcl_ray.data.shards.holdout import VALIDATION
 from bcl_ray.experiment import metric_names
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.checkpoint import State
@@ -118,7 +118,7 @@ def register(
     _check_name("--as", name)
     if alias is not None:
         _check_name("--alias", alias)
-    experiment = from_yaml(state.experiment, origin=folder)
+    experiment = from_stored(state.experiment, origin=folder)
     tags = _tags(run, folder, state, experiment, metric)
     client = mlflow_client(mlflow_uri(experiment.tracking.uri, paths.parent(run.uri)))
     champion = _find_alias(client, name, CHAMPION) if alias == CHAMPION else None

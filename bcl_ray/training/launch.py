@@ -57,7 +57,7 @@ class Launch:
             request_restart=functools.partial(request_restart, channel),
             train_loop_config={
                 "experiment": self.experiment.to_yaml(),
-                "manifest": self.manifest.model_dump_json(),
+                "manifest": self.manifest,
                 "run": self.run.uri,
                 "uid": self.run.uid,
                 "channel": channel,

@@ -84,7 +84,7 @@ def _decoded_parts(
     experiment: Experiment, manifest: Manifest, split: str, reads: Sequence[Read], decode: Decoder
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
     """Pixels (N, S, S, 3), labels and ids (N,) of each read, in order, by a few threads."""
-    shards = [shard.file for shard in manifest.splits[split].shards]
+    shards = manifest.splits[split].shards.names
 
     def load(read: Read) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
         uri = files.join(experiment.data.path, shards[read.shard])

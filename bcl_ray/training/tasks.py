@@ -107,7 +107,7 @@ class TaskSource:
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> TaskSource:
     """The source of the training split's tasks, or of the evaluation split's."""
     name = experiment.data.train_split if training else experiment.data.eval_split
-    names = tuple(shard.file for shard in manifest.splits[name].shards)
+    names = manifest.splits[name].shards.names
     return TaskSource(experiment.data.path, names, experiment, training)
 
 

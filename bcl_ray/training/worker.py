@@ -44,7 +44,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Run one worker from its start to its end; Ray Train calls this in each worker's process.
 
     Args:
-        config: `experiment` (YAML), `manifest` (JSON), `run` (the folder), `uid` (of the run),
+        config: `experiment` (YAML), `manifest`, `run` (the folder), `uid` (of the run),
             `channel` (handle of the run's `Channel`) and `fence` (of its driver).
 
     Returns:
@@ -102,7 +102,8 @@ class Worker:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.experiment = experiment = from_yaml(config["experiment"])
-        self.manifest = manifest = Manifest.model_validate_json(config["manifest"])
+        manifest: Manifest = config["manifest"]
+        self.manifest = manifest
         self.run: str = config["run"]
         self.uid: str = config["uid"]
         self.channel = config["channel"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import tune
 
-from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
 from bcl_ray.training.driver import fit
@@ -71,7 +71,7 @@ class TrialRun(tune.Trainable):
         self._stop_request = StopRequest()
         self._reported = int(config["reported"])
         self._score = parse_score(config["metric"])
-        self._experiment = from_yaml(config["experiment"])
+        self._experiment = from_stored(config["experiment"])
         record_start(config["parent"], config["trial"])
         self._thread = threading.Thread(
             target=lambda: self._results.put(self._train(config)), daemon=True

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.runs import checkpoint, run_folder
@@ -77,7 +77,7 @@ def open_checkpoint(uri: str, name: str) -> OpenModel:
         UnusableCheckpointError: The folder holds no usable checkpoint.
     """
     state = checkpoint.load(uri)
-    experiment = from_yaml(state.experiment, origin=uri)
+    experiment = from_stored(state.experiment, origin=uri)
     return OpenModel(name, uri, checkpoint.sha256(uri), state, experiment)
 
 

@@ -1,6 +1,8 @@
+import hashlib
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +20,15 @@ from pyarrow import fs
 
 from bcl_ray.data.decode import decode
 from bcl_ray.data.image_check import MODES, checker_settings, image_fault
-from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
+from bcl_ray.data.shards import (
+    NumberedNames,
+    ShardColumns,
+    ShardInfo,
+    read_manifest,
+    verify_shards,
+    write_shards,
+)
+from bcl_ray.data.shards.manifest import with_fingerprint
 from bcl_ray.data.shards.split_writer import num_shards, row_group_rows
 from bcl_ray.data.sources import Source, SourceSplit, open_source
 from bcl_ray.storage import files
@@ -64,7 +74,7 @@ def balanced(rows: int, classes: int = 2) -> Source:
 
 
 def read_split(target, split) -> pa.Table:
-    return pa.concat_tables([pq.read_table(f"{target}/{shard.file}") for shard in split.shards])
+    return pa.concat_tables([pq.read_table(f"{target}/{name}") for name in split.shards.names])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -84,14 +94,15 @@ def test_shards_hold_every_row_of_the_source_once(tmp_path):
         assert table["image"].to_pylist() == list(origin.read(rows))
         assert split.class_counts == tuple(np.bincount(origin.labels).tolist())
     assert {path.name.rpartition("-")[0] for path in tmp_path.iterdir()} == {"", "train", "test"}
+    assert {"manifest.json", "manifest.shards.parquet"} <= set(files_of(tmp_path))
     assert not (tmp_path / "incomplete.txt").exists()
 
 
 def test_the_layout_follows_from_the_manifest_by_arithmetic(tmp_path):
     split = write_shards(balanced(1003), str(tmp_path)).splits["train"]
-    assert split.row_group_rows == 1003 // 64
-    assert sorted({shard.rows for shard in split.shards}) == [125, 126]
-    assert sum(shard.rows for shard in split.shards) == split.rows == 1003
+    assert split.row_group_rows == 8
+    assert sorted(set(split.shards.rows)) == [125, 126]
+    assert split.shards.rows.sum() == split.rows == 1003
     for shard in split.shards:
         meta = pq.ParquetFile(tmp_path / shard.file).metadata
         sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
@@ -101,7 +112,7 @@ def test_the_layout_follows_from_the_manifest_by_arithmetic(tmp_path):
 
 def test_shards_store_images_plainly(tmp_path):
     manifest = write_shards(balanced(100), str(tmp_path))
-    file = pq.ParquetFile(tmp_path / manifest.splits["train"].shards[0].file)
+    file = pq.ParquetFile(tmp_path / manifest.splits["train"].shards.names[0])
     fields = [(field.name, str(field.type)) for field in file.schema_arrow]
     assert fields == [("id", "int64"), ("image", "binary"), ("label", "int32")]
     image = file.metadata.row_group(0).column(1)
@@ -112,7 +123,13 @@ def test_shards_store_images_plainly(tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "mean_bytes", "expected"),
-    [(10, 100, 1), (6400, 100, 100), (10**6, 100, 256), (10**6, 110_000, 76), (10**6, 10**8, 1)],
+    [
+        (10, 100, 8),
+        (10_847, 2000, 42),
+        (10**6, 100, 256),
+        (10**6, 110_000, 38),
+        (10**6, 10**8, 1),
+    ],
 )
 def test_row_groups_are_small_and_numerous(rows, mean_bytes, expected):
     assert row_group_rows(rows, mean_bytes) == expected
@@ -454,11 +471,8 @@ def test_verify_counts_what_hashes_cannot_tell(tmp_path):
     manifest = write_shards(balanced(100), str(tmp_path))
     train = manifest.splits["train"]
     false = train.model_copy(update={"class_counts": (51, 49)})
-    altered = manifest.model_copy(update={"splits": {"train": false}})
-    alter_manifest(
-        tmp_path,
-        **json.loads(altered.model_dump_json()) | {"fingerprint": altered.content_fingerprint()},
-    )
+    altered = with_fingerprint(manifest.model_copy(update={"splits": {"train": false}}))
+    alter_manifest(tmp_path, **json.loads(altered.model_dump_json()))
     assert verify_shards(str(tmp_path)) == ["train: class 0 has 50 images instead of 51"]
 
 
@@ -472,11 +486,97 @@ def test_manifests_that_cannot_be_trusted_are_refused(tmp_path):
     alter_manifest(tmp_path, source=None)
     with pytest.raises(ValueError, match=r"manifest.json: source: Input should be a valid string"):
         read_manifest(str(tmp_path))
-    alter_manifest(tmp_path, format_version=2)
-    with pytest.raises(ValueError, match="has format version 2, and this bcl-ray reads 1"):
+    alter_manifest(tmp_path, format_version=3)
+    with pytest.raises(ValueError, match="has format version 3, and this bcl-ray reads 1 and 2"):
         read_manifest(str(tmp_path))
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest.json is not JSON"):
+        read_manifest(str(tmp_path))
+
+
+def test_a_file_of_shards_that_does_not_belong_to_the_manifest_is_refused(tmp_path):
+    write_shards(balanced(100), str(tmp_path / "one"))
+    write_shards(balanced(100, classes=5), str(tmp_path / "two"))
+    shards = tmp_path / "one" / "manifest.shards.parquet"
+    shards.write_bytes((tmp_path / "two" / "manifest.shards.parquet").read_bytes())
+    with pytest.raises(ValueError, match=r"shards.parquet is not the one that manifest.json was"):
+        read_manifest(str(tmp_path / "one"))
+    shards.unlink()
+    with pytest.raises(ValueError, match=r"shards.parquet is missing: restore it, or shard again"):
+        read_manifest(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    "splits", [None, [], {"train": None}, {"train": {}}, {"train": {"rows": 100}, "test": {}}]
+)
+def test_splits_that_the_file_of_shards_does_not_have_are_refused(tmp_path, splits):
+    write_shards(balanced(100), str(tmp_path))
+    alter_manifest(tmp_path, splits=splits)
+    with pytest.raises(ValueError, match=r"manifest.json: splits.* shard again"):
+        read_manifest(str(tmp_path))
+
+
+def test_the_manifest_is_short_however_many_shards_there_are(tmp_path):
+    """People read it; and it covers the columns of shards, by their hash."""
+    written = write_shards(balanced(1000), str(tmp_path), shard_bytes=300)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert content["splits"]["train"]["shards"] == len(written.splits["train"].shards) > 100
+    assert len((tmp_path / "manifest.json").read_text()) < 1000
+    columns = (tmp_path / "manifest.shards.parquet").read_bytes()
+    assert content["shards_sha256"] == hashlib.sha256(columns).hexdigest()
+
+
+def test_columns_of_shards_are_those_of_the_files(tmp_path):
+    written = write_shards(balanced(100), str(tmp_path))
+    for shard in read_manifest(str(tmp_path)).splits["train"].shards:
+        content = (tmp_path / shard.file).read_bytes()
+        assert shard.rows == pq.ParquetFile(tmp_path / shard.file).metadata.num_rows
+        assert shard.bytes == len(content)
+        assert shard.sha256 == hashlib.sha256(content).hexdigest()
+    assert pickle.loads(pickle.dumps(written)) == written  # noqa: S301
+
+
+def test_names_that_follow_from_numbers_are_not_stored():
+    def info(file: str) -> ShardInfo:
+        return ShardInfo(file, 1, 2, "0" * 64)
+
+    numbered = ShardColumns.of(
+        [info(f"train-{number:05d}.parquet") for number in range(100_001)]
+    ).names
+    assert numbered == NumberedNames("train", 100_001)
+    assert numbered[-1] == "train-100000.parquet"
+    assert numbered[2:4] == ["train-00002.parquet", "train-00003.parquet"]
+    with pytest.raises(IndexError):
+        numbered[100_001]
+    assert len(pickle.dumps(numbered)) < 200
+    assert ShardColumns.of([info("train-00001.parquet"), info("b")]).names == (
+        "train-00001.parquet",
+        "b",
+    )
+
+
+def test_a_manifest_of_format_1_is_read_with_the_fingerprint_that_it_had():
+    """Written at 557c235, the last commit that wrote this format."""
+    manifest = read_manifest(str(Path(__file__).parent / "format_1"))
+    assert manifest.fingerprint.startswith("f25072bb83ff")
+    train = manifest.splits["train"]
+    assert train.shards.rows.tolist() == [2, 2, 2, 2, 2, 2, 1, 1]
+    assert train.shards[7].file == "train-00007.parquet"
+    assert train.shards[0].sha256.startswith("caf9a7e44ecf490c")
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        ([{"file": "a"}], r"splits.train.shards.0.rows: Field required"),
+        (3, r"splits.train.shards: Input should be a valid tuple"),
+    ],
+)
+def test_entries_of_format_1_that_were_mangled_are_named(tmp_path, shards, message):
+    content = json.loads((Path(__file__).parent / "format_1" / "manifest.json").read_text())
+    content["splits"]["train"]["shards"] = shards
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"manifest.json: {message}"):
         read_manifest(str(tmp_path))
 
 

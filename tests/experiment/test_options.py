@@ -56,14 +56,16 @@ def test_batch_that_the_workers_cannot_share_is_refused():
         with_overrides(cifar10_lt(), ["scale.workers=3"])
 
 
-def test_more_workers_than_the_plan_serves_are_refused():
+def test_more_workers_than_plan_1_serves_are_refused():
     message = (
-        r"^scale.workers \(32\) must be at most data.max_workers \(16\): raise data.max_workers"
+        r"^scale.workers \(32\) must be at most data.max_workers \(16\) if data.plan is 1: raise "
+        "data.max_workers to plan for more$"
     )
     with pytest.raises(ValueError, match=message):
-        with_overrides(cifar10_lt(), ["scale.workers=32"])
-    wider = with_overrides(cifar10_lt(), ["data.max_workers=32", "scale.workers=32"])
-    assert wider.scale.workers == 32
+        with_overrides(cifar10_lt(), ["data.plan=1", "scale.workers=32"])
+    wider = ["data.plan=1", "data.max_workers=32", "scale.workers=32"]
+    assert with_overrides(cifar10_lt(), wider).scale.workers == 32
+    assert with_overrides(cifar10_lt(), ["scale.workers=32"]).scale.workers == 32
 
 
 @pytest.mark.parametrize("kind", ["scl", "bcl"])
@@ -154,7 +156,7 @@ def test_how_fast_and_where_a_run_goes_leaves_the_digest(override):
 
 
 @pytest.mark.parametrize(
-    "override", ["train.seed=1", "loss.tau=0.9", "data.max_workers=8", "views.mean=[0, 0, 0]"]
+    "override", ["train.seed=1", "loss.tau=0.9", "data.plan=1", "views.mean=[0, 0, 0]"]
 )
 def test_what_determines_the_result_changes_the_digest(override):
     assert with_overrides(cifar10_lt(), [override]).digest() != cifar10_lt().digest()
@@ -181,7 +183,6 @@ def test_elastic_workers_are_the_divisors_of_the_global_batch_from_least_to_most
         ("[1,3]", r"^optim.global_batch_size \(256\) must be divisible by scale.workers \(3\)"),
         ("[3,4]", r"^optim.global_batch_size \(256\) must be divisible by scale.workers \(3\)"),
         ("[0,4]", r"scale.workers"),
-        ("[4,32]", r"^scale.workers \(32\) must be at most data.max_workers \(16\)"),
     ],
 )
 def test_elastic_workers_that_cannot_be_are_refused(workers, message):

@@ -1,9 +1,10 @@
 import re
+from pathlib import Path
 
 import pytest
 
-from bcl_ray.experiment.overrides import from_file, from_yaml, with_overrides
-from bcl_ray.experiment.recipes import cifar10_lt
+from bcl_ray.experiment.overrides import from_file, from_stored, from_yaml, with_overrides
+from bcl_ray.experiment.recipes import cifar10_lt, digits_lt
 
 
 def one_line(start: str) -> str:
@@ -145,6 +146,30 @@ def test_a_file_that_is_no_experiment_is_named(text, message):
 def test_a_mistake_in_a_file_names_the_file_and_the_option(old, new, message):
     with pytest.raises(ValueError, match=one_line(message)):
         from_yaml(cifar10_lt().to_yaml().replace(old, new, 1), origin="mine.yaml")
+
+
+# Written by `recipes show digits_lt` at 557c235, before there was data.plan.
+OLD = (Path(__file__).parent / "digits_lt_of_plan_1.yaml").read_text()
+
+
+def test_a_stored_experiment_without_data_plan_has_plan_1_and_its_old_digest():
+    stored = from_stored(OLD)
+    assert stored == with_overrides(digits_lt(), ["data.plan=1"])
+    assert stored.digest() == "3dcce026e380"
+    assert from_stored(stored.to_yaml()) == stored
+
+
+def test_a_file_of_a_person_without_data_plan_has_the_default():
+    assert from_yaml(OLD) == digits_lt()
+    assert digits_lt().data.plan == 2
+    assert digits_lt().digest() != from_stored(OLD).digest()
+
+
+def test_a_stored_experiment_that_was_mangled_is_refused_as_any_file():
+    with pytest.raises(ValueError, match=one_line("run.yaml must be a YAML mapping of sections")):
+        from_stored("- a", origin="run.yaml")
+    with pytest.raises(ValueError, match=one_line("run.yaml: option 'name' is missing")):
+        from_stored("data: 3", origin="run.yaml")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -2,7 +2,6 @@ import re
 
 import pytest
 
-from bcl_ray.data.layout import split_layout
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, ProfileInfo, ShardInfo, Split, read_manifest
 from bcl_ray.experiment.overrides import with_overrides
@@ -10,7 +9,7 @@ from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
 from bcl_ray.runs.budget import Budget, budget, check_store, this_machine
 
 
-def split_of(*shard_rows: int, row_group_rows: int = 193) -> Split:
+def split_of(*shard_rows: int, row_group_rows: int = 48) -> Split:
     shards = tuple(
         ShardInfo(file=f"part-{i}.parquet", rows=rows, bytes=3000 * rows, sha256="0" * 64)
         for i, rows in enumerate(shard_rows)
@@ -42,7 +41,10 @@ def budget_of(*overrides: str, cpus: float | None = None, manifest: Manifest = C
 
 
 def test_a_cifar_run_in_numbers():
-    """12,406 images in batches of 256, three views of 32 x 32 pixels, by hand; tasks hold all."""
+    """12,406 images in batches of 256, three views of 32 x 32 pixels, by hand.
+
+    An epoch of 48 steps is one window. Two of them and six tasks would be more than two epochs.
+    """
     assert budget_of("scale.workers=2", cpus=8) == Budget(
         steps_per_epoch=48,
         steps=48 * 200,
@@ -51,10 +53,11 @@ def test_a_cifar_run_in_numbers():
         eval_images=10_000,
         bytes_per_epoch=3000 * 12_406,
         batch_bytes=128 * 3 * 3072,
-        lanes=16,
+        plan=2,
+        mixing="images of a row group (48) never meet in a batch",
         worker_cpus=2.0,
         data_cpus=6.0,
-        store_bytes=3 * 3072 * (12_406 + 4 * 256),
+        store_bytes=3 * 3072 * (2 * 12_406 + 4 * 256),
     )
 
 
@@ -64,14 +67,24 @@ def test_views_that_no_loss_contrasts_cost_nothing(override):
     assert (one_view.batch_bytes, budget_of().batch_bytes) == (256 * 3072, 256 * 3 * 3072)
 
 
-def test_the_store_holds_open_row_groups_running_tasks_and_batches_ahead():
-    needs = budget_of("scale.data_cpus=2").store_bytes
-    assert needs == 3 * 3072 * (16 * 193 + 2 * (2**25 // (3 * 3072)) + 4 * 256)
+TASKS_ROWS = 2 * (2**25 // (3 * 3072))  # of two tasks, of 32 MiB each
 
 
-def test_open_row_groups_hold_no_more_rows_than_the_split():
+def test_the_store_holds_two_windows_running_tasks_and_batches_ahead():
+    """48 steps and row groups of 10 are four windows of 12 steps."""
+    small_groups = manifest_of(train=split_of(12_406, row_group_rows=10), test=split_of(10))
+    needs = budget_of("scale.data_cpus=2", manifest=small_groups).store_bytes
+    assert needs == 3 * 3072 * (2 * 256 * 12 + TASKS_ROWS + 4 * 256)
+
+
+def test_the_store_of_plan_1_holds_a_row_group_of_each_lane():
+    needs = budget_of("data.plan=1", "scale.data_cpus=2").store_bytes
+    assert needs == 3 * 3072 * (16 * 48 + TASKS_ROWS + 4 * 256)
+
+
+def test_no_more_than_two_epochs_of_images_are_in_flight():
     small = manifest_of(train=split_of(300), test=split_of(10))
-    assert budget_of(manifest=small).store_bytes == 3 * 3072 * (300 + 4 * 256)
+    assert budget_of(manifest=small).store_bytes == 3 * 3072 * (600 + 4 * 256)
 
 
 def test_more_workers_need_smaller_batches_and_the_same_store():
@@ -146,28 +159,96 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
         read_manifest(str(tmp_path))
 
 
+IMAGENET = manifest_of(
+    train=split_of(115_846, row_group_rows=38), test=split_of(50_000, row_group_rows=38)
+)
+
+
 def test_batches_in_flight_that_overflow_the_store_are_refused():
-    """ImageNet-LT: 16 lanes and 4 tasks of 76 rows, 4 batches of 256, three views of 224 x 224."""
-    manifest = manifest_of(train=split_of(115_846, row_group_rows=76), test=split_of(50_000))
-    needs = budget(imagenet_lt(), manifest, None)
+    """ImageNet-LT: two windows of 42 steps, 4 tasks of 74 rows, 4 batches of 256, 3 x 224 x 224."""
+    needs = budget(imagenet_lt(), IMAGENET, None)
+    assert needs.store_bytes == 451_584 * (2 * 256 * 42 + 4 * 74 + 4 * 256)
     check_store(needs, needs.store_bytes)
     message = (
-        "batches in flight need 1.1 GiB of object store, the cluster has 0.5 GiB: lower "
-        "scale.prefetch_batches, data.max_workers (fewer lanes) or views.image_size"
+        "batches in flight need 9.6 GiB of object store, the cluster has 8.0 GiB: lower "
+        "scale.prefetch_batches, views.image_size or optim.global_batch_size (smaller windows), "
+        "or set data.plan=1, which mixes less"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        check_store(needs, 2**29)
+        check_store(needs, 2**33)
+    old = budget(with_overrides(imagenet_lt(), ["data.plan=1"]), IMAGENET, None)
+    with pytest.raises(ValueError, match=r"lower scale.prefetch_batches, views.image_size or data"):
+        check_store(old, 2**28)
 
 
-def test_the_remedies_for_a_full_store_work():
-    for remedy in ("scale.prefetch_batches=1", "data.max_workers=8", "views.image_size=16"):
-        assert budget_of(remedy).store_bytes < budget_of().store_bytes
+@pytest.mark.parametrize(
+    ("before", "remedy"),
+    [
+        ("scale.prefetch_batches=4", "scale.prefetch_batches=1"),
+        ("views.image_size=224", "views.image_size=112"),
+        ("data.plan=2", "optim.global_batch_size=128"),
+        ("data.plan=2", "data.plan=1"),
+        ("data.plan=1", "data.max_workers=8"),
+    ],
+)
+def test_the_remedies_for_a_full_store_work(before, remedy):
+    def needs(*overrides: str) -> int:
+        return budget(with_overrides(imagenet_lt(), overrides), IMAGENET, None).store_bytes
+
+    assert needs(before, remedy) < needs(before)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group", "mixing"),
+    [
+        ([], 48, "images of a row group (48) never meet in a batch"),
+        (
+            ["data.plan=1"],
+            48,
+            "images of a row group (48) meet in batches, as they do in data.plan=1",
+        ),
+        (
+            ["optim.global_batch_size=720", "scale.workers=16"],
+            48,
+            "an epoch has fewer steps (17) than a row group has images (48): up to 4 workers "
+            "read each row group; on fewer workers its images meet, as often as by chance; "
+            "better: optim.global_batch_size=256",
+        ),
+        (
+            ["scale.workers=[2,16]"],
+            193,
+            "an epoch has fewer steps (48) than a row group has images (193): up to 5 workers "
+            "read each row group; on fewer workers its images meet, as often as by chance; "
+            "better: optim.global_batch_size=64 or shards that are written again (row groups of "
+            "48)",
+        ),
+        (
+            ["optim.global_batch_size=4096", "scale.workers=1024"],
+            48,
+            "an epoch has fewer steps (3) than a row group has images (48): up to 17 workers "
+            "read each row group; on fewer workers its images meet, as often as by chance; "
+            "better: fewer workers",
+        ),
+    ],
+)
+def test_a_batch_that_mixes_at_a_price_is_named_with_the_nearest_that_does_not(
+    overrides, group, mixing
+):
+    data = manifest_of(train=split_of(6203, 6203, row_group_rows=group), test=split_of(10))
+    assert budget_of(*overrides, manifest=data).mixing == mixing
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(256, 48), (258, 48), (259, 47)])
+def test_the_largest_batch_that_mixes_freely_is_the_one_that_is_named(batch, steps):
+    needs = budget_of(f"optim.global_batch_size={batch}")
+    assert needs.steps_per_epoch == steps
+    assert ("better: optim.global_batch_size=258" in needs.mixing) == (batch > 258)
 
 
 def test_the_plan_follows_from_the_options_and_the_manifest():
     plan = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
-    assert (plan.steps, plan.lanes) == (48, 16)
-    assert plan.layout == split_layout(cifar10_lt(), CIFAR, "train_split")
+    assert (plan.steps, plan.lanes) == (48, 256)
+    assert plan.layout.shard_rows.tolist() == [6203, 6203]
     again = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
     other = epoch_plan(cifar10_lt(), CIFAR, epoch=5)
     assert plan.rows(7).tolist() == again.rows(7).tolist() != other.rows(7).tolist()

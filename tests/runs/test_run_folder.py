@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_a_run_that_was_moved_is_the_same_run(tmp_path):
     (tmp_path / "old").rename(tmp_path / "new")
     moved, _ = run_folder.open_run(str(tmp_path / "new"))
     assert (moved.uid, moved.uri) == (run.uid, str(tmp_path / "new"))
+
+
+def test_a_run_from_before_there_was_plan_2_resumes_with_plan_1(root):
+    """Its experiment.yaml has no data.plan, and its digest is the one of then (557c235)."""
+    uri = run_folder.run_uri("old", root)
+    text = (Path(__file__).parents[1] / "experiment" / "digits_lt_of_plan_1.yaml").read_bytes()
+    files.write_bytes(files.join(uri, run_folder.EXPERIMENT_FILE), text)
+    content = {"uid": "0" * 32, "digest": "3dcce026e380", "fingerprint": FINGERPRINT}
+    files.write_bytes(files.join(uri, run_folder.RUN_FILE), json.dumps(content).encode())
+    run, experiment = run_folder.open_run(uri)
+    assert experiment.data.plan == 1
+    run_folder.check_resumable(run, experiment, FINGERPRINT)
+    with pytest.raises(ValueError, match=r"\(data.plan was 1, now 2\): only data.path"):
+        run_folder.check_resumable(run, changed("data.plan=2"), FINGERPRINT)
 
 
 def test_a_name_that_is_taken_by_the_same_experiment_offers_to_resume(root):

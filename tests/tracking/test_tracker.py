@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -599,18 +600,18 @@ def test_nothing_of_mlflow_reaches_the_terminal(tmp_path, server):
     experiment = experiment_in(tmp_path / "runs", "tracking.runs=" + str(tmp_path / "runs"))
     folder, _ = final_checkpoint(tmp_path / "final", experiment)
     (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
-    (tmp_path / "manifest.json").write_text(manifest().model_dump_json())
+    (tmp_path / "manifest.pickle").write_bytes(pickle.dumps(manifest()))
     script = f"""
 from bcl_ray.display.terminal import quiet
 quiet()
+import pickle
 from pathlib import Path
 from bcl_ray.runs import run_folder
 from bcl_ray.experiment.overrides import from_file, with_overrides
-from bcl_ray.data.shards import Manifest
 from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.tracker import Tracker, subject
 here = Path({str(tmp_path)!r})
-manifest = Manifest.model_validate_json((here / "manifest.json").read_text())
+manifest = pickle.loads((here / "manifest.pickle").read_bytes())
 for name, change in (("a", []), ("b", ["tracking.uri={server.uri}"])):
     experiment = with_overrides(from_file(here / "experiment.yaml"), change)
     run = run_folder.create(run_folder.run_uri(name, experiment.tracking.runs), experiment, "f")

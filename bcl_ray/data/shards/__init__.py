@@ -7,13 +7,13 @@ one row. Row groups have `Split.row_group_rows` rows, except for the last of eac
 the manifest is enough to compute where a row is.
 """
 
+from bcl_ray.data.shards.columns import NumberedNames, ShardColumns, ShardInfo
 from bcl_ray.data.shards.manifest import (
     INCOMPLETE,
     MANIFEST,
     Manifest,
     ProfileInfo,
     Progress,
-    ShardInfo,
     Split,
     read_manifest,
 )
@@ -27,8 +27,10 @@ __all__ = [
     "MAX_PIXELS",
     "SHARD_BYTES",
     "Manifest",
+    "NumberedNames",
     "ProfileInfo",
     "Progress",
+    "ShardColumns",
     "ShardInfo",
     "Split",
     "find_images",

@@ -69,7 +69,7 @@ def hold_out(
     manifest = read_manifest(uri)
     if split not in manifest.splits:
         raise UserError(f"{uri} has no split '{split}': it has {', '.join(manifest.splits)}")
-    shards = [files.join(uri, shard.file) for shard in manifest.splits[split].shards]
+    shards = [files.join(uri, name) for name in manifest.splits[split].shards.names]
     whole = parquet({"train": shards}, id_column="id").splits["train"]
     counts = validation_counts(np.array(manifest.splits[split].class_counts), fraction)
     if counts.sum() == 0:

@@ -1,7 +1,8 @@
 """Reading shards, a row group at a time."""
 
 import functools
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -51,20 +52,23 @@ def find_images(folder: str, split: Split, ids: Collection[int]) -> dict[int, by
         The encoded images by id; ids that the split does not have are left out.
     """
     ids = set(ids)
-    row_groups = [
-        (files.join(folder, shard.file), number)
-        for shard in split.shards
-        for number in range(-(-shard.rows // split.row_group_rows))
-    ]
+    row_groups = _row_groups(folder, split)
     images: dict[int, bytes] = {}
     with ThreadPoolExecutor(SEARCH_THREADS) as threads:
-        for start in range(0, len(row_groups), SEARCH_CHUNK):
-            if len(images) == len(ids):
+        while len(images) < len(ids):
+            chunk = list(itertools.islice(row_groups, SEARCH_CHUNK))
+            if not chunk:
                 break
-            chunk = row_groups[start : start + SEARCH_CHUNK]
             for part in threads.map(functools.partial(_find_in_row_group, ids), chunk):
                 images |= part
     return images
+
+
+def _row_groups(folder: str, split: Split) -> Iterator[tuple[str, int]]:
+    """URI of the shard and position in it of every row group."""
+    for shard in split.shards:
+        for number in range(-(-shard.rows // split.row_group_rows)):
+            yield files.join(folder, shard.file), number
 
 
 def _find_in_row_group(ids: set[int], row_group: tuple[str, int]) -> dict[int, bytes]:

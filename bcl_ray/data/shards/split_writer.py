@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bcl_ray.data.shards.manifest import Progress, ShardInfo, Split
+from bcl_ray.data.shards.columns import ShardInfo
+from bcl_ray.data.shards.manifest import Progress, Split
 from bcl_ray.data.shards.staging import Staged
 from bcl_ray.data.sources import Rows
 from bcl_ray.storage import files
@@ -74,11 +75,13 @@ def write_split(
 
 
 def row_group_rows(rows: int, mean_bytes: int) -> int:
-    """Rows per row group: at most 256, at most about 8 MiB, and at least 64 groups in the split.
+    """Rows per row group: at most 256, about 4 MiB, and 1/256 of the split, but 8 if they fit.
 
-    So groups are small enough to be streamed, and enough to be distributed over workers.
+    An epoch plan holds about as many row groups decoded as a batch has images, so they are small.
+    They are many, so that batches of up to 256 images have steps for all rows of a row group
+    (`data.lanes`). Reading one takes 0.3 ms, whatever its size (measured 2026-11).
     """
-    return max(1, min(256, (8 << 20) // max(mean_bytes, 1), rows // 64))
+    return max(1, min(256, (4 << 20) // max(mean_bytes, 1), max(8, rows // 256)))
 
 
 def num_shards(rows: int, total_bytes: int, group_rows: int, shard_bytes: int) -> int:

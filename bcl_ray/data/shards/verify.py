@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from bcl_ray.data.shards.columns import ShardInfo
 from bcl_ray.data.shards.manifest import (
     MANIFEST,
+    SHARDS_FILE,
     Progress,
-    ShardInfo,
     Split,
     load_manifest,
     no_progress,
@@ -29,16 +30,16 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
         ValueError: There is no manifest, or it cannot be read.
         OSError: A shard cannot be read.
     """
-    manifest = load_manifest(uri)
+    manifest, fingerprint = load_manifest(uri)
     names = files.list_files(uri)
-    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    listed = {name for split in manifest.splits.values() for name in split.shards.names}
     differences = []
-    if manifest.fingerprint != manifest.content_fingerprint():
+    if manifest.fingerprint != fingerprint:
         differences.append(f"{MANIFEST}: the fingerprint does not fit the content")
     differences += [
         f"{file}: not in the manifest"
         for file in names
-        if file.endswith(".parquet") and file not in listed
+        if file.endswith(".parquet") and file not in listed and file != SHARDS_FILE
     ]
     for name, split in manifest.splits.items():
         differences += _verify_split(uri, name, split, names, progress)

@@ -22,6 +22,7 @@ from bcl_ray.data.shards.manifest import (
     Progress,
     Split,
     no_progress,
+    write_manifest,
 )
 from bcl_ray.data.shards.split_writer import write_split
 from bcl_ray.data.shards.staging import Staged, faults_without_images, stage
@@ -240,10 +241,8 @@ def _publish(
         profile=profile,
         fingerprint="",
     )
-    manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
-    content = manifest.model_dump_json(indent=2).encode()
     try:
-        files.create_bytes(files.join(target, MANIFEST), content)
+        manifest = write_manifest(target, manifest)
     except FileExistsError:
         raise UserError(
             f"another `bcl-ray shard` has written to {target} at the same time, and the shards of "

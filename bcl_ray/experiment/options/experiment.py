@@ -14,6 +14,9 @@ from bcl_ray.experiment.options.running import ScaleConfig, TrackingConfig, Trai
 from bcl_ray.experiment.options.section import Section
 from bcl_ray.machine.errors import UserError
 
+BEFORE_IT_EXISTED = {("data", "plan"): 1}
+"""What an option that was added later had been, in effect, in experiments stored before."""
+
 
 class Experiment(Section):
     """Everything that determines a run."""
@@ -55,10 +58,11 @@ class Experiment(Section):
                     f"optim.global_batch_size ({batch}) must be divisible by scale.workers "
                     f"({workers}): workers with unequal batches would hang in all-reduce"
                 )
-        if scale.max_workers > self.data.max_workers:
+        if self.data.plan == 1 and scale.max_workers > self.data.max_workers:
             raise UserError(
                 f"scale.workers ({scale.max_workers}) must be at most data.max_workers "
-                f"({self.data.max_workers}): raise data.max_workers to plan for more"
+                f"({self.data.max_workers}) if data.plan is 1: raise data.max_workers to plan for "
+                "more"
             )
         return self
 
@@ -81,7 +85,7 @@ class Experiment(Section):
         return self.views.num_contrastive if self.loss.is_contrastive else 0
 
     def to_yaml(self) -> str:
-        """The complete experiment as YAML, from which `from_yaml` makes an equal experiment."""
+        """The complete experiment as YAML, from which `from_stored` makes an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def computed_options(self) -> dict[str, Any]:
@@ -103,8 +107,12 @@ class Experiment(Section):
 
     def digest(self) -> str:
         """Twelve hex digits that identify the options of `computed_options`."""
-        content = json.dumps(self._computed_content(), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        content = self._computed_content()
+        for (section, option), value in BEFORE_IT_EXISTED.items():
+            if content[section][option] == value:  # the digest of then
+                del content[section][option]
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _computed_content(self) -> dict[str, Any]:
         location = {"path", "residency"}

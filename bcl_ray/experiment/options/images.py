@@ -19,13 +19,20 @@ class DataConfig(Section):
     )
     train_split: str = Field("train", description="Name of the split to train on.")
     eval_split: str = Field("test", description="Name of the split to evaluate on.")
+    plan: Literal[1, 2] = Field(
+        2,
+        description="Version of the epoch plan, by which images come in which batch. 2: images "
+        "of one row group meet in the same step of the same worker no more often than in a "
+        "perfect shuffle, at most twice as often in an epoch of one batch; this takes memory, "
+        "which `bcl-ray plan` shows. 1: they meet often, and less memory is needed; runs that "
+        "began before there was version 2 go on with it.",
+    )
     max_workers: int = Field(
         16,
         ge=1,
         le=256,
-        description="The epoch plan is the same for every number of workers up to this one that "
-        "divides optim.global_batch_size. Another value gives another plan, so it is part of the "
-        "experiment.",
+        description="For data.plan 1: the plan is the same for every number of workers up to this "
+        "one that divides optim.global_batch_size, and another value gives another plan.",
     )
     residency: Literal["auto", "stream", "device"] = Field(
         "auto",

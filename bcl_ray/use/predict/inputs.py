@@ -85,7 +85,7 @@ class Shards:
     """The images of one split of a data set."""
 
     uri: str  # folder or URI of the shards
-    files: tuple[str, ...]  # names of the shards, in the manifest's order
+    files: Sequence[str]  # names of the shards, in the manifest's order
     layout: Layout
     class_names: tuple[str, ...]  # (K,)
 
@@ -123,8 +123,12 @@ def shards_of(uri: str, manifest: Manifest, split: str) -> Shards:
     """
     if split not in manifest.splits:
         raise UserError(f"--split '{split}' is not in {uri}: there is {', '.join(manifest.splits)}")
-    shards = tuple(shard.file for shard in manifest.splits[split].shards)
-    return Shards(uri, shards, Layout.of(manifest.splits[split]), manifest.class_names)
+    return Shards(
+        uri,
+        manifest.splits[split].shards.names,
+        Layout.of(manifest.splits[split]),
+        manifest.class_names,
+    )
 
 
 def list_folder(uri: str, listing: str, per_list: int, progress: Callable[[int], None]) -> Folder:
