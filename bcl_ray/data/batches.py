@@ -3,11 +3,10 @@
 import contextlib
 import itertools
 import operator
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bcl_ray.data.layout import Read
 from bcl_ray.data.plan import Block, EpochPlan
@@ -42,92 +41,117 @@ def planned_batches(
         The number of an epoch, and its batches.
     """
     first_epoch, skipped_steps = divmod(first_step, plans(0).steps)
-    rows_per_step = experiment.optim.global_batch_size // world_size
+    # Of the rows that workers hold, half are in use: see `EpochPlan.open_rows`.
+    rows_ahead = plans(0).open_rows // 2 // world_size
 
-    def remaining() -> Iterator[tuple[int, EpochPlan, int, bool]]:
+    def remaining() -> Iterator[tuple[int, EpochPlan, int]]:
         for epoch in range(first_epoch, experiment.train.epochs):
-            is_first = epoch == first_epoch
-            yield epoch, plans(epoch), skipped_steps if is_first else 0, is_first
+            yield epoch, plans(epoch), skipped_steps if epoch == first_epoch else 0
 
     def reads() -> Iterator[tuple[int, Read]]:
-        for epoch, plan, begin, ramp in remaining():
+        for epoch, plan, begin in remaining():
+            ramp = epoch == first_epoch
             yield from ((epoch, read) for read in plan.reads(rank, world_size, begin, ramp=ramp))
 
     def batches() -> Iterator[tuple[int, Any]]:
-        with contextlib.closing(blocks_of(reads())) as blocks:
-            ahead = _Ahead(blocks)
-            for epoch, plan, begin, ramp in remaining():
-                for pieces in plan.batches(ahead, rank, world_size, begin, ramp=ramp):
+        with contextlib.closing(prefetch(blocks_of(reads()), rows_ahead, num_rows)) as blocks:
+            for epoch, plan, begin in remaining():
+                ramp = epoch == first_epoch
+                for pieces in plan.batches(blocks, rank, world_size, begin, ramp=ramp):
                     yield epoch, deliver(pieces, epoch)
-                    ahead.take(rows_per_step)
 
     prefetched = prefetch(batches(), experiment.scale.prefetch_batches)
     for epoch, pairs in itertools.groupby(prefetched, key=operator.itemgetter(0)):
         yield epoch, (batch for _, batch in pairs)
 
 
-class _Ahead:
-    """The same blocks, of which some were taken before they are needed.
-
-    A plan needs all blocks of a window when it begins. Those that are made while the last window is
-    used have to be taken from whoever makes them, who otherwise waits until they are.
-    """
-
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self._blocks = blocks
-        self._taken: deque[Block] = deque()
-        self._missing = 0  # rows that are still to be taken; negative after a block of more rows
-
-    def __iter__(self) -> Iterator[Block]:
-        return self
-
-    def __next__(self) -> Block:
-        return self._taken.popleft() if self._taken else next(self._blocks)
-
-    def take(self, rows: int) -> None:
-        """Take about so many more rows, as training has just used."""
-        self._missing += rows
-        while self._missing > 0 and (block := next(self._blocks, None)) is not None:
-            self._taken.append(block)
-            self._missing -= len(next(iter(block.values())))
+def num_rows(block: Block) -> int:
+    """Rows of a block."""
+    return len(next(iter(block.values())))
 
 
-def prefetch(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The same items, which a thread makes up to `depth` items before they are needed.
+def _one(_: Any) -> int:
+    return 1
+
+
+def prefetch(
+    items: Iterable[Item], depth: int, size: Callable[[Item], int] = _one
+) -> Generator[Item, None, None]:
+    """The same items, which a thread makes before they are needed.
 
     An error of the thread is raised here. When this iterator is closed, the thread stops and closes
     `items`.
-    """
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
 
-    def put(item: Item | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put((item, error), timeout=0.1)
+    Args:
+        items: What to make.
+        depth: The thread pauses when the sizes of the items that wait sum up to this, or more.
+        size: Size of an item, at least 1; by default items are counted.
+    """
+    buffer = _Buffer[Item](depth, size)
 
     def run() -> None:
+        error: BaseException | None = None
         try:
             for item in items:
-                put(item, None)
-                if stopped.is_set():
-                    return
-            put(None, None)
-        except BaseException as error:  # the consumer raises it
-            put(None, error)
+                if not buffer.put(item):
+                    break
+        except BaseException as raised:  # the consumer raises it
+            error = raised
         finally:
-            close = getattr(items, "close", None)
-            if close is not None:
+            if close := getattr(items, "close", None):
                 close()
+            buffer.end(error)
 
-    threading.Thread(target=run, name="prefetch-batches", daemon=True).start()
+    threading.Thread(target=run, name="prefetch", daemon=True).start()
     try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
+        yield from buffer.items()
     finally:
-        stopped.set()
+        buffer.stop()
+
+
+class _Buffer(Generic[Item]):
+    """Items between two threads, of a bounded total size."""
+
+    def __init__(self, depth: int, size: Callable[[Item], int]) -> None:
+        self._depth, self._size = depth, size
+        self._changed = threading.Condition()
+        self._ready: deque[Item] = deque()
+        self._total = 0  # size of the ready items
+        self._ended = self._stopped = False
+        self._error: BaseException | None = None
+
+    def put(self, item: Item) -> bool:
+        """Add an item, and wait until there is room for the next; False after `stop`."""
+        with self._changed:
+            self._ready.append(item)
+            self._total += self._size(item)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopped or self._total < self._depth)
+            return not self._stopped
+
+    def end(self, error: BaseException | None) -> None:
+        """No item follows; the error is raised after the last one."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """No item is wanted any more."""
+        with self._changed:
+            self._stopped = True
+            self._ready.clear()
+            self._changed.notify_all()
+
+    def items(self) -> Iterator[Item]:
+        """The items in order, as they come."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready or self._ended)
+                if not self._ready:
+                    break
+                item = self._ready.popleft()
+                self._total -= self._size(item)
+                self._changed.notify_all()
+            yield item
+        if self._error is not None:
+            raise self._error

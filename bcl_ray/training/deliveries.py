@@ -7,6 +7,7 @@ stream serves training and evaluation, and the next epoch's blocks are made whil
 
 import heapq
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -71,13 +72,19 @@ class Assignment:
     def _training(self, epoch: int, begin: int) -> Iterator[Delivery]:
         plan = epoch_plan(*self._data, epoch)
 
-        def of_worker(rank: int) -> Iterator[Delivery]:
-            reads = ((epoch, read) for read in plan.reads(rank, self.world_size, begin))
-            for task in training_tasks(*self._data, reads, self.world_size):
-                yield Delivery(rank, "training", task)
+        ramp = epoch * plan.steps <= self.first_step  # the first epoch of the stream
 
-        workers = (of_worker(rank) for rank in self.ranks)
-        return heapq.merge(*workers, key=lambda delivery: delivery.task.portions[0][0].step)
+        def of_worker(rank: int) -> Iterator[tuple[int, int, Delivery]]:
+            reads = plan.reads(rank, self.world_size, begin, ramp=ramp)
+            tasks = training_tasks(*self._data, ((epoch, r) for r in reads), self.world_size)
+            for step, same_step in itertools.groupby(tasks, key=_first_step):
+                for number, task in enumerate(same_step):
+                    yield step, number, Delivery(rank, "training", task)
+
+        workers = [of_worker(rank) for rank in self.ranks]
+        # Where workers need many tasks for the same step, they take turns: all wait for all.
+        merged = heapq.merge(*workers, key=operator.itemgetter(0, 1))
+        return (delivery for _, _, delivery in merged)
 
     def _evaluation(self) -> Iterator[Delivery]:
         """In turns: workers evaluate side by side, and wait for each other at the end."""
@@ -88,6 +95,10 @@ class Assignment:
 
         rounds = itertools.zip_longest(*(of_worker(rank) for rank in self.ranks))
         return (delivery for group in rounds for delivery in group if delivery is not None)
+
+
+def _first_step(task: Task) -> int:
+    return task.portions[0][0].step
 
 
 def training_tasks(

@@ -1,6 +1,7 @@
 """The thread that prefetches batches."""
 
 import itertools
+import threading
 import time
 
 import numpy as np
@@ -20,25 +21,21 @@ def plans(epoch: int) -> EpochPlan:
     return EpochPlan(layout, seed=0, epoch=epoch, global_batch_size=BATCH, max_workers=1)
 
 
-def run(first_step: int = 0) -> tuple[list[tuple[int, list[int]]], list[int]]:
-    """All batches of three epochs, as (epoch, positions); and rows that were made before each."""
+def run(first_step: int = 0, make=lambda rows: rows):
+    """The batches of three epochs, each as (epoch, positions); `make` gets the rows of each read."""
     experiment = with_overrides(
         cifar10_lt(), ["train.epochs=3", f"optim.global_batch_size={BATCH}"]
     )
-    made, before = 0, []
 
     def blocks(reads):
-        nonlocal made
         for epoch, read in reads:
-            made += len(read.rows)
-            yield {"rows": plans(epoch).layout.positions(read)}
+            yield {"rows": make(plans(epoch).layout.positions(read))}
 
     def deliver(parts, _epoch):
-        before.append(made)
         return np.concatenate([part["rows"] for part in parts]).tolist()
 
     epochs = planned_batches(experiment, plans, blocks, deliver, first_step=first_step)
-    return [(epoch, batch) for epoch, batches in epochs for batch in batches], before
+    return ((epoch, batch) for epoch, batches in epochs for batch in batches)
 
 
 @pytest.mark.parametrize("first_step", [0, 5, 62, 70])
@@ -47,16 +44,42 @@ def test_batches_of_all_epochs_are_those_of_the_plans(first_step):
     everything = [
         (epoch, plans(epoch).rows(s).tolist()) for epoch in range(3) for s in range(steps)
     ]
-    assert run(first_step)[0] == everything[first_step:]
+    assert list(run(first_step)) == everything[first_step:]
 
 
-def test_the_first_batch_waits_for_itself_and_later_ones_never_for_a_whole_window():
-    """Windows are of 10 or 11 steps. Rows are made at the pace of training, across epochs too."""
-    _, made = run()
-    assert made[0] == BATCH
-    ramp = 1 + 4 + 16
-    assert max(np.diff(made[ramp:])) <= BATCH + GROUP
-    assert made[-1] == 3 * plans(0).steps * BATCH
+def test_the_first_batch_waits_for_its_own_rows_alone():
+    made, proceed = 0, threading.Event()
+
+    def make(rows):
+        nonlocal made
+        if made >= BATCH:
+            assert proceed.wait(60)
+        made += len(rows)
+        return rows
+
+    batches = run(make=make)
+    next(batches)
+    assert made == BATCH
+    proceed.set()
+    assert len(list(batches)) == 3 * plans(0).steps - 1
+
+
+def test_rows_are_made_ahead_but_no_more_than_a_window():
+    """A slow consumer; the windows are of 10 or 11 steps."""
+    window, waiting = 11 * BATCH, []
+    made = used = 0
+
+    def make(rows):
+        nonlocal made
+        made += len(rows)
+        waiting.append(made - used)
+        return rows
+
+    for _, batch in run(make=make):
+        time.sleep(0.002)
+        used += len(batch)
+    prefetched = (4 + 2) * BATCH  # batches that wait, and one in each of two hands
+    assert window < max(waiting) <= 2 * window + prefetched + GROUP
 
 
 def test_what_the_producer_raises_reaches_the_consumer():

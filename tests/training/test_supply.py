@@ -141,8 +141,8 @@ def test_deliveries_are_all_reads_of_the_run_in_the_order_of_need(experiment, ev
         }
         expected = [
             (epoch, *read[:4], read.rows.tolist())
-            for epoch, begin in ((1, first - steps), (2, 0))
-            for read in epoch_plan(experiment, manifest, epoch).reads(rank, 2, begin)
+            for epoch, begin, ramp in ((1, first - steps, True), (2, 0, False))
+            for read in epoch_plan(experiment, manifest, epoch).reads(rank, 2, begin, ramp=ramp)
         ]
         assert reads["training"] == expected
         layout = split_layout(experiment, manifest, "eval_split")
@@ -165,3 +165,19 @@ def test_a_task_is_a_few_kilobytes_whatever_the_number_of_shards(experiment):
     manifest = read_manifest(experiment.data.path)
     whole = Assignment(experiment, manifest, range(1), 1)
     assert max(len(pickle.dumps(d.task)) for d in whole.deliveries()) < 50_000
+
+
+def test_workers_take_turns_where_many_tasks_are_needed_for_one_step(experiment):
+    """Otherwise the first worker's blocks would fill the supplier, which the others wait for."""
+    manifest = read_manifest(experiment.data.path)
+    with patch.object(tasks, "BLOCK_BYTES", 1):
+        deliveries = list(Assignment(experiment, manifest, range(4), 4).deliveries())
+    training = [d for d in deliveries if d.purpose == "training"]
+    step = lambda d: (d.task.epoch, d.task.portions[0][0].step)  # noqa: E731
+    for _, group in itertools.groupby(training, key=step):
+        counts = np.zeros(4, int)
+        sizes = [d.rank for d in group]
+        shortest = min(sizes.count(rank) for rank in range(4))
+        for rank in sizes[: 4 * shortest]:
+            counts[rank] += 1
+            assert counts.max() - counts.min() <= 1
