@@ -30,6 +30,7 @@ from bcl_ray.runs import checkpoint, findings
 from bcl_ray.storage.fence import Fence
 from bcl_ray.training.checkpoints import Checkpoints
 from bcl_ray.training.feed import Feed, open_feed
+from bcl_ray.training.kept_batches import KeptBatches
 from bcl_ray.training.probe import Probe
 from bcl_ray.training.resident_images import UnsupportedError
 
@@ -114,6 +115,7 @@ class Worker:
             experiment, manifest, self.class_counts, self.device, self.watchdog.watched
         )
         self.feed: Feed
+        self.evaluation_batches: KeptBatches
         self.history: list[dict[str, float]] = []  # a record of metrics per finished epoch
         self.last_progress = time.monotonic()
 
@@ -131,6 +133,7 @@ class Worker:
             self.watchdog.pause()
         if reason:
             self.send("note", text=f"images are streamed, not kept on the GPU: {reason}")
+        self.evaluation_batches = KeptBatches(self.feed.evaluation, self.device)
 
     def restore(self) -> None:
         """Continue from the last checkpoint that can be read, if there is one."""
@@ -217,7 +220,7 @@ class Worker:
         begun = time.perf_counter()
         evaluation = self.probe.evaluate(
             self.learner.evaluation_model,
-            self.feed.evaluation(),
+            self.evaluation_batches,
             geometry=self.experiment.train.measures_geometry(epoch),
         )
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
