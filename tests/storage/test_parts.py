@@ -26,13 +26,13 @@ class Server:
         self._lock, self._inside, self.most_at_once = threading.Lock(), 0, 0
         self.arrived = threading.Semaphore(0)
 
-    def put_object(self, Body, **_):  # noqa: N803 (S3's own names)
+    def put_object(self, Body, **_):
         self.object = Body
 
     def create_multipart_upload(self, **_):
         return {"UploadId": "1"}
 
-    def upload_part(self, PartNumber, Body, **_):  # noqa: N803
+    def upload_part(self, PartNumber, Body, **_):
         with self._lock:
             self._inside += 1
             self.most_at_once = max(self.most_at_once, self._inside)
@@ -46,7 +46,7 @@ class Server:
         self.parts[PartNumber] = Body
         return {"ETag": f"tag {PartNumber}"}
 
-    def complete_multipart_upload(self, MultipartUpload, **_):  # noqa: N803
+    def complete_multipart_upload(self, MultipartUpload, **_):
         listed = MultipartUpload["Parts"]
         assert [part["ETag"] for part in listed] == [f"tag {p['PartNumber']}" for p in listed]
         self.object = b"".join(self.parts[part["PartNumber"]] for part in listed)
@@ -120,7 +120,7 @@ def test_an_upload_is_aborted_only_after_its_last_part_has_ended(server):
 
 
 def test_a_part_that_is_repeated_gives_up_when_the_upload_is_aborted(server):
-    sink, refusals = uploads.Upload(LOCATION, lambda attempt: repeated(attempt)), []
+    refusals, refused = [], threading.Event()
 
     def repeated(attempt):
         while True:
@@ -132,8 +132,8 @@ def test_a_part_that_is_repeated_gives_up_when_the_upload_is_aborted(server):
             except OSError:
                 refused.set()
 
-    refused = threading.Event()
     server.fails = {1}
+    sink = uploads.Upload(LOCATION, repeated)
     sink.write(bytes(11))
     assert refused.wait(SECONDS)
     sink.parts.abort()
