@@ -91,7 +91,7 @@ def cifar10_lt() -> Experiment:
             warmup_epochs=5,
             milestones=(160, 180),
         ),
-        train=TrainConfig(epochs=200, geometry_every=20),
+        train=TrainConfig(epochs=200, geometry_every=10),
     )
 
 

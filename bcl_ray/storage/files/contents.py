@@ -45,8 +45,9 @@ def copy(source: str, target: str) -> None:
         FileNotFoundError: There is no such file.
     """
     if s3.is_same_server(source, target):
-        locations = s3.parse_uri(source), s3.parse_uri(target)
-        s3.copy_object(*locations, partial(with_retries, uri=source))
+        original, location = s3.parse_uri(source), s3.parse_uri(target)
+        size = with_retries(lambda: s3.object_size(original), source)
+        s3.copy_object(original, size, location, partial(with_retries, uri=target))
     else:
         write_bytes(target, read_bytes(source))
 

@@ -19,7 +19,13 @@ from bcl_ray.storage.s3.objects import (
     replace_version,
     replaces_atomically,
 )
-from bcl_ray.storage.s3.uploads import abort_uploads, copy_object, open_upload, stale_uploads
+from bcl_ray.storage.s3.uploads import (
+    abort_uploads,
+    copy_object,
+    object_size,
+    open_upload,
+    stale_uploads,
+)
 
 __all__ = [
     "ACTIONS",
@@ -40,6 +46,7 @@ __all__ = [
     "is_s3",
     "is_same_server",
     "list_keys",
+    "object_size",
     "open_upload",
     "parse_uri",
     "read_object",

@@ -79,18 +79,15 @@ def open_upload(location: Location, retry: Retry) -> Iterator[Upload]:
         upload.complete()
 
 
-def copy_object(source: Location, target: Location, retry: Retry) -> None:
+def copy_object(source: Location, size: int, target: Location, retry: Retry) -> None:
     """Let the server copy an object; the copy appears whole.
 
     Args:
-        source: The object, on the same server.
-        target: The copy.
+        source: The object.
+        size: Its bytes.
+        target: The copy, on the same server.
         retry: Repeats a request, from any thread.
-
-    Raises:
-        FileNotFoundError: There is no object.
     """
-    size = retry(lambda: _size(source))
     origin = {"CopySource": {"Bucket": source.bucket, "Key": source.key}}
     key = {"Bucket": target.bucket, "Key": target.key}
     if size <= COPIED_BYTES:
@@ -108,7 +105,12 @@ def copy_object(source: Location, target: Location, retry: Retry) -> None:
         parts.complete(size)
 
 
-def _size(location: Location) -> int:
+def object_size(location: Location) -> int:
+    """Bytes of an object.
+
+    Raises:
+        FileNotFoundError: There is no object.
+    """
     try:
         key = {"Bucket": location.bucket, "Key": location.key}
         return int(client(location).head_object(**key)["ContentLength"])
