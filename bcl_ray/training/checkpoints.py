@@ -29,7 +29,7 @@ from bcl_ray.storage.fence import Fence
 logger = logging.getLogger(__name__)
 
 
-class Upload:
+class CheckpointUpload:
     """Writes a checkpoint when Ray Train's thread calls it, while others may wait for its end.
 
     Args:
@@ -70,7 +70,7 @@ class Checkpoints:
     def __init__(self, run: str, fence: Fence) -> None:
         self._run, self._fence = run, fence
         self._snapshots = Snapshots()
-        self._upload: Upload | None = None  # the last one, on rank 0
+        self._upload: CheckpointUpload | None = None  # the last one, on rank 0
         self._blocked = 0.0
 
     def load(self) -> checkpoint.State | None:
@@ -133,7 +133,7 @@ class Checkpoints:
         snapshot = self._snapshots.take(state)
         # The name is new even if workers wrote the same step before they were started again.
         folder = files.join(self._run, f"{LAST}{state.step:08d}_{secrets.token_hex(4)}")
-        self._upload = Upload(partial(self._write, snapshot, folder, best=best))
+        self._upload = CheckpointUpload(partial(self._write, snapshot, folder, best=best))
         filesystem, path = files.atomic_filesystem(folder, self._fence)
         return {
             "checkpoint": ray.train.Checkpoint(path, filesystem),

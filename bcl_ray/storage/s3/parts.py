@@ -15,7 +15,7 @@ PARALLEL_PARTS = 4  # that are sent at once; no more of them are in memory
 Request = Callable[[Any, dict[str, Any]], Any]
 
 
-class Parts:
+class MultipartUpload:
     """A multipart upload, which begins with its first part.
 
     Args:
@@ -105,7 +105,7 @@ class Parts:
 
 
 @contextlib.contextmanager
-def aborted_on_error(parts: Parts) -> Iterator[None]:
+def aborted_on_error(parts: MultipartUpload) -> Iterator[None]:
     """Abort an upload if the block fails; the block's error is the one that is raised."""
     try:
         yield

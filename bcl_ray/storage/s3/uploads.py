@@ -12,7 +12,7 @@ from bcl_ray.storage.s3.clients import client
 from bcl_ray.storage.s3.diagnosis import explain_errors
 from bcl_ray.storage.s3.faults import code_of
 from bcl_ray.storage.s3.location import Location, parse_uri
-from bcl_ray.storage.s3.parts import Parts, aborted_on_error
+from bcl_ray.storage.s3.parts import MultipartUpload, aborted_on_error
 
 PART_BYTES = 16 << 20  # S3 allows 10,000 parts: objects of up to 156 GiB
 # Copied by one request. S3 allows 5 GiB, but a server that answers only at the end of the copy must
@@ -30,7 +30,7 @@ class Upload(io.RawIOBase):
 
     def __init__(self, location: Location, retry: Retry) -> None:
         self._location, self._retry = location, retry
-        self.parts = Parts(location, retry)
+        self.parts = MultipartUpload(location, retry)
         self._buffer = bytearray()
         self._size = 0
 
@@ -97,7 +97,7 @@ def copy_object(source: Location, size: int, target: Location, retry: Retry) -> 
     def copy(s3: Any, part: dict[str, Any], *, piece: str) -> Any:
         return s3.upload_part_copy(**part, **origin, CopySourceRange=piece)["CopyPartResult"]
 
-    parts = Parts(target, retry)
+    parts = MultipartUpload(target, retry)
     with aborted_on_error(parts):
         for start in range(0, size, COPIED_BYTES):
             end = min(start + COPIED_BYTES, size) - 1
