@@ -51,11 +51,11 @@ class FaultyProxy:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def plan(self, fault: str, times: int = 1, method: str = "") -> None:
-        """The next requests (of a method) meet a fault."""
+    def plan(self, fault: str, times: int = 1, method: str = "", path: str = "") -> None:
+        """The next requests (of a method, with some text in their path) meet a fault."""
         assert fault in ANSWERS or fault in ON_THE_WAY
         with self._lock:
-            self._plan.append([fault, times, method])
+            self._plan.append([fault, times, method, path])
 
     def spoil(self, faults: tuple[str, ...], every: int) -> None:
         """One of so many requests meets a fault, from now on; the faults take turns."""
@@ -95,8 +95,8 @@ class FaultyProxy:
         with self._lock:
             self.requests.append((method, path))
             for planned in self._plan:
-                fault, times, only = planned
-                if times > 0 and only in ("", method):
+                fault, times, only, part = planned
+                if times > 0 and only in ("", method) and part in path:
                     planned[1] -= 1
                     self.met[fault] += 1
                     return fault

@@ -91,7 +91,7 @@ def cifar10_lt() -> Experiment:
             warmup_epochs=5,
             milestones=(160, 180),
         ),
-        train=TrainConfig(epochs=200),
+        train=TrainConfig(epochs=200, geometry_every=10),
     )
 
 
@@ -149,7 +149,7 @@ def imagenet_lt() -> Experiment:
             schedule="cosine",
             cosine_per_epoch=True,
         ),
-        train=TrainConfig(epochs=90),
+        train=TrainConfig(epochs=90, geometry_every=10),
         scale=ScaleConfig(workers=4),
     )
 
@@ -169,7 +169,7 @@ def inat18() -> Experiment:
             ),
             "model": base.model.model_copy(update={"backbone": "resnet50"}),
             "optim": base.optim.model_copy(update={"lr": 0.2, "weight_decay": 1e-4}),
-            "train": TrainConfig(epochs=100),
+            "train": TrainConfig(epochs=100, geometry_every=5),
         }
     )
 

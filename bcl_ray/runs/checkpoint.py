@@ -45,20 +45,36 @@ class State:
     random_state: torch.Tensor = field(default_factory=torch.get_rng_state)
 
 
-def save(state: State, *folders: str | Path) -> None:
-    """Write a checkpoint into each of some folders or URIs, without use of the local disk.
+def save(state: State, folder: str | Path) -> None:
+    """Write a checkpoint into a folder or URI, without use of the local disk.
+
+    The file is made in memory, so that this takes twice the memory of the state.
 
     Raises:
-        OSError: A folder cannot be written.
+        OSError: The folder cannot be written.
     """
     content = {name: getattr(state, name) for name in State.__dataclass_fields__}
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    data = buffer.getvalue()
+    data = buffer.getbuffer()
     digest = hashlib.sha256(data).hexdigest()
-    for folder in map(str, folders):
-        files.write_bytes(files.join(folder, FILE), data)
-        files.write_bytes(files.join(folder, HASH_FILE), f"{digest}  {FILE}\n".encode())
+    files.write_bytes(files.join(str(folder), FILE), data)
+    files.write_bytes(files.join(str(folder), HASH_FILE), f"{digest}  {FILE}\n".encode())
+
+
+def copy(folder: str, target: str) -> None:
+    """Copy a checkpoint; the hash comes last, so that a part of a copy is no checkpoint.
+
+    Raises:
+        OSError: The folder cannot be read, or the target not be written.
+    """
+    for name in (FILE, HASH_FILE):
+        files.copy(files.join(folder, name), files.join(target, name))
+
+
+def is_complete(folder: str) -> bool:
+    """Whether all files of a checkpoint are there; what is in them is not checked."""
+    return files.exists(files.join(folder, HASH_FILE))
 
 
 def load(folder: str | Path) -> State:

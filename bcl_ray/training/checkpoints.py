@@ -1,13 +1,19 @@
 """Checkpoints on a worker: rank 0 writes them, and Ray Train records those that are complete.
 
-A checkpoint counts only once Ray Train has recorded it: a worker may die while it writes. Ray Train
-keeps the last two, so that a run can continue from the older one if the newer one is damaged.
+Training waits only until the state has been copied into the host's memory. A thread of Ray Train's
+writes the copy meanwhile, and then records it. A checkpoint counts only once it is recorded: a
+worker may die while it writes. Ray Train keeps the last two, so that a run can continue from the
+older one if the newer one is damaged.
 """
 
 import logging
 import secrets
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import PurePosixPath
+from typing import Any
 
 import ray.train
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
@@ -16,10 +22,41 @@ from ray.train.collective import broadcast_from_rank_zero
 from bcl_ray.method.collectives import rank
 from bcl_ray.runs import checkpoint
 from bcl_ray.runs.run_folder import BEST, LAST
+from bcl_ray.runs.snapshot import Snapshots
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 
 logger = logging.getLogger(__name__)
+
+
+class CheckpointUpload:
+    """Writes a checkpoint when Ray Train's thread calls it, while others may wait for its end.
+
+    Args:
+        write: Writes the checkpoint.
+    """
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write = write
+        self._has_ended = threading.Event()
+        self._error: BaseException | None = None
+
+    def __call__(self, reported: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
+        """Write the checkpoint, and return where it was reported to be."""
+        try:
+            self._write()
+        except BaseException as error:
+            self._error = error
+            raise  # Ray Train ends the training
+        finally:
+            self._has_ended.set()
+        return reported
+
+    def wait(self) -> None:
+        """Wait for the end, and raise the error of an upload that failed."""
+        self._has_ended.wait()
+        if self._error is not None:
+            raise self._error
 
 
 class Checkpoints:
@@ -32,6 +69,9 @@ class Checkpoints:
 
     def __init__(self, run: str, fence: Fence) -> None:
         self._run, self._fence = run, fence
+        self._snapshots = Snapshots()
+        self._upload: CheckpointUpload | None = None  # the last one, on rank 0
+        self._blocked = 0.0
 
     def load(self) -> checkpoint.State | None:
         """The last state that can be read; None if the run has no checkpoint yet.
@@ -47,7 +87,9 @@ class Checkpoints:
         return checkpoint.load(folder)
 
     def save(self, state: Callable[[], checkpoint.State], step: int, *, best: bool = False) -> None:
-        """Write a checkpoint, and report it to Ray Train; workers wait for each other.
+        """Copy the state, and have it written and recorded while training goes on.
+
+        Waits for the checkpoint before, and for the other workers.
 
         Args:
             state: Returns the state to write; called on rank 0.
@@ -56,31 +98,62 @@ class Checkpoints:
 
         Raises:
             LeaseLostError: Another driver has taken the run over.
+            OSError: The checkpoint before could not be written.
         """
-        written = self._write(state(), best=best) if rank() == 0 else None
+        begun = time.perf_counter()
+        upload = self._prepare(state(), best=best) if rank() == 0 else {}
         ray.train.report(
             {"step": step},
-            checkpoint=written,
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            **upload,
         )
+        self._blocked += time.perf_counter() - begun
+
+    def take_blocked_seconds(self) -> float:
+        """Seconds in which `save` has held up training since the last call of this."""
+        seconds, self._blocked = self._blocked, 0.0
+        return seconds
 
     def wait_until_recorded(self) -> None:
-        """Wait until Ray Train has recorded the last checkpoint that was reported."""
+        """Wait until the last checkpoint is written, and Ray Train has recorded it.
+
+        Raises:
+            LeaseLostError: Another driver has taken the run over.
+            OSError: It could not be written.
+        """
+        if self._upload is not None:
+            self._upload.wait()
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
 
-    def _write(self, state: checkpoint.State, *, best: bool) -> ray.train.Checkpoint:
-        self._fence.check()
-        step = f"{state.step:08d}"
+    def _prepare(self, state: checkpoint.State, *, best: bool) -> dict[str, Any]:
+        """Copy the state; returns arguments of `ray.train.report` that have the copy written."""
+        if self._upload is not None:
+            self._upload.wait()  # its memory is used again
+        snapshot = self._snapshots.take(state)
         # The name is new even if workers wrote the same step before they were started again.
-        folder = files.join(self._run, f"{LAST}{step}_{secrets.token_hex(4)}")
-        copies = [files.join(self._run, BEST + step)] if best else []
-        checkpoint.save(state, folder, *copies)
-        self._fence.check()
-        for name in files.list_folders(self._run) if best else []:
-            if name.startswith(BEST) and name != BEST + step:
-                files.delete_folder(files.join(self._run, name))
+        folder = files.join(self._run, f"{LAST}{state.step:08d}_{secrets.token_hex(4)}")
+        self._upload = CheckpointUpload(partial(self._write, snapshot, folder, best=best))
         filesystem, path = files.atomic_filesystem(folder, self._fence)
-        return ray.train.Checkpoint(path, filesystem)
+        return {
+            "checkpoint": ray.train.Checkpoint(path, filesystem),
+            "checkpoint_upload_fn": self._upload,
+        }
+
+    def _write(self, state: checkpoint.State, folder: str, *, best: bool) -> None:
+        self._fence.check()
+        checkpoint.save(state, folder)
+        self._fence.check()
+        if best:
+            self._replace_best(folder, f"{BEST}{state.step:08d}")
+
+    def _replace_best(self, folder: str, new: str) -> None:
+        """Copy a checkpoint, and delete the best one until now."""
+        checkpoint.copy(folder, files.join(self._run, new))
+        self._fence.check()
+        for name in files.list_folders(self._run):
+            if name.startswith(BEST) and name != new:
+                files.delete_folder(files.join(self._run, name))
 
     def _last_usable(self) -> str:
         """The folder of the last checkpoint that can be read."""

@@ -44,19 +44,24 @@ class Assignment:
     """Steps of the whole run that are done."""
     evaluate_first: bool = False
     """Whether the evaluation of the epoch before `first_step` is still to be done."""
+    evaluates_once: bool = False
+    """Whether workers keep the images of the first evaluation for all others."""
 
     def deliveries(self) -> Iterator[Delivery]:
         """All deliveries that are left of the run, in order."""
+        evaluations = 1 if self.evaluates_once else self.experiment.train.epochs + 1
         if self.evaluate_first:
             yield from self._evaluation()
+            evaluations -= 1
         if "training" not in self.purposes:
             return
         train = self.experiment.train
         first_epoch, begin = divmod(self.first_step, epoch_plan(*self._data, 0).steps)
         for epoch in range(first_epoch, train.epochs):
             yield from self._training(epoch, begin if epoch == first_epoch else 0)
-            if "evaluation" in self.purposes and train.is_evaluated(epoch):
+            if "evaluation" in self.purposes and train.evaluates(epoch) and evaluations:
                 yield from self._evaluation()
+                evaluations -= 1
 
     def sources(self) -> dict[Purpose, TaskSource]:
         """The sources of tasks, by purpose."""

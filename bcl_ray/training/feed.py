@@ -13,6 +13,7 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import gather_rows, rank, sum_over_workers, world_size
 from bcl_ray.runs.budget import resident_bytes
 from bcl_ray.training.deliveries import Assignment
+from bcl_ray.training.kept_batches import KeptBatches, may_keep
 from bcl_ray.training.residency import ResidentFeed
 from bcl_ray.training.resident_images import UnsupportedError, Watched
 from bcl_ray.training.stream import SupplierClient, evaluation_batches, training_batches
@@ -37,6 +38,8 @@ class StreamFeed:
         self._experiment, self._manifest, self._device = experiment, manifest, device
         self._send_evaluation = Sender(device, experiment.views).evaluation
         self._client: SupplierClient
+        self._keeps = False  # whether images of the first evaluation are kept for the others
+        self._kept: KeptBatches | None = None
 
     def training(
         self, sender: Sender, first_step: int, *, evaluate_first: bool
@@ -51,6 +54,7 @@ class StreamFeed:
         Returns:
             Each remaining epoch's number, with this worker's batches of it.
         """
+        self._keeps = may_keep(self._experiment, self._manifest, self._device)
         whole = Assignment(
             self._experiment,
             self._manifest,
@@ -58,6 +62,7 @@ class StreamFeed:
             world_size(),
             first_step=first_step,
             evaluate_first=evaluate_first,
+            evaluates_once=self._keeps,
         )
         node_of_rank = _gather_nodes(self._device)
         suppliers = start_suppliers(whole, node_of_rank) if rank() == 0 else None
@@ -73,13 +78,18 @@ class StreamFeed:
 
     def evaluation(self) -> Iterable[DeviceBatch]:
         """Batches of this worker's part of the evaluation split, for the next evaluation."""
-        return evaluation_batches(
+        if self._kept is not None:
+            return self._kept
+        batches = evaluation_batches(
             self._experiment,
             self._manifest,
             self._client,
             world_size=world_size(),
             deliver=self._send_evaluation,
         )
+        if self._keeps:
+            self._kept = KeptBatches(batches)
+        return self._kept or batches
 
 
 def _gather_nodes(device: torch.device) -> list[str]:

@@ -68,15 +68,17 @@ class Probe:
         batches: Iterable[Batch | DeviceBatch],
         *,
         labels: NDArray[np.int64] | None = None,
+        geometry: bool = True,
         trained: bool = True,
     ) -> Evaluation:
-        """The result of `evaluation.evaluate`, with metrics of geometry.
+        """The result of `evaluation.evaluate`, on rank 0 with metrics of geometry.
 
         Args:
             model: The network.
             batches: This worker's part of the evaluation split.
             labels: The model's label of each class of the split; None if they are the same.
-            trained: Whether to measure the geometry of the training split, too.
+            geometry: Whether to measure geometry.
+            trained: Whether to measure that of the training split, too.
 
         Raises:
             RuntimeError: An image was not counted exactly once.
@@ -92,11 +94,18 @@ class Probe:
             device=self.device,
             shares=sample_shares(split_counts, self.class_counts, EVALUATED_IMAGES),
         )
-        metrics = evaluation.metrics | geometry_metrics(model, evaluation.sample, self.class_counts)
+        if not geometry:
+            return evaluation
+        samples = {"": evaluation.sample}
         if trained:
             batches = self.watched(self._training_sample)
-            sample = collect_sample(model, batches, experiment=self.experiment, device=self.device)
-            metrics |= geometry_metrics(model, sample, self.class_counts, "train")
+            samples["train"] = collect_sample(
+                model, batches, experiment=self.experiment, device=self.device
+            )
+        metrics = dict(evaluation.metrics)
+        if rank() == 0:  # one is enough, and workers of a node would share its CPUs
+            for where, sample in samples.items():
+                metrics |= geometry_metrics(model, sample, self.class_counts, where)
         return evaluation._replace(metrics=metrics)
 
     def findings(self, evaluation: Evaluation, **about: Any) -> Findings:

@@ -58,22 +58,23 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         except UnsupportedError as error:
             return {"error": str(error)}
         worker.restore()
-        epochs = worker.feed.training(
-            worker.learner.sender,
-            worker.learner.step,
-            evaluate_first=worker.unevaluated_epoch is not None,
-        )
-        try:
-            with contextlib.closing(epochs):
+        with contextlib.ExitStack() as at_end:  # in reverse order, and whatever happens
+            at_end.callback(worker.watchdog.pause)  # after an error no more batches come
+            at_end.callback(worker.checkpoints.wait_until_recorded)
+            epochs = worker.feed.training(
+                worker.learner.sender,
+                worker.learner.step,
+                evaluate_first=worker.unevaluated_epoch is not None,
+            )
+            at_end.enter_context(contextlib.closing(epochs))
+            try:
                 worker.finish_epoch()
                 for epoch, batches in worker.watchdog.watched(epochs):
                     worker.run_epoch(epoch, batches)
-        except NonFiniteLossError as error:
-            return {"error": str(error)}
-        except StoppedError:
-            return {"stopped": worker.learner.step}
-        finally:
-            worker.watchdog.pause()  # after an error the batches do not come to their end
+            except NonFiniteLossError as error:
+                return {"error": str(error)}
+            except StoppedError:
+                return {"stopped": worker.learner.step}
     return {}
 
 
@@ -152,14 +153,14 @@ class Worker:
 
     @property
     def unevaluated_epoch(self) -> int | None:
-        """The last epoch, if its checkpoint was written before its evaluation."""
+        """The last epoch, if the run was stopped before its evaluation."""
         epochs, step_in_epoch = divmod(self.learner.step, self.steps_per_epoch)
         is_unfinished = step_in_epoch == 0 and len(self.history) < epochs
-        is_due = self.experiment.train.is_evaluated(epochs - 1)
+        is_due = self.experiment.train.evaluates(epochs - 1)
         return epochs - 1 if is_unfinished and is_due else None
 
     def finish_epoch(self) -> None:
-        """Evaluate the last epoch if its checkpoint was written before its evaluation."""
+        """Evaluate the last epoch if the run was stopped before its evaluation."""
         if (epoch := self.unevaluated_epoch) is not None:
             self.run_epoch(epoch, iter(()))
 
@@ -171,11 +172,11 @@ class Worker:
     def run_epoch(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
         """Train on an epoch's remaining batches, evaluate if that is due, save and send metrics."""
         record = {"epoch": float(epoch), **self._train(epoch, batches)}
-        signals, epochs = self._signals_of_all(), self.experiment.train.epochs
-        if self.experiment.train.is_evaluated(epoch):
-            # An evaluation may take longer than a notice lasts, or than a user wants to wait.
-            self._save()
+        signals, train = self._signals_of_all(), self.experiment.train
+        if train.evaluates(epoch):
             if signals:
+                # An evaluation may take longer than a notice lasts, or than a user wants to wait.
+                self._save()
                 self._end(signals)
             record |= self._evaluate(epoch)
         accuracies = [r[ACCURACY] for r in self.history if ACCURACY in r]
@@ -183,12 +184,16 @@ class Worker:
         self.history.append(record)
         self.learner.sums.zero_()
         self._save(best=best)
-        self.send("epoch", epochs=epochs, records=[record])
-        if epoch + 1 < epochs and (signals := self._signals_of_all()):
+        self.send("epoch", epochs=train.epochs, records=[record])
+        if epoch + 1 < train.epochs and (signals := self._signals_of_all()):
             self._end(signals)
 
     def _train(self, epoch: int, batches: Iterator[DeviceBatch]) -> dict[str, float]:
-        """Train on an epoch's remaining batches; returns metrics, the same on every worker."""
+        """Train on an epoch's remaining batches.
+
+        Returns:
+            Metrics, the same on every worker but for time/checkpoint.
+        """
         begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
         for step in train_epoch(
@@ -214,14 +219,19 @@ class Worker:
             ),
             "time/epoch": seconds,
             "time/data_share": 100 * waited / seconds,
+            "time/checkpoint": self.checkpoints.take_blocked_seconds(),
             "throughput/images_per_second": images / seconds,
             "scale/workers": float(world_size()),
         }
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
-        """Evaluate; returns metrics, the same on every worker but for the time."""
+        """Evaluate; returns metrics, the same on every worker but for the time and geometry."""
         begun = time.perf_counter()
-        evaluation = self.probe.evaluate(self.learner.evaluation_model, self.feed.evaluation())
+        evaluation = self.probe.evaluate(
+            self.learner.evaluation_model,
+            self.feed.evaluation(),
+            geometry=self.experiment.train.measures_geometry(epoch),
+        )
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
             self.fence.check()
             findings.write(self.probe.findings(evaluation, epoch=epoch), self.run)
@@ -256,13 +266,12 @@ class Worker:
         )
 
     def _end(self, signals: frozenset[str]) -> None:
-        """End this worker's training, after the state was saved.
+        """End this worker's training; `train_worker` waits until the saved state is recorded.
 
         Raises:
             StoppedError: A stop was requested.
             RestartError: A node will be taken away, or there are nodes for more workers.
         """
-        self.checkpoints.wait_until_recorded()  # a failure could come before Ray Train records it
         if "stop" in signals:
             raise StoppedError
         reason = "a node is being taken away" if self.watchdog.has_notice else "there are new nodes"

@@ -38,16 +38,17 @@ class Score:
                 )
         return sum(weight * metrics[name] for name, weight in self.weights)
 
-    def check_available(self, groups: list[str]) -> None:
-        """Refuse metrics that no evaluation of the data set has.
+    def check_available(self, groups: list[str], geometry_every: int = 1) -> None:
+        """Refuse metrics that not every evaluation of the data set has.
 
         Which geometry metrics there are is only known at the first evaluation, so all are accepted.
 
         Args:
             groups: Groups of classes that the data set has, names from GROUPS.
+            geometry_every: The option train.geometry_every.
 
         Raises:
-            ValueError: There is no such metric; the message names it.
+            ValueError: There is no such metric, or not in every evaluation; the message names it.
         """
         available = [*(f"accuracy/{group}" for group in groups), *OTHER_METRICS]
         for name, _ in self.weights:
@@ -55,6 +56,11 @@ class Score:
                 raise UserError(
                     f"--metric {self.text}: there is no '{name}' with these data: there are "
                     f"{', '.join(available)}, geometry/*"
+                )
+            if name.startswith("geometry/") and geometry_every > 1:
+                raise UserError(
+                    f"--metric {self.text}: '{name}' is not measured at every evaluation, because "
+                    f"train.geometry_every is {geometry_every}: set train.geometry_every=1"
                 )
 
 

@@ -87,6 +87,7 @@ def check_search(
     trial = extent.of_trial(experiment)
     preflight(trial, manifest, connected=connected)
     groups = shot_groups(manifest.splits[data.train_split].class_counts)
-    parse_score(settings.metric).check_available(["all", *groups])
+    score = parse_score(settings.metric)
+    score.check_available(["all", *groups], trial.train.geometry_every)
     SCHEDULERS.checked(settings.scheduler)
     make_sampler(settings.searcher, parse_space(settings.space, trial), settings.seed)

@@ -127,10 +127,12 @@ def best_checkpoint(run: Run) -> str:
     Raises:
         ValueError: The run has evaluated no checkpoint yet.
     """
-    folders = [name for name in files.list_folders(run.uri) if name.startswith(BEST)]
-    if not folders:
-        raise UserError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
-    return files.join(run.uri, folders[-1])  # there are two while a better one replaces the old
+    names = [name for name in files.list_folders(run.uri) if name.startswith(BEST)]
+    # There are two while a better one replaces the old, and it may still be incomplete.
+    for folder in [files.join(run.uri, name) for name in reversed(names)]:
+        if checkpoint.is_complete(folder):
+            return folder
+    raise UserError(f"run '{run.name}' in {run.uri} has evaluated no checkpoint yet")
 
 
 def last_checkpoint(run: Run) -> str:

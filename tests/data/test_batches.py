@@ -22,7 +22,7 @@ def plans(epoch: int) -> EpochPlan:
 
 
 def run(first_step: int = 0, make=lambda rows: rows):
-    """The batches of three epochs, each as (epoch, positions); `make` gets the rows of each read."""
+    """The batches of three epochs as (epoch, positions); `make` gets the rows of each read."""
     experiment = with_overrides(
         cifar10_lt(), ["train.epochs=3", f"optim.global_batch_size={BATCH}"]
     )

@@ -73,14 +73,13 @@ def test_a_run_is_not_continued_with_another_experiment(start, undisturbed):
     assert "only data.path, data.residency, scale.* and tracking.* may change" in command.output
 
 
-def test_an_evaluation_that_was_cut_off_is_repeated(start, workplace, undisturbed):
-    """What is damaged is the last checkpoint; the one before has no evaluation of its epoch."""
-    folder = workplace / "runs" / "unevaluated"
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(start, workplace, undisturbed):
+    folder = workplace / "runs" / "damaged"
     shutil.copytree(workplace / "runs" / "undisturbed", folder)
     last = max(folder.glob("checkpoint_0*"), key=lambda found: found.stat().st_mtime)
     (last / "state.pt").write_bytes((last / "state.pt").read_bytes()[:1000])
-    resumed = start("train", "--resume", "unevaluated")
+    resumed = start("train", "--resume", "damaged")
     assert resumed.wait() == 0, resumed.output
     assert f"{last.name}/state.pt is damaged" in resumed.output
-    assert resumed.start_steps() == [4 * STEPS]
-    assert_same_run(last_state(workplace, "unevaluated"), undisturbed[0])
+    assert resumed.start_steps() == [4 * STEPS - 4], "train.checkpoint_every_steps before the end"
+    assert_same_run(last_state(workplace, "damaged"), undisturbed[0])

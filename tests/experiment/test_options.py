@@ -4,7 +4,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from bcl_ray.experiment.options import Experiment, LossConfig, OptimConfig, Section, ViewConfig
+from bcl_ray.experiment.options import (
+    Experiment,
+    LossConfig,
+    OptimConfig,
+    Section,
+    TrainConfig,
+    ViewConfig,
+)
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES, cifar10_lt
 
@@ -160,6 +167,26 @@ def test_how_fast_and_where_a_run_goes_leaves_the_digest(override):
 )
 def test_what_determines_the_result_changes_the_digest(override):
     assert with_overrides(cifar10_lt(), [override]).digest() != cifar10_lt().digest()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "eval_every", "geometry_every", "evaluated", "measured"),
+    [
+        (4, 1, 1, [1, 2, 3, 4], [1, 2, 3, 4]),
+        (7, 1, 3, [1, 2, 3, 4, 5, 6, 7], [1, 3, 6, 7]),
+        (10, 3, 2, [3, 6, 9, 10], [3, 6, 10]),
+        (10, 3, 9, [3, 6, 9, 10], [3, 10]),
+        (2, 5, 5, [2], [2]),
+    ],
+)
+def test_the_first_and_the_last_evaluation_and_every_so_manyth_measure_geometry(
+    epochs, eval_every, geometry_every, evaluated, measured
+):
+    """Epochs counted from 1."""
+    train = TrainConfig(epochs=epochs, eval_every=eval_every, geometry_every=geometry_every)
+    found = [epoch for epoch in range(epochs) if train.evaluates(epoch)]
+    assert [epoch + 1 for epoch in found] == evaluated
+    assert [epoch + 1 for epoch in found if train.measures_geometry(epoch)] == measured
 
 
 def test_published_momentum_and_decay_are_the_defaults():

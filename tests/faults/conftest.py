@@ -90,18 +90,23 @@ class Job:
 
     def last_step(self) -> int:
         """Step of the last checkpoint that Ray Train has noted."""
-        return int(self._noted()["metrics"]["step"])
+        return int(self._noted()["latest_checkpoint_result"]["metrics"]["step"])
 
     def last_checkpoint(self) -> str:
         """Its folder's name."""
-        return str(self._noted()["checkpoint_dir_name"])
+        return str(self._noted()["latest_checkpoint_result"]["checkpoint_dir_name"])
+
+    def checkpoints(self) -> set[str]:
+        """Folders of the checkpoints that Ray Train keeps account of."""
+        return {one["checkpoint_dir_name"] for one in self._noted()["checkpoint_results"]}
 
     def _noted(self) -> dict:
         snapshot = files.join(self.uri, "checkpoint_manager_snapshot.json")
         try:
-            return json.loads(files.read_bytes(snapshot))["latest_checkpoint_result"]
+            return json.loads(files.read_bytes(snapshot))
         except FileNotFoundError:
-            return {"metrics": {"step": 0}, "checkpoint_dir_name": ""}
+            none = {"metrics": {"step": 0}, "checkpoint_dir_name": ""}
+            return {"latest_checkpoint_result": none, "checkpoint_results": []}
 
     def starts(self) -> list[int]:
         """The step that each start of the workers began at."""

@@ -1,6 +1,5 @@
 """Two drivers of one run: a frozen one that is replaced, and a job that is sent twice."""
 
-import json
 import signal
 import time
 
@@ -37,7 +36,7 @@ def test_a_frozen_driver_is_replaced_and_ends_itself_and_a_job_sent_twice_trains
     assert "this driver, number 1, gave no sign of life for a while, and job " in first.output
     assert "has it now as number 2: it ends, and changes nothing more in" in first.output
     gone_by(frozen, time.monotonic() + 2 * RENEWAL_SECONDS)
-    assert noted(second) <= set(files.list_folders(second.uri)), "it deleted nothing"
+    assert second.checkpoints() <= set(files.list_folders(second.uri)), "it deleted nothing"
     assert second.last_step() > step, "it noted nothing"
     assert drill.tracked_status(second) == "RUNNING", "nor did it end the MLflow run"
 
@@ -61,13 +60,6 @@ def holder(job) -> LeaseRecord:
     """Who has a job's run, or had it last."""
     uri = files.join(job.uri, LEASE_FILE)
     return parse_record(versioned_file(uri).read(), uri)
-
-
-def noted(job) -> set[str]:
-    """Folders of the checkpoints that a job's Ray Train keeps account of."""
-    uri = files.join(job.uri, "checkpoint_manager_snapshot.json")
-    found = json.loads(files.read_bytes(uri))["checkpoint_results"]
-    return {one["checkpoint_dir_name"] for one in found}
 
 
 def gone_by(processes, deadline) -> None:

@@ -1,5 +1,6 @@
 """Faults of what trains and reads: processes, nodes, and machines that are taken away."""
 
+import os
 import re
 import signal
 import time
@@ -7,7 +8,11 @@ import time
 import psutil
 import pytest
 
+from bcl_ray.runs.checkpoint import HASH_FILE, is_complete
+from bcl_ray.runs.run_folder import LAST
+from bcl_ray.storage import files
 from tests.faults.conftest import STEPS
+from tests.faulty_proxy import FaultyProxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -65,3 +70,30 @@ def test_a_node_that_is_drained_with_notice_loses_no_step(drill):
     job.succeed()
     assert job.starts() == [0, step], "not one step is repeated"
     drill.check_same(job)
+
+
+def test_workers_that_are_killed_while_they_upload_a_checkpoint_go_on_from_the_one_before(drill):
+    """The checkpoint's last file is held up on its way, so that it stays incomplete."""
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
+    address = f"?endpoint_override=127.0.0.1:{proxy.port}&scheme=http"
+    try:
+        job = drill.start("uploading", address=address)
+        job.wait_for_mid_epoch()
+        proxy.plan("swallow", method="PUT", path=HASH_FILE)
+        job.wait_for(lambda: proxy.met["swallow"])
+        before, incomplete = job.last_step(), unrecorded(job)
+        assert any(not is_complete(files.join(job.uri, name)) for name in incomplete)
+        for worker in drill.workers():
+            worker.kill()
+        job.succeed()
+    finally:
+        proxy.stop()
+    assert job.starts() == [0, before]
+    assert unrecorded(job) == set(), "what was incomplete is deleted"
+    drill.check_same(job)
+
+
+def unrecorded(job) -> set[str]:
+    """Folders of checkpoints that Ray Train has not recorded, or records no more."""
+    names = {name for name in files.list_folders(job.uri) if name.startswith(LAST)}
+    return names - job.checkpoints()

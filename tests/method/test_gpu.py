@@ -16,6 +16,7 @@ from bcl_ray.method.evaluation import collect_sample, evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.runs import checkpoint
+from bcl_ray.runs.snapshot import Snapshots
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,6 +84,21 @@ def test_batch_norm_with_kernels_is_torch_s_for_one_worker(shape, tmp_path):
         torch.testing.assert_close([norm.running_mean, norm.running_var], [mean, variance])
     finally:
         dist.destroy_process_group()
+
+
+def test_a_snapshot_keeps_its_bits_while_the_device_trains_on():
+    of = with_overrides(digits_lt(), [*OPTIONS, "train.ema_decay=0.9"])
+    learner, snapshots = Learner(of, COUNTS, 8, CARD), Snapshots()
+    about = {"history": [], "fingerprint": "f", "class_names": list("abc"), "uid": "u"}
+    for epoch in range(2):  # the second time into the same memory
+        list(train_epoch(learner, some_batches(of, 4), epoch=epoch))
+        expected = {name: tensor.cpu() for name, tensor in learner.model.state_dict().items()}
+        taken = snapshots.take(learner.state(class_counts=COUNTS.tolist(), **about))
+        list(train_epoch(learner, some_batches(of, 1), epoch=9))
+        assert all(tensor.is_pinned() for tensor in taken.model.values())
+        for name, tensor in expected.items():
+            assert torch.equal(taken.model[name], tensor), name
+        assert not torch.equal(taken.sums, learner.sums.cpu())
 
 
 @pytest.mark.parametrize("recipe", [digits_lt, cifar10_lt])

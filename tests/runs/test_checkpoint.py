@@ -11,6 +11,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.runs import checkpoint
+from bcl_ray.storage import files
 
 COUNTS = [20, 5, 3]
 
@@ -147,9 +148,33 @@ def test_a_state_without_its_hash_is_no_checkpoint(tmp_path):
         checkpoint.load(tmp_path)
 
 
+def test_a_copy_is_complete_only_with_its_hash(tmp_path, monkeypatch):
+    source, target = str(tmp_path / "one"), str(tmp_path / "other")
+    checkpoint.save(state_of(trained(ema=0)), source)
+    copied, real = [], files.copy
+
+    def interrupted(path, to):
+        if copied:
+            raise KeyboardInterrupt
+        copied.append(path)
+        real(path, to)
+
+    monkeypatch.setattr(files, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.copy(source, target)
+    assert (tmp_path / "other" / checkpoint.FILE).exists()
+    assert not checkpoint.is_complete(target)
+    monkeypatch.undo()
+    checkpoint.copy(source, target)
+    assert checkpoint.is_complete(target)
+    assert checkpoint.load(target).step == checkpoint.load(source).step
+
+
 def test_sha256sum_can_check_the_hash(tmp_path):
-    checkpoint.save(state_of(trained(ema=0)), tmp_path, tmp_path / "best")
-    for folder in (tmp_path, tmp_path / "best"):
+    best = tmp_path / "best"
+    checkpoint.save(state_of(trained(ema=0)), tmp_path)
+    checkpoint.copy(str(tmp_path), str(best))
+    for folder in (tmp_path, best):
         subprocess.run(["sha256sum", "-c", checkpoint.HASH_FILE], cwd=folder, check=True)
 
 

@@ -149,6 +149,50 @@ def test_a_failed_block_leaves_neither_object_nor_parts(bucket, small_parts):
     assert bucket.keys() == []
 
 
+def test_a_part_that_fails_leaves_neither_object_nor_parts(bucket, proxy, impatient, small_parts):
+    proxy.plan("slow_down", times=1000, method="PUT")  # each part, and not what begins or aborts
+    with pytest.raises(OSError, match="is too busy or broken"):
+        files.write_bytes(f"{bucket.uri}/large", bytes(8 * small_parts))
+    proxy.calm()
+    assert uploads_of(bucket) == []
+    assert bucket.keys() == []
+
+
+@pytest.mark.parametrize("parts", [0, 0.5, 2, 5.3])
+def test_a_server_copies_objects_of_any_size(bucket, proxy, small_parts, monkeypatch, parts):
+    monkeypatch.setattr(uploads, "COPIED_BYTES", small_parts)
+    source, target = f"{bucket.uri}/one/ü #", f"{bucket.uri}/other/copy"
+    data = os.urandom(int(parts * small_parts))
+    files.write_bytes(source, data)
+    files.write_bytes(target, b"old")
+    downloads = [method for method, _ in proxy.requests].count("GET")
+    files.copy(source, target)
+    assert [method for method, _ in proxy.requests].count("GET") == downloads, "no byte comes here"
+    assert files.read_bytes(target) == data
+    files.delete(source)
+    assert files.read_bytes(target) == data
+    assert uploads_of(bucket) == []
+
+
+def test_a_copy_survives_faults_and_names_what_is_missing(bucket, proxy):
+    files.write_bytes(f"{bucket.uri}/one", b"data")
+    proxy.plan("slow_down", times=2, method="PUT")
+    proxy.plan("lost_answer", method="PUT")
+    files.copy(f"{bucket.uri}/one", f"{bucket.uri}/two")
+    assert files.read_bytes(f"{bucket.uri}/two") == b"data"
+    assert proxy.met == {"slow_down": 2, "lost_answer": 1}
+    with pytest.raises(FileNotFoundError, match=f"{bucket.uri}/none does not exist"):
+        files.copy(f"{bucket.uri}/none", f"{bucket.uri}/two")
+    assert files.read_bytes(f"{bucket.uri}/two") == b"data"
+
+
+def test_a_file_is_copied_into_a_bucket_and_out_of_it(bucket, tmp_path):
+    (tmp_path / "here").write_bytes(b"data")
+    files.copy(str(tmp_path / "here"), f"{bucket.uri}/there")
+    files.copy(f"{bucket.uri}/there", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == b"data"
+
+
 def test_stale_uploads_are_listed_and_aborted(bucket):
     name = s3.parse_uri(bucket.uri).bucket
     begun = bucket.client.create_multipart_upload(Bucket=name, Key="runs/left")

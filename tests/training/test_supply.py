@@ -181,3 +181,14 @@ def test_workers_take_turns_where_many_tasks_are_needed_for_one_step(experiment)
         for rank in sizes[: 4 * shortest]:
             counts[rank] += 1
             assert counts.max() - counts.min() <= 1
+
+
+def test_of_evaluations_whose_images_are_kept_only_the_first_is_delivered(experiment):
+    manifest = read_manifest(experiment.data.path)
+    experiment = with_overrides(experiment, ["train.eval_every=1"])
+    for first, expected in ((False, ["training", "evaluation"]), (True, ["evaluation"])):
+        whole = Assignment(
+            experiment, manifest, range(2), 2, evaluate_first=first, evaluates_once=True
+        )
+        purposes = [p for p, _ in itertools.groupby(d.purpose for d in whole.deliveries())]
+        assert purposes == [*expected, "training"]

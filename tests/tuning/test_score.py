@@ -57,6 +57,16 @@ def test_a_group_without_classes_is_refused_before_the_start():
         parse_score("accuracy/all-calibration/eec").check_available(["all"])
 
 
+def test_geometry_that_some_evaluations_lack_is_refused_before_the_start():
+    score = parse_score("accuracy/all-geometry/nc1")
+    score.check_available(["all"])
+    parse_score("accuracy/all").check_available(["all"], geometry_every=10)
+    with pytest.raises(
+        ValueError, match=r"'geometry/nc1' is not measured at every .*: set train.geometry_every=1"
+    ):
+        score.check_available(["all"], geometry_every=10)
+
+
 @given(
     st.dictionaries(
         st.sampled_from(sorted(FOUND)), st.floats(-9, 9, allow_subnormal=False), min_size=1

@@ -41,13 +41,26 @@ class TrainConfig(Section):
     eval_every: int = Field(
         1, ge=1, description="Epochs between evaluations; the last epoch is always evaluated."
     )
+    geometry_every: int = Field(
+        1,
+        ge=1,
+        description="Evaluations between those that also measure geometry, which takes a pass over "
+        "a sample of training images and CPU time of one worker; the first and the last evaluation "
+        "always do.",
+    )
     checkpoint_every_steps: int = Field(
         0, ge=0, description="Steps between checkpoints within an epoch; 0: at epoch ends only."
     )
 
-    def is_evaluated(self, epoch: int) -> bool:
-        """Whether an epoch is followed by an evaluation."""
+    def evaluates(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, ends with an evaluation."""
         return (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs
+
+    def measures_geometry(self, epoch: int) -> bool:
+        """Whether the evaluation of an epoch, counted from 0, measures geometry."""
+        number = -(-(epoch + 1) // self.eval_every)  # of the evaluation, counted from 1
+        is_last = epoch + 1 == self.epochs
+        return number == 1 or number % self.geometry_every == 0 or is_last
 
 
 class ScaleConfig(Section):

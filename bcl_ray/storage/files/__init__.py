@@ -7,6 +7,7 @@ what to do. For the settings and credentials of S3 see `storage.s3.clients`.
 """
 
 from bcl_ray.storage.files.contents import (
+    copy,
     create_bytes,
     delete,
     delete_folder,
@@ -28,6 +29,7 @@ __all__ = [
     "atomic_filesystem",
     "check_file",
     "check_usable",
+    "copy",
     "create_bytes",
     "delete",
     "delete_folder",

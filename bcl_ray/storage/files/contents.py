@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,26 @@ def read_bytes(uri: str) -> bytes:
     return with_filesystem(read, uri)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
     """Write a whole file, and the folders above it; readers see all of it or the old file."""
     with open_write(uri) as sink:
         sink.write(data)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file; readers see the whole copy or the old file.
+
+    Within an object store the server copies. Elsewhere the whole file is in memory meanwhile.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if s3.is_same_server(source, target):
+        original, location = s3.parse_uri(source), s3.parse_uri(target)
+        size = with_retries(lambda: s3.object_size(original), source)
+        s3.copy_object(original, size, location, partial(with_retries, uri=target))
+    else:
+        write_bytes(target, read_bytes(source))
 
 
 def create_bytes(uri: str, data: bytes) -> None:
@@ -66,7 +83,8 @@ def open_write(uri: str) -> Iterator[Any]:
     of the new one.
     """
     if s3.is_s3(uri):
-        with _open_s3_write(uri) as sink:
+        retry = partial(with_retries, uri=uri)
+        with s3.open_upload(s3.parse_uri(uri), retry) as sink:
             yield sink
         return
     filesystem, path = filesystems.resolve(uri)
@@ -76,18 +94,6 @@ def open_write(uri: str) -> Iterator[Any]:
         return
     with explain_errors(uri), filesystem.open_output_stream(path) as sink:
         yield sink
-
-
-@contextmanager
-def _open_s3_write(uri: str) -> Iterator[Any]:
-    upload = s3.Upload(s3.parse_uri(uri), lambda attempt: with_retries(attempt, uri))
-    try:
-        yield upload
-        upload.complete()
-    except BaseException:
-        with contextlib.suppress(Exception):  # the block's error is the one to report
-            upload.abort()
-        raise
 
 
 def delete(uri: str) -> None:

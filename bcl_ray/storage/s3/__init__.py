@@ -8,7 +8,7 @@ from bcl_ray.storage.s3.access import ACTIONS, TransientProblem, check_access
 from bcl_ray.storage.s3.clients import QUICK_ATTEMPTS, client, filesystem, forget_clients
 from bcl_ray.storage.s3.diagnosis import clarify, explain
 from bcl_ray.storage.s3.faults import fault_of, retry_seconds, summary
-from bcl_ray.storage.s3.location import is_s3, parse_uri
+from bcl_ray.storage.s3.location import is_s3, is_same_server, parse_uri
 from bcl_ray.storage.s3.objects import (
     ChangedError,
     FileVersion,
@@ -19,7 +19,13 @@ from bcl_ray.storage.s3.objects import (
     replace_version,
     replaces_atomically,
 )
-from bcl_ray.storage.s3.uploads import Upload, abort_uploads, stale_uploads
+from bcl_ray.storage.s3.uploads import (
+    abort_uploads,
+    copy_object,
+    object_size,
+    open_upload,
+    stale_uploads,
+)
 
 __all__ = [
     "ACTIONS",
@@ -27,18 +33,21 @@ __all__ = [
     "ChangedError",
     "FileVersion",
     "TransientProblem",
-    "Upload",
     "abort_uploads",
     "check_access",
     "clarify",
     "client",
+    "copy_object",
     "create_object",
     "explain",
     "fault_of",
     "filesystem",
     "forget_clients",
     "is_s3",
+    "is_same_server",
     "list_keys",
+    "object_size",
+    "open_upload",
     "parse_uri",
     "read_object",
     "read_version",

@@ -39,6 +39,8 @@ _ACTIONS = {
     "PutObject": ("write", "s3:PutObject"),
     "CreateMultipartUpload": ("write", "s3:PutObject"),
     "UploadPart": ("write", "s3:PutObject"),
+    "CopyObject": ("write", "s3:PutObject"),
+    "UploadPartCopy": ("write", "s3:PutObject"),
     "CompleteMultipartUpload": ("write", "s3:PutObject"),
     "DeleteObject": ("delete", "s3:DeleteObject"),
     "DeleteObjects": ("delete", "s3:DeleteObject"),

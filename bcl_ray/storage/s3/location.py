@@ -41,6 +41,15 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def is_same_server(*uris: str) -> bool:
+    """Whether all URIs are of S3 and of one server."""
+    servers = {
+        (location.endpoint, location.region)
+        for location in (parse_uri(uri) for uri in uris if is_s3(uri))
+    }
+    return len(servers) == 1 and all(map(is_s3, uris))
+
+
 def parse_uri(uri: str) -> Location:
     """Parse an S3 URI; its options, after '?', take precedence over the environment.
 

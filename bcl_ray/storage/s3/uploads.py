@@ -1,7 +1,10 @@
-"""Uploads in parts: objects that appear whole or not at all, and what interrupted uploads leave."""
+"""Uploads and copies of whole objects, and what interrupted uploads leave."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from bcl_ray.storage.retry import Retry
@@ -9,23 +12,26 @@ from bcl_ray.storage.s3.clients import client
 from bcl_ray.storage.s3.diagnosis import explain_errors
 from bcl_ray.storage.s3.faults import code_of
 from bcl_ray.storage.s3.location import Location, parse_uri
+from bcl_ray.storage.s3.parts import MultipartUpload, aborted_on_error
 
 PART_BYTES = 16 << 20  # S3 allows 10,000 parts: objects of up to 156 GiB
+# Copied by one request. S3 allows 5 GiB, but a server that answers only at the end of the copy must
+# not exceed the client's time limit.
+COPIED_BYTES = 256 << 20
 
 
 class Upload(io.RawIOBase):
-    """A binary sink whose object appears when `complete` is called; `abort` leaves nothing.
+    """A binary sink that sends what is written in parts, from threads.
 
-    pyarrow's own sink also completes the object when a block fails, so that readers would see a
-    part of the data.
+    Args:
+        location: The object.
+        retry: Repeats a request, from any thread.
     """
 
     def __init__(self, location: Location, retry: Retry) -> None:
         self._location, self._retry = location, retry
-        self._key = {"Bucket": location.bucket, "Key": location.key}
+        self.parts = MultipartUpload(location, retry)
         self._buffer = bytearray()
-        self._parts: list[dict[str, Any]] = []
-        self._id: str | None = None
         self._size = 0
 
     def writable(self) -> bool:
@@ -37,61 +43,85 @@ class Upload(io.RawIOBase):
         return self._size
 
     def write(self, data: Any) -> int:
-        """Write all of the data."""
+        """Write all of the data; they may be sent later, and an error may be of an earlier part."""
         view = memoryview(data).cast("B")
+        for start in range(0, len(view), PART_BYTES):
+            self._buffer += view[start : start + PART_BYTES]
+            if len(self._buffer) > PART_BYTES:  # the last part waits for the end of the block
+                self._send(bytes(self._buffer[:PART_BYTES]))
+                del self._buffer[:PART_BYTES]
         self._size += len(view)
-        self._buffer += view
-        while len(self._buffer) > PART_BYTES:  # the last part waits for `complete`
-            self._send(bytes(self._buffer[:PART_BYTES]))
-            del self._buffer[:PART_BYTES]
         return len(view)
 
     def complete(self) -> None:
         """Make the object appear."""
         last = bytes(self._buffer)
-        if self._id is None:
-            self._retry(lambda: self._client().put_object(**self._key, Body=last))
+        if not self.parts:
+            self._retry(lambda: _put(self._location, last))
             return
         self._send(last)
-        parts = {"Parts": self._parts}
-
-        def finish() -> None:
-            try:
-                self._client().complete_multipart_upload(
-                    **self._key, UploadId=self._id, MultipartUpload=parts
-                )
-            except Exception as error:
-                if not self._is_complete(error):
-                    raise
-
-        self._retry(finish)
-
-    def abort(self) -> None:
-        """Delete the parts; if that fails, `stale_uploads` lists them later."""
-        if self._id is not None:
-            s3 = client(self._location, attempts=3)
-            s3.abort_multipart_upload(**self._key, UploadId=self._id)
+        self.parts.complete(self._size)
 
     def _send(self, data: bytes) -> None:
-        if self._id is None:
-            response = self._retry(lambda: self._client().create_multipart_upload(**self._key))
-            self._id = str(response["UploadId"])
-        number = len(self._parts) + 1
-        response = self._retry(
-            lambda: self._client().upload_part(
-                **self._key, UploadId=self._id, PartNumber=number, Body=data
-            )
-        )
-        self._parts.append({"PartNumber": number, "ETag": response["ETag"]})
+        self.parts.add(lambda s3, part: s3.upload_part(**part, Body=data))
 
-    def _is_complete(self, error: Exception) -> bool:
-        """Whether an earlier attempt succeeded and only its answer was lost."""
-        if code_of(error) != "nosuchupload":
-            return False
-        return bool(self._client().head_object(**self._key)["ContentLength"] == self._size)
 
-    def _client(self) -> Any:
-        return client(self._location)
+@contextmanager
+def open_upload(location: Location, retry: Retry) -> Iterator[Upload]:
+    """A binary sink whose object appears when the block ends without error; otherwise nothing does.
+
+    pyarrow's own sink also completes the object when a block fails, so that readers would see a
+    part of the data.
+    """
+    upload = Upload(location, retry)
+    with aborted_on_error(upload.parts):
+        yield upload
+        upload.complete()
+
+
+def copy_object(source: Location, size: int, target: Location, retry: Retry) -> None:
+    """Let the server copy an object; the copy appears whole.
+
+    Args:
+        source: The object.
+        size: Its bytes.
+        target: The copy, on the same server.
+        retry: Repeats a request, from any thread.
+    """
+    origin = {"CopySource": {"Bucket": source.bucket, "Key": source.key}}
+    key = {"Bucket": target.bucket, "Key": target.key}
+    if size <= COPIED_BYTES:
+        retry(lambda: client(target).copy_object(**key, **origin))
+        return
+
+    def copy(s3: Any, part: dict[str, Any], *, piece: str) -> Any:
+        return s3.upload_part_copy(**part, **origin, CopySourceRange=piece)["CopyPartResult"]
+
+    parts = MultipartUpload(target, retry)
+    with aborted_on_error(parts):
+        for start in range(0, size, COPIED_BYTES):
+            end = min(start + COPIED_BYTES, size) - 1
+            parts.add(partial(copy, piece=f"bytes={start}-{end}"))
+        parts.complete(size)
+
+
+def object_size(location: Location) -> int:
+    """Bytes of an object.
+
+    Raises:
+        FileNotFoundError: There is no object.
+    """
+    try:
+        key = {"Bucket": location.bucket, "Key": location.key}
+        return int(client(location).head_object(**key)["ContentLength"])
+    except Exception as error:
+        if code_of(error) == "404":  # an answer without a body has no other code
+            raise FileNotFoundError from None
+        raise
+
+
+def _put(location: Location, data: bytes) -> None:
+    client(location).put_object(Bucket=location.bucket, Key=location.key, Body=data)
 
 
 class StaleUpload(NamedTuple):
