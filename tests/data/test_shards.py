@@ -293,7 +293,7 @@ def test_bad_images_stop_sharding_with_the_first_ten_and_the_total(tmp_path):
     lines = str(stopped.value).splitlines()
     assert lines[0].endswith("with --on-bad-image skip. The first 10:")
     assert lines[1:] == [f"  train row {row}, image {row}: the image is empty" for row in range(10)]
-    assert not target.exists()
+    assert list(target.rglob("*")) == []
 
 
 def test_skipped_images_are_listed_and_counted(tmp_path):
@@ -354,7 +354,7 @@ def test_a_list_with_bad_lines_and_missing_files_is_reported_by_name(tmp_path):
 def test_sources_that_make_no_data_set_are_refused(tmp_path, source, options, message):
     with pytest.raises(ValueError, match=message):
         write_shards(source, str(tmp_path / "target"), **options)
-    assert not (tmp_path / "target").exists()
+    assert list((tmp_path / "target").rglob("*")) == []
 
 
 def test_a_target_in_use_is_left_alone(tmp_path):
@@ -402,7 +402,7 @@ def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
         monkeypatch.setattr(
             module, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
         )
-    (tmp_path / "set").mkdir()  # an object store needs no folders
+    (tmp_path / "set" / "progress").mkdir(parents=True)  # an object store needs no folders
     manifest = write_shards(balanced(100), "test://bucket/set")
     assert read_manifest("test://bucket/set") == manifest
     assert verify_shards("test://bucket/set") == []
@@ -482,10 +482,10 @@ def test_manifests_that_cannot_be_trusted_are_refused(tmp_path):
 
 def test_progress_reports_the_stage_and_reaches_the_end(tmp_path):
     seen = []
-    write_shards(balanced(100), str(tmp_path), progress=lambda *step: seen.append(step))
-    assert seen[0] == ("reading train", 64, 100)
-    assert ("reading train", 100, 100) in seen
-    assert seen[-1] == ("writing train", 100, 100)
+    write_shards(balanced(700), str(tmp_path), progress=lambda *step: seen.append(step))
+    assert seen[:2] == [("reading train", 256, 700), ("reading train", 512, 700)]
+    assert ("reading train", 700, 700) in seen
+    assert seen[-1] == ("writing train", 700, 700)
 
 
 MEMORY = """
