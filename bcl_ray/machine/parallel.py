@@ -98,15 +98,13 @@ class _Process:
 
     def receive(self) -> Any:
         try:
-            succeeded, result = pickle.loads(self.pipe.recv_bytes())  # noqa: S301  our own bytes
+            answer = self.pipe.recv_bytes()
         except (EOFError, ConnectionError):
             raise FailedError(
                 f"a process ended while it was at work (status {self._process.wait()}), perhaps "
                 "for lack of memory: run again, with a lower --cpus; what is done stays"
             ) from None
-        if not succeeded:
-            raise result
-        return result
+        return result_of(answer)
 
 
 def serve(handle: int) -> None:
@@ -118,19 +116,26 @@ def serve(handle: int) -> None:
     pipe = Connection(handle)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            content = pipe.recv_bytes()
-            try:
-                function, item = pickle.loads(content)  # noqa: S301  our own bytes
-                answer = pickle.dumps((True, function(item)))
-            except Exception as error:
-                answer = _pickled(error)
-            pipe.send_bytes(answer)
+            pipe.send_bytes(answer_to(pipe.recv_bytes()))
 
 
-def _pickled(error: Exception) -> bytes:
+def answer_to(work: bytes) -> bytes:
+    """Apply a function to an item, both in one pickle; what comes out is for `result_of`."""
     try:
-        content = pickle.dumps((False, error))
-        pickle.loads(content)  # noqa: S301  some errors can be pickled, but not unpickled
-    except Exception:
-        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
-    return content
+        function, item = pickle.loads(work)  # noqa: S301  our own bytes
+        return pickle.dumps((True, function(item)))
+    except Exception as error:
+        try:
+            answer = pickle.dumps((False, error))
+            pickle.loads(answer)  # noqa: S301  some errors can be pickled, but not unpickled
+        except Exception:
+            return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
+        return answer
+
+
+def result_of(answer: bytes) -> Any:
+    """The function's result; its error is raised."""
+    succeeded, result = pickle.loads(answer)  # noqa: S301  our own bytes
+    if not succeeded:
+        raise result
+    return result

@@ -1,6 +1,5 @@
 """A function applied to many items on all nodes of the cluster, by tasks of Ray Data."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,8 +10,9 @@ from ray import cloudpickle
 from ray.data import ExecutionResources
 from ray.exceptions import RayError
 
-from bcl_ray.machine.errors import FailedError, UserError
-from bcl_ray.ray_runtime.connection import one_line, root_cause
+from bcl_ray.machine.errors import FailedError
+from bcl_ray.machine.parallel import answer_to, result_of
+from bcl_ray.ray_runtime.connection import one_line
 
 # Items of one dataset. They are in the object store, a few MB each at most; and at the end of a
 # dataset, CPUs wait for its last tasks.
@@ -32,34 +32,35 @@ def run_everywhere(
         cpus: CPUs to use at most; None: all.
 
     Raises:
-        UserError, OSError: The function raised it.
-        FailedError: It raised another error, or Ray failed.
+        Exception: The function's own error.
+        FailedError: Ray failed.
     """
     numbered = enumerate(items)
     while segment := list(itertools.islice(numbered, SEGMENT)):
         try:
             yield from _run_segment(function, segment, cpus)
         except RayError as error:
-            cause = root_cause(error)
-            if isinstance(cause, UserError | OSError | FailedError):
-                raise cause from None
             raise FailedError(f"{one_line(error)}; run again: what is done stays") from error
 
 
 def _run_segment(
     function: Callable[[Any], Any], segment: list[tuple[int, Any]], cpus: float | None
 ) -> Iterator[tuple[int, Any]]:
-    rows = [{"position": number, "item": cloudpickle.dumps(item)} for number, item in segment]
+    rows = [
+        {"position": position, "work": cloudpickle.dumps((function, item))}
+        for position, item in segment
+    ]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        functools.partial(_call, function), batch_size=1, num_cpus=1
+        _answer, batch_size=1, num_cpus=1
     )
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        for position, result in zip(batch["position"], batch["result"], strict=True):
-            yield int(position), cloudpickle.loads(result)
+        for position, answer in zip(batch["position"], batch["answer"], strict=True):
+            yield int(position), result_of(answer)
 
 
-def _call(function: Callable[[Any], Any], batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    result = cloudpickle.dumps(function(cloudpickle.loads(batch["item"][0])))
-    return {"position": batch["position"], "result": np.array([result], dtype=object)}
+def _answer(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # Ray Data would lose the kind of an error that is raised here.
+    answer = np.array([answer_to(batch["work"][0])], dtype=object)
+    return {"position": batch["position"], "answer": answer}

@@ -152,6 +152,11 @@ class Selection:
         return len(self._unreadable) + len(self.checked.faults)
 
     @property
+    def num_seen(self) -> int:
+        """The number of rows that were read, or could not be."""
+        return int((self.checked.sizes >= 0).sum()) + len(self._unreadable)
+
+    @property
     def ids(self) -> Rows:
         """Ids of the selected rows, (n,)."""
         return self.rows if self.split.ids is None else self.split.ids[self.rows]

@@ -183,7 +183,7 @@ def _check_no_faults(selections: list[Selection]) -> None:
     bad = sum(selection.num_faults for selection in selections)
     if not bad:
         return
-    total = sum(len(selection.rows) for selection in selections) + bad
+    total = sum(selection.num_seen for selection in selections)
     faults = (
         f"\n  {selection.name} row {fault.row}, {fault.where}: {fault.fault}"
         for selection in selections
