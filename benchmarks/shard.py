@@ -7,7 +7,6 @@ image gives the time for 10^8 images on 16 nodes, with the assumptions that are 
 """
 
 import functools
-import os
 import shutil
 import sys
 import tempfile
@@ -21,10 +20,10 @@ from bcl_ray.data.sources import Source, open_source
 from bcl_ray.machine import container
 from bcl_ray.machine.parallel import run_in_processes
 from benchmarks import alternate, print_table
-from benchmarks.images import encoded, pictures
+from benchmarks.images import encoded, join_files, pictures
 
-IMAGES, FILE_IMAGES, ROUNDS = 6144, 512, 3
-# Assumptions of the extrapolation: nodes as the issue names them, a network of 25 Gbit/s, and an
+IMAGES, FILE_IMAGES, ROUNDS = 4096, 256, 3
+# Assumptions of the extrapolation: nodes of 96 CPUs with a network of 25 Gbit/s, and an
 # object store that is as fast as all of their networks together.
 NODES, NODE_CPUS, NODE_BYTES, LARGE = 16, 96, 25e9 / 8, 10**8
 
@@ -39,16 +38,7 @@ def jpeg_files(folder: Path) -> Source:
     return open_source("list", str(folder), splits={"train": str(folder / "train.txt")})
 
 
-def copy_files(folder: str, target: str, first: int) -> None:
-    """Write the bytes of some files as one file, durably, and check nothing."""
-    with Path(target, str(first)).open("wb") as out:
-        for number in range(first, first + FILE_IMAGES):
-            out.write(Path(folder, f"{number}.jpg").read_bytes())
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def timed_targets(folder: Path) -> Iterator[str]:
+def new_targets(folder: Path) -> Iterator[str]:
     """Names of new folders; the one before is deleted."""
     number = 0
     while True:
@@ -59,15 +49,13 @@ def timed_targets(folder: Path) -> Iterator[str]:
         number += 1
 
 
-def parts(folder: Path) -> list[list[str]]:
-    """Milliseconds of CPU per image for reading, checking and copying, in one process."""
+def check_ms(folder: Path) -> float:
+    """Milliseconds of CPU that the check of an image takes."""
     images = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:FILE_IMAGES]]
     begun = time.process_time()
     with checker_settings():
-        for image in images:
-            assert image_fault(image, MAX_PIXELS) is None
-    check = time.process_time() - begun
-    return [["check of an image, CPU", f"{1e3 * check / len(images):.2f} ms"]]
+        assert not any(image_fault(image, MAX_PIXELS) for image in images)
+    return 1e3 * (time.process_time() - begun) / len(images)
 
 
 def extrapolated(cpu_ms: float, mean_bytes: float) -> list[list[str]]:
@@ -87,30 +75,29 @@ def main() -> None:
         folder.mkdir()
         source = jpeg_files(folder)
         mean_bytes = sum(path.stat().st_size for path in folder.glob("*.jpg")) / IMAGES
-        targets = timed_targets(Path(name))
-        firsts = range(0, IMAGES, FILE_IMAGES)
+        targets = new_targets(Path(name))
+        files = [str(folder / f"{number}.jpg") for number in range(IMAGES)]
+        groups = [files[i : i + FILE_IMAGES] for i in range(0, IMAGES, FILE_IMAGES)]
+        write = functools.partial(write_shards, source, shard_bytes=int(FILE_IMAGES * mean_bytes))
         with run_in_processes(cpus) as run:
 
-            def all_cpus() -> None:
-                write_shards(source, next(targets), run=run, shard_bytes=FILE_IMAGES * 2**17)
-
-            def one_cpu() -> None:
-                write_shards(source, next(targets), shard_bytes=FILE_IMAGES * 2**17)
-
             def script() -> None:
-                copy = functools.partial(copy_files, str(folder), next(targets))
-                assert len(list(run(copy, firsts))) == len(firsts)
+                target = next(targets)
+                join = functools.partial(join_files, target)
+                assert len(list(run(join, groups))) == len(groups)
 
-            fast, plain = alternate(all_cpus, script, ROUNDS)
-            _, slow = alternate(all_cpus, one_cpu, ROUNDS)
+            fast, plain = alternate(lambda: write(next(targets), run=run), script, ROUNDS)
+            _, slow = alternate(
+                lambda: write(next(targets), run=run), lambda: write(next(targets)), ROUNDS
+            )
         begun = time.process_time()
-        write_shards(source, next(targets))
+        write(next(targets))
         cpu_ms = 1e3 * (time.process_time() - begun) / IMAGES
         rows = [
             [f"shard, {cpus} processes", f"{IMAGES / fast:,.0f} images/s"],
             ["shard, one process", f"{IMAGES / slow:,.0f} images/s"],
             [f"script without checks, {cpus} processes", f"{IMAGES / plain:,.0f} images/s"],
-            *parts(folder),
+            ["check of an image, CPU", f"{check_ms(folder):.2f} ms"],
             ["check and write of an image, CPU", f"{cpu_ms:.2f} ms"],
             ["bytes of an image", f"{mean_bytes:,.0f}"],
             *extrapolated(cpu_ms, mean_bytes),
