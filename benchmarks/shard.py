@@ -70,7 +70,7 @@ def extrapolated(cpu_ms: float, mean_bytes: float) -> list[list[str]]:
 
 def main() -> None:
     cpus = int(container.cpus())
-    with tempfile.TemporaryDirectory(dir=(sys.argv[1:] or [None])[0]) as name:
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as name:
         folder = Path(name, "source")
         folder.mkdir()
         source = jpeg_files(folder)
