@@ -35,7 +35,7 @@ test-image: ## build the image, and use it as a stranger with a read-only root d
 	@bash tests/cluster/image.sh
 
 bench: .venv/.dev ## every measured claim, as tables with ratios
-	@for name in loss views launches plan stream epoch geometry checkpoint evaluation; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in loss views launches plan shard stream supply epoch geometry checkpoint evaluation; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 gpu: ## on a machine with a GPU: tests, speed, a training; 9 minutes; DATA, OUT, WHEELS: benchmarks/README.md
 	@$(PYTHON) -m benchmarks.gpu --data "$(DATA)" --wheels "$(WHEELS)" --out "$(or $(OUT),gpu-results)"

@@ -1,7 +1,8 @@
 """Images for the benchmarks: pictures with the 1/f spectrum of natural ones, and shards of them."""
 
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,12 @@ def cifar_shards(folder: Path, count: int, classes: int = 10) -> Manifest:
             for number, image in enumerate(pictures(int(size), 32, 32, seed=label)):
                 (place / f"{number}.png").write_bytes(encoded(image, "PNG"))
     return write_shards(open_source("folder", str(folder / "source")), str(folder / "shards"))
+
+
+def join_files(folder: str, files: Sequence[str]) -> None:
+    """Write the bytes of some files as one, named like the first, durably; check nothing."""
+    with Path(folder, Path(files[0]).stem).open("wb") as out:
+        for file in files:
+            out.write(Path(file).read_bytes())
+        out.flush()
+        os.fsync(out.fileno())

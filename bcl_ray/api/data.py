@@ -1,12 +1,27 @@
 """Write shards of images."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, write_shards
-from bcl_ray.data.sources import open_source
+from bcl_ray.data.sources import Source, open_source
 from bcl_ray.display.terminal import progress_bars
 from bcl_ray.experiment.choices import OnBadImage, Profile, load_plugins
+from bcl_ray.machine import container
+from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.parallel import Run, run_in_processes
+from bcl_ray.storage import paths
+
+if TYPE_CHECKING:
+    from bcl_ray.ray_runtime.connection import Resources
+
+# Rows for which another process is started: to start one takes as long as to check about so many
+# small images.
+ROWS_PER_PROCESS = 4096
 
 
 def shard(
@@ -22,12 +37,16 @@ def shard(
     on_bad_image: OnBadImage = "stop",
     max_pixels: int | None = None,
     plugins: Sequence[str] = (),
+    cpus: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Manifest:
     """Write the images of a source as shards, with a manifest.
 
         bcl_ray.shard("folder", "data/mine", path="photos")
+
+    All CPUs of this machine work; or those of all nodes, if this process is connected to Ray or
+    RAY_ADDRESS is set. After a kill, the same call goes on.
 
     Args:
         source: Kind of the source; `bcl-ray shard --help` lists them. A plugin may add one.
@@ -41,6 +60,7 @@ def shard(
         on_bad_image: "stop", or "skip" to leave bad images out and list them in a file.
         max_pixels: Largest width x height of an image; None for 2^26.
         plugins: Modules that add sources.
+        cpus: CPUs to use at most; None for all.
         progress: Called with the name of the current task, the number of images done, and their
             total; None for a progress bar on a terminal.
         options: Options of the source: splits, classes, image_column, label_column, id_column.
@@ -53,8 +73,10 @@ def shard(
         OSError: A file cannot be read or written.
     """
     load_plugins(plugins)
+    if cpus is not None and cpus < 1:
+        raise UserError(f"--cpus ({cpus}) must be at least 1")
     opened = open_source(source, path, **options)
-    with progress_bars() as bars:
+    with progress_bars() as bars, _workers(opened, target, cpus) as run:
         return write_shards(
             opened,
             target,
@@ -66,4 +88,36 @@ def shard(
             on_bad_image=on_bad_image,
             max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
             progress=progress or bars,
+            run=run,
         )
+
+
+@contextmanager
+def _workers(source: Source, target: str, cpus: int | None) -> Iterator[Run]:
+    """Processes of this machine, or of the cluster if there is one."""
+    ray = sys.modules.get("ray")
+    if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+        from bcl_ray.ray_runtime.connection import connected
+        from bcl_ray.ray_runtime.everywhere import run_everywhere
+
+        with connected() as resources:
+            _check_locations(source, paths.absolute(target), resources)
+            yield functools.partial(run_everywhere, cpus=cpus)
+        return
+    rows = sum(len(split.labels) for split in source.splits.values())
+    available = int(container.cpus()) if cpus is None else cpus
+    with run_in_processes(max(1, min(available, rows // ROWS_PER_PROCESS))) as run:
+        yield run
+
+
+def _check_locations(source: Source, target: str, resources: "Resources") -> None:
+    """Refuse a source or a target that some node cannot use."""
+    from bcl_ray.ray_runtime import access
+    from bcl_ray.ray_runtime.connection import local_path_message
+
+    uses = {f"the source ({uri})": (uri, {"list", "read"}) for uri in source.locations}
+    uses[f"TARGET ({target})"] = (target, {"list", "read", "write", "delete"})
+    for what, (uri, _) in uses.items():
+        if resources.several_nodes and "://" not in uri:
+            raise UserError(local_path_message(what, resources))
+    access.check_everywhere(uses, per_worker={"CPU": 1})

@@ -64,6 +64,10 @@ def shard(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Largest width x height of an image.")
     ] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPUs to use at most; default: all, also of a cluster's nodes."),
+    ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +75,10 @@ def shard(
         ),
     ] = None,
 ) -> None:
-    """Turn a source of images into shards and their manifest."""
+    """Turn a source of images into shards and their manifest; after a kill, go on.
+
+    With RAY_ADDRESS or `submit`, all nodes of the cluster work.
+    """
     bcl_ray.shard(
         source,
         target,
@@ -84,6 +91,7 @@ def shard(
         on_bad_image=on_bad_image,
         max_pixels=max_pixels,
         plugins=plugin or [],
+        cpus=cpus,
         splits=_parse_splits(split or []) or None,
         classes=classes,
         image_column=image_column,

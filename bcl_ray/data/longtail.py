@@ -107,17 +107,20 @@ def select_rows(
     *,
     seed: int,
     random_order: bool,
+    bad: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Rows of the source that a profile selects, rising.
 
     They are the first rows of each class in an order that the seed fixes. So for the same seed, a
-    smaller profile selects a subset of the rows of a larger one.
+    smaller profile selects a subset of the rows of a larger one, and a row that turns out to be bad
+    is replaced by the next one of its class.
 
     Args:
         labels: Class of each row, (N,). Rows with a label outside 0..K-1 are never selected.
-        class_counts: Rows to select of each class, (K,), at most as many as there are.
+        class_counts: Rows to select of each class, (K,), at most as many as are not bad.
         seed: Seed of the order within each class.
         random_order: Whether the rows of a class are in random order already, which is then used.
+        bad: Which rows are never selected, (N,), and yet have their place in the order.
     """
     by_class = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[by_class], np.arange(len(class_counts) + 1))
@@ -126,6 +129,8 @@ def select_rows(
         rows = by_class[bounds[label] : bounds[label + 1]]
         if not random_order and count < len(rows):
             rows = np.random.default_rng([seed, label]).permutation(rows)
+        if bad is not None:
+            rows = rows[~bad[rows]]
         selected.append(rows[:count])
     return np.sort(np.concatenate(selected))
 

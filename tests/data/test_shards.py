@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from bcl_ray.data.shards import (
 from bcl_ray.data.shards.manifest import with_fingerprint
 from bcl_ray.data.shards.split_writer import num_shards, row_group_rows
 from bcl_ray.data.sources import Source, SourceSplit, open_source
+from bcl_ray.machine.parallel import run_in_processes
 from bcl_ray.storage import files
 from bcl_ray.storage.files import filesystems
 
@@ -310,7 +312,7 @@ def test_bad_images_stop_sharding_with_the_first_ten_and_the_total(tmp_path):
     lines = str(stopped.value).splitlines()
     assert lines[0].endswith("with --on-bad-image skip. The first 10:")
     assert lines[1:] == [f"  train row {row}, image {row}: the image is empty" for row in range(10)]
-    assert not target.exists()
+    assert list(target.rglob("*")) == []
 
 
 def test_skipped_images_are_listed_and_counted(tmp_path):
@@ -328,6 +330,38 @@ def test_skipped_images_are_listed_and_counted(tmp_path):
     }
     assert not (tmp_path / "quarantine-test.jsonl").exists()
     assert verify_shards(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("random_order", [True, False])
+def test_bad_rows_are_replaced_so_that_the_profile_has_its_sizes(tmp_path, random_order):
+    """By others of their class; the good ones among the chosen stay."""
+    labels, options = np.arange(400) % 4, {"profile": "exponential", "imbalance_factor": 8}
+    options |= {"max_per_class": 40, "on_bad_image": "skip"}
+    good = source_of(split_of(labels, random_order=random_order), 4)
+    first = write_shards(good, str(tmp_path / "good"), **options)
+    chosen = read_split(tmp_path / "good", first.splits["train"])["id"].to_pylist()
+    images = [b"" if row in chosen[::3] else png(row % 256) for row in range(400)]
+    some = source_of(split_of(labels, images, random_order=random_order), 4)
+    manifest = write_shards(some, str(tmp_path / "some"), **options)
+    train = manifest.splits["train"]
+    assert train.class_counts == first.splits["train"].class_counts == (40, 20, 10, 5)
+    kept = set(read_split(tmp_path / "some", train)["id"].to_pylist())
+    assert kept >= set(chosen) - set(chosen[::3])
+    assert all(images[row] for row in kept)
+    assert train.quarantined >= len(chosen[::3])
+    assert verify_shards(str(tmp_path / "some")) == []
+
+
+def test_a_profile_is_lowered_to_what_is_left_without_bad_rows(tmp_path):
+    labels = np.array([0] * 40 + [1] * 20)
+    images = [png(row) for row in range(40)] + [b""] * 8 + [png(row) for row in range(12)]
+    options = {"profile": "exponential", "imbalance_factor": 2, "on_bad_image": "skip"}
+    manifest = write_shards(source_of(split_of(labels, images)), str(tmp_path), **options)
+    assert manifest.splits["train"].class_counts == (25, 12)
+    with pytest.raises(ValueError, match=r"asks for 20 images of class 1, and the source has 12"):
+        write_shards(
+            source_of(split_of(labels, images)), str(tmp_path / "b"), max_per_class=40, **options
+        )
 
 
 def test_a_list_with_bad_lines_and_missing_files_is_reported_by_name(tmp_path):
@@ -371,7 +405,7 @@ def test_a_list_with_bad_lines_and_missing_files_is_reported_by_name(tmp_path):
 def test_sources_that_make_no_data_set_are_refused(tmp_path, source, options, message):
     with pytest.raises(ValueError, match=message):
         write_shards(source, str(tmp_path / "target"), **options)
-    assert not (tmp_path / "target").exists()
+    assert list((tmp_path / "target").rglob("*")) == []
 
 
 def test_a_target_in_use_is_left_alone(tmp_path):
@@ -385,32 +419,135 @@ def test_a_target_in_use_is_left_alone(tmp_path):
     assert files_of(tmp_path).items() <= before.items()
 
 
+class Pngs:
+    """Images that other processes can read, too."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return (png(row % 256) for row in self.rows)
+
+
+def numbered(rows: int, **options) -> Source:
+    labels = np.arange(rows) % 2
+    options = {"random_order": True, "where": lambda row: f"image {row}"} | options
+    return source_of(SourceSplit(labels, lambda rows: Pngs(rows.tolist()), **options))
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from test_shards import balanced
+from test_shards import numbered
 from bcl_ray.data.shards import write_shards
+from bcl_ray.machine.parallel import run_in_processes
 
 def progress(stage, done, rows):
-    if stage == "writing train" and done > rows / 2:
+    if stage == {stage!r} and done > rows / 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-write_shards(balanced(100), {target!r}, shard_bytes=300, progress=progress)
+with run_in_processes(2) as run:
+    write_shards(numbered(1000), {target!r}, progress=progress, run=run)
 """
 
 
-def test_a_killed_attempt_is_no_data_set_and_the_next_one_works(tmp_path):
+@pytest.mark.parametrize("stage", ["reading train", "writing train"])
+def test_after_a_kill_the_next_attempt_goes_on_and_gives_the_same_bytes(tmp_path, stage, caplog):
     target = tmp_path / "target"
-    script = KILLED.format(tests=str(Path(__file__).parent), target=str(target))
+    script = KILLED.format(tests=str(Path(__file__).parent), target=str(target), stage=stage)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(list(target.glob("train-*.parquet"))) > 8
     with pytest.raises(ValueError, match="so it is not a data set; sharding was interrupted: run"):
         read_manifest(str(target))
-    write_shards(balanced(100), str(target))
-    write_shards(balanced(100), str(tmp_path / "undisturbed"))
+    seen = []
+    write_shards(numbered(1000), str(target), progress=lambda *step: seen.append(step))
+    write_shards(numbered(1000), str(tmp_path / "undisturbed"))
     assert files_of(target) == files_of(tmp_path / "undisturbed")
+    found = re.search(r"has checked (\d) parts of the source, and written (\d) shards", caplog.text)
+    checked, written = map(int, found.groups())
+    assert (checked >= 2) if stage == "reading train" else (checked == 4 and written >= 5), found
+
+
+def test_finished_tasks_of_an_interrupted_attempt_are_not_repeated(tmp_path):
+    reads = []
+
+    def counted(rows):
+        reads.extend(rows.tolist())
+        return Pngs(rows.tolist())
+
+    source = source_of(SourceSplit(np.arange(1000) % 2, counted, str, random_order=True))
+    for stage, rows in (("reading train", 512), ("writing train", 625)):
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(source, str(tmp_path), progress=interrupt_at(stage, rows))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    assert len(before) == 5
+    write_shards(source, str(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert sorted(reads) == list(range(1000)), "and none is read from the source twice"
+    assert verify_shards(str(tmp_path)) == []
+
+
+def interrupt_at(stage, rows):
+    def progress(name, done, _):
+        if (name, done) == (stage, rows):
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_an_attempt_with_other_options_starts_over(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(balanced(200), str(tmp_path / "a"), progress=interrupt_at("writing train", 50))
+    write_shards(balanced(200), str(tmp_path / "a"), seed=1)
+    assert "had other options, another source or another pyarrow; starting over" in caplog.text
+    write_shards(balanced(200), str(tmp_path / "b"), seed=1)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("random_access", [True, False])
+def test_the_bytes_are_the_same_for_any_number_of_processes(tmp_path, random_access):
+    source = numbered(1000, random_access=random_access)
+    for count in (1, 2, 3):
+        with run_in_processes(count) as run:
+            write_shards(source, str(tmp_path / str(count)), run=run)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2") == files_of(tmp_path / "3")
+    assert len(files_of(tmp_path / "1")) == 10, "eight shards and the two files of the manifest"
+
+
+def test_images_are_copied_only_where_rows_cannot_be_read_in_any_order(tmp_path):
+    copied = []
+
+    def progress(stage, *_):
+        if stage == "writing train":
+            copied.append(sum(path.stat().st_size for path in tmp_path.rglob("copied-*")))
+
+    for random_access in (True, False):
+        source = numbered(300, random_access=random_access)
+        write_shards(source, str(tmp_path / str(random_access)), progress=progress)
+    total = sum(map(len, Pngs(range(300))))
+    assert copied == [0] * 8 + [total] * 8
+    assert not list(tmp_path.rglob("progress/*"))
+
+
+@pytest.mark.parametrize("change", ["content", "missing"])
+def test_an_image_that_changes_after_its_check_stops_sharding(tmp_path, change):
+    for row in range(20):
+        (tmp_path / f"{row}.png").write_bytes(png(row))
+    (tmp_path / "list").write_text("".join(f"{row}.png {row % 2}\n" for row in range(20)))
+    source = open_source("list", str(tmp_path), splits={"train": f"{tmp_path}/list"})
+
+    def progress(stage, *_):
+        if stage == "reading train" and change == "content":
+            (tmp_path / "7.png").write_bytes(png(77))
+        elif stage == "reading train":
+            (tmp_path / "7.png").unlink()
+
+    with pytest.raises(ValueError, match=r"the image with id 7 was changed or removed while"):
+        write_shards(source, str(tmp_path / "target"), progress=progress)
+    if change == "content":
+        write_shards(source, str(tmp_path / "target"))  # it starts over
+        assert verify_shards(str(tmp_path / "target")) == []
 
 
 def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
@@ -419,7 +556,7 @@ def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
         monkeypatch.setattr(
             module, "resolve", lambda uri: (store, uri.removeprefix("test://bucket").strip("/"))
         )
-    (tmp_path / "set").mkdir()  # an object store needs no folders
+    (tmp_path / "set" / "progress").mkdir(parents=True)  # an object store needs no folders
     manifest = write_shards(balanced(100), "test://bucket/set")
     assert read_manifest("test://bucket/set") == manifest
     assert verify_shards("test://bucket/set") == []
@@ -582,10 +719,10 @@ def test_entries_of_format_1_that_were_mangled_are_named(tmp_path, shards, messa
 
 def test_progress_reports_the_stage_and_reaches_the_end(tmp_path):
     seen = []
-    write_shards(balanced(100), str(tmp_path), progress=lambda *step: seen.append(step))
-    assert seen[0] == ("reading train", 64, 100)
-    assert ("reading train", 100, 100) in seen
-    assert seen[-1] == ("writing train", 100, 100)
+    write_shards(balanced(700), str(tmp_path), progress=lambda *step: seen.append(step))
+    assert seen[:2] == [("reading train", 256, 700), ("reading train", 512, 700)]
+    assert ("reading train", 700, 700) in seen
+    assert seen[-1] == ("writing train", 700, 700)
 
 
 MEMORY = """

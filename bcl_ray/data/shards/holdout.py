@@ -1,6 +1,6 @@
 """Splitting validation data off the training split of a data set."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bcl_ray.data.shards.manifest import Manifest, Progress, no_progress, read_manifest
 from bcl_ray.data.shards.write import write_shards
-from bcl_ray.data.sources import Content, Rows, Source, SourceSplit, parquet
+from bcl_ray.data.sources import Rows, Source, SourceSplit, parquet
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
@@ -95,15 +95,11 @@ def _select(labels: Rows, counts: NDArray[np.int64], seed: int) -> Rows:
 
 def _part(whole: SourceSplit, rows: Rows) -> SourceSplit:
     """A split of some rows of another split."""
-
-    def read(part_rows: Rows) -> Iterator[Content]:
-        return whole.read(rows[part_rows])
-
     ids: Any = whole.ids
-    return SourceSplit(
-        whole.labels[rows],
-        read,
-        lambda row: whole.where(int(rows[row])),
-        random_order=True,
+    return replace(
+        whole,
+        labels=whole.labels[rows],
+        read=lambda part_rows: whole.read(rows[part_rows]),
+        where=lambda row: whole.where(int(rows[row])),
         ids=ids[rows],
     )

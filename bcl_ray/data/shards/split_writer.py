@@ -1,20 +1,27 @@
-"""Writes the shards of one split: staged rows in shuffled order, as Parquet files."""
+"""Writes the shards of one split: selected rows in shuffled order, as Parquet files."""
 
 import hashlib
 import io
 import json
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from bcl_ray.data.shards.columns import ShardInfo
+from bcl_ray.data.shards.attempt import Attempt
+from bcl_ray.data.shards.columns import ShardColumns, ShardInfo
 from bcl_ray.data.shards.manifest import Progress, Split
-from bcl_ray.data.shards.staging import Staged
-from bcl_ray.data.sources import Rows
+from bcl_ray.data.shards.selection import Selection
+from bcl_ray.data.sources import Content, Rows
+from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.parallel import Run
 from bcl_ray.storage import files
-from bcl_ray.storage.lease import Lease
 
 SCHEMA = pa.schema(
     [
@@ -25,52 +32,82 @@ SCHEMA = pa.schema(
 )
 
 
+class WrittenShard(NamedTuple):
+    """Size and hash of a shard's file."""
+
+    bytes: int
+    sha256: str
+
+
+class SourceChangedError(UserError):
+    """An image is not the one that was checked."""
+
+
 def write_split(
-    target: str,
-    name: str,
-    staged: Staged,
+    attempt: Attempt,
+    selection: Selection,
+    run: Run,
     *,
     num_classes: int,
     shard_bytes: int,
     seed: int,
     progress: Progress,
-    lease: Lease,
 ) -> Split:
     """Write a split's shards and, if some rows are bad, quarantine-<name>.jsonl, which lists them.
 
     Args:
-        target: Folder or URI of the data set.
-        staged: The split's rows, at least one.
+        attempt: Has the shards that were written earlier.
+        selection: The split's rows, all checked; at least one.
+        run: Runs a task for each shard.
         shard_bytes: Target size of a shard.
+        seed: Seed of the shuffle.
         progress: Called after every shard.
-        lease: Lease of the target; checked before every shard.
 
     Returns:
         The split's entry in the manifest.
 
     Raises:
+        SourceChangedError: An image is not the one that was checked.
         LeaseLostError: Another process has taken over the target.
-        OSError: The target cannot be written.
+        OSError: The source cannot be read, or the target cannot be written.
     """
-    group_rows = row_group_rows(staged.rows, staged.total_bytes // staged.rows)
-    shards = num_shards(staged.rows, staged.total_bytes, group_rows, shard_bytes)
-    order = np.random.default_rng([seed, *name.encode()]).permutation(staged.rows)
-    infos, done = [], 0
-    for index, rows in enumerate(np.array_split(order, shards)):
-        lease.check()
-        infos.append(_write_shard(target, f"{name}-{index:05d}.parquet", staged, rows, group_rows))
-        done += len(rows)
-        progress(f"writing {name}", done, staged.rows)
-    if staged.faults:
-        lines = [json.dumps(fault._asdict()) + "\n" for fault in staged.faults]
-        uri = files.join(target, f"quarantine-{name}.jsonl")
+    name, rows = selection.name, len(selection.rows)
+    total_bytes = int(selection.checked.sizes[selection.rows].sum())
+    group_rows = row_group_rows(rows, total_bytes // rows)
+    shards = num_shards(rows, total_bytes, group_rows, shard_bytes)
+    order = np.random.default_rng([seed, *name.encode()]).permutation(rows)
+    parts = {
+        f"{name}-{index:05d}.parquet": part
+        for index, part in enumerate(np.array_split(order, shards))
+    }
+    written: dict[str, WrittenShard] = {}
+    done = 0
+
+    def add(file: str, shard: WrittenShard) -> None:
+        nonlocal done
+        written[file] = shard
+        done += len(parts[file])
+        progress(f"writing {name}", done, rows)
+
+    for record, content in attempt.records(f"written-{name}-").items():
+        add(record.removeprefix("written-"), WrittenShard(*json.loads(content)))
+    waiting = [file for file in parts if file not in written]
+    for position, shard in run(write_shard, _tasks(attempt, selection, parts, waiting, group_rows)):
+        add(waiting[position], shard)
+    if selection.num_faults:
+        lines = [json.dumps(fault._asdict()) + "\n" for fault in selection.faults()]
+        attempt.fence.check()
+        uri = files.join(attempt.target, f"quarantine-{name}.jsonl")
         files.write_bytes(uri, "".join(lines).encode())
     return Split(
-        rows=staged.rows,
-        class_counts=tuple(staged.class_counts(num_classes).tolist()),
+        rows=rows,
+        class_counts=tuple(np.bincount(selection.labels, minlength=num_classes).tolist()),
         row_group_rows=group_rows,
-        shards=tuple(infos),
-        quarantined=len(staged.faults),
+        shards=ShardColumns.of(
+            ShardInfo(file=file, rows=len(part), **written[file]._asdict())
+            for file, part in parts.items()
+        ),
+        quarantined=selection.num_faults,
     )
 
 
@@ -106,8 +143,54 @@ class _HashingFile(io.RawIOBase):
         return len(data)
 
 
-def _write_shard(target: str, name: str, staged: Staged, rows: Rows, group_rows: int) -> ShardInfo:
-    with files.open_write(files.join(target, name)) as file:
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to write; axes: N rows of the shard, in its order."""
+
+    attempt: Attempt
+    file: str
+    """Name of the file."""
+    images: Iterable[Content]
+    ids: Rows
+    """(N,)."""
+    labels: Rows
+    """(N,)."""
+    checksums: NDArray[np.uint32]
+    """CRC-32 of each image when it was checked, (N,)."""
+    group_rows: int
+    """Rows per row group."""
+
+
+def _tasks(
+    attempt: Attempt,
+    selection: Selection,
+    parts: dict[str, Rows],
+    names: list[str],
+    group_rows: int,
+) -> Iterator[ShardTask]:
+    checked, ids, labels = selection.checked, selection.ids, selection.labels
+    for name in names:
+        part = parts[name]
+        rows = selection.rows[part]
+        images = (
+            selection.split.read(rows)
+            if selection.split.random_access
+            else checked.copies(attempt.folder, rows)
+        )
+        checksums = checked.checksums[rows]
+        yield ShardTask(attempt, name, images, ids[part], labels[part], checksums, group_rows)
+
+
+def write_shard(task: ShardTask) -> WrittenShard:
+    """Write a shard and its record; in memory are a row group and the images that are read ahead.
+
+    Raises:
+        SourceChangedError: An image is not the one that was checked.
+        LeaseLostError: Another process has taken over the target.
+        OSError: The source cannot be read, or the target cannot be written.
+    """
+    start = 0
+    with files.open_write(files.join(task.attempt.target, task.file)) as file:
         hashing = _HashingFile(file)
         writer = pq.ParquetWriter(
             hashing,
@@ -117,9 +200,28 @@ def _write_shard(target: str, name: str, staged: Staged, rows: Rows, group_rows:
             write_statistics=["id", "label"],  # those of images would be two images per row group
         )
         with writer:
-            for start in range(0, len(rows), group_rows):
-                columns = staged.columns(rows[start : start + group_rows])
-                writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=group_rows)
-    return ShardInfo(
-        file=name, rows=len(rows), bytes=hashing.size, sha256=hashing.sha256.hexdigest()
-    )
+            for images in _batched(_unchanged(task), task.group_rows):
+                rows = slice(start, start := start + len(images))
+                columns = [task.ids[rows], images, task.labels[rows]]
+                writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(images))
+        task.attempt.fence.check()
+    shard = WrittenShard(hashing.size, hashing.sha256.hexdigest())
+    task.attempt.write(f"written-{task.file}", json.dumps(shard).encode())
+    return shard
+
+
+def _unchanged(task: ShardTask) -> Iterator[bytes]:
+    """The images, each the one that was checked."""
+    rows = zip(task.images, task.checksums.tolist(), task.ids.tolist(), strict=True)
+    for content, checksum, row_id in rows:
+        if isinstance(content, FileNotFoundError) or crc32(content) != checksum:
+            raise SourceChangedError(
+                f"{task.file}: the image with id {row_id} was changed or removed while it was "
+                "sharded: let nothing write to the source, and shard again"
+            )
+        yield content
+
+
+def _batched(images: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
+    while batch := list(islice(images, size)):
+        yield batch

@@ -1,18 +1,20 @@
-"""Writing a data set, in two passes.
+"""Writing a data set, in two passes over the source's rows.
 
-The first pass stages the selected rows of every split: they are checked, and copied to the local
-disk. Nothing is written to the target before all rows are checked. The second pass writes them as
-shards, in shuffled order. In either pass, memory holds a few images, and a few numbers per row.
+The first pass checks the selected rows of every split, and finds out their sizes. No shard is
+written before all rows are checked. The second pass writes the shards, in shuffled order. Both
+passes are tasks that are independent of each other, which `run` distributes. What they have done
+stays after a kill, and the next attempt goes on (`attempt`). The shards' bytes are the same for any
+number of processes.
 """
 
+import hashlib
 import logging
 import re
-from contextlib import ExitStack, closing
+from itertools import islice
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from bcl_ray.data.longtail import class_counts_for, select_rows
+from bcl_ray.data.shards.attempt import Attempt, is_named_like_ours
 from bcl_ray.data.shards.manifest import (
     FORMAT_VERSION,
     INCOMPLETE,
@@ -24,12 +26,13 @@ from bcl_ray.data.shards.manifest import (
     no_progress,
     write_manifest,
 )
-from bcl_ray.data.shards.split_writer import write_split
-from bcl_ray.data.shards.staging import Staged, faults_without_images, stage
+from bcl_ray.data.shards.selection import Selection
+from bcl_ray.data.shards.split_writer import SourceChangedError, write_split
 from bcl_ray.data.sources import Source
 from bcl_ray.experiment.choices import OnBadImage, Profile
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import files, s3
+from bcl_ray.machine.parallel import Run, run_here
+from bcl_ray.storage import files, paths, s3
 from bcl_ray.storage.lease_request import acquire_lease
 
 logger = logging.getLogger(__name__)
@@ -50,28 +53,33 @@ def write_shards(
     on_bad_image: OnBadImage = "stop",
     max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
+    run: Run = run_here,
 ) -> Manifest:
     """Write a source's splits as shards: the train split as a profile selects it, the others whole.
 
     Args:
         source: Source of the images.
-        target: Folder or URI; must not hold a data set yet.
+        target: Folder or URI; must not hold a data set yet. If an attempt with the same arguments
+            was interrupted, this one goes on.
         profile: Profile of the training split's class counts (`longtail.class_counts_for`).
         imbalance_factor: n_max / n_min, for the profiles exponential and step.
         max_per_class: Training images of the largest class. None: as many as there are.
         seed: Seed of the selection of images, and of the shuffle. The same source, profile and seed
             give the same rows in the same order; with the same pyarrow, the same bytes.
         shard_bytes: Target size of a shard.
-        on_bad_image: stop: write nothing. skip: list bad rows in quarantine-<split>.jsonl.
+        on_bad_image: stop: write nothing. skip: replace bad rows by others of their class, as far
+            as the source has more than the profile selects, and list them in
+            quarantine-<split>.jsonl.
         max_pixels: Largest allowed width x height of an image.
         progress: Called with a description, the rows done and the rows in total.
+        run: Runs the tasks, here or elsewhere; see `machine.parallel`.
 
     Raises:
         LeaseHeldError: Another process is writing to the target.
         LeaseLostError: Another process has taken over, while this one was frozen or cut off.
         ValueError: An option is out of range, the target is in use, images are bad (the first ten
             are named), ids are repeated, or a class has no training images.
-        OSError: The source, the target or the temporary folder cannot be read or written.
+        OSError: The source or the target cannot be read or written.
     """
     info = ProfileInfo(
         name=profile, imbalance_factor=imbalance_factor, max_per_class=max_per_class, seed=seed
@@ -79,32 +87,58 @@ def write_shards(
     _check_options(info, shard_bytes, on_bad_image, max_pixels)
     _check_split_names(source)
     _check_target(target)
-    with ExitStack() as stack:
-        staged = {
-            name: stack.enter_context(closing(_stage(source, name, info, max_pixels, progress)))
-            for name in source.splits
-        }
-        _check_staged(staged, source.class_names, on_bad_image)
-        lease = stack.enter_context(
-            acquire_lease(target, what=target, notify=logger.warning, wait=False, remove=True)
-        )
-        _check_target(target)  # again: another process may have written while this one staged
-        _begin_writing(target)
-        splits = {
-            name: write_split(
-                target,
-                name,
-                split,
-                num_classes=len(source.class_names),
-                shard_bytes=shard_bytes,
-                seed=seed,
-                progress=progress,
-                lease=lease,
-            )
-            for name, split in staged.items()
-        }
+    selections = [Selection(source, name, info) for name in source.splits]
+    options = f"{info} {shard_bytes} {max_pixels} {on_bad_image}"
+    with acquire_lease(
+        target, what=target, notify=logger.warning, wait=False, remove=True
+    ) as lease:
+        _check_target(target)  # again: another process may have written in between
+        attempt = Attempt(paths.absolute(target), lease.fence)
+        attempt.begin(_identity(source, options), logger.warning)
+        try:
+            for selection in selections:
+                selection.check(
+                    attempt,
+                    run,
+                    max_pixels=max_pixels,
+                    on_bad_image=on_bad_image,
+                    progress=progress,
+                )
+            if on_bad_image == "stop":
+                _check_no_faults(selections)
+        except UserError:
+            attempt.end()
+            raise
+        try:
+            splits = {
+                selection.name: write_split(
+                    attempt,
+                    selection,
+                    run,
+                    num_classes=len(source.class_names),
+                    shard_bytes=shard_bytes,
+                    seed=seed,
+                    progress=progress,
+                )
+                for selection in selections
+            }
+        except SourceChangedError:
+            attempt.forget()
+            raise
         lease.check()
-        return _publish(target, source, splits, info)
+        manifest = _publish(target, source, splits, info)
+        attempt.end()
+        return manifest
+
+
+def _identity(source: Source, options: str) -> str:
+    """Hash of all that determines a data set's bytes, except for the images themselves."""
+    names = (source.name, source.locations, source.class_names, tuple(source.splits))
+    content = hashlib.sha256(f"{FORMAT_VERSION} {pa.__version__} {names} {options}".encode())
+    for split in source.splits.values():
+        content.update(split.labels.tobytes())
+        content.update(b"" if split.ids is None else split.ids.tobytes())
+    return content.hexdigest()
 
 
 def _check_options(
@@ -138,90 +172,28 @@ def _check_target(target: str) -> None:
         raise UserError(
             f"{target} already holds a data set: choose another target, or delete that one first"
         )
-    # Where an attempt was interrupted, such files are its own, and `_begin_writing` deletes them.
-    if INCOMPLETE not in names and any(_is_named_like_ours(name) for name in names):
+    # Where an attempt was interrupted, such files are its own.
+    if INCOMPLETE not in names and any(is_named_like_ours(name) for name in names):
         raise UserError(
             f"{target} holds Parquet files that `bcl-ray shard` did not write: choose another "
             "target"
         )
 
 
-def _is_named_like_ours(name: str) -> bool:
-    """Whether a file has a name like those that this module writes, whoever wrote it."""
-    return name.endswith((".parquet", ".tmp")) or name.startswith("quarantine-")
-
-
-def _stage(
-    source: Source, name: str, profile: ProfileInfo, max_pixels: int, progress: Progress
-) -> Staged:
-    """Select the rows of a split, and stage them."""
-    split, num_classes = source.splits[name], len(source.class_names)
-    faults = faults_without_images(split, num_classes)
-    is_valid = np.ones(len(split.labels), dtype=bool)
-    is_valid[list(faults)] = False
-    if name == "train":
-        labels = np.where(is_valid, split.labels, -1)
-        available = np.bincount(labels[is_valid], minlength=num_classes)
-        # A class may be empty because its rows are bad: the message names one bad row.
-        hint = next((f"; a bad row, {split.where(row)}: {faults[row]}" for row in faults), "")
-        _check_classes(available, source.class_names, hint=hint)
-        counts = class_counts_for(
-            profile.name,
-            available,
-            imbalance_factor=profile.imbalance_factor,
-            max_per_class=profile.max_per_class,
-        )
-        rows = select_rows(labels, counts, seed=profile.seed, random_order=split.random_order)
-    else:
-        rows = np.flatnonzero(is_valid)
-    return stage(
-        split,
-        rows,
-        faults,
-        max_pixels=max_pixels,
-        progress=lambda done, total: progress(f"reading {name}", done, total),
+def _check_no_faults(selections: list[Selection]) -> None:
+    bad = sum(selection.num_faults for selection in selections)
+    if not bad:
+        return
+    total = sum(selection.num_seen for selection in selections)
+    faults = (
+        f"\n  {selection.name} row {fault.row}, {fault.where}: {fault.fault}"
+        for selection in selections
+        for fault in selection.faults()
     )
-
-
-def _check_staged(
-    staged: dict[str, Staged], class_names: tuple[str, ...], on_bad_image: OnBadImage
-) -> None:
-    faults = [(name, fault) for name, split in staged.items() for fault in split.faults]
-    if faults and on_bad_image == "stop":
-        total = sum(split.rows for split in staged.values()) + len(faults)
-        first = "".join(
-            f"\n  {name} row {fault.row}, {fault.where}: {fault.fault}"
-            for name, fault in faults[:10]
-        )
-        raise UserError(
-            f"{len(faults):,} of {total:,} rows are bad, and nothing was written; repair them, or "
-            f"leave them out with --on-bad-image skip. The first {min(10, len(faults))}:{first}"
-        )
-    _check_classes(staged["train"].class_counts(len(class_names)), class_names)
-    for name, split in staged.items():
-        if split.rows == 0:
-            raise UserError(f"split '{name}' has no images: leave it out of the source")
-
-
-def _check_classes(
-    class_counts: NDArray[np.int64], class_names: tuple[str, ...], hint: str = ""
-) -> None:
-    empty = np.flatnonzero(class_counts == 0)
-    if empty.size:
-        names = ", ".join(f"{label} ({class_names[label]})" for label in empty[:10])
-        raise UserError(
-            f"{empty.size} of {len(class_counts)} classes have no training images: {names}; add "
-            f"images, or remove the classes from the source{hint}"
-        )
-
-
-def _begin_writing(target: str) -> None:
-    """Mark the folder as incomplete, and delete the files of an interrupted attempt."""
-    note = b"`bcl-ray shard` is writing here, or was interrupted; run it again to start over.\n"
-    files.write_bytes(files.join(target, INCOMPLETE), note)
-    for name in files.list_files(target):
-        if _is_named_like_ours(name):
-            files.delete(files.join(target, name))
+    raise UserError(
+        f"{bad:,} of {total:,} rows are bad, and nothing was written; repair them, or leave them "
+        f"out with --on-bad-image skip. The first {min(10, bad)}:" + "".join(islice(faults, 10))
+    )
 
 
 def _publish(
@@ -248,5 +220,4 @@ def _publish(
             f"another `bcl-ray shard` has written to {target} at the same time, and the shards of "
             "both are mixed there: delete the folder, and shard again"
         ) from None
-    files.delete(files.join(target, INCOMPLETE))
     return manifest

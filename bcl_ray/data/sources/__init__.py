@@ -1,13 +1,20 @@
 """Sources of images: digits, CIFAR, a folder per class, list files, Parquet.
 
-A source has class names and splits. A split has the labels of all rows in memory, and streams the
-encoded bytes of the rows that are requested.
+A source has class names and splits. A split has the labels of all rows in memory, and reads the
+encoded bytes of the rows that are requested, in any process.
 """
 
 from typing import Any
 
 from bcl_ray.data.sources.arrays import cifar, digits
-from bcl_ray.data.sources.base import Content, Rows, Source, SourceRequest, SourceSplit
+from bcl_ray.data.sources.base import (
+    Content,
+    Rows,
+    Source,
+    SourceRequest,
+    SourceSplit,
+    read_ahead,
+)
 from bcl_ray.data.sources.files import folder, list_source, parse_list
 from bcl_ray.data.sources.parquet import parquet, parquet_files
 from bcl_ray.experiment.choices import SOURCES, code
@@ -27,6 +34,7 @@ __all__ = [
     "parquet",
     "parquet_files",
     "parse_list",
+    "read_ahead",
 ]
 
 

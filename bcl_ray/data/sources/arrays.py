@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +95,27 @@ def _cifar_parquet(name: str, path: str, folder_name: str) -> Source:
             f"{path} has {len(source.class_names)} classes and {name} has {num_classes}: "
             "use the source that fits, or 'parquet'"
         )
-    return Source(name, source.class_names, source.splits)
+    return Source(name, source.class_names, source.splits, source.locations)
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images from an array of pixels, uint8 (N, H, W) or (N, H, W, 3); iterating encodes PNGs."""
+
+    pixels: NDArray[np.uint8]
+
+    def __iter__(self) -> Iterator[Content]:
+        for image in self.pixels:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            yield buffer.getvalue()
 
 
 def _array_split(pixels: NDArray[np.uint8], labels: Rows) -> SourceSplit:
-    def read(rows: Rows) -> Iterator[Content]:
-        for row in rows.tolist():
-            buffer = io.BytesIO()
-            Image.fromarray(pixels[row]).save(buffer, "PNG")
-            yield buffer.getvalue()
-
-    return SourceSplit(labels, read, where=lambda row: f"image {row}", random_order=False)
+    return SourceSplit(
+        labels,
+        lambda rows: ArrayImages(pixels[rows]),
+        where=lambda row: f"image {row}",
+        random_order=False,
+        random_access=True,
+    )

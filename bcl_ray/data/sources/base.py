@@ -3,8 +3,11 @@
 Axes in this package: N rows of a split, K classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,10 @@ from bcl_ray.storage import files
 
 Rows = NDArray[np.int64]
 Content = bytes | FileNotFoundError  # a missing file is a fault of its row, and stops nothing
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+READ_THREADS, READ_AHEAD = 16, 32  # images that are read at a time, and read before they are used
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,11 @@ class SourceSplit:
 
     labels: Rows
     """Class of each row, (N,); a label outside 0..K-1 is a fault of its row."""
-    read: Callable[[Rows], Iterator[Content]]
-    """Yields the encoded bytes of rows, which are given in rising order."""
+    read: Callable[[Rows], Iterable[Content]]
+    """The images of rows, which are given in rising order; iterating reads their encoded bytes.
+
+    The iterable is pickled, and iterated in another process, where several of them shard.
+    """
     where: Callable[[int], str]
     """Describes a row in error messages, for example by the path of its file."""
     random_order: bool
@@ -32,6 +42,10 @@ class SourceSplit:
     """Unique number of each row, (N,); None to use the row's index."""
     faults: Mapping[int, str] = field(default_factory=dict)
     """Faults by row that are found without reading the images."""
+    random_access: bool = False
+    """Whether `read` takes rows in any order, at no other cost than their own bytes."""
+    least_rows: int = 1
+    """Rows to read at a time at least: fewer cost as much, as they lie in one piece of a file."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class Source:
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, SourceSplit]
+    locations: tuple[str, ...] = ()
+    """Folders that are read while images are, to which every node of a cluster needs access."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +116,18 @@ def read_text(uri: str) -> str:
         return files.read_bytes(uri).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{uri} is not UTF-8 text (byte {error.start})") from None
+
+
+def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results of a function that waits for a store, in order; threads read ahead of the consumer.
+
+    READ_AHEAD limits the memory.
+    """
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        pending: deque[Any] = deque()
+        for item in items:
+            pending.append(threads.submit(function, item))
+            if len(pending) == READ_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

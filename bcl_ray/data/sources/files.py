@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
 
 import numpy as np
 from pyarrow import fs
@@ -15,10 +14,11 @@ from bcl_ray.data.sources.base import (
     SourceRequest,
     SourceSplit,
     names_of_classes,
+    read_ahead,
     read_text,
 )
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 
 
 def open_folder(request: SourceRequest) -> Source:
@@ -56,7 +56,7 @@ def folder(path: str) -> Source:
                 for row in np.flatnonzero(labels < 0).tolist()
             }
             splits[split] = _file_split(path, ["/".join(parts) for parts in images], labels, faults)
-    return Source("folder", tuple(class_names), splits)
+    return Source("folder", tuple(class_names), splits, (path,))
 
 
 def _list_folder(path: str) -> tuple[dict[str, list[list[str]]], list[str]]:
@@ -100,7 +100,7 @@ def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = No
     parsed = {split: parse_list(read_text(uri), origin=uri) for split, uri in lists.items()}
     class_names = names_of_classes(classes, parsed["train"][1])
     splits = {split: _file_split(path, *content) for split, content in parsed.items()}
-    return Source("list", class_names, splits)
+    return Source("list", class_names, splits, (path,))
 
 
 def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, str]]:
@@ -114,7 +114,7 @@ def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, st
     Returns:
         Paths; labels, (N,); and faults by row. A line that cannot be parsed has label -1.
     """
-    paths, faults = [], {}
+    names, faults = [], {}
     lines = text.removesuffix("\n").split("\n")
     labels = np.full(len(lines), -1, dtype=np.int64)
     for row, line in enumerate(lines):
@@ -123,33 +123,44 @@ def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, st
             faults[row] = f"line {row + 1} of {origin} is not '<path> <label>': {line[:80]!r}"
         else:
             labels[row] = int(match[2])
-        paths.append(match[1] if match else f"{origin} line {row + 1}")
-    return paths, labels, faults
+        names.append(match[1] if match else f"{origin} line {row + 1}")
+    return names, labels, faults
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files of a folder; iterating reads them."""
+
+    root: str
+    """Absolute path or URI of the folder."""
+    names: Sequence[str]
+    """Paths below it."""
+
+    def __iter__(self) -> Iterator[Content]:
+        filesystem, base = files.resolve(self.root)
+
+        def read(name: str) -> Content:
+            try:
+                with (
+                    files.explain_errors(files.join(self.root, name)),
+                    filesystem.open_input_stream(f"{base.rstrip('/')}/{name}") as stream,
+                ):
+                    return bytes(stream.read())
+            except FileNotFoundError as error:
+                return error
+
+        return read_ahead(read, self.names)
 
 
 def _file_split(
-    root: str, paths: Sequence[str], labels: Rows, faults: Mapping[int, str]
+    root: str, names: Sequence[str], labels: Rows, faults: Mapping[int, str]
 ) -> SourceSplit:
-    filesystem, base = files.resolve(root)
-
-    def read_one(row: int) -> Content:
-        path = f"{base.rstrip('/')}/{paths[row]}"
-        try:
-            with (
-                files.explain_errors(files.join(root, paths[row])),
-                filesystem.open_input_stream(path) as stream,
-            ):
-                return bytes(stream.read())
-        except FileNotFoundError as error:
-            return error
-
-    def read(rows: Rows) -> Iterator[Content]:
-        # Threads hide the latency of an object store; reading 32 images at a time limits memory.
-        pending = iter(rows.tolist())
-        with ThreadPoolExecutor(16) as pool:
-            while chunk := list(islice(pending, 32)):
-                yield from pool.map(read_one, chunk)
-
+    folder = paths.absolute(root)
     return SourceSplit(
-        labels, read, where=lambda row: paths[row], random_order=False, faults=faults
+        labels,
+        lambda rows: ImageFiles(folder, [names[row] for row in rows.tolist()]),
+        where=lambda row: names[row],
+        random_order=False,
+        faults=faults,
+        random_access=True,
     )

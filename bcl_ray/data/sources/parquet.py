@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from bcl_ray.data.sources.base import (
     names_of_classes,
 )
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
+
+# A row group is read from its beginning, so that parts of one are read again and again.
+PARTS_PER_GROUP = 16  # at most; reading takes little of the time of a check
 
 
 def open_parquet(request: SourceRequest) -> Source:
@@ -88,15 +92,18 @@ def parquet(
     }
     if "train" not in splits:
         raise UserError("source 'parquet' needs --split train=FILE")
+    locations = tuple(sorted({paths.parent(uri) for uris in by_split.values() for uri in uris}))
     first = by_split["train"][0]
     with _open_parquet(first) as file:
         metadata = (file.schema_arrow.metadata or {}).get(b"class_names")
     if classes is None and metadata is not None:
-        return Source("parquet", tuple(str(name) for name in json.loads(metadata)), splits)
+        names = tuple(str(name) for name in json.loads(metadata))
+        return Source("parquet", names, splits, locations)
     default = files.join(first.rpartition("/")[0] or ".", "classes.txt")
     if classes is None and files.exists(default):
         classes = default
-    return Source("parquet", names_of_classes(classes, splits["train"].labels), splits)
+    names = names_of_classes(classes, splits["train"].labels)
+    return Source("parquet", names, splits, locations)
 
 
 def _parquet_split(
@@ -105,20 +112,23 @@ def _parquet_split(
     options = {"--image-column": image_column, "--label-column": label_column}
     if id_column is not None:
         options["--id-column"] = id_column
-    lengths, labels, ids = [], [], []
+    lengths, labels, ids, group_rows = [], [], [], 1
     for uri in uris:
         with _open_parquet(uri) as file:
             _check_columns(uri, file.schema_arrow.names, options)
             _check_images(uri, file.schema_arrow.field(image_column))
             lengths.append(file.metadata.num_rows)
+            groups = range(file.num_row_groups)
+            group_rows = max([group_rows, *(file.metadata.row_group(i).num_rows for i in groups)])
             labels.append(_read_integers(uri, file, label_column))
             if id_column is not None:
                 ids.append(_read_integers(uri, file, id_column))
     starts = np.concatenate([[0], np.cumsum(lengths)])
 
-    def read(rows: Rows) -> Iterator[Content]:
-        for uri, start, end in zip(uris, starts[:-1], starts[1:], strict=True):
-            yield from _read_images(uri, image_column, _rows_within(rows, start, end))
+    def read(rows: Rows) -> ParquetImages:
+        within = zip(uris, starts[:-1], starts[1:], strict=True)
+        parts = [(paths.absolute(uri), _rows_within(rows, *bounds)) for uri, *bounds in within]
+        return ParquetImages(image_column, [part for part in parts if len(part[1])])
 
     def where(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1
@@ -130,7 +140,21 @@ def _parquet_split(
         where,
         random_order=True,
         ids=np.concatenate(ids) if ids else None,
+        least_rows=group_rows // PARTS_PER_GROUP,
     )
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """Images in a column of Parquet files; iterating reads them."""
+
+    column: str
+    parts: Sequence[tuple[str, Rows]]
+    """Files, and rows of each, rising."""
+
+    def __iter__(self) -> Iterator[Content]:
+        for uri, rows in self.parts:
+            yield from _read_images(uri, self.column, rows)
 
 
 def _read_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:

@@ -14,7 +14,7 @@ from bcl_ray.experiment.options.running import ScaleConfig, TrackingConfig, Trai
 from bcl_ray.experiment.options.section import Section
 from bcl_ray.machine.errors import UserError
 
-BEFORE_IT_EXISTED = {("data", "plan"): 1}
+BEFORE_IT_EXISTED = {("data", "plan"): 1, ("train", "geometry_every"): 1}
 """What an option that was added later had been, in effect, in experiments stored before."""
 
 

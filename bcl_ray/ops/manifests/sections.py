@@ -57,8 +57,7 @@ class GroupSection(Section):
     scratch_gib: int = Field(
         50,
         ge=5,
-        description="GiB of a node's disk for temporary files: Ray's logs and spilled objects, and "
-        "on the head the images that sharding copies there.",
+        description="GiB of a node's disk for temporary files: Ray's logs and spilled objects.",
     )
 
     @property

@@ -1,0 +1,99 @@
+"""What an attempt to write a data set has done, so that another one can go on after a kill.
+
+It is kept in <target>/progress/ until the data set is complete:
+
+identity.txt               hash of all that determines the data set's bytes
+checked-<split>-<part>     sizes, checksums and faults of a part of the source's rows (`checking`)
+copied-<split>-<part>      the images of this part, unless the source can be read in any order
+written-<shard>            rows, bytes and SHA-256 of a shard that is complete (`split_writer`)
+
+Tasks write these files themselves, each as a whole, once its work is complete.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bcl_ray.data.shards.manifest import INCOMPLETE
+from bcl_ray.storage import files, paths
+from bcl_ray.storage.fence import Fence
+
+FOLDER, IDENTITY = "progress", "identity.txt"
+READ_THREADS = 16  # records that are read at the same time
+NOTE = b"`bcl-ray shard` is writing here, or was interrupted; run it again to go on.\n"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt to write a data set; may be pickled."""
+
+    target: str
+    """Absolute path or URI of the data set's folder."""
+    fence: Fence
+    """Checked before each write."""
+
+    @property
+    def folder(self) -> str:
+        """The folder of its records."""
+        return files.join(self.target, FOLDER)
+
+    def begin(self, identity: str, notify: Callable[[str], None]) -> None:
+        """Keep what an earlier attempt at the same data set has done, and delete all else.
+
+        Args:
+            identity: Hash of all that determines the data set's bytes.
+            notify: Called with a message for the user if there was an earlier attempt.
+        """
+        names = files.list_files(self.folder)
+        shown = paths.for_display(self.target)
+        if IDENTITY in names and self.read(IDENTITY) == identity.encode():
+            counts = [sum(name.startswith(kind) for name in names) for kind in ("checked", "writ")]
+            notify(
+                f"{shown}: going on after an interrupted attempt, which has checked {counts[0]:,} "
+                f"parts of the source, and written {counts[1]:,} shards"
+            )
+        elif names:
+            notify(
+                f"{shown}: an interrupted attempt had other options, another source or another "
+                "pyarrow; starting over"
+            )
+            files.delete_folder(self.folder)
+            names = {}
+        files.write_bytes(files.join(self.target, INCOMPLETE), NOTE)
+        self.write(IDENTITY, identity.encode())
+        for name in files.list_files(self.target):
+            if is_named_like_ours(name) and f"written-{name}" not in names:
+                files.delete(files.join(self.target, name))
+
+    def records(self, prefix: str) -> dict[str, bytes]:
+        """All records whose names begin with a prefix."""
+        names = [name for name in files.list_files(self.folder) if name.startswith(prefix)]
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            return dict(zip(names, threads.map(self.read, names), strict=True))
+
+    def read(self, name: str) -> bytes:
+        """The content of a record."""
+        return files.read_bytes(files.join(self.folder, name))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a record.
+
+        Raises:
+            LeaseLostError: Another process has taken over the target.
+        """
+        self.fence.check()
+        files.write_bytes(files.join(self.folder, name), content)
+
+    def forget(self) -> None:
+        """Delete all records, so that the next attempt starts over."""
+        files.delete_folder(self.folder)
+
+    def end(self) -> None:
+        """Delete all that is not part of the data set."""
+        self.forget()
+        files.delete(files.join(self.target, INCOMPLETE))
+
+
+def is_named_like_ours(name: str) -> bool:
+    """Whether a file has a name like those of shards, whoever wrote it."""
+    return name.endswith((".parquet", ".tmp")) or name.startswith("quarantine-")

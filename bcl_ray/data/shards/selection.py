@@ -1,0 +1,202 @@
+"""Which rows of a split are written: those that its profile selects, and that are not bad.
+
+A row that turns out to be bad is replaced by the next one of its class, so that classes have the
+sizes of the profile. Where a class has no more rows, the profile is computed for those that it has.
+
+Axes: N rows of the split, K classes.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bcl_ray.data.longtail import class_counts_for, select_rows
+from bcl_ray.data.shards.attempt import Attempt
+from bcl_ray.data.shards.checking import CheckedRows, CheckTask, check_images
+from bcl_ray.data.shards.manifest import ProfileInfo, Progress
+from bcl_ray.data.sources import Rows, Source, SourceSplit
+from bcl_ray.experiment.choices import OnBadImage
+from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.parallel import Run
+
+# A part is what one task checks: a split has PARTS of them, if these are neither so small that
+# starting them takes longer than their work, nor so large that little is done between two records.
+PARTS, MIN_ROWS, MAX_ROWS = 1024, 256, 16_384
+
+
+class ImageFault(NamedTuple):
+    """A row that cannot be used, and why."""
+
+    row: int
+    label: int
+    where: str
+    fault: str
+
+
+class Selection:
+    """The selected rows of a split, as far as it is known which ones are bad.
+
+    Args:
+        source: The source; its split `name` is meant.
+        name: Name of the split. Only of `train`, the profile selects rows; others are whole.
+        profile: The profile.
+
+    Raises:
+        ValueError: Ids occur more than once, or the profile does not fit the split's labels.
+    """
+
+    def __init__(self, source: Source, name: str, profile: ProfileInfo) -> None:
+        self.name, self.split = name, source.splits[name]
+        self._profile, self._class_names = profile, source.class_names
+        self._unreadable = faults_without_images(self.split, len(source.class_names))
+        self._labels = self.split.labels.copy()
+        self._labels[list(self._unreadable)] = -1
+        self.checked = CheckedRows(len(self._labels))
+        self._rounds = 0
+        self.rows: Rows
+        self._select()
+
+    def _select(self) -> None:
+        bad = self.checked.is_bad
+        usable = ~bad & (self._labels >= 0)
+        # A split or a class may be empty because its rows are bad: the message names one of them.
+        hint = next((f"; a bad row, {fault.where}: {fault.fault}" for fault in self.faults()), "")
+        if not usable.any():
+            raise UserError(f"split '{self.name}' has no images: leave it out of the source{hint}")
+        self.rows = np.flatnonzero(usable)
+        if self.name != "train":
+            return
+        available = np.bincount(self._labels[usable], minlength=len(self._class_names))
+        _check_classes(available, self._class_names, hint)
+        counts = class_counts_for(
+            self._profile.name,
+            available,
+            imbalance_factor=self._profile.imbalance_factor,
+            max_per_class=self._profile.max_per_class,
+        )
+        self.rows = select_rows(
+            self._labels,
+            counts,
+            seed=self._profile.seed,
+            random_order=self.split.random_order,
+            bad=bad,
+        )
+
+    def check(
+        self,
+        attempt: Attempt,
+        run: Run,
+        *,
+        max_pixels: int,
+        on_bad_image: OnBadImage,
+        progress: Progress,
+    ) -> None:
+        """Check the selected rows, and those that replace the bad ones.
+
+        Args:
+            attempt: Has the results of checks that were made earlier.
+            run: Runs the tasks.
+            max_pixels: Largest allowed width x height of an image.
+            on_bad_image: stop: replace no rows, since bad ones are going to be an error.
+            progress: Called with "reading <split>", the rows done and in total.
+        """
+        while len(rows := self.rows[self.checked.sizes[self.rows] < 0]):
+            self._check_round(rows, attempt, run, max_pixels, progress)
+            if on_bad_image == "stop" and self.checked.faults:
+                return
+            self._select()
+
+    def _check_round(
+        self, rows: Rows, attempt: Attempt, run: Run, max_pixels: int, progress: Progress
+    ) -> None:
+        prefix = f"{self.name}-{self._rounds}-"
+        self._rounds += 1
+        size = max(self.split.least_rows, min(max(len(rows) // PARTS, MIN_ROWS), MAX_ROWS))
+        parts = {
+            f"{prefix}{start // size:05d}": rows[start : start + size]
+            for start in range(0, len(rows), size)
+        }
+        before = done = int((self.checked.sizes >= 0).sum())
+
+        def add(part: str, table: pa.Table) -> None:
+            nonlocal done
+            self.checked.add(part, parts[part], table)
+            done += len(parts[part])
+            progress(f"reading {self.name}", done, before + len(rows))
+
+        for name, content in attempt.records(f"checked-{prefix}").items():
+            add(name.removeprefix("checked-"), pq.read_table(pa.BufferReader(content)))
+        waiting = [part for part in parts if part not in self.checked.parts]
+        copies = not self.split.random_access
+        tasks = (
+            CheckTask(attempt, part, self.split.read(parts[part]), max_pixels, copies)
+            for part in waiting
+        )
+        for position, table in run(check_images, tasks):
+            add(waiting[position], table)
+
+    def faults(self) -> Iterator[ImageFault]:
+        """The faults that are known, by row."""
+        known = self._unreadable | self.checked.faults
+        for row in sorted(known):
+            label = int(self.split.labels[row])
+            yield ImageFault(row, label, self.split.where(row), known[row])
+
+    @property
+    def num_faults(self) -> int:
+        """The number of faults that are known."""
+        return len(self._unreadable) + len(self.checked.faults)
+
+    @property
+    def num_seen(self) -> int:
+        """The number of rows that were read, or could not be."""
+        return int((self.checked.sizes >= 0).sum()) + len(self._unreadable)
+
+    @property
+    def ids(self) -> Rows:
+        """Ids of the selected rows, (n,)."""
+        return self.rows if self.split.ids is None else self.split.ids[self.rows]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of the selected rows, (n,)."""
+        return self._labels[self.rows]
+
+
+def faults_without_images(split: SourceSplit, num_classes: int) -> dict[int, str]:
+    """Faults by row that are found without reading images: unparsable rows, and invalid labels.
+
+    Raises:
+        ValueError: Ids occur more than once, so that it is unclear which row is the right one.
+    """
+    if split.ids is not None:
+        ids, first, times = np.unique(split.ids, return_index=True, return_counts=True)
+        repeated = np.flatnonzero(times > 1)
+        if repeated.size:
+            shown = ", ".join(
+                f"{ids[i]} ({times[i]} times, first in {split.where(int(first[i]))})"
+                for i in repeated[:10]
+            )
+            raise UserError(f"{repeated.size} ids occur more than once: {shown}")
+    outside = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
+    faults = {
+        row: f"label {split.labels[row]} is outside 0..{num_classes - 1}"
+        for row in outside.tolist()
+    }
+    return faults | dict(split.faults)
+
+
+def _check_classes(
+    class_counts: NDArray[np.int64], class_names: tuple[str, ...], hint: str
+) -> None:
+    empty = np.flatnonzero(class_counts == 0)
+    if empty.size:
+        names = ", ".join(f"{label} ({class_names[label]})" for label in empty[:10])
+        raise UserError(
+            f"{empty.size} of {len(class_counts)} classes have no training images: {names}; add "
+            f"images, or remove the classes from the source{hint}"
+        )
