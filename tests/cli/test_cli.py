@@ -247,7 +247,7 @@ def test_digits_are_sharded_shown_and_verified(bcl_ray, digits):
     status, out, _ = bcl_ray("shards", "show", str(digits))
     assert status == 0
     assert manifest["fingerprint"] in out
-    shards = sum(len(split["shards"]) for split in manifest["splits"].values())
+    shards = sum(split["shards"] for split in manifest["splits"].values())
     message = f"{digits}: {shards} shards match the manifest\n"
     assert bcl_ray("shards", "verify", str(digits)) == (0, message, "")
 
@@ -285,7 +285,7 @@ def test_verify_shows_its_progress(bcl_ray, digits, monkeypatch):
 def test_verify_names_the_shard_that_differs(bcl_ray, tmp_path):
     target = tmp_path / "digits"
     assert bcl_ray("shard", "digits", str(target))[0] == 0
-    damaged = sorted(target.rglob("*.parquet"))[0]
+    damaged = sorted(target.rglob("test-*.parquet"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     status, out, err = bcl_ray("shards", "verify", str(target))
     assert (status, out) == (2, "")
