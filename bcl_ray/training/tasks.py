@@ -29,6 +29,7 @@ Portion = tuple[Read, ...]
 TASK_BLOCKS = 4  # blocks of a task, at most: reading takes time without overlap in the first alone
 EPOCH_TASKS = 16  # of a worker, at least, as far as it has so many blocks: they run side by side
 EVALUATION_ROWS = 256  # of a batch, whatever the row groups of the shards are
+READ_BYTES = 64 * 2**20  # of row groups for a block, at most: a first batch needs a row of each
 READERS = 4  # threads of a task that read row groups
 
 
@@ -48,6 +49,8 @@ class TaskSource:
     """Folder or URI of the shards."""
     files: Sequence[str]
     """Names of the shards' files, in the manifest's order."""
+    row_group_bytes: int
+    """Bytes of a row group, about."""
     experiment: Experiment
     """Options of the views, and the seed."""
     training: bool
@@ -107,8 +110,15 @@ class TaskSource:
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> TaskSource:
     """The source of the training split's tasks, or of the evaluation split's."""
     name = experiment.data.train_split if training else experiment.data.eval_split
-    names = manifest.splits[name].shards.names
-    return TaskSource(experiment.data.path, names, experiment, training)
+    split = manifest.splits[name]
+    row_bytes = int(split.shards.bytes.sum()) // split.rows
+    return TaskSource(
+        experiment.data.path,
+        split.shards.names,
+        split.row_group_rows * row_bytes,
+        experiment,
+        training,
+    )
 
 
 def tasks_of(
@@ -126,17 +136,21 @@ def tasks_of(
     blocks = rows_per_epoch * per_row // BLOCK_BYTES
     task_blocks = max(1, min(TASK_BLOCKS, blocks // EPOCH_TASKS))
     for epoch, epoch_reads in itertools.groupby(reads, key=operator.itemgetter(0)):
-        portions = _portions((read for _, read in epoch_reads), BLOCK_BYTES // per_row)
+        portions = _portions(
+            (read for _, read in epoch_reads),
+            BLOCK_BYTES // per_row,
+            READ_BYTES // max(1, source.row_group_bytes),
+        )
         while group := tuple(itertools.islice(portions, task_blocks)):
             yield Task(epoch, group)
 
 
-def _portions(reads: Iterable[Read], block_rows: int) -> Iterator[Portion]:
-    """Group reads so that each group has one read or, with more, at most `block_rows` rows."""
+def _portions(reads: Iterable[Read], most_rows: int, most_reads: int) -> Iterator[Portion]:
+    """Group reads so that each group has one read or, with more, at most so many rows and reads."""
     portion: list[Read] = []
     rows = 0
     for read in reads:
-        if portion and rows + len(read.rows) > block_rows:
+        if portion and (rows + len(read.rows) > most_rows or len(portion) >= most_reads):
             yield tuple(portion)
             portion, rows = [], 0
         portion.append(read)

@@ -88,18 +88,20 @@ def test_a_block_is_not_copied_out_of_its_table():
 
 @given(
     rows=st.lists(st.integers(1, 9), max_size=12),
-    block_rows=st.integers(1, 20),
+    most_rows=st.integers(1, 20),
+    most_reads=st.integers(0, 5),
 )
-def test_portions_keep_all_reads_in_order_and_are_as_large_as_allowed(rows, block_rows):
-    layout_reads = [
-        tasks.Read(0, 0, 0, number, np.arange(count)) for number, count in enumerate(rows)
-    ]
-    portions = list(tasks._portions(layout_reads, block_rows))
+def test_portions_keep_all_reads_in_order_and_are_as_large_as_allowed(rows, most_rows, most_reads):
+    reads = [tasks.Read(0, 0, 0, number, np.arange(count)) for number, count in enumerate(rows)]
+    portions = list(tasks._portions(reads, most_rows, most_reads))
     assert [read.row_group for portion in portions for read in portion] == list(range(len(rows)))
-    sizes = [sum(len(read.rows) for read in portion) for portion in portions]
-    assert all(len(p) == 1 or size <= block_rows for p, size in zip(portions, sizes, strict=True))
-    for size, following in itertools.pairwise(portions):
-        assert sum(len(r.rows) for r in size) + len(following[0].rows) > block_rows
+
+    def is_allowed(portion):
+        return sum(len(r.rows) for r in portion) <= most_rows and len(portion) <= most_reads
+
+    assert all(len(portion) == 1 or is_allowed(portion) for portion in portions)
+    for portion, following in itertools.pairwise(portions):
+        assert not is_allowed((*portion, following[0]))
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 20))
