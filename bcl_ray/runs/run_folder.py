@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.options import BEFORE_IT_EXISTED, Experiment
+from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import identity
 from bcl_ray.runs.identity import Identity
@@ -107,6 +108,25 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
         difference = ", ".join(_differences(open_run(run.uri)[1], experiment))
         run.check_configuration(experiment.digest(), difference)
     run.check_data(experiment.data.path, fingerprint)
+
+
+def with_options_of_then(uri: str, experiment: Experiment) -> tuple[Experiment, list[str]]:
+    """An experiment that is to continue a run, as it would have been when the run began.
+
+    A job that is started again after an upgrade has new defaults for options that did not exist
+    when its run began.
+
+    Returns:
+        The experiment, and the options that were set back, as section.option=value.
+    """
+    _, stored = open_run(uri)
+    changes = [
+        f"{section}.{option}={value}"
+        for (section, option), value in BEFORE_IT_EXISTED.items()
+        if getattr(getattr(stored, section), option) == value
+        and getattr(getattr(experiment, section), option) != value
+    ]
+    return with_overrides(experiment, changes), changes
 
 
 def _differences(before: Experiment, now: Experiment) -> Iterator[str]:

@@ -83,12 +83,16 @@ def fit(
         return resume is not None or (restartable and run_folder.holds_run(uri))
 
     experiment = run_folder.with_absolute_paths(experiment)
+    name = experiment.tracking.run or run_folder.default_name(experiment)
+    uri = resume or run_folder.run_uri(name, experiment.tracking.runs)
+    if resume is None and continues():
+        experiment, changes = run_folder.with_options_of_then(uri, experiment)
+        for change in changes:
+            _note(follow, f"goes on with {change}, with which it began")
     manifest = read_manifest(experiment.data.path)
     run_budget, _ = preflight(experiment, manifest, connected=ray.is_initialized())
     check_residency(experiment, manifest)
     mlflow_uri = tracking_uri(experiment)
-    name = experiment.tracking.run or run_folder.default_name(experiment)
-    uri = resume or run_folder.run_uri(name, experiment.tracking.runs)
     if continues():
         run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
     elif not restartable:

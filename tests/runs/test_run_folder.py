@@ -67,6 +67,15 @@ def test_a_run_from_before_there_was_plan_2_resumes_with_plan_1(root):
     run_folder.check_resumable(run, experiment, FINGERPRINT)
     with pytest.raises(ValueError, match=r"\(data.plan was 1, now 2\): only data.path"):
         run_folder.check_resumable(run, changed("data.plan=2"), FINGERPRINT)
+    again, changes = run_folder.with_options_of_then(uri, digits_lt())
+    assert "data.plan=1" in changes
+    run_folder.check_resumable(run, again, FINGERPRINT)
+
+
+def test_a_run_of_today_keeps_the_options_that_it_is_continued_with(root):
+    uri = run_folder.run_uri("first", root)
+    run_folder.create(uri, digits_lt(), FINGERPRINT)
+    assert run_folder.with_options_of_then(uri, changed("optim.lr=0.2"))[1] == []
 
 
 def test_a_name_that_is_taken_by_the_same_experiment_offers_to_resume(root):
