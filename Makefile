@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 MACHINES := $(addprefix tests/,cluster/test_slurm.py faults/test_autoscaling.py faults/test_two_drivers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart cluster test test-fast test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check docs format clean
+.PHONY: help quickstart cluster test test-fast test-long test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check docs format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,11 +19,14 @@ quickstart: .venv/.run ## train cross-entropy and BCL on real long-tailed digits
 cluster: .venv/.local ## a whole cluster on this machine: Ray, S3, MLflow
 	@bcl-ray cluster up --workers 3
 
-test: .venv/.dev ## all tests but the drills
-	$(BIN)/pytest -n 2 --ignore tests/faults --ignore tests/cluster/test_slurm.py
+test: .venv/.dev ## all tests but the long ones and the drills
+	$(BIN)/pytest -n 2 -m "not long" --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-fast: .venv/.dev ## those that start neither Ray nor servers, and take no time
 	$(BIN)/pytest -n 2 -m "not (slow or ray or server)" --ignore tests/faults --ignore tests/cluster/test_slurm.py
+
+test-long: .venv/.dev ## whole trainings: with other numbers of workers, interrupted, against a plain loop
+	$(BIN)/pytest -n 2 $(PYTEST) -m long --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-faults: .venv/.dev ## drills: machines killed, servers stopped, disks filled under a training
 	$(BIN)/pytest -n 2 $(PYTEST) tests/faults $(MACHINES:%=--ignore %)

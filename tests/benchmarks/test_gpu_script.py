@@ -28,6 +28,7 @@ def supervised(tmp_path, seconds=60.0, **parts):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_every_part_gives_its_rows_on_a_cpu(tmp_path):
     """Also where pytest's options come from the environment and name a plugin."""

@@ -82,6 +82,7 @@ def above(values, others):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_projects_training_does_not_fall_behind_the_plain_loop(seeds, plain):
     losses, accuracies = seeds(PROJECT)
     assert above(losses, plain[0]) <= 0, (losses, plain[0])
@@ -89,6 +90,7 @@ def test_the_projects_training_does_not_fall_behind_the_plain_loop(seeds, plain)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_learns_less_is_found_to_fall_behind(seeds, plain):
     losses, accuracies = seeds(PROJECT, "optim.lr=0.001", count=3)
     assert above(losses, plain[0]) > 0, (losses, plain[0])

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from tests.e2e.conftest import OPTIONS, assert_same_run, last_state, latest_step
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 STEPS = 12  # per epoch
 
 

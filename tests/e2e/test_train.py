@@ -97,6 +97,7 @@ def test_mlflow_brings_the_trained_model_back(undisturbed, runs, workplace):
     assert torch.allclose(loaded(images), own(images), atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace):
     """To rounding, which a small learning rate keeps from growing."""
     for workers in (1, 4):
@@ -121,6 +122,7 @@ def test_the_number_of_workers_does_not_change_what_is_computed(start, workplace
     assert four.history[0]["images/evaluated"] == 360
 
 
+@pytest.mark.long
 def test_images_on_the_device_train_what_the_stream_trains_bit_for_bit(
     start, workplace, undisturbed
 ):
