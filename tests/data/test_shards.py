@@ -30,6 +30,7 @@ from bcl_ray.data.shards import (
     write_shards,
 )
 from bcl_ray.data.shards.manifest import with_fingerprint
+from bcl_ray.data.shards.read import read_footer
 from bcl_ray.data.shards.split_writer import num_shards, row_group_rows
 from bcl_ray.data.sources import Source, SourceSplit, open_source
 from bcl_ray.machine.parallel import run_in_processes
@@ -755,3 +756,15 @@ def test_peak_memory_does_not_grow_with_the_rows(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
     assert peaks[1] < 1.15 * peaks[0]
+
+
+def test_the_cache_of_footers_counts_bytes_not_footers(tmp_path):
+    write_shards(balanced(100), str(tmp_path), shard_bytes=1)
+    names = read_manifest(str(tmp_path)).splits["train"].shards.names
+    cache = read_footer.cache
+    cache.clear()
+    footers = [read_footer(str(tmp_path / name)) for name in names]
+    assert len(footers) == len(cache) == 100
+    assert read_footer(str(tmp_path / names[0])) is footers[0]
+    assert cache.currsize == sum(11 * footer.serialized_size for footer in footers)
+    assert cache.maxsize == 64 * 2**20
