@@ -13,6 +13,7 @@ from bcl_ray.display.terminal import progress_bars
 from bcl_ray.experiment.choices import OnBadImage, Profile, load_plugins
 from bcl_ray.machine import container
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.messages import notify
 from bcl_ray.machine.parallel import Run, run_in_processes
 from bcl_ray.storage import paths
 
@@ -46,7 +47,7 @@ def shard(
         bcl_ray.shard("folder", "data/mine", path="photos")
 
     All CPUs of this machine work; or those of all nodes, if this process is connected to Ray or
-    RAY_ADDRESS is set. After a kill, the same call goes on.
+    RAY_ADDRESS names a cluster. After a kill, the same call goes on.
 
     Args:
         source: Kind of the source; `bcl-ray shard --help` lists them. A plugin may add one.
@@ -96,7 +97,9 @@ def shard(
 def _workers(source: Source, target: str, cpus: int | None) -> Iterator[Run]:
     """Processes of this machine, or of the cluster if there is one."""
     ray = sys.modules.get("ray")
-    if os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+    address = os.environ.get("RAY_ADDRESS", "")
+    is_dashboard = address.startswith(("http://", "https://"))  # it takes jobs, not drivers
+    if (address and not is_dashboard) or (ray is not None and ray.is_initialized()):
         from bcl_ray.ray_runtime.connection import connected
         from bcl_ray.ray_runtime.everywhere import run_everywhere
 
@@ -104,6 +107,8 @@ def _workers(source: Source, target: str, cpus: int | None) -> Iterator[Run]:
             _check_locations(source, paths.absolute(target), resources)
             yield functools.partial(run_everywhere, cpus=cpus)
         return
+    if is_dashboard:
+        notify("sharding on this machine; `bcl-ray submit shard ...` does it on the cluster")
     rows = sum(len(split.labels) for split in source.splits.values())
     available = int(container.cpus()) if cpus is None else cpus
     with run_in_processes(max(1, min(available, rows // ROWS_PER_PROCESS))) as run:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import bcl_ray
 from bcl_ray.api import data
-from bcl_ray.data.shards import verify_shards
+from bcl_ray.data.shards import read_manifest, verify_shards
 from bcl_ray.storage import files
 
 ON_SWIFT = pytest.mark.parametrize("s3_server", ["swift"], indirect=True)
@@ -80,7 +80,9 @@ def test_all_cpus_write_the_bytes_of_one(images, alone, tmp_path, source, monkey
     monkeypatch.setattr(data, "ROWS_PER_PROCESS", 100)
     shard(source, f"file://{images}", tmp_path / source, cpus=3)
     assert hashes(tmp_path / source) == hashes(alone / source)
-    assert len(hashes(tmp_path / source)) == 10, "eight shards, the bad image, the manifest"
+    assert len(hashes(tmp_path / source)) == 11, (
+        "eight shards, the bad image, the two files of the manifest"
+    )
 
 
 @ON_SWIFT
@@ -131,3 +133,12 @@ def test_an_error_of_a_task_is_the_error_of_the_command(two_nodes, images, tmp_p
 
 def divide(number):
     return 1 / number
+
+
+def test_where_jobs_are_sent_to_a_dashboard_this_machine_shards_and_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    bcl_ray.shard("digits", str(tmp_path))
+    assert read_manifest(str(tmp_path)).splits["test"].rows == 360
+    assert "sharding on this machine; `bcl-ray submit shard ...`" in capsys.readouterr().err
