@@ -85,6 +85,15 @@ def test_all_cpus_write_the_bytes_of_one(images, alone, tmp_path, source, monkey
     )
 
 
+def test_where_jobs_are_sent_to_a_dashboard_this_machine_shards_and_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    bcl_ray.shard("digits", str(tmp_path))
+    assert read_manifest(str(tmp_path)).splits["test"].rows == 360
+    assert "sharding on this machine; `bcl-ray submit shard ...`" in capsys.readouterr().err
+
+
 @ON_SWIFT
 def test_several_processes_shard_from_and_to_a_bucket(bucket, images, alone, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -133,12 +142,3 @@ def test_an_error_of_a_task_is_the_error_of_the_command(two_nodes, images, tmp_p
 
 def divide(number):
     return 1 / number
-
-
-def test_where_jobs_are_sent_to_a_dashboard_this_machine_shards_and_says_so(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
-    bcl_ray.shard("digits", str(tmp_path))
-    assert read_manifest(str(tmp_path)).splits["test"].rows == 360
-    assert "sharding on this machine; `bcl-ray submit shard ...`" in capsys.readouterr().err
