@@ -50,7 +50,7 @@ def grouped_nodes(nodes: Sequence[str], free: Mapping[str, float]) -> list[Seque
 def free_cpus(node_of_rank: Sequence[str], cpus_per_worker: float) -> dict[str, float]:
     """CPUs of each usable node that the run's own workers leave."""
     return {
-        node: resources.get("CPU", 0.0) - cpus_per_worker * node_of_rank.count(node)
+        node: max(0.0, resources.get("CPU", 0.0) - cpus_per_worker * node_of_rank.count(node))
         for node, resources in usable_nodes().items()
     }
 
