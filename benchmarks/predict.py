@@ -92,7 +92,7 @@ def bare(model: tuple[str, str], images: int) -> float:
         process.start()
     start.wait()
     begun = time.perf_counter()
-    last = max(ends.get() for _ in processes)
+    last: float = max(ends.get() for _ in processes)
     for process in processes:
         process.join()
     return PROCESSES * batches * BATCH / (last - begun)
@@ -116,7 +116,7 @@ def predicted(model: str, images: Path, target: Path) -> float:
 class InstantActor:
     """Takes the place of `LabellerActor`."""
 
-    def load(self) -> None:
+    def load(self, *_: object) -> None:
         """Load nothing."""
 
     def label(self, batch: Columns) -> Columns:
@@ -147,7 +147,7 @@ def driver_memory(images: int, folder: Path) -> tuple[float, float, float]:
         mock.patch.object(labelling, "LabellerActor", InstantActor),
         contextlib.closing(Supply(counts)) as supply,
         Labelling(
-            supply, first=0, batch_size=128, read=instant_read, model=(), pool=pool
+            supply, first=0, batch_size=128, read=instant_read, model=("", "", 5, False), pool=pool
         ) as running,
     ):
         labelled = sum(len(block["fault"]) for block in running.blocks())

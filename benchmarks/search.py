@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def longest_wait(ledger: Ledger, *, direct: bool) -> float:
     return longest
 
 
-def timed(function: object) -> float:
+def timed(function: Callable[[], object]) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
     function()
