@@ -23,9 +23,10 @@ from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning import ledger as ledgers
 from bcl_ray.tuning.capacity import trial_capacity
-from bcl_ray.tuning.cleanup import remove_lost_checkpoints
+from bcl_ray.tuning.cleanup import Cleaner
 from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
+from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.phases import common_options, run_phases
 from bcl_ray.tuning.reporter import SearchReporter, record_start, start_event, subject
 from bcl_ray.tuning.settings import Extent, Settings, check_search
@@ -132,14 +133,18 @@ def _run(
         record_start(tracker, ledger, manifest)
         reporter = SearchReporter(tracker, follow)
         options = common_options(ledger, data_options, resources, capacity)
+        writer = stack.enter_context(LedgerWriter(ledger))
+        cleaner = stack.enter_context(Cleaner(writer, reporter.note))
         with ResourceWatcher(ledger.uid, reporter.note) as watcher:
-            runner = TuneRunner(ledger, capacity, options, reporter, watcher, stop_request, lease)
+            runner = TuneRunner(
+                writer, cleaner, capacity, options, reporter, watcher, stop_request, lease
+            )
             trials = run_phases(runner, reporter)
         lease.check()
         winner = conclude(
             ledger, trials, manifest, tracker=tracker, folder=folder, notify=reporter.note
         )
-        remove_lost_checkpoints(ledger, trials, winner["trial"], notify=reporter.note)
+        cleaner.finish(trials)
         winner["tracked"] = tracker.finish("FINISHED", TRACKING_SECONDS)
         winner["problem"] = tracker.problem
     return winner

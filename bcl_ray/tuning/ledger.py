@@ -10,7 +10,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 from bcl_ray.experiment.options import Experiment
@@ -25,6 +25,7 @@ from bcl_ray.tuning.space_parser import parse_space
 from bcl_ray.tuning.trials import Trial
 
 SEARCH_FILE, TRIAL_FILE = identity.SEARCH.file, "trial.json"
+PARALLEL_REQUESTS = 16  # to hide the latency of an object store
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,31 @@ class Ledger(Identity):
 
     def trials(self) -> list[Trial]:
         """All trials so far, by number; repeats come after the trial that they repeat."""
-        return sorted(self._read_trials(), key=lambda trial: (trial.number, trial.seed or -1))
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            found = list(pool.map(self._read_trial, files.list_folders(self.uri)))
+        trials = [trial for trial in found if trial is not None]
+        return sorted(trials, key=lambda trial: (trial.number, trial.seed or -1))
 
-    def _read_trials(self) -> Iterator[Trial]:
-        for folder in files.list_folders(self.uri):
-            try:
-                content = json.loads(files.read_bytes(self.file(folder, TRIAL_FILE)))
-            except FileNotFoundError:
-                continue
-            scores = {int(epoch): score for epoch, score in content.pop("scores").items()}
-            yield Trial(**content, scores=scores)
+    def _read_trial(self, folder: str) -> Trial | None:
+        try:
+            content = json.loads(files.read_bytes(self.file(folder, TRIAL_FILE)))
+        except FileNotFoundError:
+            return None
+        scores = {int(epoch): score for epoch, score in content.pop("scores").items()}
+        return Trial(**content, scores=scores)
 
-    def save(self, trial: Trial) -> None:
-        """Write a trial.
+    def save(self, *trials: Trial) -> None:
+        """Write trials, each to its own file.
 
         Raises:
             LeaseLostError: Another driver has taken over the search.
         """
         if self.fence is not None:
             self.fence.check()
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            list(pool.map(self._write_trial, trials))
+
+    def _write_trial(self, trial: Trial) -> None:
         content = json.dumps(asdict(trial), indent=1).encode()
         files.write_bytes(self.file(trial.name, TRIAL_FILE), content)
 

@@ -24,6 +24,7 @@ class Trial:
     reason: str | None = None  # why it failed
     seconds: float = 0.0  # of running time, in all processes
     tracked: bool = False  # whether MLflow has all of it, the model included
+    only_best: bool = False  # whether its last checkpoints were removed
 
     @property
     def epochs(self) -> int:
@@ -72,6 +73,23 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
     if repeated:
         return max(repeated, key=lambda trial: final_score(trial, trials))
     return finished[0] if finished else None
+
+
+def lost(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that are never continued, and whose last checkpoints nothing needs any more.
+
+    These are the search's own trials that the scheduler stopped, and those that finished behind the
+    best one until now. The checkpoints of a failed trial are kept for a look at the failure. A
+    repeat counts in the mean of its trial, which may win when `--confirm` adds seeds. MLflow needs
+    the last checkpoint of a finished trial until it has the trial's model.
+    """
+    best = best_trial(trials)
+    return [
+        trial
+        for trial in own_trials(trials)
+        if trial is not best
+        and (trial.status == "stopped" or (trial.status == "finished" and trial.tracked))
+    ]
 
 
 def final_score(trial: Trial, trials: Sequence[Trial]) -> float:

@@ -13,8 +13,10 @@ from ray import tune
 
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable
 from bcl_ray.storage.lease import Lease
+from bcl_ray.tuning.cleanup import Cleaner
 from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
+from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.schedulers import make_scheduler
 from bcl_ray.tuning.trials import Trial
@@ -36,13 +38,19 @@ TUNE_ENVIRONMENT = {  # without these, Tune writes to the terminal and into fold
 class TuneRunner:
     """Runs trials of one search, and has what they have in common."""
 
-    ledger: Ledger
+    writer: LedgerWriter  # of the search's ledger
+    cleaner: Cleaner
     capacity: int  # trials at once
     options: Sequence[str]  # of every trial: its data, its folder, and its share of the cluster
     follow: Follow  # called with events `trial` and `note`
     watcher: ResourceWatcher
     stop_request: StopRequest
     lease: Lease  # of the search's folder
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the search."""
+        return self.writer.ledger
 
     def run(
         self, trials: Sequence[Trial], *, total: int = 0, sampler: Sampler | None = None
@@ -57,15 +65,17 @@ class TuneRunner:
         Raises:
             Stopped: A stop was requested.
             LeaseLostError: Another driver has taken over the search.
+            OSError: A trial cannot be written.
         """
         searcher = TuneSearcher(
-            self.ledger,
+            self.writer,
             trials,
             total,
             sampler=sampler,
             options=self.options,
             follow=self.follow,
             watcher=self.watcher,
+            cleaner=self.cleaner,
         )
         scheduler = make_scheduler(
             self.ledger.settings.scheduler if sampler else "none",
@@ -74,6 +84,7 @@ class TuneRunner:
             [trial for trial in trials if trial.status != "running"],
         )
         self._run_tuner(searcher, scheduler)
+        self.writer.flush()
         if searcher.interrupted:
             raise Stopped("search stopped", self.stop_request.signum)
         return list(searcher.trials.values())
@@ -110,7 +121,7 @@ class TuneRunner:
                 self.stop_request,
                 lambda: True,
                 terminate=searcher.interrupt,
-                failure=lambda: self.lease.lost,
+                failure=lambda: self.lease.lost or self.writer.error,
             )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

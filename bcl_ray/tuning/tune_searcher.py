@@ -10,8 +10,9 @@ from ray.tune.search import Searcher
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.ray_runtime.stopping import StopRequest
+from bcl_ray.tuning.cleanup import Cleaner
 from bcl_ray.tuning.freed_resources import ResourceWatcher
-from bcl_ray.tuning.ledger import Ledger
+from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import Trial
@@ -33,21 +34,25 @@ class _PickledEmpty:
 
 
 class TuneSearcher(_PickledEmpty, Searcher):
-    """Gives trials to Tune, unfinished ones first, and writes their results to the ledger.
+    """Gives trials to Tune, unfinished ones first, and has their results written to the ledger.
+
+    Tune calls it between its own steps, so no method reads or writes files: threads do (`writer`,
+    `cleaner`).
 
     Args:
-        ledger: Ledger of the search.
+        writer: Writes trials to the search's ledger.
         trials: Trials so far, of which running ones are resumed.
         total: Number of trials in all.
         sampler: Chooses the points of new trials; None: no new trials.
         options: Options of every trial: its data, its folder, and its share of the cluster.
         follow: Called with an event `trial` at every change of a trial, and with `note`.
         watcher: Learns which trials have ended.
+        cleaner: Removes checkpoints of trials that lost.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        writer: LedgerWriter,
         trials: Iterable[Trial],
         total: int,
         *,
@@ -55,13 +60,16 @@ class TuneSearcher(_PickledEmpty, Searcher):
         options: Sequence[str],
         follow: Follow,
         watcher: ResourceWatcher,
+        cleaner: Cleaner,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.trials = {trial.name: trial for trial in trials}
         self.interrupted = False  # running trials end now, to be resumed later
-        self._ledger, self._total, self._sampler = ledger, total, sampler
-        self._options, self._follow, self._watcher = options, follow, watcher
+        self._writer, self._ledger, self._cleaner = writer, writer.ledger, cleaner
+        self._total, self._sampler, self._options = total, sampler, options
+        self._follow, self._watcher = follow, watcher
         self._queue = [trial for trial in self.trials.values() if trial.status == "running"]
+        self._next: Trial | None = None  # it starts when it is in the ledger
         self._held_up: set[str] = set()  # trials that an outage ended; a later process resumes them
         self._by_tune_id: dict[str, Trial] = {}
         self._last_saved: dict[str, float] = {}  # monotonic time, by the trial's name
@@ -79,19 +87,26 @@ class TuneSearcher(_PickledEmpty, Searcher):
         return failed + len(self._held_up) >= min(MAX_FAILURES, self._total)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, as Tune's config; FINISHED when there are no more."""
+        """The next trial, as Tune's config; FINISHED when there are no more.
+
+        None while the trial is being written to the ledger: Tune asks again. A run whose trial is
+        not in the ledger would be in the way of another trial of that number.
+        """
         if self.gives_up or self.interrupted:
             return str(Searcher.FINISHED)
-        trial = self._queue.pop(0) if self._queue else self._new_trial()
-        if trial is None:
-            return str(Searcher.FINISHED)
+        if self._next is None:
+            self._next = self._queue.pop(0) if self._queue else self._new_trial()
+            if self._next is None:
+                return str(Searcher.FINISHED)
+            self._next.reason = None
+            self._writer.save(self._next)
+        if not self._writer.has_written(self._next):
+            return None
+        trial, self._next = self._next, None
         self._by_tune_id[trial_id] = trial
         self._last_saved[trial.name] = time.monotonic()
-        trial.reason = None
-        config = self._config(trial)
-        self._ledger.save(trial)
         self._follow(trial.to_event())
-        return config
+        return self._config(trial)
 
     def _config(self, trial: Trial) -> dict[str, Any]:
         """The config of `TrialRun`; `number` is for the schedulers."""
@@ -121,7 +136,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
         return trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Write an evaluation to the ledger, or pass on a note."""
+        """Record an evaluation, or pass on a note."""
         trial = self._by_tune_id[trial_id]
         if "note" in result:
             self._follow({"kind": "note", "text": f"{trial.name}: {result['note']}"})
@@ -133,7 +148,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Write the end of a trial to the ledger; one to be resumed later keeps status running."""
+        """Record the end of a trial; one to be resumed later keeps status running."""
         trial, result = self._by_tune_id[trial_id], result or {}
         self._watcher.trial_ended(trial.name)
         self.on_trial_result(trial_id, result)  # Tune passes the last result to this method only
@@ -150,12 +165,13 @@ class TuneSearcher(_PickledEmpty, Searcher):
         self._save(trial)
         if trial.status != "running" and self._sampler is not None:
             self._sampler.tell(trial.number, trial.point, trial.scores, trial.status)
+        self._cleaner.clean(list(self.trials.values()))
 
     def _save(self, trial: Trial) -> None:
         now = time.monotonic()
         trial.seconds += now - self._last_saved[trial.name]
         self._last_saved[trial.name] = now
-        self._ledger.save(trial)
+        self._writer.save(trial)
         self._follow(trial.to_event())
 
     def save(self, checkpoint_path: str) -> None:

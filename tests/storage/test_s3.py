@@ -55,6 +55,8 @@ def test_all_files_come_page_by_page_in_the_order_of_their_bytes(bucket, monkeyp
     listed = list(files.walk(f"{bucket.uri}/all"))
     assert listed == sorted(names, key=str.encode)
     assert list(files.walk(f"{bucket.uri}/al")) == []
+    for number, name in enumerate(listed):
+        assert list(files.walk(f"{bucket.uri}/all", name)) == listed[number + 1 :]
     for name in listed:
         assert files.read_bytes(files.file_in(f"{bucket.uri}/all", name)) == name.encode()
 

@@ -10,11 +10,13 @@ from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.storage.fence import LeaseLostError
 from bcl_ray.storage.lease_request import acquire_lease
 from bcl_ray.tuning.ledger import begin, check_free, check_resumable, open_search, resume
+from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import (
     Trial,
     best_trial,
     final_score,
+    lost,
     ranked,
     repeat_scores,
     with_repeats,
@@ -160,3 +162,36 @@ def test_a_driver_that_was_replaced_writes_no_trial_down(ledger):
         with pytest.raises(LeaseLostError, match=r"number 1, .* has it now as number 2"):
             ours.save(trial(0, 60.0))
         assert ledger.trials() == [trial(0, 50.0)]
+
+
+def test_a_writer_that_cannot_write_says_why_and_does_not_hang(ledger):
+    class FullLedger:
+        def save(self, *trials):
+            raise OSError("no space left")
+
+    with LedgerWriter(FullLedger()) as writer:
+        writer.save(trial(0, 50.0))
+        with pytest.raises(OSError, match="no space left"):
+            writer.flush()
+        assert str(writer.error) == "no space left"
+        writer.save(trial(1, 50.0))
+        assert not writer.has_written(trial(1, 50.0))
+
+
+def test_of_many_states_of_many_trials_the_last_ones_are_written(ledger):
+    with LedgerWriter(ledger) as writer:
+        for score in range(50):
+            for number in range(20):
+                writer.save(trial(number, float(score)))
+    assert ledger.trials() == [trial(number, 49.0) for number in range(20)]
+
+
+def test_trials_have_lost_once_they_cannot_win_and_nothing_needs_them():
+    finished = [replace(trial(n, score), tracked=True) for n, score in enumerate((50.0, 70.0))]
+    stopped, failed, running = trial(2, 90.0, "stopped"), trial(3, 9.0, "failed"), trial(4, 1.0)
+    running.status = "running"
+    assert lost([*finished, stopped, failed, running]) == [finished[0], stopped]
+    assert lost([finished[0], stopped]) == [stopped], "the best so far"
+    assert lost([trial(0, 50.0), finished[1]]) == [], "MLflow has not got the model of trial 0"
+    repeats = [replace(trial(0, 80.0, seed=1), tracked=True)]
+    assert lost([*finished, *repeats]) == [finished[1]], "the mean of repeats decides"

@@ -1,6 +1,7 @@
 """The connection between Ray Tune and the ledger, without Ray."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ray_runtime.stopping import StopRequest
+from bcl_ray.tuning import ledger_writer
 from bcl_ray.tuning.ledger import begin
 from bcl_ray.tuning.samplers import make_sampler
 from bcl_ray.tuning.settings import Extent, Settings
@@ -15,6 +17,21 @@ from bcl_ray.tuning.trials import Trial
 from bcl_ray.tuning.tune_searcher import StopOnRequest, TuneSearcher
 
 FINISHED = "FINISHED"
+
+
+class LedgerWriter:
+    """Writes at once, in the thread that calls it."""
+
+    def __init__(self, ledger):
+        self.ledger, self.save = ledger, ledger.save
+
+    def has_written(self, trial):
+        return True
+
+
+class Cleaner:
+    def clean(self, trials):
+        pass
 
 
 class ResourceWatcher:
@@ -32,15 +49,16 @@ def search(tmp_path):
     uri = str(tmp_path / "runs" / "one")
     search.ledger = begin(uri, Settings(), Extent(), digits_lt(), "f" * 64)
 
-    def searcher(total=3, space=True):
+    def searcher(total=3, space=True, writer=LedgerWriter):
         return TuneSearcher(
-            search.ledger,
+            writer(search.ledger),
             search.ledger.trials(),
             total,
             sampler=make_sampler("random", search.ledger.space, 0) if space else None,
             options=[f"tracking.runs={uri}", "scale.workers=1", "data.eval_split=validation"],
             follow=search.events.append,
             watcher=search.watcher,
+            cleaner=Cleaner(),
         )
 
     search.searcher = searcher
@@ -90,6 +108,37 @@ def test_everything_is_written_down_at_once(search):
         "running",
         "finished",
     ]
+
+
+def test_a_trial_starts_when_it_is_in_the_ledger_and_tune_waits_for_no_write(search):
+    may_write, writers = threading.Event(), []
+
+    class SlowLedger:
+        def save(self, *trials):
+            may_write.wait()
+            search.ledger.save(*trials)
+
+        def __getattr__(self, name):
+            return getattr(search.ledger, name)
+
+    def writer(_):
+        writers.append(ledger_writer.LedgerWriter(SlowLedger()))
+        return writers[-1].__enter__()
+
+    searcher = search.searcher(writer=writer)
+    assert [searcher.suggest(name) for name in "abc"] == [None] * 3
+    may_write.set()
+    writers[0].flush()
+    assert [trial.name for trial in search.ledger.trials()] == ["trial-000"]
+    assert searcher.suggest("d")["trial"] == "trial-000", "once, however often Tune asks"
+    may_write.clear()
+    report(searcher, "d", 5, 40.0)
+    report(searcher, "d", 10, 50.0)
+    assert searcher.suggest("e") is None
+    may_write.set()
+    writers[0].__exit__()
+    assert searcher.suggest("f")["trial"] == "trial-001"
+    assert [trial.scores for trial in search.ledger.trials()] == [{5: 40.0, 10: 50.0}, {}]
 
 
 def test_what_the_scheduler_stops_is_stopped(search):

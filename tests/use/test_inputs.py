@@ -1,6 +1,8 @@
 """Images of folders and shards: which, in which order, and what is wrong with some."""
 
+import contextlib
 import shutil
+import threading
 from pathlib import Path
 
 import cv2
@@ -15,7 +17,8 @@ from bcl_ray.data.views.host import eval_views
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.storage import files
 from bcl_ray.use.predict import inputs
-from bcl_ray.use.predict.inputs import list_folder, shards_of, views_of
+from bcl_ray.use.predict.inputs import shards_of, views_of
+from bcl_ray.use.predict.listing import Known, Lists, Supply
 
 VIEWS = digits_lt().views.model_copy(update={"image_size": 8, "eval_resize": 10})
 RANDOM = np.random.default_rng(0)
@@ -26,8 +29,11 @@ def encoded(suffix: str, height: int = 20, width: int = 16) -> bytes:
     return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
-def list_files(folder: Path, tmp_path: Path, per_list: int = 2) -> inputs.Folder:
-    return list_folder(str(folder), str(tmp_path / "listing"), per_list, lambda total: None)
+def list_files(folder: Path | str, tmp_path: Path, per_list: int = 2) -> tuple[inputs.Folder, int]:
+    """The listed folder, and the number of its files."""
+    lists = Lists(str(tmp_path / "listing"), per_list)
+    *_, total = lists.extend(str(folder), lambda: None)
+    return inputs.Folder(str(folder), lists), total
 
 
 @pytest.fixture
@@ -51,8 +57,8 @@ ORDER = ["B/deep/er/x.png", "a b/%41.png", "a b/ü#?.png", "b-c.jpg", "b.jpg", "
 def test_files_come_in_the_order_of_their_paths_bytes(folder, tmp_path, scheme):
     assert sorted(ORDER, key=str.encode) == ORDER
     assert list(files.walk(f"{scheme}{folder}")) == ORDER
-    found = list_folder(f"{scheme}{folder}", str(tmp_path / "listing"), 2, lambda total: None)
-    assert found.total == 6
+    found, total = list_files(f"{scheme}{folder}", tmp_path)
+    assert total == 6
     rows = [found.load(start, start + 2) for start in (0, 2, 4)]
     assert [path for part in rows for path in part.keys["path"]] == ORDER
     assert [image.decode() for part in rows for image in part.images] == ORDER
@@ -69,22 +75,98 @@ def test_the_order_of_any_tree_is_that_of_its_whole_paths(tmp_path_factory, name
             (root / f"{with_suffix}f").write_bytes(b"")
     names = [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
     seen = [p for p in names if not any(part.startswith(".") for part in p.split("/"))]
-    assert list(files.walk(str(root))) == sorted(seen, key=str.encode)
+    in_order = sorted(seen, key=str.encode)
+    assert list(files.walk(str(root))) == in_order
+    for number, path in enumerate(in_order):
+        assert list(files.walk(str(root), path)) == in_order[number + 1 :]
+        gone = f"{path}-"  # sorts after it, and is not there
+        assert list(files.walk(str(root), gone)) == [
+            p for p in in_order if p.encode() > gone.encode()
+        ]
     shutil.rmtree(root)
 
 
 def test_a_file_that_went_after_it_was_listed_has_that_reason(folder, tmp_path):
-    found = list_files(folder, tmp_path)
+    found, _ = list_files(folder, tmp_path)
     (folder / "b.jpg").unlink()
     assert found.load(4, 6).images == ["it is no longer there", b"b/1.jpg"]
 
 
-def test_a_list_is_told_when_it_is_written_and_an_empty_folder_is_refused(folder, tmp_path):
-    totals = []
-    list_folder(str(folder), str(tmp_path / "listing"), 4, totals.append)
-    assert totals == [4, 6]
+def test_the_number_of_files_is_told_after_each_list_and_an_empty_folder_is_refused(
+    folder, tmp_path
+):
+    lists = Lists(str(tmp_path / "listing"), 4)
+    assert list(lists.extend(str(folder), lambda: None)) == [0, 4, 6]
     with pytest.raises(ValueError, match=r"empty holds no files: name a folder of images, or of"):
-        list_files(folder / "empty", tmp_path)
+        list(Lists(str(tmp_path / "nothing"), 4).extend(str(folder / "empty"), lambda: None))
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2, 3, 4])
+def test_a_killed_listing_goes_on_after_its_last_full_list(folder, tmp_path, killed_after):
+    whole, killed = Lists(str(tmp_path / "whole"), 2), Lists(str(tmp_path / "killed"), 2)
+    list(whole.extend(str(folder), lambda: None))
+    first = killed.extend(str(folder), lambda: None)
+    for _ in range(killed_after):
+        next(first)
+    first.close()
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob("*.parquet")}
+    assert len(written) == max(0, killed_after - 1)
+    assert list(killed.extend(str(folder), lambda: None))[-1] == 6
+    for file, time in written.items():
+        assert file.stat().st_mtime_ns == time
+    for number in range(3):
+        assert killed.read(number) == whole.read(number)
+
+
+def test_files_that_come_during_the_listing_count_only_after_the_last_one_listed(folder, tmp_path):
+    lists = Lists(str(tmp_path / "listing"), 2)
+    first = lists.extend(str(folder), lambda: None)
+    assert [next(first) for _ in range(3)] == [0, 2, 4]
+    first.close()
+    for name in ("a.jpg", "b.png"):
+        (folder / name).write_bytes(name.encode())
+    list(lists.extend(str(folder), lambda: None))
+    paths = [path for number in range(4) for path in lists.read(number)]
+    assert paths == sorted([*ORDER, "b.png"], key=str.encode)
+
+
+def test_the_short_end_of_a_killed_listing_is_listed_again(folder, tmp_path):
+    lists = Lists(str(tmp_path / "listing"), 4)
+    list(lists.extend(str(folder), lambda: None))  # killed before the number was recorded
+    (folder / "c.jpg").write_bytes(b"c")
+    assert list(lists.extend(str(folder), lambda: None)) == [4, 7]
+    assert lists.read(1) == ["b.jpg", "b/1.jpg", "c.jpg"]
+
+
+def test_a_driver_that_was_replaced_lists_nothing(folder, tmp_path):
+    def lost():
+        raise OSError("another driver has it")
+
+    with pytest.raises(OSError, match="another driver has it"):
+        list(Lists(str(tmp_path / "listing"), 2).extend(str(folder), lost))
+    assert not (tmp_path / "listing").exists()
+
+
+def test_images_are_known_as_they_are_listed_and_an_error_is_raised_to_who_waits():
+    may_go_on = threading.Event()
+
+    def counts(error):
+        yield 0
+        yield 5
+        may_go_on.wait()
+        if error:
+            raise OSError("does not answer")
+        yield 7
+
+    with contextlib.closing(Supply(counts(error=False))) as supply:
+        assert supply.wait(5) == Known(5, complete=False)
+        may_go_on.set()
+        assert supply.wait(8) == Known(7, complete=True)
+    with (
+        contextlib.closing(Supply(counts(error=True))) as supply,
+        pytest.raises(OSError, match="does not answer"),
+    ):
+        supply.wait(8)
 
 
 @pytest.fixture(scope="module")

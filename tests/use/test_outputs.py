@@ -136,7 +136,15 @@ def test_another_request_in_the_same_folder_is_refused_with_what_differs(tmp_pat
 
 
 def test_the_number_of_images_is_known_once_all_are_listed(tmp_path):
-    predictions = output(tmp_path)
-    assert predictions.images is None
-    predictions.record_images(12)
-    assert predictions.images == 12
+    for name in "abcde":
+        (tmp_path / "images" / f"{name}.jpg").parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(b"")
+    request = dataclasses.replace(REQUEST, images=str(tmp_path / "images"))
+    predictions = Output(str(tmp_path / "out"), request)
+    with acquire_lease(predictions.uri, "out", print, wait=False) as lease:
+        predictions.begin(lease.fence)
+        counts = predictions.list_images()
+        assert (next(counts), next(counts), predictions.images) == (0, 4, None)
+        assert list(counts) == [5]
+        assert predictions.images == 5
+        assert list(predictions.list_images()) == [5]

@@ -41,35 +41,41 @@ def list_folders(uri: str) -> list[str]:
     return [info.base_name for info in _infos(uri) if info.type == fs.FileType.Directory]
 
 
-def walk(uri: str) -> Iterator[str]:
+def walk(uri: str, after: str = "") -> Iterator[str]:
     """Paths of all files below a folder, relative to it, in the order of their bytes.
 
     Files and folders whose name starts with a dot are left out. In memory is a page of 1,000 names
     in S3; elsewhere the entries of one folder and of those above it.
+
+    Args:
+        uri: The folder.
+        after: A path; only paths that come after it in the order are returned.
     """
     if not s3.is_s3(uri):
-        yield from _walk(uri, ())
+        yield from _walk(uri, (), after)
         return
-    for key in s3.list_keys(s3.parse_uri(uri), lambda attempt: with_retries(attempt, uri)):
+    keys = s3.list_keys(s3.parse_uri(uri), lambda attempt: with_retries(attempt, uri), after)
+    for key in keys:
         if not any(part.startswith(".") for part in key.split("/")):
             yield key
 
 
-def _walk(uri: str, above: tuple[str, ...]) -> Iterator[str]:
+def _walk(uri: str, above: tuple[str, ...], after: str) -> Iterator[str]:
     folder = file_in(uri, "/".join(above)) if above else uri
 
-    def order(info: Any) -> bytes:
-        """Sort key that puts a folder where its files belong in the order of whole paths."""
+    def path(info: Any) -> str:
+        """Path that puts a folder where its files belong in the order of whole paths."""
         is_folder = info.type == fs.FileType.Directory
-        return f"{info.base_name}{'/' if is_folder else ''}".encode()
+        return "/".join((*above, info.base_name)) + ("/" if is_folder else "")
 
-    for info in sorted(_infos(folder), key=order):
-        if info.base_name.startswith("."):
+    entries = [(path(info), info) for info in _infos(folder) if info.base_name[:1] != "."]
+    for name, info in sorted(entries, key=lambda entry: entry[0].encode()):
+        if name.encode() <= after.encode() and not (name[-1] == "/" and after.startswith(name)):
             continue
         if info.type == fs.FileType.Directory:
-            yield from _walk(uri, (*above, info.base_name))
+            yield from _walk(uri, (*above, info.base_name), after)
         elif info.is_file:
-            yield "/".join((*above, info.base_name))
+            yield name
 
 
 def _info(uri: str) -> Any:

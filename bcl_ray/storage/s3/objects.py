@@ -33,14 +33,16 @@ class FileVersion:
     tag: str = ""  # ETag, in S3
 
 
-def list_keys(location: Location, retry: Retry) -> Iterator[str]:
+def list_keys(location: Location, retry: Retry, after: str = "") -> Iterator[str]:
     """Keys below a folder, relative to it, in the order of their bytes.
 
     Only one page of PAGE_KEYS keys is in memory. Keys that end in '/', which mark folders, are left
-    out.
+    out, and so are `after` and all keys before it.
     """
     prefix = f"{location.key}/" if location.key else ""
     request: dict[str, Any] = {"Bucket": location.bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
+    if after:
+        request["StartAfter"] = prefix + after
     while True:
         page = retry(lambda: client(location).list_objects_v2(**request))
         names = (str(item["Key"]).removeprefix(prefix) for item in page.get("Contents", ()))

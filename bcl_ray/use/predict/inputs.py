@@ -1,13 +1,12 @@
 """The images to label: an ordered collection, any rows of which can be read at any time.
 
 Nothing is held in memory per image. The positions of images in shards follow from the manifest. The
-files of a folder or prefix are listed once, into list files, from which each task reads its part.
+files of a folder or prefix are listed into list files (`listing`), of which each task reads one.
 
 Axes: N images of a batch, H = W = views.image_size.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +14,6 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bcl_ray.data.decode import Pixels, decode
@@ -27,6 +25,7 @@ from bcl_ray.experiment.options import ViewsConfig
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.paths import is_local
+from bcl_ray.use.predict.listing import Lists
 
 PARALLEL_READS = 8  # files per task at once, which hides the latency of an object store
 ACCEPTED_FORMATS = (*FORMATS, "GIF")  # of a GIF, the first picture
@@ -43,11 +42,7 @@ class Rows:
 
 
 class InputImages(Protocol):
-    """All images to label, in their order."""
-
-    @property
-    def total(self) -> int:
-        """The number of images."""
+    """The images to label, in their order."""
 
     def load(self, start: int, stop: int) -> Rows:
         """Read the images from `start` to before `stop`."""
@@ -55,17 +50,15 @@ class InputImages(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """The files below a folder or prefix, listed by `list_folder`."""
+    """The files below a folder or prefix, as they are listed."""
 
     uri: str
-    listing: str  # folder or URI of the list files
-    per_list: int  # paths in each list file except the last
-    total: int
+    lists: Lists
 
     def load(self, start: int, stop: int) -> Rows:
         """Read rows of one list; a file that cannot be read has the reason instead."""
-        number, first = divmod(start, self.per_list)
-        paths = _read_list(self.listing, number)[first : first + stop - start]
+        number, first = divmod(start, self.lists.per_list)
+        paths = self.lists.read(number)[first : first + stop - start]
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             return Rows({"path": paths}, list(pool.map(self._read, paths)))
 
@@ -131,53 +124,21 @@ def shards_of(uri: str, manifest: Manifest, split: str) -> Shards:
     )
 
 
-def list_folder(uri: str, listing: str, per_list: int, progress: Callable[[int], None]) -> Folder:
-    """List the files below a folder or prefix, sorted by the bytes of their paths.
-
-    Args:
-        uri: Folder or prefix.
-        listing: Folder or URI for the list files.
-        per_list: Paths in each list file; so many are in memory at once.
-        progress: Called after each list file with the number of paths so far.
-
-    Raises:
-        ValueError: There are no files.
-    """
-    paths, total = files.walk(uri), 0
-    for number in itertools.count():
-        chunk = list(itertools.islice(paths, per_list))
-        if not chunk:
-            break
-        with files.open_write(_list_file(listing, number)) as sink:
-            pq.write_table(pa.table({"path": chunk}), sink, compression="zstd")
-        total += len(chunk)
-        progress(total)
-    if total == 0:
-        raise UserError(f"{uri} holds no files: name a folder of images, or of shards")
-    return Folder(uri, listing, per_list, total)
-
-
 def read_batch(
-    images: InputImages,
-    config: ViewsConfig,
-    first: int,
-    size: int,
-    item: Mapping[str, NDArray[Any]],
+    images: InputImages, config: ViewsConfig, start: int, stop: int
 ) -> dict[str, NDArray[Any]]:
-    """Read and decode one batch, in a task of Ray Data.
+    """Read and decode a batch, in a task.
 
     Args:
-        images: All images to label.
+        images: The images to label.
         config: View options of the model.
-        first: Position of the first image of batch 0.
-        size: Images per batch.
-        item: `id`, the number of the batch, (1,).
+        start: Position of the batch's first image.
+        stop: Position after its last one.
 
     Returns:
         The key columns, `views` and `fault`, as `views_of` returns them.
     """
-    start = first + int(item["id"][0]) * size
-    rows = images.load(start, min(start + size, images.total))
+    rows = images.load(start, stop)
     views, faults = views_of(rows.images, config)
     keys = {name: np.array(values) for name, values in rows.keys.items()}
     return {**keys, "views": views, "fault": np.array(faults)}
@@ -216,12 +177,3 @@ def _view(image: Image, config: ViewsConfig) -> Pixels:
         return eval_view(decode(image), config)
     except cv2.error as error:
         raise UserError(f"OpenCV cannot resize it: {error.err}") from None
-
-
-def _list_file(listing: str, number: int) -> str:
-    return files.join(listing, f"{number:06d}.parquet")
-
-
-def _read_list(listing: str, number: int) -> list[str]:
-    data = files.read_bytes(_list_file(listing, number))
-    return list(pq.read_table(pa.BufferReader(data))["path"].to_pylist())

@@ -1,8 +1,8 @@
 """Label images with a trained model: checks, the input, and the output folder."""
 
+import contextlib
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.machine.errors import UserError
@@ -12,7 +12,8 @@ from bcl_ray.ray_runtime.connection import Resources, connected, local_path_mess
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.use.models import open_model
-from bcl_ray.use.predict.inputs import Folder, InputImages, list_folder, shards_of
+from bcl_ray.use.predict.inputs import Folder, InputImages, shards_of
+from bcl_ray.use.predict.listing import Known, Supply
 from bcl_ray.use.predict.outputs import Output, Summary
 from bcl_ray.use.predict.pipeline import Follow, Pipeline
 from bcl_ray.use.predict.pool import plan_pool, request_nodes
@@ -22,6 +23,10 @@ from bcl_ray.use.predict.request import (
     input_manifest,
     make_request,
 )
+
+# Batches that are listed before the first is labelled. If there are more, there is work for as many
+# actors, and the listing goes on meanwhile.
+FIRST_BATCHES = 1000
 
 
 def predict(
@@ -71,21 +76,28 @@ def predict(
     def notify(text: str) -> None:
         follow({"kind": "note", "text": text})
 
+    def listing(listed: int) -> None:
+        follow({"kind": "images", "doing": "listing", "done": listed, "total": None})
+
     lease_request = LeaseRequest(target, paths.for_display(target), notify)
     lease_request.check_free(wait=resume)
     with connected() as resources:
         _check_locations(output.request, target, resources)
         with lease_request.acquire(wait=resume, remove=True) as lease:
             output.begin(lease.fence)
-            inputs = _open_images(output, manifest, follow)
             finished_parts = output.finished_parts()
-            remaining = inputs.total - finished_parts * options.part_size
-            pool = plan_pool(resources, math.ceil(remaining / options.batch_size), gpus, cpus)
-            pipeline = Pipeline(model, inputs, output, pool, finished_parts, follow)
-            follow(_start_event(pipeline))
-            if remaining > 0:
-                _run(pipeline, resources, notify)
-            return output.finish(math.ceil(inputs.total / options.part_size))
+            done = finished_parts * options.part_size
+            inputs, counts = _open_images(output, manifest)
+            with contextlib.closing(Supply(counts)) as supply:
+                known = supply.wait(done + FIRST_BATCHES * options.batch_size, listing)
+                batches = math.ceil((known.images - done) / options.batch_size)
+                pool = plan_pool(resources, batches, gpus, cpus)
+                pipeline = Pipeline(model, inputs, supply, output, pool, finished_parts, follow)
+                _announce(pipeline, known)
+                if batches > 0:
+                    _run(pipeline, resources, notify)
+                total = supply.now().images
+            return output.finish(math.ceil(total / options.part_size))
 
 
 def _check_locations(request: PredictionRequest, target: str, resources: Resources) -> None:
@@ -98,36 +110,33 @@ def _check_locations(request: PredictionRequest, target: str, resources: Resourc
     access.check_everywhere({name: (uri, {"list", "read"}) for name, uri in locations.items()})
 
 
-def _open_images(output: Output, manifest: Manifest | None, follow: Follow) -> InputImages:
-    """The images to label; the files of a folder are listed, unless an earlier job has done so."""
-    images, per_list = output.request.images, output.request.options.part_size
-    if manifest is not None:
-        return shards_of(images, manifest, str(output.request.split))
-    if (total := output.images) is not None:
-        return Folder(images, output.listing, per_list, total)
-
-    def progress(listed: int) -> None:
-        follow({"kind": "images", "doing": "listing", "done": listed, "total": None})
-
-    folder = list_folder(images, output.listing, per_list, progress)
-    output.record_images(folder.total)
-    return folder
+def _open_images(output: Output, manifest: Manifest | None) -> tuple[InputImages, Iterator[int]]:
+    """The images to label, and their numbers so far while they are listed."""
+    if manifest is None:
+        return Folder(output.request.images, output.lists), output.list_images()
+    shards = shards_of(output.request.images, manifest, str(output.request.split))
+    return shards, iter([shards.total])
 
 
-def _start_event(pipeline: Pipeline) -> dict[str, Any]:
-    output, total = pipeline.output, pipeline.images.total
+def _announce(pipeline: Pipeline, known: Known) -> None:
+    """Report what begins now."""
+    output = pipeline.output
     done = pipeline.finished_parts * output.request.options.part_size
-    return {
+    event = {
         "kind": "predicting",
         "model": pipeline.model.name,
         "checkpoint": paths.for_display(pipeline.model.uri),
         "images": paths.for_display(output.request.images),
         "output": paths.for_display(output.uri),
-        "total": total,
-        "done": min(done, total),
+        "total": known.images,
+        "done": min(done, known.images),
         "temperature": pipeline.model.temperature,
         "device": pipeline.pool.device,
     }
+    pipeline.follow(event)
+    if not known.complete:
+        text = f"listing goes on after {known.images:,} images, while these are labelled"
+        pipeline.follow({"kind": "note", "text": text})
 
 
 def _run(pipeline: Pipeline, resources: Resources, notify: Callable[[str], None]) -> None:

@@ -25,6 +25,7 @@ from bcl_ray.experiment.metric_names import SHOT_GROUPS
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
+from bcl_ray.use.predict.listing import Lists
 from bcl_ray.use.predict.request import PredictionRequest
 from bcl_ray.use.predict.tables import counts_of
 
@@ -55,7 +56,7 @@ class Output:
 
     def __init__(self, uri: str, request: PredictionRequest) -> None:
         self.uri, self.request = uri, request
-        self.listing = files.join(uri, "listing")
+        self.lists = Lists(files.join(uri, "listing"), request.options.part_size)
         self._parquet, self._csv = files.join(uri, "parquet"), files.join(uri, "csv")
         self._fence: Fence
 
@@ -110,8 +111,22 @@ class Output:
         except FileNotFoundError:
             return None
 
-    def record_images(self, total: int) -> None:
-        """Record the number of images when the listing is complete."""
+    def list_images(self) -> Iterator[int]:
+        """List the files of the input, unless that is done, and record their number at the end.
+
+        Yields:
+            The number of images so far; the last one is of all.
+
+        Raises:
+            ValueError: There are no files.
+            LeaseLostError: Another process has taken over.
+        """
+        total = self.images
+        if total is not None:
+            yield total
+            return
+        for total in self.lists.extend(self.request.images, self._fence.check):
+            yield total
         self._fence.check()
         files.write_bytes(files.join(self.uri, IMAGES), json.dumps({"images": total}).encode())
 

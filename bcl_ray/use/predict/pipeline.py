@@ -1,31 +1,29 @@
-"""The pipeline of a prediction: Ray Data reads images, actors label them, the driver writes parts.
+"""The pipeline of a prediction: tasks read images, actors label them, the driver writes parts.
 
 A part is one file of the result, with the labels of `part_size` images, which is a multiple of
 `batch_size`. A batch is read and decoded by one task, labelled as a whole, and returned to the
 driver in order. The same images therefore give the same tables on a cluster of any size; another
-batch size or another kind of processor changes only the rounding. Memory holds the rows of one part
-in the driver, and the batches in progress in Ray Data.
+batch size or another kind of processor changes only the rounding. Memory holds the rows of two
+parts in the driver, and the batches in progress (`labelling`), however many images there are.
 """
 
 import contextlib
 import functools
-import math
 import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray.data
-from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import RayError
 
 from bcl_ray.ray_runtime.connection import one_line
-from bcl_ray.training.supplier import PausingCallback
 from bcl_ray.use.models import OpenModel
 from bcl_ray.use.predict.inputs import InputImages, read_batch
-from bcl_ray.use.predict.labeller import Labeller
+from bcl_ray.use.predict.labelling import Labelling
+from bcl_ray.use.predict.listing import Known, Supply
 from bcl_ray.use.predict.outputs import Output
 from bcl_ray.use.predict.pool import ActorPool, PredictionError
 from bcl_ray.use.predict.tables import Classes, Columns, table_of
@@ -45,6 +43,7 @@ class Pipeline:
 
     model: OpenModel
     images: InputImages
+    supply: Supply
     output: Output
     pool: ActorPool
     finished_parts: int  # written by an earlier job
@@ -70,61 +69,69 @@ class Pipeline:
 
     def _labelled_blocks(self) -> Blocks:
         """One block per batch of the remaining images, in order."""
-        request = self.output.request
+        request, views = self.output.request, self.model.experiment.views
         options = request.options
-        first, size = self.finished_parts * options.part_size, options.batch_size
-        batches = math.ceil((self.images.total - first) / size)
-        views = self.model.experiment.views
-        read = functools.partial(read_batch, self.images, views, first, size)
-        actor = self.pool.actor
-        dataset = (
-            ray.data.range(batches, override_num_blocks=batches)
-            .map_batches(read, batch_size=1, num_cpus=self.pool.reader["CPU"])
-            .map_batches(
-                Labeller,
-                fn_constructor_args=(request.model, request.sha256),
-                fn_constructor_kwargs={"top": options.top, "embeddings": options.embeddings},
-                batch_size=size,  # each block is one batch; Ray requires a size with GPUs
-                compute=ActorPoolStrategy(min_size=1, max_size=self.pool.actors),
-                num_cpus=actor["CPU"],
-                num_gpus=actor.get("GPU"),
-            )
+        labelling = Labelling(
+            self.supply,
+            first=self.finished_parts * options.part_size,
+            batch_size=options.batch_size,
+            read=functools.partial(read_batch, self.images, views),
+            model=(request.model, request.sha256, options.top, options.embeddings),
+            pool=self.pool,
         )
-        context = dataset.context
-        context.enable_progress_bars = False
-        context.custom_execution_callback_classes.append(PausingCallback)
-        context.target_max_block_size = None  # Ray would split blocks, which are whole batches
-        context.execution_options.preserve_order = True
-        # Without a limit, Ray Data requests more nodes while it is busy. Without GPUs, an actor and
-        # its reader take one CPU together.
-        limit = {"gpu": self.pool.actors} if "GPU" in actor else {"cpu": self.pool.actors}
-        context.execution_options.resource_limits = ExecutionResources.for_limits(**limit)
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+        with labelling:
+            yield from labelling.blocks()
 
     def _write_parts(self, blocks: Blocks) -> None:
-        """Collect blocks into parts, and write them."""
-        classes = Classes(self.model.class_names, self.model.state.class_counts)
-        size, total = self.output.request.options.part_size, self.images.total
-        part_number, unreadable, last_event = self.finished_parts, 0, 0.0
-        rows = part_number * size  # of all parts so far
+        """Collect blocks into parts, and write each in a thread while the next one is labelled."""
+        size, number = self.output.request.options.part_size, self.finished_parts
+        rows, progress = number * size, _Progress(self.follow)
         part: list[Columns] = []
-        for block in blocks:
-            part.append(block)
-            rows += len(block["fault"])
-            unreadable += int((block["fault"] != "").sum())
-            # Every part ends where a block ends, because its size is a multiple of the batch size.
-            if rows == min((part_number + 1) * size, total):
-                self.output.write(part_number, table_of(_concatenated(part), classes))
-                part_number, part = part_number + 1, []
-            if time.monotonic() - last_event > PROGRESS_INTERVAL or rows == total:
-                last_event = time.monotonic()
-                progress = {"kind": "images", "doing": "labelling", "done": rows, "total": total}
-                self.follow({**progress, "unreadable": unreadable})
-        if rows != total:
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
+            for block in blocks:
+                part.append(block)
+                rows += len(block["fault"])
+                known = self.supply.now()
+                # Every part ends where a block ends, as its size is a multiple of the batch size.
+                if rows == (number + 1) * size or (known.complete and rows == known.images):
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(self._write_part, number, part)
+                    number, part = number + 1, []
+                progress.add(block, rows, known)
+            if written is not None:
+                written.result()
+        if part or rows != self.supply.now().images:
             raise RuntimeError(
-                f"{rows:,} images came back of {total:,}: this is a fault of the stream, not of "
-                "the images"
+                f"{rows:,} images came back of {self.supply.now().images:,}: this is a fault of "
+                "the pipeline, not of the images"
             )
+
+    def _write_part(self, number: int, blocks: list[Columns]) -> None:
+        classes = Classes(self.model.class_names, self.model.state.class_counts)
+        columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        self.output.write(number, table_of(columns, classes))
+
+
+class _Progress:
+    """Reports progress, not more often than every PROGRESS_INTERVAL.
+
+    Args:
+        follow: Called with events `images`.
+    """
+
+    def __init__(self, follow: Follow) -> None:
+        self._follow, self._unreadable, self._last_event = follow, 0, 0.0
+
+    def add(self, block: Columns, rows: int, known: Known) -> None:
+        """Count a block; `rows` is the number of images labelled so far, this block's included."""
+        self._unreadable += int((block["fault"] != "").sum())
+        total = known.images if known.complete else None
+        if time.monotonic() - self._last_event > PROGRESS_INTERVAL or rows == total:
+            self._last_event = time.monotonic()
+            progress = {"kind": "images", "doing": "labelling", "done": rows, "total": total}
+            self._follow({**progress, "unreadable": self._unreadable})
 
 
 def with_late_notice(blocks: Blocks, follow: Follow, on_first_block: Callable[[], None]) -> Blocks:
@@ -150,7 +157,3 @@ def with_late_notice(blocks: Blocks, follow: Follow, on_first_block: Callable[[]
                 yield block
     finally:
         timer.cancel()
-
-
-def _concatenated(blocks: list[Columns]) -> Columns:
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

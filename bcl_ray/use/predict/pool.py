@@ -11,8 +11,11 @@ from bcl_ray.ray_runtime.connection import Resources
 from bcl_ray.ray_runtime.elastic import usable_nodes
 
 # Without GPUs, an actor and the task that reads for it share a CPU, so that CPUs are left for
-# reading. The shares differ, because Ray Data fuses two stages that need the same resources.
+# reading.
 READER_CPU_SHARE = 0.25
+# Reading tasks for a GPU at once, at most. A CPU decodes about 400 images a second (measured
+# 2026-11), and a GPU labels a few thousand.
+READERS_PER_GPU = 16
 
 
 class PredictionError(FailedError):
@@ -26,6 +29,19 @@ class ActorPool:
     actors: int  # at most
     actor: dict[str, float]  # resources of one actor
     reader: dict[str, float]  # resources of one reading task
+    readers: int  # reading tasks for one actor at once, at most
+
+    def max_readers(self, actors: int, cpus: float) -> int:
+        """The number of reading tasks at once.
+
+        More of them would wait for CPUs, and an autoscaler would add nodes for them.
+
+        Args:
+            actors: Actors that have started.
+            cpus: CPUs of the present nodes.
+        """
+        room = (cpus - actors * self.actor["CPU"]) / self.reader["CPU"]
+        return max(1, min(actors * self.readers, int(room)))
 
     @property
     def device(self) -> str:
@@ -73,12 +89,10 @@ def plan_pool(
             f"{'--gpus' if gpus else '--cpus'}, or set {node_groups.VARIABLE} on its head"
         )
     if int(gpus):
-        return ActorPool(
-            min(int(gpus), batches), {"CPU": READER_CPU_SHARE, "GPU": 1.0}, {"CPU": 1.0}
-        )
-    return ActorPool(
-        max(1, min(int(cpus), batches)), {"CPU": 1 - READER_CPU_SHARE}, {"CPU": READER_CPU_SHARE}
-    )
+        actor = {"CPU": READER_CPU_SHARE, "GPU": 1.0}
+        return ActorPool(min(int(gpus), batches), actor, {"CPU": 1.0}, READERS_PER_GPU)
+    actor, reader = {"CPU": 1 - READER_CPU_SHARE}, {"CPU": READER_CPU_SHARE}
+    return ActorPool(max(1, min(int(cpus), batches)), actor, reader, 1)
 
 
 def request_nodes(
