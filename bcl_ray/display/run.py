@@ -13,6 +13,14 @@ from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
 from bcl_ray.storage.paths import for_display
 
+RATES = {  # of a run while it trains: those of rank 0, but for the images
+    "images_per_second": "{:,.0f} images/s",
+    "data_percent": "data {:.0f} %",
+    "checkpoint_percent": "checkpoints {:.0f} %",
+    "gpu_percent": "GPU {:.0f} %",
+    "gpu_memory_percent": "GPU memory {:.0f} %",
+}
+
 
 def method(experiment: Experiment) -> str:
     """A short name of the loss, with options that turn parts of it off."""
@@ -122,7 +130,9 @@ class RunDisplay:
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
         epoch = f"epoch {event['epoch'] + 1}/{self._epochs}"
-        self._advance(epoch, step, steps, f"step {step}/{steps}")
+        rates = event.get("rates", {})
+        shown = [text.format(rates[name]) for name, text in RATES.items() if name in rates]
+        self._advance(epoch, step, steps, "  ".join([f"step {step}/{steps}", *shown]))
 
     def _epoch(self, event: Event) -> None:
         record = event["records"][-1]
