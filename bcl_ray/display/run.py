@@ -7,19 +7,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from bcl_ray.display.terminal import print_line
 from bcl_ray.experiment.choices import LOSSES
-from bcl_ray.experiment.metric_names import GROUPS, accuracy
+from bcl_ray.experiment.metric_names import GROUPS, WORKER_RATES, accuracy
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
 from bcl_ray.storage.paths import for_display
-
-RATES = {  # of a run while it trains: those of rank 0, but for the images
-    "images_per_second": "{:,.0f} images/s",
-    "data_percent": "data {:.0f} %",
-    "checkpoint_percent": "checkpoints {:.0f} %",
-    "gpu_percent": "GPU {:.0f} %",
-    "gpu_memory_percent": "GPU memory {:.0f} %",
-}
 
 
 def method(experiment: Experiment) -> str:
@@ -130,8 +122,10 @@ class RunDisplay:
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
         epoch = f"epoch {event['epoch'] + 1}/{self._epochs}"
-        rates = event.get("rates", {})
-        shown = [text.format(rates[name]) for name, text in RATES.items() if name in rates]
+        rates = event.get("rates", {})  # of rank 0, but for the images of all workers
+        shown = [
+            rate.shown.format(rates[name]) for name, rate in WORKER_RATES.items() if name in rates
+        ]
         self._advance(epoch, step, steps, "  ".join([f"step {step}/{steps}", *shown]))
 
     def _epoch(self, event: Event) -> None:

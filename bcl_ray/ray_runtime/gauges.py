@@ -7,14 +7,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-DESCRIPTIONS = {
-    "images_per_second": "Training images a second of this worker; their sum is the run's.",
-    "data_percent": "Per cent of its time that this worker waited for batches.",
-    "checkpoint_percent": "Per cent of its time since its start that checkpoints held it up.",
-    "gpu_percent": "Per cent of the last second in which this worker's GPU was in use.",
-    "gpu_memory_percent": "Per cent of its GPU's memory that is in use.",
-}
-"""All rates, by name."""
+from bcl_ray.experiment.metric_names import WORKER_RATES
 
 
 class WorkerGauges:
@@ -30,9 +23,9 @@ class WorkerGauges:
         self._gauges: dict[str, Gauge] = {}
 
     def set(self, rates: Mapping[str, float]) -> None:
-        """Set the metrics of some rates, by the names of DESCRIPTIONS; others do not exist."""
+        """Set the metrics of some rates, by the names of WORKER_RATES; the others do not exist."""
         for name, value in rates.items():
             if name not in self._gauges:
-                text = DESCRIPTIONS[name]
+                text = WORKER_RATES[name].description
                 self._gauges[name] = Gauge(f"bcl_ray_{name}", text, tag_keys=tuple(self._tags))
             self._gauges[name].set(value, self._tags)

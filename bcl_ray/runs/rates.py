@@ -54,17 +54,21 @@ RATES = {
         # 900 images of 3 views, forward and backward (3 x), 8.2 billion operations a view.
         6.6e13,
         "operations a second and GPU",
-        f"{ASSUMPTION}: 900 images of 3 views a second with ResNet-50 in bfloat16; never measured",
+        f"{ASSUMPTION}: 900 images of 3 views a second with ResNet-50 in bfloat16, never measured; "
+        "by operations",
     ),
     "training, cpu": Rate(
-        2.6e10,
+        # 253 images of 3 views, 25 million operations a view.
+        5.6e10,
         "operations a second and CPU",
-        "measured 2026-11: resnet8, 3 views of 32 px, one core of an EPYC (benchmarks/rates.py)",
+        "measured 2026-11: resnet8, 3 views of 32 px, one core of an EPYC; by operations",
     ),
     "shortest step": Rate(
         0.010, "seconds a step", f"{ASSUMPTION}: 1,500 launches (counted 2026-11) of 7 µs"
     ),
-    "image": Rate(2e-5, "CPU seconds an image", "measured 2026-11: PNGs of 32 px"),
+    "image": Rate(
+        6e-5, "CPU seconds an image", "measured 2026-11: PNGs of 32 px, on idle and busy machines"
+    ),
     "decoding": Rate(
         9.6e-9, "CPU seconds a byte", "measured 2026-11: JPEGs of 120 kB (benchmarks/README.md)"
     ),

@@ -47,7 +47,7 @@ class SpeedMeter:
 
         Returns:
             images_per_second (of all workers), and per cent by the other names of
-            `ray_runtime.gauges.DESCRIPTIONS`. A device without a measured load has none.
+            `metric_names.WORKER_RATES`. A device without a measured load has none.
         """
         seconds = max(self._seconds, 1e-9)
         rates = {
