@@ -8,7 +8,8 @@ from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs.budget import Budget, budget, check_store
-from bcl_ray.runs.forecast import Machines, Planned, forecast
+from bcl_ray.runs.forecast import Planned, forecast
+from bcl_ray.runs.limits import Machines
 from bcl_ray.runs.rates import CPU, GPUS, RATES, Rate, recorded_rates
 
 if TYPE_CHECKING:

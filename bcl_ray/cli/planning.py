@@ -13,8 +13,8 @@ from bcl_ray.display.terminal import console
 from bcl_ray.machine.errors import UserError
 
 if TYPE_CHECKING:
-    from bcl_ray.api.forecasts import Planned
     from bcl_ray.experiment.options import Experiment
+    from bcl_ray.runs.forecast import Planned
 
 app = typer.Typer()
 

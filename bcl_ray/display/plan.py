@@ -96,8 +96,8 @@ def _price(planned: Planned) -> str:
     machines = planned.machines
     assert machines is not None
     if machines.price is not None:
-        return f"--price {machines.price:g}, and CPUs of data nodes"
-    return "assumption: list prices of 2026; replace them with --price"
+        return f"--price {machines.price:g}, and all data nodes"
+    return "assumption: list prices of 2026, with all data nodes; see --price"
 
 
 def conclusion(found: Forecast) -> str:

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.model import TwoBranch
-from bcl_ray.runs.forecast import Work
+from bcl_ray.runs.limits import Work
 
 COUNTED = (2, 4)  # images of two counted steps, whose difference belongs to images; norms need two
 

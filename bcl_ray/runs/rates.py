@@ -108,8 +108,8 @@ def training_rate(device: str, rates: Mapping[str, Rate]) -> Rate:
         gpu.gigabytes_per_second / reference.gigabytes_per_second,
     )
     base = rates[f"training, {REFERENCE}"]
-    known = f"{ASSUMPTION}: {share:.2f} of an H100, by arithmetic and memory of the data sheets"
-    return Rate(share * base.value, base.unit, known)
+    origin = f"{ASSUMPTION}: {share:.2f} of an H100, by arithmetic and memory of the data sheets"
+    return Rate(share * base.value, base.unit, origin)
 
 
 def recorded_rates(history: Sequence[Mapping[str, float]], run: str) -> dict[str, Rate]:

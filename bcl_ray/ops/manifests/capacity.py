@@ -5,7 +5,7 @@ import math
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests.description import ClusterDescription
-from bcl_ray.runs.forecast import Machines
+from bcl_ray.runs.limits import Machines
 from bcl_ray.runs.rates import CPU, GPUS
 
 
