@@ -99,7 +99,7 @@ def test_hours_and_cost_are_those_of_all_epochs_with_evaluations_and_checkpoints
     assert more.epoch_seconds - found.epoch_seconds == pytest.approx(4 * 30), "452 steps"
 
 
-MEASURED = [  # benchmarks/README.md: images a CPU second of workers and of data alone, and of the run
+MEASURED = [  # benchmarks/README.md: images a CPU second of workers, of data, and of the run
     (190, 7273, 199),  # resnet8, 3 views of 32 px
     (772, 9878, 732),  # resnet8, 1 view
     (86.9, 9260, 84.4),  # resnet20, 3 views
