@@ -1,9 +1,8 @@
-"""Commands on experiments and runs: recipes, plan, train, evaluate, sync."""
+"""Commands on experiments and runs: recipes, train, evaluate, sync."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,15 +13,9 @@ from bcl_ray.display.terminal import console, quiet
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import command
 
-if TYPE_CHECKING:
-    from bcl_ray.experiment.options import Experiment
-    from bcl_ray.runs.budget import Budget
-
 app = typer.Typer()
 recipes_app = typer.Typer(help="Recipes: named, complete experiments.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
-
-MIB = 2**20
 
 
 @recipes_app.command("list")
@@ -38,53 +31,6 @@ def recipes_list() -> None:
 def recipes_show(name: str, overrides: Overrides = None) -> None:
     """Print a complete experiment as YAML, which `train` takes in a recipe's place."""
     typer.echo(bcl_ray.recipe(name, *(overrides or [])).to_yaml(), nl=False)
-
-
-@app.command()
-def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Compute what a run needs, and refuse one that cannot work; starts nothing."""
-    experiment = bcl_ray.recipe(recipe, *(overrides or []))
-    budget, store = bcl_ray.plan(experiment)
-    if as_json:
-        typer.echo(json.dumps(asdict(budget), indent=1))
-        return
-    from bcl_ray.display.tables import build_table
-
-    rows = _budget_rows(experiment, budget, store).items()
-    title = f"{experiment.name}: nothing was started"
-    columns = ("quantity", "value")
-    console().print(build_table(columns, rows, text=columns, title=title, header=False))
-
-
-def _budget_rows(experiment: "Experiment", budget: "Budget", store: float | None) -> dict[str, str]:
-    """What a run needs, as text.
-
-    Args:
-        store: Size of Ray's object store in bytes; None if unknown.
-    """
-    workers, batch = experiment.scale.min_workers, experiment.optim.global_batch_size
-    data_cpus = "the rest" if budget.data_cpus is None else f"{budget.data_cpus:g}"
-    rows = {
-        "steps per epoch": f"{budget.steps_per_epoch:,} of {batch} images",
-        "steps": f"{budget.steps:,} in {experiment.train.epochs} epochs",
-        "images per epoch": f"{budget.images_per_epoch:,} ({budget.left_out} left out, others "
-        "each epoch)",
-        "images to evaluate": f"{budget.eval_images:,}",
-        "read per epoch": f"{budget.bytes_per_epoch / MIB:,.1f} MiB",
-        "workers": f"{experiment.scale.workers} x {batch // workers} images, "
-        f"{budget.batch_bytes / MIB:,.1f} MiB of views a batch",
-        "mixing": budget.mixing,
-        "CPUs": f"{budget.worker_cpus:g} for workers, {data_cpus} for data",
-        "object store": f"{budget.store_bytes / MIB:,.1f} MiB in flight"
-        + (f" of {store / MIB:,.0f}" if store else ""),
-    }
-    if budget.resident_bytes:
-        rows["images on the device"] = f"{budget.resident_bytes / MIB:,.1f} MiB, of every worker"
-    return rows
 
 
 @app.command()

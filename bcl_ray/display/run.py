@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from bcl_ray.display.terminal import print_line
 from bcl_ray.experiment.choices import LOSSES
-from bcl_ray.experiment.metric_names import GROUPS, accuracy
+from bcl_ray.experiment.metric_names import GROUPS, WORKER_RATES, accuracy
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
@@ -122,7 +122,11 @@ class RunDisplay:
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
         epoch = f"epoch {event['epoch'] + 1}/{self._epochs}"
-        self._advance(epoch, step, steps, f"step {step}/{steps}")
+        rates = event.get("rates", {})  # of rank 0, but for the images of all workers
+        shown = [
+            rate.shown.format(rates[name]) for name, rate in WORKER_RATES.items() if name in rates
+        ]
+        self._advance(epoch, step, steps, "  ".join([f"step {step}/{steps}", *shown]))
 
     def _epoch(self, event: Event) -> None:
         record = event["records"][-1]

@@ -1,4 +1,6 @@
-"""Names and units of the metrics of an evaluation, for the code that computes or shows them."""
+"""Names and units of metrics of evaluations and workers, for the code that makes or shows them."""
+
+from typing import NamedTuple
 
 SHOT_GROUPS = ("many", "medium", "few")
 """Groups of classes by their number of training images; `bcl_ray.data.longtail.shot_groups`
@@ -28,3 +30,30 @@ TITLES = {
 
 RESULTS = {**{group: accuracy(group) for group in GROUPS}, "ECE": ECE}
 """Columns of a table of results, and the metric in each, in per cent."""
+
+
+class WorkerRate(NamedTuple):
+    """A rate of a worker while it trains."""
+
+    shown: str
+    """Format of the value in the display of a run."""
+    description: str
+
+
+WORKER_RATES = {
+    "images_per_second": WorkerRate(
+        "{:,.0f} images/s", "Training images a second of a worker; their sum is the run's."
+    ),
+    "data_percent": WorkerRate(
+        "data {:.0f} %", "Per cent of its time that a worker waited for batches."
+    ),
+    "checkpoint_percent": WorkerRate(
+        "checkpoints {:.0f} %",
+        "Per cent of the time since its start that checkpoints held a worker up.",
+    ),
+    "gpu_percent": WorkerRate("GPU {:.0f} %", "Per cent of the time that a GPU is in use."),
+    "gpu_memory_percent": WorkerRate(
+        "GPU memory {:.0f} %", "Per cent of a GPU's memory that is in use."
+    ),
+}
+"""By name. As Ray metrics they are `bcl_ray_` and the name; on CPUs those of GPUs do not exist."""

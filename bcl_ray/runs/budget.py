@@ -42,6 +42,8 @@ class Budget:
     data_cpus: float | None  # CPUs left for data tasks, None if the cluster's are unknown
     store_bytes: int  # object-store memory of all batches in flight
     resident_bytes: int = 0  # images in the memory of a worker's device
+    readers: int = 1  # workers that read each row group
+    reads_per_epoch: int = 0  # of row groups, one request to an object store each, at most
 
 
 def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Budget:
@@ -81,17 +83,27 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
         data_cpus=data_cpus,
         store_bytes=0 if is_resident else image_bytes * rows_in_flight,
         resident_bytes=resident_bytes(experiment, manifest, workers) if is_resident else 0,
+        readers=_readers(experiment, split, plan.steps),
+        reads_per_epoch=int(plan.layout.first_groups[-1]) * _readers(experiment, split, plan.steps),
     )
+
+
+def _readers(experiment: Experiment, split: Split, steps: int) -> int:
+    """How many workers read each row group, at most; in version 1 of the plan, about."""
+    if experiment.data.plan == 1 or steps >= split.row_group_rows:
+        return 1
+    spread = 1 + -(-(split.row_group_rows - 1) // steps)
+    return min(experiment.optim.global_batch_size, spread)
 
 
 def _mixing(experiment: Experiment, split: Split, steps: int) -> str:
     """How well the epoch plan mixes; if the batch is too large for the row groups, what fits."""
-    group, batch = split.row_group_rows, experiment.optim.global_batch_size
+    group = split.row_group_rows
     if experiment.data.plan == 1:
         return f"images of a row group ({group}) meet in batches, as they do in data.plan=1"
     if steps >= group:
         return f"images of a row group ({group}) never meet in a batch"
-    readers = min(batch, 1 + -(-(group - 1) // steps))
+    readers = _readers(experiment, split, steps)
     scale = experiment.scale
     workers = math.lcm(scale.min_workers, scale.max_workers)
     remedies = []

@@ -71,7 +71,9 @@ class Checkpoints:
         self._run, self._fence = run, fence
         self._snapshots = Snapshots()
         self._upload: CheckpointUpload | None = None  # the last one, on rank 0
-        self._blocked = 0.0
+        self.blocked = 0.0
+        """Seconds in which `save` has held up training."""
+        self._taken = 0.0  # of these
 
     def load(self) -> checkpoint.State | None:
         """The last state that can be read; None if the run has no checkpoint yet.
@@ -108,11 +110,11 @@ class Checkpoints:
             delete_local_checkpoint_after_upload=False,
             **upload,
         )
-        self._blocked += time.perf_counter() - begun
+        self.blocked += time.perf_counter() - begun
 
     def take_blocked_seconds(self) -> float:
         """Seconds in which `save` has held up training since the last call of this."""
-        seconds, self._blocked = self._blocked, 0.0
+        seconds, self._taken = self.blocked - self._taken, self.blocked
         return seconds
 
     def wait_until_recorded(self) -> None:

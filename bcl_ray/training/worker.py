@@ -25,13 +25,16 @@ from bcl_ray.method.optim import learning_rate
 from bcl_ray.method.precision import resolve_precision
 from bcl_ray.ray_runtime.channel import notify
 from bcl_ray.ray_runtime.failures import RestartError
+from bcl_ray.ray_runtime.gauges import WorkerGauges
 from bcl_ray.ray_runtime.watchdog import Watchdog
 from bcl_ray.runs import checkpoint, findings
+from bcl_ray.storage import paths
 from bcl_ray.storage.fence import Fence
 from bcl_ray.training.checkpoints import Checkpoints
 from bcl_ray.training.feed import Feed, open_feed
 from bcl_ray.training.probe import Probe
 from bcl_ray.training.resident_images import UnsupportedError
+from bcl_ray.training.speed import SpeedMeter, device_load
 
 PROGRESS_INTERVAL = 0.5  # seconds between two progress events of a worker
 
@@ -121,6 +124,8 @@ class Worker:
         self.feed: Feed
         self.history: list[dict[str, float]] = []  # a record of metrics per finished epoch
         self.last_progress = time.monotonic()
+        self.speed = SpeedMeter(device_load(self.device))
+        self.gauges = WorkerGauges(paths.name(self.run), rank())
 
     def open_feed(self) -> None:
         """Open the stream, or copy the images to the device.
@@ -196,6 +201,7 @@ class Worker:
         """
         begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
+        self.speed.begin_epoch()
         for step in train_epoch(
             self.learner, self.watchdog.watched(batches), epoch=epoch, signals=self.watchdog.signals
         ):
@@ -238,10 +244,15 @@ class Worker:
         return {**evaluation.metrics, "time/evaluate": time.perf_counter() - begun}
 
     def _send_progress(self, epoch: int, step: Step) -> None:
+        self.speed.add(step)
         if time.monotonic() - self.last_progress > PROGRESS_INTERVAL:
             self.last_progress = time.monotonic()
-            step_in_epoch = step.step - epoch * self.steps_per_epoch
-            self.send("step", epoch=epoch, step=step_in_epoch, steps=self.steps_per_epoch)
+            in_epoch, steps = step.step - epoch * self.steps_per_epoch, self.steps_per_epoch
+            rates = self.speed.take(self.checkpoints.blocked)
+            self.send("step", epoch=epoch, step=in_epoch, steps=steps, rates=rates)
+            self.gauges.set(
+                rates | {"images_per_second": rates["images_per_second"] / world_size()}
+            )
 
     def _signals_of_all(self) -> frozenset[str]:
         """Those of SIGNALS that any worker gives now; the same on all, which wait for each other.

@@ -18,7 +18,8 @@ BUDGET = Budget(
     eval_images=10_000,
     bytes_per_epoch=10**7,
     batch_bytes=10**6,
-    lanes=16,
+    plan=2,
+    mixing="images of a row group (48) never meet in a batch",
     worker_cpus=2.0,
     data_cpus=6.0,
     store_bytes=10**8,
@@ -110,6 +111,31 @@ def test_an_evaluated_epoch_tells_the_accuracy_of_the_groups_there_are():
         "epoch   5/200   loss 3.142   accuracy all 50.0  few 25.0   1,234 images/s   data 2 %   "
         "12.5 s"
     )
+
+
+STEP = {"kind": "step", "epoch": 4, "step": 12, "steps": 48}
+
+
+@pytest.mark.parametrize(
+    ("rates", "count"),
+    [
+        (
+            {"images_per_second": 1234.5, "data_percent": 2.4, "checkpoint_percent": 0.6},
+            "step 12/48  1,234 images/s  data 2 %  checkpoints 1 %",
+        ),
+        (
+            {"gpu_memory_percent": 61.0, "gpu_percent": 99.0},
+            "step 12/48  GPU 99 %  GPU memory 61 %",
+        ),
+        ({}, "step 12/48"),
+    ],
+)
+def test_the_bar_shows_the_rates_that_workers_send(rates, count):
+    """One of an older version sends none."""
+    event = STEP | ({"rates": rates} if rates else {})
+    text = shown(BEGIN, START, event, terminal=True)
+    assert count in text
+    assert ("GPU" in text) == ("GPU" in count)
 
 
 def test_a_resumed_run_tells_its_step():

@@ -1,10 +1,10 @@
-"""docs/clusters: its estimates follow from their assumptions."""
+"""docs/clusters: its estimates are those of `bcl-ray plan`."""
 
 import re
 
 import pytest
 
-from bcl_ray.experiment.recipes import RECIPES
+from bcl_ray.api.forecasts import forecast_cluster
 from tests.docs.pages import ROOT
 
 ROWS = [
@@ -14,18 +14,17 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_the_estimates_follow_from_their_assumptions(row):
-    recipe, (images, test, epochs, v, gpus, hours, price, cost, cpus) = row[0], map(float, row[1:])
-    experiment = RECIPES[recipe]()
-    assert experiment.train.epochs == epochs
-    assert 1 + experiment.num_contrastive == 3
-    seconds = (3 * images * epochs / v + test * epochs / (3 * v)) / gpus
-    assert seconds / 3600 == pytest.approx(hours, abs=0.051 if hours > 1 else 0.005)
-    assert hours * price == pytest.approx(cost, rel=0.02)
-    per_cpu = 13800 if recipe.startswith("cifar") else 189
-    assert v * gpus / 3 / per_cpu == pytest.approx(cpus, abs=0.051)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
+def test_the_estimates_are_those_of_the_command(row, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where there are no shards
+    recipe, machines, speed, hours, cost, limit = row
+    gpus, gpu = machines.split()
+    found = forecast_cluster(recipe, gpus=int(gpus), gpu=gpu).forecast
+    assert found.images_per_second == pytest.approx(float(speed), abs=1)
+    assert found.hours == pytest.approx(float(hours), abs=0.006)
+    assert found.cost == pytest.approx(float(cost), abs=0.006)
+    assert found.limits[0].name == limit
 
 
 def test_there_is_an_estimate_for_each_published_setting():
-    assert [row[0] for row in ROWS] == ["cifar100_lt", "imagenet_lt", "inat18"]
+    assert {row[0] for row in ROWS} == {"cifar100_lt", "imagenet_lt", "inat18"}

@@ -58,7 +58,18 @@ def test_a_cifar_run_in_numbers():
         worker_cpus=2.0,
         data_cpus=6.0,
         store_bytes=3 * 3072 * (2 * 12_406 + 4 * 256),
+        readers=1,
+        reads_per_epoch=2 * 130,
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "readers"),
+    [([], 1), (["optim.global_batch_size=720"], 4), (["optim.global_batch_size=4096"], 17)],
+)
+def test_row_groups_are_read_by_as_many_workers_as_an_epoch_is_short_of_steps(overrides, readers):
+    needs = budget_of(*overrides)
+    assert (needs.readers, needs.reads_per_epoch) == (readers, 260 * readers)
 
 
 @pytest.mark.parametrize("override", ["loss.kind=ce", "loss.contrastive_weight=0"])

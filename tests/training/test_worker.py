@@ -55,7 +55,7 @@ class Run:
         experiment = with_overrides(digits_lt(), [f"data.path={self.shards}", *OPTIONS, *options])
         config = {
             "experiment": experiment.to_yaml(),
-            "manifest": read_manifest(self.shards).model_dump_json(),
+            "manifest": read_manifest(self.shards),
             "run": str(self.folder),
             "uid": "0" * 32,
             "channel": self.channel,

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from bcl_ray.experiment.metric_names import WORKER_RATES
 from bcl_ray.ops.manifests import rules
 from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.entrypoints import WITHOUT_WORKERS, command_names, entrypoint, job_name
@@ -55,6 +56,8 @@ def _base(description: ClusterDescription) -> dict[str, str]:
         files += ["mlflow.yaml", "postgresql.yaml"]
     if description.head.redis:
         files.append("redis.yaml")
+    if description.kubernetes.monitoring_namespace:
+        files.append("monitoring.yaml")
     values = _values(description)
     return {file: render_template(f"kuberay/base/{file}", **values) for file in files}
 
@@ -137,6 +140,7 @@ def _values(description: ClusterDescription) -> dict[str, object]:
         "mlflow_database": database,
         "mlflow_basic_auth": mlflow_server.basic_auth(database),
         "outside_ports": _outside_ports(description),
+        "worker_rates": WORKER_RATES,
     }
 
 

@@ -47,7 +47,12 @@ class Kubernetes(Section):
     )
     dns: Dns = Field(Dns(), description="The cluster's DNS.")
     monitoring_namespace: Name | None = Field(
-        None, description="Namespace of Prometheus, which then may read Ray's metrics."
+        None,
+        description="Namespace of Prometheus, which then may read Ray's metrics. A PodMonitor, "
+        "which needs the Prometheus operator, and a Grafana dashboard are rendered.",
+    )
+    monitoring_labels: dict[str, str] = Field(
+        {}, description="Labels by which that Prometheus finds PodMonitors, such as a release."
     )
 
 
