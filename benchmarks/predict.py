@@ -1,4 +1,4 @@
-"""Labelled images a second: `python -m benchmarks.predict`, about two minutes on two cores.
+"""Labelled images a second: `python -m benchmarks.predict`, about three minutes on two cores.
 
 A ResNet-50 with new weights labels JPEG files of 500 x 375 pixels at 224 pixels on the CPU: through
 `predict` (listing, reading, decoding, Ray, tables), and in as many bare processes whose batches are
