@@ -137,11 +137,11 @@ def worker_speed(run: Situation) -> Rate:
     operations = work.views * work.operations + work.step_operations / batch
     speed = rate.value / (PASSES * operations)
     if machines.device == CPU:
-        return Rate(speed * run.experiment.scale.cpus_per_worker, "images/s", rate.known)
+        return Rate(speed * run.experiment.scale.cpus_per_worker, "images a second", rate.known)
     launching = run.rates["shortest step"]
     if batch / launching.value < speed:
-        return Rate(batch / launching.value, "images/s", launching.known)
-    return Rate(speed, "images/s", rate.known)
+        return Rate(batch / launching.value, "images a second", launching.known)
+    return Rate(speed, "images a second", rate.known)
 
 
 def _workers(run: Situation) -> list[Limit]:

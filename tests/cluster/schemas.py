@@ -13,6 +13,7 @@ import yaml
 
 RAY_KINDS = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
 KUBERNETES = "1.33"
+WITHOUT_SCHEMA = ("kustomize.config.k8s.io", "kueue.x-k8s.io", "monitoring.coreos.com")
 
 
 def schema_folder() -> Path:
@@ -72,8 +73,8 @@ def _errors(text: str) -> list[str]:
             f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
             for error in validator.iter_errors(found)
         ]
-    if found["apiVersion"].partition("/")[0] in ("kustomize.config.k8s.io", "kueue.x-k8s.io"):
-        return []  # no schema here
+    if found["apiVersion"].partition("/")[0] in WITHOUT_SCHEMA:
+        return []
     try:
         kubernetes_validate.validate(found, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:

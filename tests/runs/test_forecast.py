@@ -101,9 +101,9 @@ def test_hours_and_cost_are_those_of_all_epochs_with_evaluations_and_checkpoints
 
 MEASURED = [  # benchmarks/README.md: images a CPU second of workers, of data, and of the run
     (190, 7273, 199),  # resnet8, 3 views of 32 px
-    (772, 9878, 732),  # resnet8, 1 view
+    (759, 9878, 764),  # resnet8, 1 view
     (86.9, 9260, 84.4),  # resnet20, 3 views
-    (265, 6670, 256),  # resnet8, batches of 64
+    (240, 6670, 247),  # resnet8, batches of 64
     (39.3, 596, 33.2),  # resnet8 of width 4, JPEGs, 224 px
     (1e9, 540, 569),  # with views of 32 px; workers alone were faster, by how much was not noted
 ]
