@@ -21,11 +21,11 @@ from benchmarks import print_table
 from benchmarks.images import jpeg_shards
 from benchmarks.peers import BATCH, IMAGES, SIZE, VIEWS, WORKERS
 from benchmarks.peers.environment import PRESENT, environment, failure, install
-from benchmarks.peers.memory import peak_bytes
+from benchmarks.peers.usage import peak_bytes
 
 SECONDS = 180  # for one side in one round
 MOST_DIFFERENCE = 1.5  # of mean and deviation of all pixels, of 255
-COLUMNS = ["loader", "versions", "images/s", "this project, x", "MiB", "this project, x"]
+COLUMNS = ["loader", "versions", "images/s", "CPU, ms/image", "MiB"]
 
 
 @dataclass
@@ -45,6 +45,14 @@ class Side:
     def median(self, name: str) -> float:
         """Median of the rounds' results."""
         return statistics.median(result[name] for result in self.results)
+
+    def last(self) -> str:
+        """The latest result, in one line."""
+        if self.failed:
+            return f"{self.title}: failed: {self.failed}"
+        result = self.results[-1]
+        usage = f"{result['cpu'] * 1000:.1f} ms of CPU each, {result['bytes'] / 2**20:.0f} MiB"
+        return f"{self.title}: {result['rate']:.0f} images/s, {usage}"
 
 
 def sides() -> dict[str, Side]:
@@ -111,16 +119,18 @@ def check_same_images(found: Mapping[str, Side]) -> None:
 
 
 def rows(all_sides: Mapping[str, Side]) -> Iterator[list[str]]:
-    """Rows of the table."""
+    """Rows of the table; in parentheses, this project's result as a multiple of the row's."""
     ours = all_sides["project"]
     for side in all_sides.values():
         if side.failed:
-            yield [side.title, side.requirement or "", f"failed: {side.failed}", "", "", ""]
+            yield [side.title, side.requirement or "", f"failed: {side.failed}", "", ""]
             continue
-        faster, larger = ratio(ours, side, "rate"), ratio(ours, side, "bytes")
-        rate, mebibytes = side.median("rate"), side.median("bytes") / 2**20
-        cells = [f"{rate:,.0f}", f"{faster:.2f}", f"{mebibytes:,.0f}", f"{larger:.2f}"]
-        yield [side.title, side.versions, *cells]
+        units = (("rate", 1), ("cpu", 1e3), ("bytes", 2**-20))
+        yield [
+            side.title,
+            side.versions,
+            *(f"{side.median(n) * unit:,.4g} ({ratio(ours, side, n):.2f})" for n, unit in units),
+        ]
 
 
 def ratio(ours: Side, side: Side, name: str) -> float:
@@ -143,6 +153,7 @@ def main() -> None:
             for module, side in list(all_sides.items())[:: -1 if number % 2 else 1]:
                 if not side.failed:
                     measure(module, side, folder)
+                    print(f"round {number + 1}: {side.last()}", flush=True)
     found = {module: side for module, side in all_sides.items() if not side.failed}
     if "project" not in found:
         sys.exit(f"this project's side failed: {all_sides['project'].failed}")

@@ -17,6 +17,7 @@ import numpy as np
 import torch  # noqa: F401  a process that trains has it, so that its memory counts on every side
 
 from benchmarks.peers import BATCH, IMAGES, SIZE, VIEWS, WORKERS
+from benchmarks.peers.usage import cpu_seconds
 
 EPOCHS = 2  # that are measured, after one that is not
 SHAPES = ((VIEWS, 3, SIZE, SIZE), (VIEWS, SIZE, SIZE, 3))
@@ -24,8 +25,11 @@ EVERY = 4099  # of a batch's pixels, one is looked at: a prime, so that all chan
 
 
 def measured(module: Any, folder: Path) -> dict[str, float]:
-    """Images per second after the first epoch, and mean and deviation of the pixels."""
-    begun, images, first = 0.0, 0, 0
+    """Images per second and CPU time per image, in seconds, both after the first epoch.
+
+    With them, mean and deviation of the pixels.
+    """
+    begun, used, images, first = 0.0, 0.0, 0, 0
     samples = []
     for batch in module.batches(folder):
         pixels = np.asarray(batch)
@@ -34,12 +38,13 @@ def measured(module: Any, folder: Path) -> dict[str, float]:
         samples.append(pixels.reshape(-1)[::EVERY].copy())
         images += len(pixels)
         if not begun and images >= IMAGES:
-            begun, first = time.perf_counter(), images
+            begun, used, first = time.perf_counter(), cpu_seconds(), images
         if images >= IMAGES * (1 + EPOCHS):
             break
-    rate = (images - first) / (time.perf_counter() - begun)
+    seconds, used, images = time.perf_counter() - begun, cpu_seconds() - used, images - first
     values = np.concatenate(samples)
-    return {"rate": rate, "mean": float(values.mean()), "deviation": float(values.std())}
+    pixels = {"mean": float(values.mean()), "deviation": float(values.std())}
+    return {"rate": images / seconds, "cpu": used / images, **pixels}
 
 
 def main() -> None:

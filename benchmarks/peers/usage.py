@@ -1,4 +1,4 @@
-"""Memory of a process with all its descendants."""
+"""CPU time and memory of a process with all its descendants."""
 
 import contextlib
 import subprocess
@@ -8,6 +8,16 @@ from pathlib import Path
 import psutil
 
 SECONDS = 0.5  # between two looks
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its descendants so far; those that ended may be missing."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def proportional_bytes(pid: int) -> int:
