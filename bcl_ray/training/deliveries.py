@@ -21,7 +21,7 @@ from bcl_ray.training.tasks import Task, TaskSource, source_of, tasks_of
 Purpose = Literal["training", "evaluation"]
 
 
-class Delivery(NamedTuple):
+class WorkerTask(NamedTuple):
     """A task, and the worker that needs its blocks."""
 
     rank: int
@@ -47,7 +47,7 @@ class Assignment:
     evaluates_once: bool = False
     """Whether workers keep the images of the first evaluation for all others."""
 
-    def deliveries(self) -> Iterator[Delivery]:
+    def deliveries(self) -> Iterator[WorkerTask]:
         """All deliveries that are left of the run, in order."""
         evaluations = 1 if self.evaluates_once else self.experiment.train.epochs + 1
         if self.evaluate_first:
@@ -74,29 +74,29 @@ class Assignment:
     def _data(self) -> tuple[Experiment, Manifest]:
         return self.experiment, self.manifest
 
-    def _training(self, epoch: int, begin: int) -> Iterator[Delivery]:
+    def _training(self, epoch: int, begin: int) -> Iterator[WorkerTask]:
         plan = epoch_plan(*self._data, epoch)
 
         ramp = epoch * plan.steps <= self.first_step  # the first epoch of the stream
 
-        def of_worker(rank: int) -> Iterator[tuple[int, int, Delivery]]:
+        def of_worker(rank: int) -> Iterator[tuple[int, int, WorkerTask]]:
             reads = plan.reads(rank, self.world_size, begin, ramp=ramp)
             tasks = training_tasks(*self._data, ((epoch, r) for r in reads), self.world_size)
             for step, same_step in itertools.groupby(tasks, key=_first_step):
                 for number, task in enumerate(same_step):
-                    yield step, number, Delivery(rank, "training", task)
+                    yield step, number, WorkerTask(rank, "training", task)
 
         workers = [of_worker(rank) for rank in self.ranks]
         # Where workers need many tasks for the same step, they take turns: all wait for all.
         merged = heapq.merge(*workers, key=operator.itemgetter(0, 1))
         return (delivery for _, _, delivery in merged)
 
-    def _evaluation(self) -> Iterator[Delivery]:
+    def _evaluation(self) -> Iterator[WorkerTask]:
         """In turns: workers evaluate side by side, and wait for each other at the end."""
 
-        def of_worker(rank: int) -> Iterator[Delivery]:
+        def of_worker(rank: int) -> Iterator[WorkerTask]:
             for task in evaluation_tasks(*self._data, rank, self.world_size):
-                yield Delivery(rank, "evaluation", task)
+                yield WorkerTask(rank, "evaluation", task)
 
         rounds = itertools.zip_longest(*(of_worker(rank) for rank in self.ranks))
         return (delivery for group in rounds for delivery in group if delivery is not None)
