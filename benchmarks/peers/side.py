@@ -31,7 +31,8 @@ def measured(module: Any, folder: Path) -> dict[str, float]:
     """
     begun, used, images, first = 0.0, 0.0, 0, 0
     samples = []
-    for batch in module.batches(folder):
+    batches = module.batches(folder)  # held here, so that it ends after the last measurement
+    for batch in batches:
         pixels = np.asarray(batch)
         if pixels.shape[1:] not in SHAPES or pixels.dtype != np.uint8 or len(pixels) > BATCH:
             raise ValueError(f"a batch has shape {pixels.shape}, {pixels.dtype}")
@@ -43,8 +44,8 @@ def measured(module: Any, folder: Path) -> dict[str, float]:
             break
     seconds, used, images = time.perf_counter() - begun, cpu_seconds() - used, images - first
     values = np.concatenate(samples)
-    pixels = {"mean": float(values.mean()), "deviation": float(values.std())}
-    return {"rate": images / seconds, "cpu": used / images, **pixels}
+    colours = {"mean": float(values.mean()), "deviation": float(values.std())}
+    return {"rate": images / seconds, "cpu": used / images, **colours}
 
 
 def main() -> None:
