@@ -14,7 +14,7 @@ from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.sample import is_sampled, sample_shares
 from bcl_ray.training import probe as module
 from bcl_ray.training.probe import Probe
-from bcl_ray.training.tasks import source_of
+from bcl_ray.training.tasks import Task, source_of
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,8 @@ def test_images(digits) -> list[dict[str, np.ndarray]]:
     split = manifest.splits["test"]
     layout = Layout.of(split)
     source = source_of(experiment, manifest, training=False)
-    return [source.load(0, [read]) for read in evaluation_reads(layout)]
+    portions = tuple((read,) for read in evaluation_reads(layout))
+    return list(source.load(Task(0, portions)))
 
 
 test_images.__test__ = False
