@@ -32,7 +32,7 @@ def test_a_job_that_is_stopped_then_a_killed_driver_then_sigterm_then_a_damaged_
     drill.driver_of(job).send_signal(signal.SIGTERM)
     assert job.wait() != 0
     terminated, last = job.last_step(), job.last_checkpoint()
-    assert f"stopped at step {terminated}; go on with: bcl-ray train --resume" in job.output
+    assert f"stopped at step {terminated}; go on with: bcl-ray submit train --resume" in job.output
     assert drill.tracked_status(job) == "KILLED"
     file = files.join(job.uri, last, "state.pt")
     files.write_bytes(file, files.read_bytes(file)[:1000])
@@ -53,7 +53,7 @@ def stop(drill, job) -> int:
     assert told in job.output
     said = command("jobs", "stop", job.id)
     assert said.startswith("SIGINT sent; the job has 90 s to end\n")
-    assert f"stopped at step {job.last_step()}; go on with: bcl-ray train --resume" in said
+    assert f"stopped at step {job.last_step()}; go on with: bcl-ray submit train --resume" in said
     assert re.search(rf"job {job.id} stopped after \d+ s\n", said)
     assert said.endswith(f"go on with: bcl-ray submit train --resume {job.uri}\n")
     assert drill.tracked_status(job) == "KILLED"
