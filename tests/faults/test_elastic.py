@@ -15,7 +15,7 @@ def test_elastic_workers_go_on_with_fewer_and_compute_the_same_to_rounding(drill
     job.succeed()
     assert "2 workers started, " in job.output
     assert "1 worker started at step" in job.output
-    assert "32 images each, the global batch stays 32, and the lr" in job.output
+    assert "32 images each; global batch (32) and lr stay the same" in job.output
     state, expected = job.state(), drill.undisturbed()
     drill.check_counted(state)
     drill.check_tracked(job)
