@@ -42,7 +42,7 @@ def planned_batches(
     """
     first_epoch, skipped_steps = divmod(first_step, plans(0).steps)
     # Of the rows that workers hold, half are in use: see `EpochPlan.open_rows`.
-    rows_ahead = plans(0).open_rows // 2 // world_size
+    rows_ahead = max(1, plans(0).open_rows // 2 // world_size)
 
     def remaining() -> Iterator[tuple[int, EpochPlan, int]]:
         for epoch in range(first_epoch, experiment.train.epochs):
@@ -84,7 +84,8 @@ def prefetch(
 
     Args:
         items: What to make.
-        depth: The thread pauses when the sizes of the items that wait sum up to this, or more.
+        depth: The thread pauses when the sizes of the items that wait sum up to this, or more; at
+            least 1.
         size: Size of an item, at least 1; by default items are counted.
     """
     buffer = _Buffer[Item](depth, size)

@@ -82,6 +82,22 @@ def test_rows_are_made_ahead_but_no_more_than_a_window():
     assert window < max(waiting) <= 2 * window + prefetched + GROUP
 
 
+def test_row_groups_of_one_row_are_enough_to_go_on():
+    """Version 1 of the plan, one lane: half of the rows in use is less than a row."""
+    experiment = with_overrides(cifar10_lt(), ["train.epochs=2", "optim.global_batch_size=4"])
+    layout = Layout(np.array([40]), 1)
+
+    def plan(epoch):
+        options = {"global_batch_size": 4, "max_workers": 1, "version": 1}
+        return EpochPlan(layout, seed=0, epoch=epoch, **options)
+
+    def blocks(reads):
+        yield from ({"rows": layout.positions(read)} for _, read in reads)
+
+    epochs = planned_batches(experiment, plan, blocks, lambda parts, _: len(parts))
+    assert [len(list(batches)) for _, batches in epochs] == [10, 10]
+
+
 def test_what_the_producer_raises_reaches_the_consumer():
     def items():
         yield 1
