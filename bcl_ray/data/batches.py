@@ -1,5 +1,6 @@
 """Batches of all epochs by the epoch plan, prefetched by a thread, without Ray."""
 
+import atexit
 import contextlib
 import itertools
 import operator
@@ -15,6 +16,7 @@ from bcl_ray.experiment.options import Experiment
 Item = TypeVar("Item")
 Plans = Callable[[int], EpochPlan]
 """Returns the plan of an epoch, given its number."""
+SECONDS_TO_STOP = 5  # for the item that a thread is making when the interpreter ends
 
 
 def planned_batches(
@@ -79,8 +81,8 @@ def prefetch(
 ) -> Generator[Item, None, None]:
     """The same items, which a thread makes before they are needed.
 
-    An error of the thread is raised here. When this iterator is closed, the thread stops and closes
-    `items`.
+    An error of the thread is raised here. When this iterator is closed, or the interpreter ends, the
+    thread stops and closes `items`.
 
     Args:
         items: What to make.
@@ -102,8 +104,16 @@ def prefetch(
             if close := getattr(items, "close", None):
                 close()
             buffer.end(error)
+            atexit.unregister(end)
 
-    threading.Thread(target=run, name="prefetch", daemon=True).start()
+    def end() -> None:
+        buffer.stop()
+        thread.join(SECONDS_TO_STOP)
+
+    thread = threading.Thread(target=run, name="prefetch", daemon=True)
+    # Python ends a daemon thread wherever it is; within PyTorch that aborts the process.
+    atexit.register(end)
+    thread.start()
     try:
         yield from buffer.items()
     finally:

@@ -1,6 +1,8 @@
 """The thread that prefetches batches."""
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 
@@ -126,3 +128,23 @@ def test_a_consumer_that_leaves_stops_the_producer():
             break
         time.sleep(0.05)
     assert closed
+
+
+def test_an_interpreter_that_ends_stops_the_thread_where_it_may_end():
+    """Ended within PyTorch, as a daemon thread is, it aborts the process: SIGABRT."""
+    ends = """
+import torch
+from bcl_ray.data.batches import prefetch
+
+def items():
+    try:
+        while True:
+            yield torch.zeros(64, 3, 32, 32, dtype=torch.uint8).float().sum()
+    finally:
+        print("closed")
+
+unread = prefetch(items(), 1_000_000)
+next(unread)
+"""
+    done = subprocess.run([sys.executable, "-c", ends], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
