@@ -81,8 +81,8 @@ def prefetch(
 ) -> Generator[Item, None, None]:
     """The same items, which a thread makes before they are needed.
 
-    An error of the thread is raised here. When this iterator is closed, or the interpreter ends, the
-    thread stops and closes `items`.
+    An error of the thread is raised here. When this iterator is closed, or the interpreter ends,
+    the thread stops and closes `items`.
 
     Args:
         items: What to make.
