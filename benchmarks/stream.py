@@ -2,11 +2,15 @@
 
 Images per second that Ray Data delivers, in the plan's order, to a consumer that does nothing,
 against the same functions (read, decode, crop, assemble) in a bare process pool of the same
-size. Goals: 0.90; the first batch within 3 s on a warm cluster; at most 0.5 s between epochs.
+size. Goals: 0.95; the first batch within 2 s on a warm cluster; at most 0.2 s between epochs.
+
+A consumer that does nothing waits between epochs for all images of the next window of the plan.
+One whose steps take as long as a stream needs at least (STEP_TIME) shows what a training waits.
 """
 
 import contextlib
 import logging
+import math
 import statistics
 import tempfile
 import time
@@ -33,6 +37,7 @@ from benchmarks.pool import pooled_blocks
 POOL = 2
 EPOCHS = 3
 ROUNDS = 3
+STEP_TIME = 1.2  # of a training step, in units of the time in which the stream makes a batch
 
 
 def bare(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, Batch]]:
@@ -56,20 +61,28 @@ def streamed(experiment: Experiment, manifest: Manifest) -> Iterator[tuple[int, 
             yield epoch, batch
 
 
-def consume(batches: Iterator[tuple[int, Batch]]) -> tuple[float, float, float]:
-    """Images per second from the second epoch on, seconds to the first batch, longest gap."""
+def consume(
+    batches: Iterator[tuple[int, Batch]], images_per_second: float = math.inf
+) -> tuple[float, float, float]:
+    """Consume all batches, each in the time that the given speed needs.
+
+    Returns:
+        Images per second from the second epoch on; seconds to the first batch; and the longest
+        wait for the first batch of an epoch, beyond the median wait for a batch.
+    """
+    waits, ends, epochs, images = [], [], [], []
     begun = time.perf_counter()
-    moments, epochs, images = [], [], []
     for epoch, batch in batches:
-        moments.append(time.perf_counter())
+        waits.append(time.perf_counter() - begun)
         epochs.append(epoch)
         images.append(len(batch["labels"]))
-    steady = epochs.index(1)
-    rate = sum(images[steady:]) / (moments[-1] - moments[steady - 1])
-    borders = np.flatnonzero(np.diff(epochs))
-    within = statistics.median(np.diff(moments))
-    gaps = [moments[border + 1] - moments[border] - within for border in borders]
-    return rate, moments[0] - begun, max(gaps)
+        time.sleep(images[-1] / images_per_second)
+        begun = time.perf_counter()
+        ends.append(begun)
+    second = epochs.index(1)
+    rate = sum(images[second:]) / (ends[-1] - ends[second - 1])
+    borders = np.flatnonzero(np.diff(epochs)) + 1
+    return rate, waits[0], max(waits[border] for border in borders) - statistics.median(waits)
 
 
 def compare(name: str, experiment: Experiment, manifest: Manifest) -> tuple[list[str], float]:
@@ -83,7 +96,9 @@ def compare(name: str, experiment: Experiment, manifest: Manifest) -> tuple[list
     rate, first, gap = (statistics.median(column) for column in zip(*ours, strict=True))
     pool_rate = statistics.median(rate for rate, _, _ in pools)
     ratio = rate / pool_rate
+    _, _, wait = consume(streamed(experiment, manifest), rate / STEP_TIME)
     cells = [f"{rate:,.0f}", f"{pool_rate:,.0f}", f"{ratio:.2f}", f"{first:.1f}", f"{gap:.2f}"]
+    cells.append(f"{wait:.2f}")
     return [name, *cells], ratio
 
 
@@ -103,8 +118,9 @@ def main() -> None:
         second, _ = compare("32 x 32 PNG to 3 x 32", small, pngs)
     ray.shutdown()
     columns = ["images", "images/s", "bare pool", "ratio", "first batch, s", "between epochs, s"]
+    columns.append("with steps, s")
     print_table(f"stream with {POOL} CPUs for data", columns, [first, second])
-    print(f"ratio to a bare pool, JPEGs: {ratio:.2f} (goal 0.90)")
+    print(f"ratio to a bare pool, JPEGs: {ratio:.2f} (goal 0.95)")
 
 
 if __name__ == "__main__":

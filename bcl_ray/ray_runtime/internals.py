@@ -260,6 +260,13 @@ METHODS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """Parameters without self, by owner (a name in PRIVATE, or a public class) and method."""
 
+GENERATOR_LIMIT = "_generator_backpressure_num_objects"
+"""Option of a task: objects that it may yield before Ray Data has fetched the first; -1: no limit.
+
+Ray Data counts a block as two objects, and lets a task pause after two blocks by default. The
+public DataContext has no option.
+"""
+
 
 def __getattr__(name: str) -> Any:
     if name not in PRIVATE:

@@ -54,6 +54,14 @@ def test_each_method_has_its_parameters(installed):
     assert found == METHODS
 
 
+def test_ray_knows_the_option_of_a_task():
+    import ray
+
+    assert ray.remote(**{internals.GENERATOR_LIMIT: -1})(len)
+    with pytest.raises(ValueError, match="_unknown"):
+        ray.remote(_unknown=-1)(len)
+
+
 def test_what_a_type_checker_sees_is_what_is_imported():
     tree = ast.parse(Path(internals.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
