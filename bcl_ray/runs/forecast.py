@@ -14,6 +14,7 @@ from bcl_ray.runs.limits import LIMITS, PASSES, Limit, Machines, Situation, Work
 from bcl_ray.runs.rates import CPU, GPUS, Rate
 
 KEPT_SHARE = 0.1  # of a GPU's memory, for evaluation images that stay there
+SNAPSHOTS = 2  # copies of a state in host memory: one is written while the next one is made
 BFLOAT16 = {True: 0.5, False: 1.0}  # bytes of an activation, relative to float32
 
 
@@ -35,7 +36,7 @@ class Forecast:
     checkpoint_seconds: float  # that training waits for one
     checkpoint_write_seconds: float  # behind training
     data_cpus_per_worker: float  # CPUs that would keep a worker busy
-    worker_memory_bytes: float  # host: batches ahead, and the copy of the state
+    worker_memory_bytes: float  # host: batches ahead, and the copies of the state
     device_memory_bytes: float  # state, gradients, activations of a batch
 
 
@@ -103,7 +104,7 @@ def forecast(
         checkpoint_write_seconds=run.state_bytes / rates["writing a checkpoint"].value,
         data_cpus_per_worker=worker_speed(run).value * run.data_seconds,
         worker_memory_bytes=budget.batch_bytes * (experiment.scale.prefetch_batches + 1)
-        + run.state_bytes,
+        + SNAPSHOTS * run.state_bytes,
         device_memory_bytes=_device_memory(run),
     )
 
