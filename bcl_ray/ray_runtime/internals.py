@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ray.data._internal.execution.execution_callback import (
         ExecutionCallback as ExecutionCallback,
     )
+    from ray.data._internal.execution.resource_manager import ResourceManager as ResourceManager
     from ray.data._internal.stats import get_or_create_stats_actor as get_or_create_stats_actor
     from ray.data._internal.usage.actor import (
         get_or_create_usage_collection_actor as get_or_create_usage_collection_actor,
@@ -142,6 +143,12 @@ PRIVATE = {
         "ray.data._internal.execution.execution_callback",
         (),
         "Pauses Ray Data's control loop, which otherwise keeps the interpreter busy; no option.",
+    ),
+    "ResourceManager": Private(
+        "ray.data._internal.execution.resource_manager",
+        None,
+        "Its limits are unknown when an execution begins, and Ray Data asks again a second later; "
+        "no option.",
     ),
     "get_or_create_stats_actor": Private("ray.data._internal.stats", (), _DATA_ACTORS),
     "get_or_create_usage_collection_actor": Private(

@@ -32,7 +32,7 @@ import ray.data
 from ray.data import Dataset, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bcl_ray.ray_runtime.internals import GENERATOR_LIMIT, ExecutionCallback
+from bcl_ray.ray_runtime.internals import GENERATOR_LIMIT, ExecutionCallback, ResourceManager
 from bcl_ray.training.blocks import packed
 from bcl_ray.training.deliveries import Assignment, Purpose
 from bcl_ray.training.tasks import TaskSource
@@ -42,6 +42,7 @@ ISSUED_AT_ONCE = 16
 READY_BLOCKS = 2  # per worker, that wait here; more wait in Ray Data, which limits their bytes
 EXECUTION_TASKS = 100_000  # then a new execution begins: Ray Data keeps statistics of all blocks
 STEP_PAUSE = 0.01  # seconds
+LIMITS_INTERVAL = 0.2  # seconds, in which Ray Data asks for its CPUs; no task starts before
 STORE_SHARE = 0.5  # of the cluster's object store, for the blocks of all suppliers of a run
 
 Labels = Mapping[str, str]
@@ -111,6 +112,7 @@ class Supplier:
 
     def _run(self, loop: asyncio.AbstractEventLoop, actor: Any) -> None:
         """Run executions until everything is delivered; in a thread."""
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL
         try:
             while not self._exhausted:
                 self._issued = 0

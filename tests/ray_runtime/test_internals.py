@@ -62,6 +62,10 @@ def test_ray_knows_the_option_of_a_task():
         ray.remote(_unknown=-1)(lambda: None)
 
 
+def test_ray_data_asks_for_its_limits_at_an_interval():
+    assert internals.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == 1
+
+
 def test_what_a_type_checker_sees_is_what_is_imported():
     tree = ast.parse(Path(internals.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
