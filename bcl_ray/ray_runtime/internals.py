@@ -267,12 +267,17 @@ METHODS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """Parameters without self, by owner (a name in PRIVATE, or a public class) and method."""
 
-GENERATOR_LIMIT = "_generator_backpressure_num_objects"
-"""Option of a task: objects that it may yield before Ray Data has fetched the first; -1: no limit.
 
-Ray Data counts a block as two objects, and lets a task pause after two blocks by default. The
-public DataContext has no option.
-"""
+def generator_limit(objects: int) -> dict[str, Any]:
+    """Option of a task that yields blocks: how far it may be ahead of Ray Data's control loop.
+
+    By default a task pauses after two blocks until the loop has fetched them; the public
+    DataContext has no option.
+
+    Args:
+        objects: Objects that wait, at most, two for each block; -1 for no limit.
+    """
+    return {"_generator_backpressure_num_objects": objects}
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ import ray.data
 from ray.data import Dataset, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bcl_ray.ray_runtime.internals import GENERATOR_LIMIT, ExecutionCallback, ResourceManager
+from bcl_ray.ray_runtime.internals import ExecutionCallback, ResourceManager, generator_limit
 from bcl_ray.training.blocks import packed
 from bcl_ray.training.deliveries import Assignment, Purpose
 from bcl_ray.training.tasks import TaskSource
@@ -153,7 +153,7 @@ class Supplier:
             num_cpus=0,
             label_selector=here,
             max_retries=0,  # another attempt would get other tasks
-            **{GENERATOR_LIMIT: 2 * ISSUED_AT_ONCE},
+            **generator_limit(2 * ISSUED_AT_ONCE),
         )
         dataset = issued.map_batches(
             functools.partial(_run_task, self._assignment.sources()),
@@ -164,7 +164,7 @@ class Supplier:
             # Where no such node has CPUs at all, any node.
             fallback_strategy=[{"label_selector": {}}] if self._nodes else None,
             # A task has few blocks. Between two of them it does not wait for Ray Data's loop.
-            **{GENERATOR_LIMIT: -1},
+            **generator_limit(-1),
         )
         context = dataset.context
         context.enable_progress_bars = False

@@ -57,7 +57,7 @@ def test_each_method_has_its_parameters(installed):
 def test_ray_knows_the_option_of_a_task():
     import ray
 
-    assert ray.remote(**{internals.GENERATOR_LIMIT: -1})(lambda: None)
+    assert ray.remote(**internals.generator_limit(-1))(lambda: None)
     with pytest.raises(ValueError, match="_unknown"):
         ray.remote(_unknown=-1)(lambda: None)
 
