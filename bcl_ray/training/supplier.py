@@ -112,7 +112,8 @@ class Supplier:
 
     def _run(self, loop: asyncio.AbstractEventLoop, actor: Any) -> None:
         """Run executions until everything is delivered; in a thread."""
-        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL
+        manager: Any = ResourceManager  # of whole seconds, says its type
+        manager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL
         try:
             while not self._exhausted:
                 self._issued = 0
