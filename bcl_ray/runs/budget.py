@@ -181,8 +181,8 @@ def preflight(
         ValueError: The run cannot work.
         OSError: A file that an option names does not exist.
     """
-    if experiment.model.weights is not None:
-        files.check_file(experiment.model.weights)
+    if experiment.model.weights_file is not None:
+        files.check_file(experiment.model.weights_file)
     if connected or os.environ.get("RAY_ADDRESS"):
         return budget(experiment, manifest, None), None
     cpus, store_bytes = this_machine()

@@ -185,7 +185,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
         for section, name, path in (
             ("data", "path", experiment.data.path),
             ("tracking", "runs", experiment.tracking.runs),
-            ("model", "weights", experiment.model.weights),
+            ("model", "weights", experiment.model.weights_file),
         )
         if path is not None
     }

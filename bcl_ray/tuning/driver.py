@@ -8,6 +8,7 @@ import ray
 
 from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
 from bcl_ray.data.shards.holdout import hold_out, own_validation
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime import node_groups
@@ -64,7 +65,7 @@ def search(
         SearchError: No trial finished, or some are to be resumed later.
         Stopped: SIGINT or SIGTERM came; running trials have written checkpoints.
     """
-    experiment = run_folder.with_absolute_paths(experiment)
+    experiment = run_folder.with_absolute_paths(resolved(experiment))
     manifest = read_manifest(experiment.data.path)
     uri = run_folder.run_uri(name, experiment.tracking.runs)
     check_search(name, experiment, settings, extent, manifest, connected=ray.is_initialized())

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bcl_ray.experiment.options.section import Section, Share, Uri
+from bcl_ray.experiment.options.section import Open, Section, Share, Uri
 from bcl_ray.machine.errors import UserError
 
 Triple = tuple[float, float, float]
@@ -91,9 +91,13 @@ class ViewConfig(Section):
 
 
 class ViewsConfig(Section):
-    """All views of an image: one for the classifier, the others for the contrastive loss."""
+    """All views of an image: one for the classifier, the others for the contrastive loss.
 
-    image_size: int = Field(ge=4, description="Height and width of every view, in pixels.")
+    Options that are null become those that model.backbone was made for: of timm's networks and of
+    torchvision's.
+    """
+
+    image_size: Open[int] = Field(ge=4, description="Height and width of every view, in pixels.")
     classification: ViewConfig
     contrastive: ViewConfig
     num_contrastive: int = Field(
@@ -102,16 +106,19 @@ class ViewsConfig(Section):
         description="Contrastive views per image (V). There are none if the loss has no "
         "contrastive part.",
     )
-    eval_resize: int = Field(
+    eval_resize: Open[int] = Field(
         ge=4,
         description="Evaluation: the shorter side is resized to this, then the centre of "
         "views.image_size is cut out. Pixels, at least views.image_size.",
     )
-    mean: Triple = Field(
+    mean: Open[Triple] = Field(
         description="Channel means that are subtracted from views, on a scale of 0 to 1."
     )
-    std: Triple = Field(
+    std: Open[Triple] = Field(
         description="Standard deviations of the channels, by which views are divided."
+    )
+    interpolation: Open[Literal["bilinear", "bicubic"]] = Field(
+        "bilinear", description="How images are resized, always with antialiasing."
     )
     randaugment_ops: int = Field(2, ge=1, description="Operations per image of 'randaugment'.")
     randaugment_magnitude: float = Field(
@@ -123,11 +130,11 @@ class ViewsConfig(Section):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "ViewsConfig":
-        if self.eval_resize < self.image_size:
+        if None not in (self.eval_resize, self.image_size) and self.eval_resize < self.image_size:
             raise UserError(
                 f"views.eval_resize ({self.eval_resize}) must be at least views.image_size "
                 f"({self.image_size}): the centre is cut out of it"
             )
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise UserError(f"views.std {self.std} must be positive")
         return self
