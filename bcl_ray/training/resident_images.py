@@ -175,7 +175,7 @@ def check_residency(experiment: Experiment, manifest: Manifest) -> None:
     """
     if experiment.data.residency != "device":
         return
-    read = next(iter(evaluation_reads(split_layout(experiment, manifest, "train_split"))))
+    read = next(iter(evaluation_reads(split_layout(experiment, manifest, "training"))))
     first_row = read._replace(rows=read.rows[:1])
     split = experiment.data.train_split
     list(_decoded_parts(experiment, manifest, split, [first_row], whole_images))

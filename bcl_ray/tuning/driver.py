@@ -154,9 +154,9 @@ def _run(
 def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
     """Options that name the trials' data; cuts the validation split, unless there is one."""
     data, settings = ledger.experiment.data, ledger.settings
-    validation_split = own_validation(manifest, data.eval_split)
+    validation_split = own_validation(manifest, data)
     if validation_split is not None:
-        return [f"data.eval_split={validation_split}"]
+        return [f"data.eval_split={validation_split}", "data.validation_split=null"]
     target = ledger.file("data")
     if not files.exists(files.join(target, MANIFEST)):
         hold_out(data.path, target, settings.validation, settings.seed, split=data.train_split)

@@ -83,7 +83,7 @@ def check_search(
             "tracking.run cannot be set: the search is named by --name, its trials by numbers"
         )
     data = experiment.data
-    if own_validation(manifest, data.eval_split) is None and not 0 < settings.validation < 1:
+    if own_validation(manifest, data) is None and not 0 < settings.validation < 1:
         raise UserError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
     trial = resolved(extent.of_trial(experiment))
     preflight(trial, manifest, connected=connected)

@@ -16,6 +16,7 @@ from bcl_ray.machine.errors import UserError
 
 BEFORE_IT_EXISTED = {
     ("data", "plan"): 1,
+    ("data", "validation_split"): None,
     ("train", "geometry_every"): 1,
     ("views", "interpolation"): "bilinear",
     ("model", "drop_path"): 0.0,

@@ -18,7 +18,18 @@ class DataConfig(Section):
         "wrote them."
     )
     train_split: str = Field("train", description="Name of the split to train on.")
-    eval_split: str = Field("test", description="Name of the split to evaluate on.")
+    eval_split: str = Field(
+        "test",
+        description="Name of the split for results: that of `bcl-ray evaluate`, and without a "
+        "validation_split also that of the evaluations in training.",
+    )
+    validation_split: str | None = Field(
+        None,
+        description="Name of the split for evaluations in training, by which the best checkpoint "
+        "is selected and probabilities are calibrated; `bcl-ray shards hold-out` cuts one from the "
+        "training split. null: the run uses eval_split, and because selecting on test data is "
+        "optimistic, `predict`, `export` and `register` take its last checkpoint.",
+    )
     plan: Literal[1, 2] = Field(
         2,
         description="Version of the epoch plan, by which images come in which batch. 2: images "
@@ -42,6 +53,16 @@ class DataConfig(Section):
         "views.image_size, unless all crops are 'padded'. auto: device if it is a GPU and the "
         "images take at most a quarter of its memory, otherwise stream.",
     )
+
+    @property
+    def measured_option(self) -> Literal["validation_split", "eval_split"]:
+        """The option that names the split of the evaluations in training."""
+        return "eval_split" if self.validation_split is None else "validation_split"
+
+    @property
+    def measured_split(self) -> str:
+        """The split of the evaluations in training."""
+        return self.validation_split or self.eval_split
 
 
 class ViewConfig(Section):
