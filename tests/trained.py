@@ -42,7 +42,12 @@ def trained(tmp_path_factory) -> Trained:
     manifest = write_shards(
         open_source("digits"), shards, profile="exponential", imbalance_factor=10
     )
-    options = [f"data.path={shards}", f"tracking.runs={folder}/runs", "train.precision=float32"]
+    options = [
+        "data.validation_split=test",
+        f"data.path={shards}",
+        f"tracking.runs={folder}/runs",
+        "train.precision=float32",
+    ]
     experiment = with_overrides(digits_lt(), [*options, f"train.epochs={EPOCHS}"])
     rows = rows_of(shards, "train")
     counts = np.array(manifest.splits["train"].class_counts)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_file, from_yaml, with_overrides
 from bcl_ray.experiment.recipes import RECIPES, suggest_recipe
@@ -53,6 +54,7 @@ def plan(experiment: Experiment) -> "tuple[Budget, float | None]":
     from bcl_ray.data.shards import read_manifest
     from bcl_ray.runs.budget import preflight
 
+    experiment = resolved(experiment)
     manifest = read_manifest(experiment.data.path)
     budget_and_store = preflight(experiment, manifest)
     if experiment.data.residency == "device":

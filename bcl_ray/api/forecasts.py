@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
@@ -66,6 +67,7 @@ def forecast_cluster(
             "a forecast needs --cluster FILE, or --gpus N and --gpu KIND and perhaps --cpus N, "
             "such as --gpus 8 --gpu h100"
         )
+    experiment = resolved(experiment)
     data = _data(experiment)
     experiment = _with_residency(experiment, data[0], machines)
     needs = budget(experiment, data[0], machines.cpus)

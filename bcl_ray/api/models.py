@@ -21,7 +21,7 @@ def predict(
     batch_size: int = 128,
     part_size: int = 4096,
     runs: str = "runs",
-    last: bool = False,
+    last: bool | None = None,
     split: str | None = None,
     resume: bool = False,
     gpus: int | None = None,
@@ -30,7 +30,7 @@ def predict(
     """Label images and write the labels as tables.
 
     Args:
-        model: A run, whose best checkpoint is used; the folder of a checkpoint; or
+        model: A run; the folder of a checkpoint; or
             models:/NAME@ALIAS.
         images: Folder or URI of images, at any depth, or of shards.
         output: Folder or URI for the tables.
@@ -40,7 +40,8 @@ def predict(
         batch_size: Images per batch of the network.
         part_size: Images per file of the result; an interruption loses at most one part.
         runs: Folder or URI that holds runs.
-        last: Whether to use a run's last checkpoint instead of its best.
+        last: Whether to use a run's last checkpoint, or its best. None: the best if it was selected
+            on validation data (data.validation_split), otherwise the last.
         split: Split of the shards; None for the one that the model's run evaluates on.
         resume: Whether to continue if `output` already has a part of the result.
         gpus: Largest number of GPUs, 0 to use CPUs; None for all that the cluster has or can add.
@@ -81,17 +82,18 @@ def predict(
         raise KeyboardInterrupt(message) from None
 
 
-def load_model(name: str, *, runs: str = "runs", last: bool = False) -> "Model":
+def load_model(name: str, *, runs: str = "runs", last: bool | None = None) -> "Model":
     """Load the network of a trained model.
 
         model = bcl_ray.load_model("first")
         model.label([PIL.Image.open("photo.jpg")])     # class names and probabilities
 
     Args:
-        name: A run, whose best checkpoint is used; the folder of a checkpoint; or
+        name: A run; the folder of a checkpoint; or
             models:/NAME@ALIAS.
         runs: Folder or URI that holds runs.
-        last: Whether to use a run's last checkpoint instead of its best.
+        last: Whether to use a run's last checkpoint, or its best. None: the best if it was selected
+            on validation data (data.validation_split), otherwise the last.
 
     Raises:
         ValueError: There is no such model.

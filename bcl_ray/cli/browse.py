@@ -115,10 +115,10 @@ def register(
     force: Annotated[
         bool, typer.Option("--force", help="Move champion without comparing.")
     ] = False,
-    last: Last = False,
+    last: Last = None,
     runs: Runs = "runs",
 ) -> None:
-    """Register a run's best checkpoint as a model, which models:/NAME@ALIAS then names."""
+    """Register a run's checkpoint as a model, which models:/NAME@ALIAS then names."""
     from bcl_ray.runs import run_folder
 
     run, _ = run_folder.open_run(run_folder.run_uri(name, runs))

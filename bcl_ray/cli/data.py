@@ -1,4 +1,4 @@
-"""Commands on data: shard, shards show, shards verify, uploads."""
+"""Commands on data: shard, shards show, shards hold-out, shards verify, uploads."""
 
 from typing import Annotated
 
@@ -140,6 +140,25 @@ def shards_show(
     sizes = ", ".join(f"{len(members)} {name}" for name, members in groups.items())
     screen.print(f"classes by training images: {sizes}", highlight=False)
     screen.print(f"fingerprint: {manifest.fingerprint}", highlight=False)
+
+
+@shards_app.command("hold-out")
+def shards_hold_out(
+    source: Annotated[str, typer.Argument(help="Folder or URI of shards, which stay as they are.")],
+    target: Target,
+    share: Annotated[float, typer.Option(help="Share of each class's training images.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+) -> None:
+    """Cut a split `validation` from the training split, with the same class profile.
+
+    The result is another data set, with the other splits. `data.validation_split=validation` then
+    selects a run's best checkpoint on images that are neither trained on nor tested on.
+    """
+    from bcl_ray.data.shards.holdout import hold_out
+
+    with progress_bars() as progress:
+        hold_out(source, target, share, seed, keep_others=True, progress=progress)
+    shards_show(target)
 
 
 @shards_app.command("verify")

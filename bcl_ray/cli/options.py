@@ -16,7 +16,12 @@ Run = Annotated[
 ]
 Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds runs.")]
 Last = Annotated[
-    bool, typer.Option("--last", help="The run's last checkpoint, instead of the best.")
+    bool | None,
+    typer.Option(
+        "--last/--best",
+        help="The run's last checkpoint, or its best; by default the best if it was selected on "
+        "validation data, otherwise the last.",
+    ),
 ]
 Address = Annotated[
     str | None,

@@ -56,7 +56,7 @@ def predict(
             help="Most CPUs to use without a GPU; by default all that the cluster can get."
         ),
     ] = None,
-    last: Last = False,
+    last: Last = None,
     runs: Runs = "runs",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue with what OUTPUT holds, if anything.")
@@ -108,7 +108,7 @@ def export(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help=f"Path or URI. {FORMATS.described()}.")
     ],
-    last: Last = False,
+    last: Last = None,
     runs: Runs = "runs",
 ) -> None:
     """Write a model as a file for other programs, and check that it computes the same."""

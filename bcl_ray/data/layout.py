@@ -88,18 +88,21 @@ class Layout:
 
 
 def split_layout(
-    experiment: Experiment, manifest: Manifest, option: Literal["train_split", "eval_split"]
+    experiment: Experiment, manifest: Manifest, kind: Literal["training", "evaluation"]
 ) -> Layout:
-    """The layout of the split that an option of `data` names.
+    """The layout of the split to train on, or of the one that is evaluated in training.
 
     Raises:
         ValueError: The manifest has no such split.
     """
-    name = getattr(experiment.data, option)
+    data = experiment.data
+    option = "train_split" if kind == "training" else data.measured_option
+    name = getattr(data, option)
     if name not in manifest.splits:
+        remedies = {"validation_split": "; `shards hold-out` cuts one, and null is for none"}
         raise UserError(
             f"data.{option} is '{name}', which the data set does not have: it has "
-            f"{', '.join(manifest.splits)}"
+            f"{', '.join(manifest.splits)}{remedies.get(option, '')}"
         )
     return Layout.of(manifest.splits[name])
 

@@ -161,7 +161,7 @@ def epoch_plan(experiment: Experiment, manifest: Manifest, epoch: int) -> EpochP
         ValueError: The data set has no such split, or too few rows for one global batch.
     """
     return EpochPlan(
-        split_layout(experiment, manifest, "train_split"),
+        split_layout(experiment, manifest, "training"),
         seed=experiment.train.seed,
         epoch=epoch,
         global_batch_size=experiment.optim.global_batch_size,

@@ -61,6 +61,9 @@ class Table(Generic[EntryType]):
         Raises:
             ValueError: There is none; the message suggests the nearest name.
         """
+        family = f"{name.partition('/')[0]}/*"  # an entry for all names with this beginning
+        if name != family and family in self._entries:
+            return self._entries[family]
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -78,7 +81,8 @@ class Table(Generic[EntryType]):
         Raises:
             ValueError: There is none.
         """
-        return self[name].name
+        self[name]
+        return name
 
     def add(self, entry: EntryType) -> None:
         """Add an entry. An equal entry may be added again.
@@ -189,10 +193,18 @@ class Backbone(Choice):
     """Initialisation of the linear layers in the classifier and the projections. True: normal with
     variance 2 / fan-in, as in the published code for CIFAR. False: torch's default, whose variance
     is a sixth of that."""
+    inputs: Code | None = None
+    """Function of the name and of views.image_size (or None) that returns the options of `views`
+    that the network was made for, by name, and `input_size` if it takes no other size."""
+    published: Code | None = None
+    """Function of ModelConfig that downloads the weights that model.weights 'timm' means."""
+    is_layered: bool = False
+    """Whether it has numbered layers and drop path."""
 
 
-_SMALL = "bcl_ray.method.backbones:small_resnet"
-_TORCHVISION = "bcl_ray.method.backbones:torchvision_network"
+_BACKBONES = "bcl_ray.method.backbones"
+_TIMM = "bcl_ray.method.timm_networks"
+_SMALL = f"{_BACKBONES}:small_resnet"
 BACKBONES = Table(
     "model.backbone",
     Backbone(
@@ -213,9 +225,24 @@ BACKBONES = Table(
         _SMALL,
         kaiming_linear=True,
     ),
-    Backbone("resnet18", "from torchvision, for images of about 224 pixels", _TORCHVISION),
-    Backbone("resnet50", "from torchvision, for images of about 224 pixels", _TORCHVISION),
-    Backbone("resnext50_32x4d", "from torchvision, for images of about 224 pixels", _TORCHVISION),
+    *(
+        Backbone(
+            name,
+            "from torchvision, for images of about 224 pixels",
+            f"{_BACKBONES}:torchvision_network",
+            inputs=f"{_BACKBONES}:torchvision_inputs",
+        )
+        for name in ("resnet18", "resnet50", "resnext50_32x4d")
+    ),
+    Backbone(
+        "timm/*",
+        "any image classifier of timm by its name there, such as timm/vit_tiny_patch16_224; needs "
+        "bcl-ray[timm]",
+        f"{_TIMM}:timm_network",
+        inputs=f"{_TIMM}:timm_inputs",
+        published=f"{_TIMM}:published_weights",
+        is_layered=True,
+    ),
 )
 
 

@@ -52,6 +52,21 @@ def torchvision_network(config: ModelConfig, norm: Any) -> tuple[nn.Module, int]
     return network, width
 
 
+def torchvision_inputs(_name: str, image_size: int | None) -> dict[str, Any]:
+    """What torchvision's networks are trained and evaluated with: see `timm_inputs`.
+
+    Source: the transforms of torchvision's weights for ImageNet.
+    """
+    size = image_size or 224
+    return {
+        "image_size": size,
+        "eval_resize": round(size * 256 / 224),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bilinear",
+    }
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut without parameters.
 

@@ -41,12 +41,35 @@ class SyncBatchNorm(_BatchNorm):
         """Accept any number of axes: projections have (N, C), the backbone has (N, C, H, W)."""
 
 
+class FrozenBatchNorm(_BatchNorm):
+    """Batch norm of (N, C, ...) by its running statistics, which training does not change.
+
+    Its weights are buffers: no optimiser has them.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        weights = {name: self._parameters.pop(name) for name in ("weight", "bias")}
+        for name, value in weights.items():
+            assert value is not None, "norms without weights have none to freeze"
+            self.register_buffer(name, value.detach())
+        super().train(mode=False)
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":  # noqa: ARG002
+        """Stay in evaluation mode."""
+        return self
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept any number of axes."""
+
+
 # The classes for images and for vectors, by model.batch_norm. "classification_stats" is torch's
 # own batch norm in a network that treats the classification view separately.
 NORMS: dict[str, tuple[type[_BatchNorm], type[_BatchNorm]]] = {
     "per_worker": (nn.BatchNorm2d, nn.BatchNorm1d),
     "sync": (SyncBatchNorm, SyncBatchNorm),
     "classification_stats": (nn.BatchNorm2d, nn.BatchNorm1d),
+    "frozen": (FrozenBatchNorm, SyncBatchNorm),
 }
 
 

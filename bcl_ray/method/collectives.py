@@ -98,7 +98,7 @@ def broadcast_initial_state(model: nn.Module) -> None:
 
 def _checksum(tensor: Tensor) -> Tensor:
     """A checksum of a tensor's bits, as a scalar; integer, so any order of additions gives it."""
-    words = tensor.view(torch.int32).long()
+    words = tensor.view(torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8).long()
     return (words * torch.arange(1, len(words) + 1, device=words.device)).sum()
 
 

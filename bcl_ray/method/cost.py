@@ -1,8 +1,10 @@
 """What training a network costs for one image, counted without data and without a device."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bcl_ray.experiment.options import Experiment
@@ -24,8 +26,11 @@ def count_work(experiment: Experiment, num_classes: int, encoded_bytes: float) -
     """
     config = experiment.model.model_copy(update={"batch_norm": "per_worker", "weights": None})
     views, size = 1 + experiment.num_contrastive, experiment.views.image_size
-    with FakeTensorMode():  # tensors without memory
-        model = TwoBranch(config, num_classes).train()
+    network = TwoBranch(config, num_classes).train()  # some of timm's read values as they are made
+    fake = FakeTensorMode()  # tensors without memory
+    with FakeCopyMode(fake):
+        model = copy.deepcopy(network)
+    with fake:
         steps = [_count_step(model, torch.empty(views, n, 3, size, size)) for n in COUNTED]
     (operations, kept), (more_operations, more_kept) = steps
     images = COUNTED[1] - COUNTED[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bcl_ray.data.longtail import log_prior
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.method.collectives import GradientSum, broadcast_initial_state
+from bcl_ray.method.collectives import GradientSum, broadcast_initial_state, rank
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.optim import make_optimizer
 from bcl_ray.method.precision import autocast
@@ -51,10 +51,13 @@ class Learner:
         self.steps_per_epoch = steps_per_epoch
         self.device = device
         self.model = TwoBranch(experiment.model, len(class_counts))
+        self.note: str | None = None
+        """What of model.weights was left out, for the user."""
         if experiment.model.weights is not None:
-            load_backbone(self.model, experiment.model.weights)
+            self.note = load_backbone(self.model, experiment.model)
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, experiment.optim)
+        self.backbone_weights = [p for p in self.model.backbone.parameters() if p.requires_grad]
         broadcast_initial_state(self.model)
         self.average = copy.deepcopy(self.model) if experiment.train.ema_decay > 0 else None
         self.gradients = GradientSum(self.model)
@@ -66,6 +69,26 @@ class Learner:
         self.step = 0
         # TERMS summed over the steps of the current epoch.
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Put the network in training mode; a frozen backbone has no gradients, and evaluates."""
+        frozen = self.experiment.optim.freezes_backbone(epoch)
+        self.model.train()
+        if frozen:
+            self.model.backbone.eval()
+        for weight in self.backbone_weights:
+            weight.requires_grad_(not frozen)
+
+    def seed_step(self) -> None:
+        """Seed torch for a step whose network draws random numbers, on any device."""
+        if self.experiment.model.drop_path:
+            entropy = (self.experiment.train.seed, self.step, rank())
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def clip_gradients(self) -> None:
+        """Scale the global batch's gradient to optim.clip_norm, if it is longer."""
+        if (limit := self.experiment.optim.clip_norm) is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
     def state(self, **run_fields: Any) -> State:
         """Everything that a resumed run needs.

@@ -70,7 +70,7 @@ def train_epoch(
         NonFiniteLossError: The loss or a weight is not finite; raised on all workers at the same
             step.
     """
-    learner.model.train()
+    learner.begin_epoch(epoch)
     with cudnn_benchmark():
         yield from _steps(learner, batches, epoch, signals)
     learner.check()
@@ -93,7 +93,7 @@ def _steps(
             learner.experiment.optim,
         )
         for group in learner.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)  # older states have no factors
         device_batch = (
             batch if isinstance(batch, DeviceBatch) else learner.sender.training([batch], epoch)
         )
@@ -116,6 +116,7 @@ def _train_step(learner: Learner, device_batch: DeviceBatch, signals: Signals) -
     experiment = learner.experiment
     arrays, labels = device_batch.arrived(), device_batch.tensors["labels"]
     views = transformed(arrays["views"], device_batch.passes, arrays, experiment.views)
+    learner.seed_step()
     with learner.autocast:
         outputs: Outputs = learner.model(views)
     total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
@@ -125,6 +126,7 @@ def _train_step(learner: Learner, device_batch: DeviceBatch, signals: Signals) -
     flags = [terms.new_full((1,), float(name in signals)) for name in SIGNALS]
     sums = torch.cat([terms, *flags])
     learner.gradients.finish(sums)
+    learner.clip_gradients()
     learner.optimizer.step()
     learner.move_average()
     learner.step += 1

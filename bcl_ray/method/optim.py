@@ -1,39 +1,77 @@
-"""SGD: which parameters have weight decay, and the learning rate of each step."""
+"""The optimiser: groups of parameters, and the learning rate of each step."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from bcl_ray.experiment.options import OptimConfig
 from bcl_ray.machine.errors import UserError
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The trainable parameters with their weight decay.
+    """The trainable parameters, by their weight decay and factor of the learning rate.
 
-    Without optim.decay_norms_and_biases, parameters with fewer than two axes have none.
+    Without optim.decay_norms_and_biases, parameters with fewer than two axes have no weight decay,
+    nor have those that a backbone of timm names, such as positions.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if config.decay_norms_and_biases:
-        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    factors = _lr_factors(model, config)
+    spared = _spared(model) if not config.decay_norms_and_biases else set()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (factor := factors.get(name, 1.0)):
+            groups.setdefault((factor, name not in spared), []).append(parameter)
     return [
         {
-            "params": [parameter for parameter in parameters if parameter.ndim >= 2],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [parameter for parameter in parameters if parameter.ndim < 2],
-            "weight_decay": 0.0,
-        },
+            "params": groups[factor, decays],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr_factor": factor,
+        }
+        for factor, decays in sorted(groups, reverse=True)
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> SGD:
-    """SGD with momentum; the caller sets the learning rate before each step."""
-    return SGD(parameter_groups(model, config), lr=config.lr, momentum=config.momentum)
+def _spared(model: nn.Module) -> set[str]:
+    """Names of the parameters without weight decay."""
+    backbone = getattr(model, "backbone", None)
+    named_by_timm: set[str] = getattr(backbone, "no_weight_decay", set)()
+    few_axes = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
+    return few_axes | {f"backbone.{name}" for name in named_by_timm}
+
+
+def _lr_factors(model: nn.Module, config: OptimConfig) -> dict[str, float]:
+    """Factors of the learning rate by name, of all parameters whose factor is not 1."""
+    if config.backbone_lr == 1 and config.layer_decay == 1:
+        return {}
+    backbone: Any = model.backbone
+    layers = dict.fromkeys((name for name, _ in backbone.named_parameters()), 0)
+    if config.layer_decay < 1:
+        from timm.models import group_parameters  # noqa: PLC0415  an extra
+
+        matcher = backbone.group_matcher(coarse=False)
+        layers = group_parameters(backbone, matcher, reverse=True)
+    last = max(layers.values(), default=0)
+    return {
+        f"backbone.{name}": config.backbone_lr * config.layer_decay ** (last - layer)
+        for name, layer in layers.items()
+    }
+
+
+# By optim.kind.
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {
+    "sgd": lambda groups, config: SGD(groups, lr=config.lr, momentum=config.momentum),
+    "adamw": lambda groups, config: AdamW(groups, lr=config.lr),
+}
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimiser that optim.kind selects; the caller sets the learning rates before each step.
+
+    The learning rate of a group is that of `learning_rate` times the group's `lr_factor`.
+    """
+    return OPTIMIZERS[config.kind](parameter_groups(model, config), config)
 
 
 def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: OptimConfig) -> float:

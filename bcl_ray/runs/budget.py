@@ -74,7 +74,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
         steps=plan.steps * experiment.train.epochs,
         images_per_epoch=plan.steps * batch,
         left_out=split.rows - plan.steps * batch,
-        eval_images=split_layout(experiment, manifest, "eval_split").rows,
+        eval_images=split_layout(experiment, manifest, "evaluation").rows,
         bytes_per_epoch=int(split.shards.bytes.sum()),
         batch_bytes=image_bytes * batch // workers,
         plan=experiment.data.plan,
@@ -125,7 +125,7 @@ def resident_bytes(experiment: Experiment, manifest: Manifest, workers: int) -> 
     These are all training images, and the worker's part of the evaluation images.
     """
     train_rows, eval_rows = (
-        split_layout(experiment, manifest, option).rows for option in ("train_split", "eval_split")
+        split_layout(experiment, manifest, kind).rows for kind in ("training", "evaluation")
     )
     return 3 * experiment.views.image_size**2 * (train_rows + -(-eval_rows // workers))
 
@@ -181,8 +181,8 @@ def preflight(
         ValueError: The run cannot work.
         OSError: A file that an option names does not exist.
     """
-    if experiment.model.weights is not None:
-        files.check_file(experiment.model.weights)
+    if experiment.model.weights_file is not None:
+        files.check_file(experiment.model.weights_file)
     if connected or os.environ.get("RAY_ADDRESS"):
         return budget(experiment, manifest, None), None
     cpus, store_bytes = this_machine()

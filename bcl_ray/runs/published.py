@@ -19,19 +19,26 @@ class Sizes:
     test: int
     classes: int
     mean_bytes: int
+    validation: int  # 0 without such a split
     one_size: bool  # whether all images have views.image_size
     known: str
 
 
 SIZES = {
-    "digits_lt": Sizes(392, 360, 10, 130, True, "measured: PNGs of scikit-learn, factor 50"),
-    "cifar10_lt": Sizes(12_406, 10_000, 10, 2_000, True, "measured: PNGs, factor 100"),
-    "cifar100_lt": Sizes(10_847, 10_000, 100, 2_000, True, "measured: PNGs, factor 100"),
+    "digits_lt": Sizes(392, 360, 10, 130, 0, True, "measured: PNGs of scikit-learn, factor 50"),
+    "cifar10_lt": Sizes(12_406, 10_000, 10, 2_000, 0, True, "measured: PNGs, factor 100"),
+    "cifar100_lt": Sizes(10_847, 10_000, 100, 2_000, 0, True, "measured: PNGs, factor 100"),
     "imagenet_lt": Sizes(
-        115_846, 50_000, 1000, 110_000, False, "published lists; assumption: 110 kB an image"
+        115_846,
+        50_000,
+        1000,
+        110_000,
+        20_000,
+        False,
+        "published lists; assumption: 110 kB an image",
     ),
     "inat18": Sizes(
-        437_513, 24_426, 8142, 260_000, False, "published lists; assumption: 260 kB an image"
+        437_513, 24_426, 8142, 260_000, 0, False, "published lists; assumption: 260 kB an image"
     ),
 }
 """By the recipe's name."""
@@ -49,13 +56,13 @@ def expected_manifest(experiment: Experiment) -> Manifest:
             f"sizes, as {', '.join(SIZES)} have: write shards with `bcl-ray shard`, and plan again"
         )
     sizes, data = SIZES[experiment.name], experiment.data
+    rows = {data.train_split: sizes.train, data.eval_split: sizes.test}
+    if data.validation_split is not None and sizes.validation:
+        rows[data.validation_split] = sizes.validation
     return Manifest(
         format_version=2,
         class_names=tuple(map(str, range(sizes.classes))),
-        splits={
-            data.train_split: _split(data.train_split, sizes.train, sizes.mean_bytes),
-            data.eval_split: _split(data.eval_split, sizes.test, sizes.mean_bytes),
-        },
+        splits={name: _split(name, count, sizes.mean_bytes) for name, count in rows.items()},
         source=sizes.known,
         profile=ProfileInfo(name="natural", imbalance_factor=None, max_per_class=None, seed=0),
         fingerprint="",

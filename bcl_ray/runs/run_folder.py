@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bcl_ray.experiment.options import BEFORE_IT_EXISTED, Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
@@ -113,18 +115,17 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
 def with_options_of_then(uri: str, experiment: Experiment) -> tuple[Experiment, list[str]]:
     """An experiment that is to continue a run, as it would have been when the run began.
 
-    A job that is started again after an upgrade has new defaults for options that did not exist
-    when its run began.
+    A job that is started again after an upgrade has new defaults, or a recipe's new values, for
+    options that did not exist when its run began.
 
     Returns:
         The experiment, and the options that were set back, as section.option=value.
     """
-    _, stored = open_run(uri)
+    stored = yaml.safe_load(files.read_bytes(files.join(uri, EXPERIMENT_FILE)))
     changes = [
-        f"{section}.{option}={value}"
+        f"{section}.{option}={json.dumps(value)}"
         for (section, option), value in BEFORE_IT_EXISTED.items()
-        if getattr(getattr(stored, section), option) == value
-        and getattr(getattr(experiment, section), option) != value
+        if option not in stored[section] and getattr(getattr(experiment, section), option) != value
     ]
     return with_overrides(experiment, changes), changes
 
@@ -185,7 +186,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
         for section, name, path in (
             ("data", "path", experiment.data.path),
             ("tracking", "runs", experiment.tracking.runs),
-            ("model", "weights", experiment.model.weights),
+            ("model", "weights", experiment.model.weights_file),
         )
         if path is not None
     }

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from bcl_ray.data.shards.holdout import VALIDATION
+from bcl_ray.data.shards.holdout import selected_on
 from bcl_ray.experiment import metric_names
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_stored
@@ -26,8 +26,8 @@ METRIC, VALUE = "metric.name", "metric.value"
 SPLIT, DATA = "metric.split", "data.fingerprint"  # that the metric was measured on
 CHAMPION = "champion"
 OPTIMISTIC = (
-    "its checkpoint was selected, and is compared, on '{}': if that is also your test split, the "
-    "result is too optimistic; train with a validation split as data.eval_split"
+    "versions are compared on '{}': if that is also your test split, the best of them looks better "
+    "than it is; train with data.validation_split"
 )
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # MLflow calls an unknown alias an invalid value.
@@ -126,7 +126,7 @@ def register(
         _check_comparable(champion, tags)
     version = _find(client, name, tags) or _create(client, run, folder, name, tags)
     notes = [f"{name}: {_describe(version)}, in MLflow at {client.tracking_uri}"]
-    if tags[SPLIT] not in VALIDATION:
+    if selected_on(experiment) is None:
         notes.append(OPTIMISTIC.format(tags[SPLIT]))
     if champion is not None and champion.version != version.version:
         better = float(tags[VALUE]) > float(champion.tags.get(VALUE, "-inf"))
@@ -163,7 +163,7 @@ def _tags(
         "recipe": experiment.name,
         METRIC: metric,
         VALUE: repr(record[metric]),
-        SPLIT: experiment.data.eval_split,
+        SPLIT: experiment.data.measured_split,
         DATA: state.fingerprint,
     }
 

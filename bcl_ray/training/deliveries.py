@@ -113,7 +113,7 @@ def training_tasks(
     world_size: int,
 ) -> Iterator[Task]:
     """The tasks of a worker's (epoch, read) of the training split."""
-    rows = split_layout(experiment, manifest, "train_split").rows
+    rows = split_layout(experiment, manifest, "training").rows
     source = source_of(experiment, manifest, training=True)
     return tasks_of(source, reads, rows // world_size)
 
@@ -122,7 +122,7 @@ def evaluation_tasks(
     experiment: Experiment, manifest: Manifest, rank: int, world_size: int
 ) -> Iterator[Task]:
     """The tasks of a worker's part of an evaluation."""
-    layout = split_layout(experiment, manifest, "eval_split")
+    layout = split_layout(experiment, manifest, "evaluation")
     reads = ((0, read) for read in evaluation_reads(layout, rank, world_size))
     source = source_of(experiment, manifest, training=False)
     return tasks_of(source, reads, layout.rows // world_size)

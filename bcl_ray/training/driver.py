@@ -13,7 +13,9 @@ from typing import Any
 import ray
 
 from bcl_ray.data.shards import read_manifest
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.method.pretrained import check_weights
 from bcl_ray.ray_runtime.autoscaler import Demand
 from bcl_ray.ray_runtime.channel import Event, open_channel
 from bcl_ray.ray_runtime.connection import Resources, connected
@@ -82,7 +84,7 @@ def fit(
     def continues() -> bool:
         return resume is not None or (restartable and run_folder.holds_run(uri))
 
-    experiment = run_folder.with_absolute_paths(experiment)
+    experiment = run_folder.with_absolute_paths(resolved(experiment))
     name = experiment.tracking.run or run_folder.default_name(experiment)
     uri = resume or run_folder.run_uri(name, experiment.tracking.runs)
     if resume is None and continues():
@@ -95,8 +97,10 @@ def fit(
     mlflow_uri = tracking_uri(experiment)
     if continues():
         run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
-    elif not restartable:
-        run_folder.check_free(uri, experiment)
+    else:
+        check_weights(experiment)
+        if not restartable:
+            run_folder.check_free(uri, experiment)
     lease_request = LeaseRequest(uri, f"run '{paths.name(uri)}'", functools.partial(_note, follow))
     lease_request.check_free(wait=restartable)  # before Ray starts, which takes seconds
     with connected() as cluster:

@@ -25,7 +25,7 @@ def may_keep(experiment: Experiment, manifest: Manifest, device: torch.device) -
 
     All workers call it, and get the same answer.
     """
-    rows = split_layout(experiment, manifest, "eval_split").rows
+    rows = split_layout(experiment, manifest, "evaluation").rows
     size = 3 * experiment.views.image_size**2 * rows / world_size()
     lacks_room = torch.tensor([float(size > LIMITS[device.type](device))], device=device)
     return not sum_over_workers(lacks_room).any()

@@ -62,8 +62,8 @@ def check_storage(experiment: Experiment, per_worker: Mapping[str, float]) -> No
         "data.path": (experiment.data.path, {"list", "read"}),
         "tracking.runs": (experiment.tracking.runs, {"list", "read", "write", "delete"}),
     }
-    if experiment.model.weights is not None:
-        locations["model.weights"] = (experiment.model.weights, {"read"})
+    if experiment.model.weights_file is not None:
+        locations["model.weights"] = (experiment.model.weights_file, {"read"})
     access.check_everywhere(locations, per_worker=per_worker)
 
 

@@ -60,7 +60,7 @@ class Probe:
     ) -> None:
         self.experiment, self.manifest, self.class_counts = experiment, manifest, class_counts
         self.device, self.watched = device, watched
-        self.split = manifest.splits[experiment.data.eval_split]
+        self.split = manifest.splits[experiment.data.measured_split]
 
     def evaluate(
         self,
@@ -123,7 +123,7 @@ class Probe:
             features=features.float().numpy(),
             about={
                 "data": self.experiment.data.path,
-                "split": self.experiment.data.eval_split,
+                "split": self.experiment.data.measured_split,
                 "fingerprint": self.manifest.fingerprint,
                 "metrics": evaluation.metrics,
                 "bins": evaluation.counts.bins.tolist(),
@@ -145,7 +145,7 @@ class Probe:
         shares = sample_shares(counts, self.class_counts, images)
         source = source_of(self.experiment, self.manifest, training=True)
         source = replace(source, training=False)  # evaluation's views of training images
-        layout = split_layout(self.experiment, self.manifest, "train_split")
+        layout = split_layout(self.experiment, self.manifest, "training")
 
         def load(read: Any) -> Batch | None:
             uri = files.join(source.path, source.files[read.shard])

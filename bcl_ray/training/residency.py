@@ -63,12 +63,12 @@ class ResidentFeed:
         self._experiment, self._rank, self._world_size = experiment, rank, world_size
         self._plans = functools.partial(epoch_plan, experiment, manifest)
         load = functools.partial(load_images, experiment, manifest, device=device, watched=watched)
-        reads = list(evaluation_reads(split_layout(experiment, manifest, "train_split")))
+        reads = list(evaluation_reads(split_layout(experiment, manifest, "training")))
         self._images = load(experiment.data.train_split, reads, whole_images)
         check_crops(self._images, experiment)
-        layout = split_layout(experiment, manifest, "eval_split")
+        layout = split_layout(experiment, manifest, "evaluation")
         reads = list(evaluation_reads(layout, rank, world_size))
-        images = load(experiment.data.eval_split, reads, evaluation_images)
+        images = load(experiment.data.measured_split, reads, evaluation_images)
         self._evaluation = evaluation_batches(images)
 
     def training(

@@ -126,7 +126,7 @@ def whole_images(
                     f"{resized_views[0]}.crop 'resized' is exact on a device only for images of "
                     f"views.image_size ({size} x {size}): set data.residency=stream"
                 )
-            pixels = host.resize(pixels, size, size)
+            pixels = host.resize(pixels, size, size, experiment.views.interpolation)
         result[n] = pixels
     return result
 
@@ -153,6 +153,11 @@ def check_crops(images: ResidentImages, experiment: Experiment) -> None:
     """
     if not _views_with_resized_crops(experiment):
         return
+    if experiment.views.interpolation != "bilinear":
+        raise UnsupportedError(
+            f"views.interpolation '{experiment.views.interpolation}' has no equal on a device for "
+            "crops that are resized: set it to bilinear, or data.residency=stream"
+        )
     if not is_exact(images.pixels[:COMPARED_IMAGES].cpu().numpy()):
         raise UnsupportedError(
             "OpenCV on this machine resizes differently from the crops on a device, so that views "
@@ -170,7 +175,7 @@ def check_residency(experiment: Experiment, manifest: Manifest) -> None:
     """
     if experiment.data.residency != "device":
         return
-    read = next(iter(evaluation_reads(split_layout(experiment, manifest, "train_split"))))
+    read = next(iter(evaluation_reads(split_layout(experiment, manifest, "training"))))
     first_row = read._replace(rows=read.rows[:1])
     split = experiment.data.train_split
     list(_decoded_parts(experiment, manifest, split, [first_row], whole_images))

@@ -109,7 +109,8 @@ class TaskSource:
 
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> TaskSource:
     """The source of the training split's tasks, or of the evaluation split's."""
-    name = experiment.data.train_split if training else experiment.data.eval_split
+    data = experiment.data
+    name = data.train_split if training else data.measured_split
     split = manifest.splits[name]
     row_bytes = int(split.shards.bytes.sum()) // split.rows
     return TaskSource(

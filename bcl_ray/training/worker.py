@@ -147,6 +147,8 @@ class Worker:
         if (state := self.checkpoints.load()) is not None:
             self.learner.restore(state)
             self.history = list(state.history)
+        elif self.learner.note is not None:
+            self.send("note", text=self.learner.note)
         self.send(
             "start",
             step=self.learner.step,

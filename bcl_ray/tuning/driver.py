@@ -8,6 +8,7 @@ import ray
 
 from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
 from bcl_ray.data.shards.holdout import hold_out, own_validation
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime import node_groups
@@ -64,7 +65,7 @@ def search(
         SearchError: No trial finished, or some are to be resumed later.
         Stopped: SIGINT or SIGTERM came; running trials have written checkpoints.
     """
-    experiment = run_folder.with_absolute_paths(experiment)
+    experiment = run_folder.with_absolute_paths(resolved(experiment))
     manifest = read_manifest(experiment.data.path)
     uri = run_folder.run_uri(name, experiment.tracking.runs)
     check_search(name, experiment, settings, extent, manifest, connected=ray.is_initialized())
@@ -153,9 +154,9 @@ def _run(
 def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
     """Options that name the trials' data; cuts the validation split, unless there is one."""
     data, settings = ledger.experiment.data, ledger.settings
-    validation_split = own_validation(manifest, data.eval_split)
+    validation_split = own_validation(manifest, data)
     if validation_split is not None:
-        return [f"data.eval_split={validation_split}"]
+        return [f"data.eval_split={validation_split}", "data.validation_split=null"]
     target = ledger.file("data")
     if not files.exists(files.join(target, MANIFEST)):
         hold_out(data.path, target, settings.validation, settings.seed, split=data.train_split)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.shards.holdout import own_validation
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
@@ -82,9 +83,9 @@ def check_search(
             "tracking.run cannot be set: the search is named by --name, its trials by numbers"
         )
     data = experiment.data
-    if own_validation(manifest, data.eval_split) is None and not 0 < settings.validation < 1:
+    if own_validation(manifest, data) is None and not 0 < settings.validation < 1:
         raise UserError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
-    trial = extent.of_trial(experiment)
+    trial = resolved(extent.of_trial(experiment))
     preflight(trial, manifest, connected=connected)
     groups = shot_groups(manifest.splits[data.train_split].class_counts)
     score = parse_score(settings.metric)

@@ -45,7 +45,7 @@ def evaluate_models(
         best: Take the best checkpoint of a run instead of its last.
         data: Folder or URI of shards to evaluate on instead of the models' own. Their classes must
             be the model's, or some of them, in any order.
-        split: Split to evaluate on, instead of the one that the model's run evaluated on.
+        split: Split to evaluate on, instead of the data.eval_split of the model's run.
         out: Folder for predictions, figures, a table of classes and a report. With several models,
             each has a folder in it.
 
@@ -135,6 +135,7 @@ def _evaluation_data(
     """The experiment that names the data, its manifest, and the model's label of each class."""
     overrides = {"data.path": data, "data.eval_split": split}
     changes = [f"{name}={value}" for name, value in overrides.items() if value is not None]
+    changes.append("data.validation_split=null")  # the split for results is wanted
     experiment = with_overrides(model.experiment, changes)
     manifest = read_manifest(experiment.data.path)
     if experiment.data.eval_split not in manifest.splits:

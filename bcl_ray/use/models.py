@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from bcl_ray.data.shards.holdout import selected_on
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.messages import notify
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.run_folder import BEST, Run
@@ -48,15 +50,15 @@ class OpenModel:
         return model.eval()
 
 
-def open_model(name: str, root: str = "runs", *, last: bool = False) -> OpenModel:
+def open_model(name: str, root: str = "runs", *, last: bool | None = None) -> OpenModel:
     """Load a model by any of its names.
 
     Args:
-        name: A run below `root`, or the folder or URI of a run: its best checkpoint;
-            models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's registry; or the folder or URI of
-            a checkpoint.
+        name: A run below `root`, or the folder or URI of a run; models:/NAME@ALIAS or
+            models:/NAME/VERSION of MLflow's registry; or the folder or URI of a checkpoint.
         root: Folder or URI that holds runs.
-        last: Take the last checkpoint of a run instead of its best.
+        last: Whether to take the last checkpoint of a run, or its best. None: the best if it was
+            selected on validation data, otherwise the last, which a notice says.
 
     Raises:
         ValueError: There is no such model, or the run has no such checkpoint yet.
@@ -81,13 +83,15 @@ def open_checkpoint(uri: str, name: str) -> OpenModel:
     return OpenModel(name, uri, checkpoint.sha256(uri), state, experiment)
 
 
-def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str:
+def find_checkpoint(name: str, root: str = "runs", *, last: bool | None = None) -> str:
     """The folder of a model's checkpoint, found like `open_model` finds it, but not read."""
     if name.startswith("models:"):
         return resolve(name, root)[1]
     uri = paths.absolute(run_folder.run_uri(name, root))
     if run_folder.holds_run(uri):
-        run = run_folder.open_run(uri)[0]
+        run, experiment = run_folder.open_run(uri)
+        if last is None:
+            last = _must_be_last(run, experiment)
         return last_checkpoint(run) if last else best_checkpoint(run)
     if files.exists(files.join(uri, checkpoint.FILE)):
         return uri
@@ -95,6 +99,18 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool = False) -> str
         f"'{name}' is no model: {paths.for_display(uri)} holds neither a run nor a checkpoint; "
         "name a run (--runs is where runs lie), a checkpoint's folder, or models:/NAME@ALIAS"
     )
+
+
+def _must_be_last(run: Run, experiment: Experiment) -> bool:
+    """Whether to use a run's last checkpoint, because its best was selected on test data."""
+    if selected_on(experiment) is not None or run_folder.why_only_best(run):
+        return False
+    notify(
+        f"the last checkpoint of '{run.name}', not its best: the run was evaluated on "
+        f"'{experiment.data.eval_split}' alone, and what is selected there looks better than it "
+        "is; --best takes the best, and data.validation_split selects it on other images"
+    )
+    return True
 
 
 def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
@@ -144,7 +160,7 @@ def last_checkpoint(run: Run) -> str:
     if why := run_folder.why_only_best(run):
         raise UserError(
             f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
-            "best (evaluate and compare --best; predict, export and register without --last)"
+            "best (--best)"
         )
     from ray.train import Result  # noqa: PLC0415  seconds, for this function alone
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bcl_ray.data.shards import verify_shards, write_shards
 from bcl_ray.data.shards.holdout import hold_out, own_validation, validation_counts
 from bcl_ray.data.sources import open_source
+from bcl_ray.experiment.options import DataConfig
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +75,7 @@ def test_what_cannot_be_held_out_is_refused(digits, tmp_path):
 
 def test_a_validation_split_of_its_own_is_found(digits, tmp_path):
     cut = hold_out(digits, str(tmp_path / "cut"), 0.2, seed=0)
-    assert own_validation(cut, eval_split="test") == "validation"
-    assert own_validation(cut, eval_split="validation") is None, "the winner is tested on it"
+    assert own_validation(cut, DataConfig(path="")) == "validation"
+    assert own_validation(cut, DataConfig(path="", eval_split="validation")) is None, (
+        "the winner is tested on it"
+    )

@@ -91,7 +91,7 @@ def test_the_beginning_tells_run_method_data_scale_and_where_to_look():
         "run      mine  in s3://bucket/[runs]/mine",
         "method   BCL, resnet32",
         "data     data/cifar10_lt: 10 classes, 12,288 training images in 48 steps of 256, 10,000 "
-        "to evaluate",
+        "of 'test' to evaluate",
         "scale    1 worker on Ray",
         "MLflow   " + BEGIN["tracking_uri"],
     ]

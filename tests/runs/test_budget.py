@@ -170,6 +170,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
         read_manifest(str(tmp_path))
 
 
+TESTED = "data.validation_split=null"
 IMAGENET = manifest_of(
     train=split_of(115_846, row_group_rows=38), test=split_of(50_000, row_group_rows=38)
 )
@@ -177,7 +178,7 @@ IMAGENET = manifest_of(
 
 def test_batches_in_flight_that_overflow_the_store_are_refused():
     """ImageNet-LT: two windows of 42 steps, 4 tasks of 74 rows, 4 batches of 256, 3 x 224 x 224."""
-    needs = budget(imagenet_lt(), IMAGENET, None)
+    needs = budget(with_overrides(imagenet_lt(), [TESTED]), IMAGENET, None)
     assert needs.store_bytes == 451_584 * (2 * 256 * 42 + 4 * 74 + 4 * 256)
     check_store(needs, needs.store_bytes)
     message = (
@@ -187,7 +188,7 @@ def test_batches_in_flight_that_overflow_the_store_are_refused():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check_store(needs, 2**33)
-    old = budget(with_overrides(imagenet_lt(), ["data.plan=1"]), IMAGENET, None)
+    old = budget(with_overrides(imagenet_lt(), [TESTED, "data.plan=1"]), IMAGENET, None)
     with pytest.raises(ValueError, match=r"lower scale.prefetch_batches, views.image_size or data"):
         check_store(old, 2**28)
 
@@ -204,7 +205,9 @@ def test_batches_in_flight_that_overflow_the_store_are_refused():
 )
 def test_the_remedies_for_a_full_store_work(before, remedy):
     def needs(*overrides: str) -> int:
-        return budget(with_overrides(imagenet_lt(), overrides), IMAGENET, None).store_bytes
+        return budget(
+            with_overrides(imagenet_lt(), [TESTED, *overrides]), IMAGENET, None
+        ).store_bytes
 
     assert needs(before, remedy) < needs(before)
 

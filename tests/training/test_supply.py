@@ -147,7 +147,7 @@ def test_deliveries_are_all_reads_of_the_run_in_the_order_of_need(experiment, ev
             for read in epoch_plan(experiment, manifest, epoch).reads(rank, 2, begin, ramp=ramp)
         ]
         assert reads["training"] == expected
-        layout = split_layout(experiment, manifest, "eval_split")
+        layout = split_layout(experiment, manifest, "evaluation")
         once = [(0, *read[:4], read.rows.tolist()) for read in evaluation_reads(layout, rank, 2)]
         assert reads["evaluation"] == once * (2 if evaluate_first else 1)
     purposes = [purpose for purpose, _ in itertools.groupby(d.purpose for d in deliveries)]

@@ -5,13 +5,14 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.checkpoint import State
 from bcl_ray.tracking.registry import CHECKPOINT_TAG, RUN_TAG
 from bcl_ray.use import models
 
-EXPERIMENT = digits_lt()
+EXPERIMENT = with_overrides(digits_lt(), ["data.validation_split=validation"])
 
 
 def state(step: int, **changes) -> State:

@@ -9,21 +9,34 @@ from numpy.typing import NDArray
 from bcl_ray.data.shards.manifest import Manifest, Progress, no_progress, read_manifest
 from bcl_ray.data.shards.write import write_shards
 from bcl_ray.data.sources import Rows, Source, SourceSplit, parquet
+from bcl_ray.experiment.options import DataConfig, Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 VALIDATION = ("validation", "val")  # names that a data set's own validation split may have
 
 
-def own_validation(manifest: Manifest, eval_split: str) -> str | None:
+def own_validation(manifest: Manifest, data: DataConfig) -> str | None:
     """The name of a data set's own validation split, or None.
 
     Args:
-        eval_split: The split on which the winner of a search is tested; never the result, because
-            nothing may be selected on test data.
+        manifest: Manifest of the data set.
+        data: `validation_split`, if it is set; never `eval_split`, on which the winner of a search
+            is tested: nothing may be selected on test data.
     """
-    names = (name for name in VALIDATION if name in manifest.splits and name != eval_split)
-    return next(names, None)
+    names = [name for name in VALIDATION if name in manifest.splits and name != data.eval_split]
+    return data.validation_split or next(iter(names), None)
+
+
+def selected_on(experiment: Experiment) -> str | None:
+    """The validation split by which a run's best checkpoint is selected.
+
+    None if it is selected on the split for results. Trials of a search, and runs from before there
+    was data.validation_split, may have a validation split as data.eval_split.
+    """
+    data = experiment.data
+    own = data.eval_split if data.eval_split in VALIDATION else None
+    return data.validation_split or own
 
 
 def validation_counts(class_counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
@@ -48,6 +61,7 @@ def hold_out(
     seed: int,
     *,
     split: str = "train",
+    keep_others: bool = False,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write a data set whose splits are two parts of another data set's training split.
@@ -58,6 +72,7 @@ def hold_out(
             the class profile of the whole (see `validation_counts`), and images keep their ids.
         fraction: Share of each class that becomes validation data, above 0 and below 1.
         split: Name of the training split.
+        keep_others: Whether to copy the other splits as they are.
         progress: As in `write_shards`.
 
     Raises:
@@ -69,8 +84,17 @@ def hold_out(
     manifest = read_manifest(uri)
     if split not in manifest.splits:
         raise UserError(f"{uri} has no split '{split}': it has {', '.join(manifest.splits)}")
-    shards = [files.join(uri, name) for name in manifest.splits[split].shards.names]
-    whole = parquet({"train": shards}, id_column="id").splits["train"]
+    if keep_others and "validation" in manifest.splits:
+        raise UserError(f"{uri} has a split 'validation': set data.validation_split=validation")
+    splits = parquet(
+        {
+            name: [files.join(uri, shard) for shard in found.shards.names]
+            for name, found in manifest.splits.items()
+            if keep_others or name == split
+        },
+        id_column="id",
+    ).splits
+    whole = splits.pop(split)
     counts = validation_counts(np.array(manifest.splits[split].class_counts), fraction)
     if counts.sum() == 0:
         raise UserError(f"{uri}: no class of '{split}' has two images, so none can be held out")
@@ -79,7 +103,7 @@ def hold_out(
     source = Source(
         f"{manifest.source}, {100 * fraction:g} % held out",
         manifest.class_names,
-        {"train": _part(whole, training), "validation": _part(whole, validation)},
+        {"train": _part(whole, training), "validation": _part(whole, validation), **splits},
     )
     return write_shards(source, target, seed=seed, progress=progress)
 

@@ -7,14 +7,26 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
-from bcl_ray.experiment.choices import load_plugins
+from bcl_ray.experiment.choices import BACKBONES, load_plugins
 from bcl_ray.experiment.options.images import DataConfig, ViewsConfig
 from bcl_ray.experiment.options.method import LossConfig, ModelConfig, OptimConfig
 from bcl_ray.experiment.options.running import ScaleConfig, TrackingConfig, TrainConfig
 from bcl_ray.experiment.options.section import Section
 from bcl_ray.machine.errors import UserError
 
-BEFORE_IT_EXISTED = {("data", "plan"): 1, ("train", "geometry_every"): 1}
+BEFORE_IT_EXISTED = {
+    ("data", "plan"): 1,
+    ("data", "validation_split"): None,
+    ("train", "geometry_every"): 1,
+    ("views", "interpolation"): "bilinear",
+    ("model", "drop_path"): 0.0,
+    ("model", "input_size"): None,
+    ("optim", "kind"): "sgd",
+    ("optim", "backbone_lr"): 1.0,
+    ("optim", "layer_decay"): 1.0,
+    ("optim", "frozen_epochs"): 0,
+    ("optim", "clip_norm"): None,
+}
 """What an option that was added later had been, in effect, in experiments stored before."""
 
 
@@ -63,6 +75,16 @@ class Experiment(Section):
                 f"scale.workers ({scale.max_workers}) must be at most data.max_workers "
                 f"({self.data.max_workers}) if data.plan is 1: raise data.max_workers to plan for "
                 "more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "Experiment":
+        name, decay = self.model.backbone, self.optim.layer_decay
+        if decay < 1 and not BACKBONES[name].is_layered:
+            raise UserError(
+                f"optim.layer_decay ({decay:g}) needs a model.backbone of timm, which numbers its "
+                f"layers, not '{name}'"
             )
         return self
 

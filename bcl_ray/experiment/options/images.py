@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bcl_ray.experiment.options.section import Section, Share, Uri
+from bcl_ray.experiment.options.section import Open, Section, Share, Uri
 from bcl_ray.machine.errors import UserError
 
 Triple = tuple[float, float, float]
@@ -18,7 +18,18 @@ class DataConfig(Section):
         "wrote them."
     )
     train_split: str = Field("train", description="Name of the split to train on.")
-    eval_split: str = Field("test", description="Name of the split to evaluate on.")
+    eval_split: str = Field(
+        "test",
+        description="Name of the split for results: that of `bcl-ray evaluate`, and without a "
+        "validation_split also that of the evaluations in training.",
+    )
+    validation_split: str | None = Field(
+        None,
+        description="Name of the split for evaluations in training, by which the best checkpoint "
+        "is selected and probabilities are calibrated; `bcl-ray shards hold-out` cuts one from the "
+        "training split. null: the run uses eval_split, and because selecting on test data is "
+        "optimistic, `predict`, `export` and `register` take its last checkpoint.",
+    )
     plan: Literal[1, 2] = Field(
         2,
         description="Version of the epoch plan, by which images come in which batch. 2: images "
@@ -42,6 +53,16 @@ class DataConfig(Section):
         "views.image_size, unless all crops are 'padded'. auto: device if it is a GPU and the "
         "images take at most a quarter of its memory, otherwise stream.",
     )
+
+    @property
+    def measured_option(self) -> Literal["validation_split", "eval_split"]:
+        """The option that names the split of the evaluations in training."""
+        return "eval_split" if self.validation_split is None else "validation_split"
+
+    @property
+    def measured_split(self) -> str:
+        """The split of the evaluations in training."""
+        return self.validation_split or self.eval_split
 
 
 class ViewConfig(Section):
@@ -91,9 +112,13 @@ class ViewConfig(Section):
 
 
 class ViewsConfig(Section):
-    """All views of an image: one for the classifier, the others for the contrastive loss."""
+    """All views of an image: one for the classifier, the others for the contrastive loss.
 
-    image_size: int = Field(ge=4, description="Height and width of every view, in pixels.")
+    Options that are null become those that model.backbone was made for: of timm's networks and of
+    torchvision's.
+    """
+
+    image_size: Open[int] = Field(ge=4, description="Height and width of every view, in pixels.")
     classification: ViewConfig
     contrastive: ViewConfig
     num_contrastive: int = Field(
@@ -102,16 +127,19 @@ class ViewsConfig(Section):
         description="Contrastive views per image (V). There are none if the loss has no "
         "contrastive part.",
     )
-    eval_resize: int = Field(
+    eval_resize: Open[int] = Field(
         ge=4,
         description="Evaluation: the shorter side is resized to this, then the centre of "
         "views.image_size is cut out. Pixels, at least views.image_size.",
     )
-    mean: Triple = Field(
+    mean: Open[Triple] = Field(
         description="Channel means that are subtracted from views, on a scale of 0 to 1."
     )
-    std: Triple = Field(
+    std: Open[Triple] = Field(
         description="Standard deviations of the channels, by which views are divided."
+    )
+    interpolation: Open[Literal["bilinear", "bicubic"]] = Field(
+        "bilinear", description="How images are resized, always with antialiasing."
     )
     randaugment_ops: int = Field(2, ge=1, description="Operations per image of 'randaugment'.")
     randaugment_magnitude: float = Field(
@@ -123,11 +151,11 @@ class ViewsConfig(Section):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "ViewsConfig":
-        if self.eval_resize < self.image_size:
+        if None not in (self.eval_resize, self.image_size) and self.eval_resize < self.image_size:
             raise UserError(
                 f"views.eval_resize ({self.eval_resize}) must be at least views.image_size "
                 f"({self.image_size}): the centre is cut out of it"
             )
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise UserError(f"views.std {self.std} must be positive")
         return self

@@ -8,6 +8,8 @@ from bcl_ray.experiment.choices import BACKBONES, LOSSES
 from bcl_ray.experiment.options.section import Section, Uri
 from bcl_ray.machine.errors import UserError
 
+PUBLISHED = "timm"  # a value of model.weights
+
 
 class ModelConfig(Section):
     """The network: backbone, classifier, and the projections of the contrastive branch."""
@@ -26,20 +28,57 @@ class ModelConfig(Section):
     scale: float = Field(30.0, gt=0, description="Scale of the cosine classifier's logits.")
     hidden_dim: int = Field(ge=1, description="Width of the projections' hidden layer.")
     feature_dim: int = Field(ge=2, description="D, the width of features and prototypes.")
-    batch_norm: Literal["per_worker", "sync", "classification_stats"] = Field(
+    batch_norm: Literal["per_worker", "sync", "classification_stats", "frozen"] = Field(
         "per_worker",
         description="per_worker: each worker normalises with the statistics of its own images. "
         "sync: with the statistics of all workers' images. classification_stats: each worker "
         "normalises its classification views and its contrastive views separately, so the result "
         "depends on the number of workers; running statistics are those of the classification "
-        "views, averaged over workers.",
+        "views, averaged over workers. frozen: the backbone keeps the norms that it starts with "
+        "(model.weights); the projections are as with sync.",
     )
     weights: Uri | None = Field(
         None,
-        description="File or URI of a state dict that the backbone starts from: as torchvision "
-        "publishes it, or a checkpoint's state.pt; null for random weights. Loaded with "
-        "weights_only=True, so no code in it runs.",
+        description="What the backbone starts from; null for random weights. A file or URI: "
+        ".safetensors, or a state dict with the names of torchvision, timm or "
+        "efficientnet_pytorch, with or without a prefix; or a checkpoint's state.pt. No code in it "
+        "runs. timm: the weights that timm publishes for the backbone, which every worker "
+        "downloads once.",
     )
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Backbones of timm: probability with which an image skips the last block in "
+        "training (stochastic depth), rising linearly from 0 at the first. Each worker draws for "
+        "its own images.",
+    )
+    input_size: int | None = Field(
+        None,
+        ge=4,
+        description="Backbones of timm that take images of one size, such as transformers: that "
+        "size. It is set to views.image_size before a run begins.",
+    )
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file or URI in `weights`, if it is one."""
+        return None if self.weights == PUBLISHED else self.weights
+
+    @model_validator(mode="after")
+    def _check_backbone(self) -> "ModelConfig":
+        backbone = BACKBONES[self.backbone]
+        if self.weights == PUBLISHED and backbone.published is None:
+            raise UserError(
+                f"model.weights '{PUBLISHED}' needs a model.backbone of timm, such as "
+                f"timm/{self.backbone}; for '{self.backbone}', name a file"
+            )
+        if self.drop_path and not backbone.is_layered:
+            raise UserError(
+                f"model.drop_path ({self.drop_path:g}) needs a model.backbone of timm, not "
+                f"'{self.backbone}'"
+            )
+        return self
 
 
 class LossConfig(Section):
@@ -96,15 +135,43 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    """SGD and its learning rate."""
+    """The optimiser and its learning rate."""
+
+    kind: Literal["sgd", "adamw"] = Field(
+        "sgd",
+        description="sgd: SGD with momentum. adamw: AdamW with betas 0.9 and 0.999, whose weight "
+        "decay is decoupled from the gradient.",
+    )
 
     global_batch_size: int = Field(
         ge=1,
         description="Images per step over all workers; the number of workers never changes it.",
     )
     lr: float = Field(gt=0, description="Learning rate after the warm-up.")
+    backbone_lr: float = Field(
+        1.0,
+        ge=0,
+        description="Factor of the learning rate for the backbone; 0 freezes it: its weights and "
+        "the statistics of its norms stay as they are, and only the rest learns.",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Backbones of timm: each layer's learning rate is this factor of the next "
+        "layer's; the last has that of the backbone.",
+    )
+    frozen_epochs: int = Field(
+        0, ge=0, description="First epochs in which the backbone is frozen, as by backbone_lr 0."
+    )
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of the global batch's gradient, over all parameters; a longer "
+        "one is scaled to it. null for no limit.",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay (L2).")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay (of SGD: L2).")
     decay_norms_and_biases: bool = Field(
         True,
         description="Whether weight decay also applies to normalisation layers and biases, as in "
@@ -120,6 +187,10 @@ class OptimConfig(Section):
     cosine_per_epoch: bool = Field(
         False, description="Schedule 'cosine': constant within an epoch, as in the authors' code."
     )
+
+    def freezes_backbone(self, epoch: int) -> bool:
+        """Whether the backbone is frozen in an epoch, counted from 0."""
+        return self.backbone_lr == 0 or epoch < self.frozen_epochs
 
     @model_validator(mode="after")
     def _check_milestones(self) -> "OptimConfig":

@@ -1,8 +1,9 @@
 """What all sections of an experiment share: the base class, and types of fields."""
 
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from bcl_ray.machine.errors import UserError
 
@@ -21,6 +22,22 @@ def _without_password(uri: str) -> str:
 
 
 Uri = Annotated[str, AfterValidator(_without_password)]
+
+
+class OrNull:
+    """Lets an option be null, which the type that a program sees does not show."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """The schema of a value of the type, or of null."""
+        return core_schema.nullable_schema(handler(source))
+
+
+Value = TypeVar("Value")
+Open = Annotated[Value, OrNull()]
+"""An option that may be left open (null). `open_options.resolved` gives it the backbone's own value
+before a run begins, so that all code of a run sees a value."""
 
 
 class Section(BaseModel):

@@ -36,7 +36,7 @@ def predict(
     options: PredictionOptions,
     *,
     root: str = "runs",
-    last: bool = False,
+    last: bool | None = None,
     split: str | None = None,
     resume: bool = False,
     gpus: int | None = None,
@@ -51,7 +51,7 @@ def predict(
         target: Folder or URI for the result, see `outputs`.
         options: Options of the tables.
         root: Folder or URI that holds runs.
-        last: Take the last checkpoint of a run instead of its best.
+        last: Whether to take the last checkpoint of a run: see `open_model`.
         split: Split of shards; None: the one that the model's run evaluated on.
         resume: Resume the prediction that `target` holds, if any.
         gpus: GPUs to use at most, 0 for none; None: all that the cluster has or can grow to.
