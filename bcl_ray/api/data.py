@@ -30,7 +30,7 @@ def shard(
     target: str,
     *,
     path: str | None = None,
-    profile: Profile = "natural",
+    profile: Profile | None = None,
     imbalance_factor: float | None = None,
     max_per_class: int | None = None,
     seed: int = 0,
@@ -53,7 +53,8 @@ def shard(
         source: Kind of the source; `bcl-ray shard --help` lists them. A plugin may add one.
         target: Folder or URI for the shards.
         path: Folder, file or URI of the source.
-        profile: Class sizes of the training split: exponential, step or natural.
+        profile: Class sizes of the training split: exponential, step or natural. None: exponential
+            with an imbalance factor, otherwise natural.
         imbalance_factor: Largest class size divided by the smallest, at least 1.
         max_per_class: Training images of the largest class, at least 1.
         seed: Seed for the selection and the order of images.
@@ -64,7 +65,8 @@ def shard(
         cpus: CPUs to use at most; None for all.
         progress: Called with the name of the current task, the number of images done, and their
             total; None for a progress bar on a terminal.
-        options: Options of the source: splits, classes, image_column, label_column, id_column.
+        options: Options of the source: splits (files or folders by split), classes, image_column,
+            label_column, id_column.
 
     Returns:
         The manifest of the shards.
@@ -77,11 +79,13 @@ def shard(
     if cpus is not None and cpus < 1:
         raise UserError(f"--cpus ({cpus}) must be at least 1")
     opened = open_source(source, path, **options)
+    for note in opened.notes:
+        notify(note)
     with progress_bars() as bars, _workers(opened, target, cpus) as run:
         return write_shards(
             opened,
             target,
-            profile=profile,
+            profile=profile or ("natural" if imbalance_factor is None else "exponential"),
             imbalance_factor=imbalance_factor,
             max_per_class=max_per_class,
             seed=seed,

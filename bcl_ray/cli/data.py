@@ -35,8 +35,12 @@ def shard(
         typer.Option("--from", help="Path or URI of the source; without it, CIFAR is downloaded."),
     ] = None,
     profile: Annotated[
-        Profile, typer.Option(help="How class sizes of the training split fall.")
-    ] = "natural",
+        Profile | None,
+        typer.Option(
+            help="How class sizes of the training split fall; default: natural, and exponential "
+            "with --imbalance-factor."
+        ),
+    ] = None,
     imbalance_factor: Annotated[
         float | None, typer.Option(help="Largest class / smallest class, at least 1.")
     ] = None,
@@ -47,14 +51,15 @@ def shard(
     split: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=FILE", help="A split's list file or Parquet file; several may be given."
+            metavar="NAME=FILE",
+            help="A split's list, table, tar or folder of classes; a split may have several.",
         ),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Text file of class names, one a line.")
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Parquet: column of images.")] = "image",
-    label_column: Annotated[str, typer.Option(help="Parquet: column of labels.")] = "label",
+    image_column: Annotated[str, typer.Option(help="Table: column of images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Table: column of labels.")] = "label",
     id_column: Annotated[str | None, typer.Option(help="Parquet: column of unique ids.")] = None,
     shard_mib: Annotated[int, typer.Option(min=1, help="Approximate size of a shard, MiB.")] = 256,
     on_bad_image: Annotated[
@@ -92,7 +97,7 @@ def shard(
         max_pixels=max_pixels,
         plugins=plugin or [],
         cpus=cpus,
-        splits=_parse_splits(split or []) or None,
+        splits=_parse_splits(split or []),
         classes=classes,
         image_column=image_column,
         label_column=label_column,
@@ -101,13 +106,13 @@ def shard(
     shards_show(target)
 
 
-def _parse_splits(texts: list[str]) -> dict[str, str]:
-    splits = {}
+def _parse_splits(texts: list[str]) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = {}
     for text in texts:
-        name, equals, file = text.partition("=")
-        if not equals or name in splits:
-            raise UserError(f"--split '{text}' must be NAME=FILE, each name once")
-        splits[name] = file
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise UserError(f"--split '{text}' must be NAME=FILE, such as train=train.txt")
+        splits.setdefault(name, []).append(file)
     return splits
 
 

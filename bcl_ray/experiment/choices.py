@@ -242,8 +242,10 @@ SOURCES = Table(
     ),
     SourceKind(
         "folder",
-        "a folder per split that holds a folder per class",
-        f"{_SOURCES}.files:open_folder",
+        "a folder per split that holds a folder per class, or images with a CSV or JSON file of "
+        "their classes, as data sets are published",
+        f"{_SOURCES}.folder:open_folder",
+        takes_lists=True,
     ),
     SourceKind(
         "list", "text files of paths and labels", f"{_SOURCES}.files:open_list", takes_lists=True

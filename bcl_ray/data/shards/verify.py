@@ -39,7 +39,7 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
     differences += [
         f"{file}: not in the manifest"
         for file in names
-        if file.endswith(".parquet") and file not in listed and file != SHARDS_FILE
+        if file.endswith(".parquet") and file[0] != "." and file not in {*listed, SHARDS_FILE}
     ]
     for name, split in manifest.splits.items():
         differences += _verify_split(uri, name, split, names, progress)

@@ -27,9 +27,8 @@ PARTS_PER_GROUP = 16  # at most; reading takes little of the time of a check
 
 def open_parquet(request: SourceRequest) -> Source:
     """Open Parquet files: one per split, or all those of a folder."""
-    splits = request.splits or {}
     return parquet(
-        {split: [file] for split, file in splits.items()} or parquet_files(request.required_path),
+        request.splits or parquet_files(request.required_path),
         classes=request.classes,
         image_column=request.image_column,
         label_column=request.label_column,
