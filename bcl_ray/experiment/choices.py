@@ -256,4 +256,16 @@ SOURCES = Table(
         f"{_SOURCES}.parquet:open_parquet",
         takes_lists=True,
     ),
+    SourceKind(
+        "huggingface",
+        "a data set of Hugging Face: a folder of `save_to_disk`, or the hub's Parquet files",
+        f"{_SOURCES}.huggingface:open_huggingface",
+        takes_lists=True,
+    ),
+    SourceKind(
+        "webdataset",
+        "tars of images with .cls or .json files",
+        f"{_SOURCES}.webdataset:open_webdataset",
+        takes_lists=True,
+    ),
 )

@@ -10,6 +10,7 @@ from typing import Any
 from bcl_ray.data.sources.arrays import cifar, digits
 from bcl_ray.data.sources.base import (
     Content,
+    FileParts,
     Rows,
     Source,
     SourceRequest,
@@ -25,6 +26,7 @@ from bcl_ray.machine.errors import UserError
 
 __all__ = [
     "Content",
+    "FileParts",
     "Rows",
     "Source",
     "SourceRequest",

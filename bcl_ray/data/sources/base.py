@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -114,6 +115,35 @@ def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]
     return tuple(str(label) for label in range(largest + 1))
 
 
+def numbered(
+    classes: Sequence[str], names_file: str | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names of classes, and the label of each class as the source calls it.
+
+    Args:
+        classes: Classes as the source calls them, in order.
+        names_file: File of names in the order of labels, for classes with these names or numbers.
+    """
+    if names_file is None:
+        return tuple(classes), {name: label for label, name in enumerate(classes)}
+    names = names_of_classes(names_file, np.zeros(0, np.int64))
+    if set(classes) <= set(names):
+        return names, {name: label for label, name in enumerate(names)}
+    if all(name.isdecimal() for name in classes):
+        return names, {str(label): label for label in range(len(names))}
+    missing = sorted(set(classes) - set(names))
+    raise UserError(f"{names_file} has no line {shorten(map(repr, missing))}, and images have it")
+
+
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Classes in the order of their names; numbers come first, in the order of their values."""
+    return sorted(set(classes), key=lambda name: (not name.isdecimal(), _number(name), name))
+
+
+def _number(name: str) -> int:
+    return int(name) if name.isdecimal() else 0
+
+
 def with_unique_names(source: Source) -> Source:
     """A source whose classes are told apart by their names, as results and MLflow need it.
 
@@ -180,3 +210,31 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+@dataclass(frozen=True)
+class FileParts:
+    """Images that are parts of larger files, in any order; iterating reads them. N images."""
+
+    uris: tuple[str, ...]
+    """Absolute paths or URIs of the files."""
+    numbers: Rows
+    """The file of each image, an index of `uris`, (N,)."""
+    starts: Rows
+    """First byte of each image in its file, (N,)."""
+    sizes: Rows
+    """Bytes of each image, (N,)."""
+
+    def __iter__(self) -> Iterator[Content]:
+        @lru_cache(maxsize=64)
+        def open_file(number: int) -> Any:
+            filesystem, path = files.resolve(self.uris[number])
+            return filesystem.open_input_file(path)
+
+        def read(place: tuple[int, int, int]) -> Content:
+            number, start, size = place
+            with files.explain_errors(self.uris[number]):
+                return bytes(open_file(number).read_at(size, start))
+
+        columns = (self.numbers, self.starts, self.sizes)
+        return read_ahead(read, zip(*(column.tolist() for column in columns), strict=True))

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from bcl_ray.data.sources.annotations import AnnotationReader, Image
-from bcl_ray.data.sources.base import Source, SourceRequest, names_of_classes, shorten
+from bcl_ray.data.sources.base import Source, SourceRequest, in_order, numbered, shorten
 from bcl_ray.data.sources.files import file_split
 from bcl_ray.data.sources.tree import SPLITS, Tree, list_tree, split_folders
 from bcl_ray.machine.errors import UserError
@@ -163,7 +163,7 @@ def _classes_of(train: Sequence[Image], reader: AnnotationReader) -> list[str]:
     for annotations in reader.used.values():
         if present <= set(annotations.class_order):
             return [name for name in annotations.class_order if name in present]
-    return sorted(present, key=lambda name: (int(name) if name.isdecimal() else -1, name))
+    return in_order(present)
 
 
 def _no_split_message(path: str, tree: Tree, unread: Sequence[str]) -> str:
@@ -199,7 +199,7 @@ def _unlabelled(tree: Tree, labelled: Images) -> str:
 def _source(
     root: str, images: Images, classes: Sequence[str], request: SourceRequest, notes: Sequence[str]
 ) -> Source:
-    names, label_of = _labels(classes, request.classes)
+    names, label_of = numbered(classes, request.classes)
     splits = {}
     for split in sorted(images, key=lambda name: [*SPLITS, name].index(name)):
         rows = images[split]
@@ -213,23 +213,3 @@ def _source(
         paths_of = [image.path for image in rows]
         splits[split] = file_split(root, paths_of, np.array(labels, dtype=np.int64), faults)
     return Source("folder", names, splits, (root,), tuple(filter(None, notes)))
-
-
-def _labels(
-    classes: Sequence[str], names_file: str | None
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes' names, and the label of each class as the source calls it.
-
-    Args:
-        classes: Classes as the source calls them, in order.
-        names_file: File of names in the order of labels, for classes with these names or numbers.
-    """
-    if names_file is None:
-        return tuple(classes), {name: label for label, name in enumerate(classes)}
-    names = names_of_classes(names_file, np.zeros(0, np.int64))
-    if set(classes) <= set(names):
-        return names, {name: label for label, name in enumerate(names)}
-    if all(name.isdecimal() for name in classes):
-        return names, {str(label): label for label in range(len(names))}
-    missing = sorted(set(classes) - set(names))
-    raise UserError(f"{names_file} has no line {shorten(map(repr, missing))}, and images have it")

@@ -72,15 +72,21 @@ def list_tree(root: str) -> Tree:
         if top.lower() in _SPLIT_OF or not any(path.count("/") > 1 for path in found):
             break
         root, found = paths.file_in(root, top), [path[len(top) + 1 :] for path in found]
-    kinds = {path: _extension(path)[1:] for path in found}
-    is_image = {path: _IMAGES.fullmatch(kind) is not None for path, kind in kinds.items()}
-    unknown = [path for path in found if not (is_image[path] or _NO_IMAGES.fullmatch(kinds[path]))]
+    is_image = {path: is_image_name(path) for path in found}
+    unknown = [
+        path for path in found if not (is_image[path] or _NO_IMAGES.fullmatch(_extension(path)[1:]))
+    ]
     is_image |= zip(unknown, _look_into(root, unknown), strict=True)
     return Tree(
         root,
         tuple(path for path in found if is_image[path]),
         tuple(path for path in found if not is_image[path]),
     )
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file's extension is one of images."""
+    return _IMAGES.fullmatch(_extension(path)[1:]) is not None
 
 
 def _extension(path: str) -> str:
