@@ -26,6 +26,8 @@ Profile = Literal["exponential", "step", "natural"]
 """How class sizes fall from the largest class to the smallest; `data.longtail` has formulas."""
 OnBadImage = Literal["stop", "skip"]
 """What sharding does about a row whose image cannot be decoded."""
+Orientation = Literal["ignore", "apply"]
+"""Whether sharding turns images as their EXIF orientation says."""
 
 
 @dataclass(frozen=True)

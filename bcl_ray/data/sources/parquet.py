@@ -117,7 +117,8 @@ def _columns(uri: str, table: TableFile, request: SourceRequest) -> Columns:
     Raises:
         ValueError: There are no such columns, or the names in the metadata are no names.
     """
-    names, features = table.schema.names, _features(uri, table)
+    names: list[str] = table.schema.names
+    features = _features(uri, table)
 
     def find(option: str, wanted: str, default: str, kind: str) -> str:
         """The wanted column; or the only one of a kind, if the wanted one is just the default."""
