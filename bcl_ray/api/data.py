@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, write_shards
 from bcl_ray.data.sources import Source, open_source
+from bcl_ray.data.sources.orientation import with_orientation_applied
 from bcl_ray.display.terminal import progress_bars
-from bcl_ray.experiment.choices import OnBadImage, Profile, load_plugins
+from bcl_ray.experiment.choices import OnBadImage, Orientation, Profile, load_plugins
 from bcl_ray.machine import container
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.messages import notify
@@ -30,12 +31,13 @@ def shard(
     target: str,
     *,
     path: str | None = None,
-    profile: Profile = "natural",
+    profile: Profile | None = None,
     imbalance_factor: float | None = None,
     max_per_class: int | None = None,
     seed: int = 0,
     shard_bytes: int = 256 * 2**20,
     on_bad_image: OnBadImage = "stop",
+    orientation: Orientation = "ignore",
     max_pixels: int | None = None,
     plugins: Sequence[str] = (),
     cpus: int | None = None,
@@ -53,18 +55,22 @@ def shard(
         source: Kind of the source; `bcl-ray shard --help` lists them. A plugin may add one.
         target: Folder or URI for the shards.
         path: Folder, file or URI of the source.
-        profile: Class sizes of the training split: exponential, step or natural.
+        profile: Class sizes of the training split: exponential, step or natural. None: exponential
+            with an imbalance factor, otherwise natural.
         imbalance_factor: Largest class size divided by the smallest, at least 1.
         max_per_class: Training images of the largest class, at least 1.
         seed: Seed for the selection and the order of images.
         shard_bytes: Approximate size of a shard in bytes.
         on_bad_image: "stop", or "skip" to leave bad images out and list them in a file.
+        orientation: "ignore" the orientation in images' EXIF, as published pipelines do, or "apply"
+            it: then images that are not upright are stored as PNGs that are.
         max_pixels: Largest width x height of an image; None for 2^26.
         plugins: Modules that add sources.
         cpus: CPUs to use at most; None for all.
         progress: Called with the name of the current task, the number of images done, and their
             total; None for a progress bar on a terminal.
-        options: Options of the source: splits, classes, image_column, label_column, id_column.
+        options: Options of the source: splits (files or folders by split), classes, image_column,
+            label_column, id_column.
 
     Returns:
         The manifest of the shards.
@@ -76,18 +82,25 @@ def shard(
     load_plugins(plugins)
     if cpus is not None and cpus < 1:
         raise UserError(f"--cpus ({cpus}) must be at least 1")
+    if orientation not in ("ignore", "apply"):
+        raise UserError(f"orientation '{orientation}' must be ignore or apply")
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     opened = open_source(source, path, **options)
+    for note in opened.notes:
+        notify(note)
+    if orientation == "apply":
+        opened = with_orientation_applied(opened, max_pixels)
     with progress_bars() as bars, _workers(opened, target, cpus) as run:
         return write_shards(
             opened,
             target,
-            profile=profile,
+            profile=profile or ("natural" if imbalance_factor is None else "exponential"),
             imbalance_factor=imbalance_factor,
             max_per_class=max_per_class,
             seed=seed,
             shard_bytes=shard_bytes,
             on_bad_image=on_bad_image,
-            max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+            max_pixels=max_pixels,
             progress=progress or bars,
             run=run,
         )

@@ -1,13 +1,14 @@
 """Commands on data: shard, shards show, shards hold-out, shards verify, uploads."""
 
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
 
 import bcl_ray
 from bcl_ray.cli.options import one_of
-from bcl_ray.display.terminal import console, progress_bars
-from bcl_ray.experiment.choices import SOURCES, OnBadImage, Profile
+from bcl_ray.display.terminal import console, print_line, progress_bars
+from bcl_ray.experiment.choices import SOURCES, OnBadImage, Orientation, Profile
 from bcl_ray.machine.errors import UserError
 
 MIB = 2**20
@@ -35,8 +36,12 @@ def shard(
         typer.Option("--from", help="Path or URI of the source; without it, CIFAR is downloaded."),
     ] = None,
     profile: Annotated[
-        Profile, typer.Option(help="How class sizes of the training split fall.")
-    ] = "natural",
+        Profile | None,
+        typer.Option(
+            help="How class sizes of the training split fall; default: natural, and exponential "
+            "with --imbalance-factor."
+        ),
+    ] = None,
     imbalance_factor: Annotated[
         float | None, typer.Option(help="Largest class / smallest class, at least 1.")
     ] = None,
@@ -47,20 +52,24 @@ def shard(
     split: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=FILE", help="A split's list file or Parquet file; several may be given."
+            metavar="NAME=FILE",
+            help="A split's list, table, tar or folder of classes; a split may have several.",
         ),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Text file of class names, one a line.")
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Parquet: column of images.")] = "image",
-    label_column: Annotated[str, typer.Option(help="Parquet: column of labels.")] = "label",
+    image_column: Annotated[str, typer.Option(help="Table: column of images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Table: column of labels.")] = "label",
     id_column: Annotated[str | None, typer.Option(help="Parquet: column of unique ids.")] = None,
     shard_mib: Annotated[int, typer.Option(min=1, help="Approximate size of a shard, MiB.")] = 256,
     on_bad_image: Annotated[
         OnBadImage,
         typer.Option(help="Stop at a bad image, or skip it and list it in a quarantine file."),
     ] = "stop",
+    orientation: Annotated[
+        Orientation, typer.Option(help="Turn images as their EXIF orientation says, or not.")
+    ] = "ignore",
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Largest width x height of an image.")
     ] = None,
@@ -79,7 +88,7 @@ def shard(
 
     With RAY_ADDRESS or `submit`, all nodes of the cluster work.
     """
-    bcl_ray.shard(
+    manifest = bcl_ray.shard(
         source,
         target,
         path=origin,
@@ -89,25 +98,49 @@ def shard(
         seed=seed,
         shard_bytes=shard_mib * MIB,
         on_bad_image=on_bad_image,
+        orientation=orientation,
         max_pixels=max_pixels,
         plugins=plugin or [],
         cpus=cpus,
-        splits=_parse_splits(split or []) or None,
+        splits=_parse_splits(split or []),
         classes=classes,
         image_column=image_column,
         label_column=label_column,
         id_column=id_column,
     )
     shards_show(target)
+    _show_next(source, target, manifest.splits)
 
 
-def _parse_splits(texts: list[str]) -> dict[str, str]:
-    splits = {}
+def _show_next(source: str, target: str, splits: Collection[str]) -> None:
+    """Commands that go on from a new data set."""
+    import shlex
+
+    from bcl_ray.experiment.recipes import RECIPES
+
+    held = next((name for name in ("test", "val", "validation") if name in splits), None)
+    recipe = f"{source}_lt" if f"{source}_lt" in RECIPES else "mine.yaml"
+    options = [f"data.path={target}", *([f"data.eval_split={held}"] if held != "test" else [])]
+    chosen = " ".join(map(shlex.quote, (recipe, *options)))
+    lines = [
+        f"bcl-ray plan {chosen}",
+        f"bcl-ray train {chosen} tracking.run=first",
+    ]
+    if recipe == "mine.yaml":
+        lines.insert(0, "bcl-ray recipes show imagenet_lt > mine.yaml")
+    if held is None:
+        lines = ["shard again with images for evaluation: --split test=..."]
+    for number, line in enumerate(lines):
+        print_line(console(), ("next: " if number == 0 else "      ") + line)
+
+
+def _parse_splits(texts: list[str]) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = {}
     for text in texts:
-        name, equals, file = text.partition("=")
-        if not equals or name in splits:
-            raise UserError(f"--split '{text}' must be NAME=FILE, each name once")
-        splits[name] = file
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise UserError(f"--split '{text}' must be NAME=FILE, such as train=train.txt")
+        splits.setdefault(name, []).append(file)
     return splits
 
 
@@ -119,6 +152,7 @@ def shards_show(
     """Describe a data set: its splits, class sizes and fingerprint."""
     from bcl_ray.data.longtail import shot_groups
     from bcl_ray.data.shards import read_manifest
+    from bcl_ray.display.long_tail import draw_long_tail
     from bcl_ray.display.tables import build_table
 
     manifest = read_manifest(target)
@@ -138,6 +172,8 @@ def shards_show(
     screen.print(build_table(columns, rows, text=("split",), title=title))
     groups = shot_groups(manifest.splits["train"].class_counts)
     sizes = ", ".join(f"{len(members)} {name}" for name, members in groups.items())
+    for line in draw_long_tail(manifest.splits["train"].class_counts):
+        print_line(screen, line)
     screen.print(f"classes by training images: {sizes}", highlight=False)
     screen.print(f"fingerprint: {manifest.fingerprint}", highlight=False)
 

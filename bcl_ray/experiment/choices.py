@@ -26,6 +26,8 @@ Profile = Literal["exponential", "step", "natural"]
 """How class sizes fall from the largest class to the smallest; `data.longtail` has formulas."""
 OnBadImage = Literal["stop", "skip"]
 """What sharding does about a row whose image cannot be decoded."""
+Orientation = Literal["ignore", "apply"]
+"""Whether sharding turns images as their EXIF orientation says."""
 
 
 @dataclass(frozen=True)
@@ -269,8 +271,10 @@ SOURCES = Table(
     ),
     SourceKind(
         "folder",
-        "a folder per split that holds a folder per class",
-        f"{_SOURCES}.files:open_folder",
+        "a folder per split that holds a folder per class, or images with a CSV or JSON file of "
+        "their classes, as data sets are published",
+        f"{_SOURCES}.folder:open_folder",
+        takes_lists=True,
     ),
     SourceKind(
         "list", "text files of paths and labels", f"{_SOURCES}.files:open_list", takes_lists=True
@@ -279,6 +283,18 @@ SOURCES = Table(
         "parquet",
         "Parquet files of images and labels",
         f"{_SOURCES}.parquet:open_parquet",
+        takes_lists=True,
+    ),
+    SourceKind(
+        "huggingface",
+        "a data set of Hugging Face: a folder of `save_to_disk`, or the hub's Parquet files",
+        f"{_SOURCES}.huggingface:open_huggingface",
+        takes_lists=True,
+    ),
+    SourceKind(
+        "webdataset",
+        "tars of images with .cls or .json files",
+        f"{_SOURCES}.webdataset:open_webdataset",
         takes_lists=True,
     ),
 )

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bcl_ray.cli import main
+from bcl_ray.data.shards import read_manifest
 from bcl_ray.experiment.recipes import RECIPES
 
 HEAVY = ("ray", "torch", "mlflow", "numpy", "pydantic", "pyarrow", "cv2", "PIL", "yaml")
@@ -146,11 +148,9 @@ MISTAKES = [
     ("shards show gone", "gone holds no manifest.json, so it is not a data set"),
     ("shards verify gone", "gone holds no manifest.json, so it is not a data set"),
     ("shard digits {digits}", "{digits} already holds a data set: choose another target"),
-    ("shard list x --from . --split train", "--split 'train' must be NAME=FILE, each name once"),
-    (
-        "shard list x --from . --split train=a --split train=b",
-        "--split 'train=b' must be NAME=FILE, each name once",
-    ),
+    ("shard list x --from . --split train", "--split 'train' must be NAME=FILE, such as"),
+    ("shard list x --from . --split =a", "--split '=a' must be NAME=FILE, such as"),
+    ("shard digits x --profile natural --imbalance-factor 5", "imbalance_factor does nothing for"),
     ("shard folder x", "source 'folder' needs --from"),
     ("shard folder x --from gone", "gone does not exist: check its spelling"),
     ("shard digits x --profile step", "imbalance_factor (None) must be at least 1"),
@@ -250,6 +250,31 @@ def test_digits_are_sharded_shown_and_verified(bcl_ray, digits):
     shards = sum(split["shards"] for split in manifest["splits"].values())
     message = f"{digits}: {shards} shards match the manifest\n"
     assert bcl_ray("shards", "verify", str(digits)) == (0, message, "")
+
+
+def test_a_factor_alone_means_exponential_and_the_end_says_how_to_go_on(bcl_ray, tmp_path):
+    target = tmp_path / "my digits"
+    status, out, _ = bcl_ray("shard", "digits", str(target), "--imbalance-factor", "50")
+    assert status == 0
+    profile = read_manifest(str(target)).profile
+    assert (profile.name, profile.imbalance_factor) == ("exponential", 50)
+    assert "142 │███\n" in out
+    assert out.endswith(
+        f"next: bcl-ray plan digits_lt 'data.path={target}'\n"
+        f"      bcl-ray train digits_lt 'data.path={target}' tracking.run=first\n"
+    )
+
+
+def test_what_is_left_out_of_a_folder_is_said(bcl_ray, tmp_path):
+    for name in ("train/a/1.png", "valid/a/2.png", "extra/a/3.png", "train/a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(tmp_path / name, "PNG")
+    command = ("shard", "folder", str(tmp_path / "out"), "--from", str(tmp_path))
+    status, out, err = bcl_ray(*command)
+    assert status == 0
+    assert "nothing says their split and class: extra/ (1 images)" in err
+    assert "bcl-ray: left out, because they are no images: 1 .txt" in err
+    assert "data.eval_split=val tracking.run=first" in out
 
 
 @pytest.mark.parametrize("pixels", ["0", "-5"])

@@ -1,15 +1,18 @@
 import io
 import json
+import os
 import pickle
-import re
 from urllib.error import URLError
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from bcl_ray.data.shards import write_shards
 from bcl_ray.data.sources import open_source, parse_list
 
 
@@ -144,8 +147,8 @@ def test_folder_counts_an_empty_class_and_names_foreign_ones(tmp_path):
     (tmp_path / "train" / "bee").mkdir()
     source = open_source("folder", str(tmp_path))
     assert source.class_names == ("bee", "cat")
-    assert source.splits["val"].faults == {0: "'dog' is not a class folder of train/"}
-    assert source.splits["train"].faults == {1: "'loose.png' is not a class folder of train/"}
+    assert source.splits["val"].faults == {0: "'dog' is not a class of the training split"}
+    assert source.splits["train"].faults == {1: "'loose.png' is in no class folder"}
 
 
 @pytest.mark.parametrize("files", [["cat/1.png"], ["train/cat/1.png"], ["test/cat/1.png"]])
@@ -205,14 +208,32 @@ def test_list_reads_images_below_its_root(tmp_path):
     assert isinstance(contents(source.splits["val"])[0], FileNotFoundError)
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path):
-    root = write_tree(tmp_path, {"a.png": png(1), "sub/b.png": png(2), "train.txt": b"a.png 0\n"})
-    (tmp_path / "val.txt").write_text("sub 0\n")  # a folder
-    source = open_source(
-        "list", root, splits={"train": f"{root}/train.txt", "val": f"{root}/val.txt"}
-    )
-    with pytest.raises(OSError, match=f"^{re.escape(root)}/sub: "):
-        contents(source.splits["val"])
+def test_a_name_in_a_list_that_can_be_no_image_is_a_fault_of_its_row(tmp_path):
+    """Each of them, except for the missing file, ended the sharding or let it wait for ever."""
+    root = write_tree(tmp_path, {"a.png": png(1), "sub/b.png": png(2), "classes": b"x"})
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    names = {
+        "sub": "it is a folder",
+        ".": "it is a folder",
+        "a.png/b.png": "Not a directory",
+        "x" * 300: "File name too long",
+        "y/" * 2500: "File name too long",
+        "a\0.png": "its name has a NUL character",
+        "pipe": "it is a pipe, a socket or a device",
+        "endless": "it is a pipe, a socket or a device",
+        "loop": "Too many levels of symbolic links",
+        "gone.png": "the file does not exist",
+    }
+    lines = "".join(f"{name} 0\n" for name in names)
+    (tmp_path / "train.txt").write_text(f"a.png 0\n{lines}sub/b.png 0\n")
+    source = open_source("list", root, splits={"train": f"{root}/train.txt"})
+    manifest = write_shards(source, str(tmp_path / "out"), on_bad_image="skip")
+    assert (manifest.splits["train"].rows, manifest.splits["train"].quarantined) == (2, 10)
+    text = (tmp_path / "out" / "quarantine-train.jsonl").read_text()
+    faults = [json.loads(line)["fault"] for line in text.splitlines()]
+    assert all(part in fault for part, fault in zip(names.values(), faults, strict=True)), faults
 
 
 def test_list_needs_a_root_a_training_list_and_plausible_labels(tmp_path):
@@ -225,7 +246,7 @@ def test_list_needs_a_root_a_training_list_and_plausible_labels(tmp_path):
     with pytest.raises(ValueError, match="label 500000000 stands for 500000001 classes"):
         open_source("list", str(tmp_path), splits=splits)
     (tmp_path / "list").write_bytes(b"\xff\xfe 0\n")
-    with pytest.raises(ValueError, match=r"list is not UTF-8 text \(byte 0\)"):
+    with pytest.raises(ValueError, match=r"list is not UTF-8 text \(byte 0, in line 1\)"):
         open_source("list", str(tmp_path), splits=splits)
 
 
@@ -303,9 +324,88 @@ def test_a_giant_row_group_is_streamed(tmp_path):
         ("folder", None, {}, "source 'folder' needs --from"),
         ("parquet", None, {}, "source 'parquet' needs --from"),
         ("digits", "x", {}, "source 'digits' comes with scikit-learn: leave out --from"),
-        ("folder", "x", {"classes": "y"}, "--classes are for sources 'list' and 'parquet'"),
+        ("digits", None, {"classes": "y"}, "--classes are for sources 'folder', 'list', 'par"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(name, path, options, message):
     with pytest.raises(ValueError, match=message):
         open_source(name, path, **options)
+
+
+def test_absolute_paths_in_a_list_are_below_its_root_or_faults(tmp_path):
+    root = write_tree(tmp_path, {"in/a.png": png(1), "in/b/c.png": png(2), "out.png": png(3)})
+    names = [f"{root}/in/a.png", f"{root}/out.png", "b/c.png", "s3://other/d.png"]
+    (tmp_path / "train.txt").write_text("".join(f"{name} 0\n" for name in names))
+    train = open_source("list", f"{root}/in", splits={"train": f"{root}/train.txt"}).splits["train"]
+    assert contents(train, [0, 2]) == [png(1), png(2)]
+    fault = f"an absolute path that is not below {root}/in, which --from names"
+    assert train.faults == {1: fault, 3: fault}
+    assert train.where(1) == f"{root}/out.png"
+
+
+@pytest.mark.parametrize("text", ["a.png,0\nb.png,1\n", "path label\n", "\n", "", "\ufeff"])
+def test_a_list_in_which_no_line_parses_is_named_with_its_first_line(tmp_path, text):
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"train.csv is no list of images: line 1 of .*train.csv"):
+        open_source("list", str(tmp_path), splits={"train": f"{tmp_path}/train.csv"})
+
+
+MARK = "\ufeff"
+
+
+def test_byte_order_marks_are_no_part_of_names(tmp_path):
+    """Also those of files that were put together of others."""
+    lines = f"{MARK}a.png 0\n{MARK}{MARK}b.png 1\r\n"
+    root = write_tree(tmp_path, {"a.png": png(1), "b.png": png(2), "list": lines.encode()})
+    (tmp_path / "classes").write_text(f"{MARK}ant\r\n{MARK}bee\n\n")
+    source = open_source("list", root, splits={"train": f"{root}/list"}, classes=f"{root}/classes")
+    assert source.class_names == ("ant", "bee")
+    assert contents(source.splits["train"]) == [png(1), png(2)]
+    (tmp_path / "classes").write_text("ant\nbee", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"classes is not UTF-8 text \(byte 0, in line 1\): save"):
+        open_source("list", root, splits={"train": f"{root}/list"}, classes=f"{root}/classes")
+
+
+def test_lists_of_one_split_are_put_together(tmp_path):
+    files = {f"{row}.png": png(row) for row in range(3)}
+    root = write_tree(tmp_path, files | {"one": b"0.png 0\r1.png 1\r", "two": b"2.png 1\nx\n"})
+    source = open_source("list", root, splits={"train": [f"{root}/one", f"{root}/two"]})
+    assert source.splits["train"].labels.tolist() == [0, 1, 1, -1]
+    assert list(source.splits["train"].faults) == [3]
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+@settings(deadline=None)
+def test_any_text_is_parsed_as_a_list_with_a_fault_for_each_line_that_is_none(text):
+    names, labels, faults = parse_list(text, origin="list")
+    assert len(names) == len(labels)
+    assert all(labels[row] == -1 for row in faults)
+    again = "".join(
+        f"{name} {label}\n"
+        for row, (name, label) in enumerate(zip(names, labels, strict=True))
+        if row not in faults
+    )
+    if again:
+        kept = parse_list(again, origin="list")
+        assert kept[0] == [name for row, name in enumerate(names) if row not in faults]
+        assert kept[2] == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "unique"),
+    [
+        (["crane", "ant", "crane"], ["crane (0)", "ant", "crane (2)"]),
+        (["a"] * 3, ["a (0)", "a (1)", "a (2)"]),
+        (["a", "a", "a (0)"], ["a (0) (0)", "a (1)", "a (0)"]),
+        (["a (1)", "a", "a"], ["a (1)", "a (1) (1)", "a (2)"]),
+        (["a", "A", "a "], ["a (0)", "A", "a (2)"]),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_classes_of_one_name_are_told_apart_by_their_labels(tmp_path, names, unique):
+    (tmp_path / "classes").write_text("\n".join(names))
+    lines = "".join(f"x.png {label}\n" for label in range(len(names)))
+    root = write_tree(tmp_path, {"x.png": png(0), "list": lines.encode()})
+    source = open_source("list", root, splits={"train": f"{root}/list"}, classes=f"{root}/classes")
+    assert list(source.class_names) == unique
+    assert len(source.notes) == (names != unique)

@@ -96,4 +96,5 @@ class Attempt:
 
 def is_named_like_ours(name: str) -> bool:
     """Whether a file has a name like those of shards, whoever wrote it."""
-    return name.endswith((".parquet", ".tmp")) or name.startswith("quarantine-")
+    is_table = name.endswith(".parquet") and not name.startswith(".")  # ._x: made by macOS
+    return is_table or name.endswith(".tmp") or name.startswith("quarantine-")

@@ -6,10 +6,9 @@ from the source if it can be read in any order, and otherwise from a copy that t
 Axes: N rows of a part.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from bcl_ray.data.image_check import checker_settings, image_fault
 from bcl_ray.data.shards.attempt import Attempt
-from bcl_ray.data.sources import Content, Rows, read_ahead
+from bcl_ray.data.sources import Content, FileParts, Rows
 from bcl_ray.storage import files
 
 SCHEMA = pa.schema([("size", pa.int64()), ("checksum", pa.uint32()), ("fault", pa.string())])
@@ -50,8 +49,9 @@ def check_images(task: CheckTask) -> pa.Table:
     copy_file = files.join(task.attempt.folder, f"copied-{task.part}")
     with checker_settings(), files.open_write(copy_file) if task.copies else nullcontext() as copy:
         for content in task.images:
-            if isinstance(content, FileNotFoundError):
-                rows.append((0, 0, "the file does not exist"))
+            if isinstance(content, OSError):
+                missing = isinstance(content, FileNotFoundError)
+                rows.append((0, 0, "the file does not exist" if missing else str(content)))
             elif fault := image_fault(content, task.max_pixels):
                 rows.append((0, 0, fault))
             else:
@@ -64,34 +64,6 @@ def check_images(task: CheckTask) -> pa.Table:
     pq.write_table(table, sink)
     task.attempt.write(f"checked-{task.part}", sink.getvalue().to_pybytes())
     return table
-
-
-@dataclass(frozen=True)
-class CopiedImages:
-    """Copies that checks have made, in any order; iterating reads them."""
-
-    folder: str
-    parts: tuple[str, ...]
-    """Names of the parts."""
-    part_numbers: Rows
-    """The part of each image, an index of `parts`, (N,)."""
-    starts: Rows
-    """First byte of each image in the file of its part, (N,)."""
-    sizes: Rows
-    """Bytes of each image, (N,)."""
-
-    def __iter__(self) -> Iterator[Content]:
-        filesystem, folder = files.resolve(self.folder)
-        open_file = lru_cache(maxsize=64)(filesystem.open_input_file)
-
-        def read(place: tuple[int, int, int]) -> Content:
-            number, start, size = place
-            name = f"copied-{self.parts[number]}"
-            with files.explain_errors(files.join(self.folder, name)):
-                return bytes(open_file(f"{folder}/{name}").read_at(size, start))
-
-        columns = (self.part_numbers, self.starts, self.sizes)
-        return read_ahead(read, zip(*(column.tolist() for column in columns), strict=True))
 
 
 class CheckedRows:
@@ -116,9 +88,9 @@ class CheckedRows:
             if fault is not None:
                 self.faults[row], self.is_bad[row] = fault, True
 
-    def copies(self, folder: str, rows: Rows) -> CopiedImages:
+    def copies(self, folder: str, rows: Rows) -> FileParts:
         """The copies of some rows, in any order."""
         names = list(self.parts)
         used, numbers = np.unique(self._part_numbers[rows], return_inverse=True)
-        parts = tuple(names[number] for number in used)
-        return CopiedImages(folder, parts, numbers, self._starts[rows], self.sizes[rows])
+        parts = tuple(files.join(folder, f"copied-{names[number]}") for number in used)
+        return FileParts(parts, numbers, self._starts[rows], self.sizes[rows])

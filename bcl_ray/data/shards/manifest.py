@@ -222,7 +222,8 @@ def _with_shards_of_file(uri: str, content: dict[str, Any]) -> dict[str, Any]:
             f"{SHARDS_FILE}: restore it, or shard again"
         )
     columns = {
-        name: _columns(table.read_row_group(number), name) for number, name in enumerate(splits)
+        name: _columns(table.read_row_group(number, use_threads=False), name)
+        for number, name in enumerate(splits)
     }
     splits = {
         name: {**split, "shards": columns[name]} if isinstance(split, dict) else split

@@ -32,14 +32,15 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
     """
     manifest, fingerprint = load_manifest(uri)
     names = files.list_files(uri)
-    listed = {name for split in manifest.splits.values() for name in split.shards.names}
+    known = {name for split in manifest.splits.values() for name in split.shards.names}
+    known.add(SHARDS_FILE)
     differences = []
     if manifest.fingerprint != fingerprint:
         differences.append(f"{MANIFEST}: the fingerprint does not fit the content")
     differences += [
         f"{file}: not in the manifest"
         for file in names
-        if file.endswith(".parquet") and file not in listed and file != SHARDS_FILE
+        if file.endswith(".parquet") and not file.startswith(".") and file not in known
     ]
     for name, split in manifest.splits.items():
         differences += _verify_split(uri, name, split, names, progress)

@@ -1,34 +1,38 @@
-"""Sources of images: digits, CIFAR, a folder per class, list files, Parquet.
+"""Sources of images: digits, CIFAR, folders, list files, Parquet, Hugging Face, WebDataset.
 
 A source has class names and splits. A split has the labels of all rows in memory, and reads the
 encoded bytes of the rows that are requested, in any process.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcl_ray.data.sources.arrays import cifar, digits
 from bcl_ray.data.sources.base import (
     Content,
+    FileParts,
     Rows,
     Source,
     SourceRequest,
     SourceSplit,
     read_ahead,
+    shorten,
+    with_unique_names,
 )
-from bcl_ray.data.sources.files import folder, list_source, parse_list
+from bcl_ray.data.sources.files import list_source, parse_list
 from bcl_ray.data.sources.parquet import parquet, parquet_files
 from bcl_ray.experiment.choices import SOURCES, code
 from bcl_ray.machine.errors import UserError
 
 __all__ = [
     "Content",
+    "FileParts",
     "Rows",
     "Source",
     "SourceRequest",
     "SourceSplit",
     "cifar",
     "digits",
-    "folder",
     "list_source",
     "open_source",
     "parquet",
@@ -38,21 +42,32 @@ __all__ = [
 ]
 
 
-def open_source(name: str, path: str | None = None, **options: Any) -> Source:
+def open_source(
+    name: str,
+    path: str | None = None,
+    *,
+    splits: Mapping[str, str | Sequence[str]] | None = None,
+    **options: Any,
+) -> Source:
     """Open a source.
 
     Args:
         name: Kind of source, a name in SOURCES.
         path: Folder, file or URI of the images.
+        splits: Files or folders of each split.
         options: The other fields of SourceRequest.
 
     Raises:
         ValueError: An option is missing or does not fit, or the content makes no source.
         OSError: A file does not exist or cannot be read.
     """
-    kind, request = SOURCES[name], SourceRequest(name, path, **options)
+    several = {
+        split: (uris,) if isinstance(uris, str) else tuple(uris)
+        for split, uris in (splits or {}).items()
+    }
+    kind, request = SOURCES[name], SourceRequest(name, path, several, **options)
     if (request.splits or request.classes) and not kind.takes_lists:
-        names = " and ".join(f"'{other.name}'" for other in SOURCES if other.takes_lists)
+        names = shorten((f"'{other.name}'" for other in SOURCES if other.takes_lists), 9)
         raise UserError(f"--split and --classes are for sources {names}, not '{request.name}'")
     source: Source = code(kind.open)(request)
-    return source
+    return with_unique_names(source)

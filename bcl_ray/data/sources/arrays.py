@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +95,11 @@ def _cifar_parquet(name: str, path: str, folder_name: str) -> Source:
             f"{path} has {len(source.class_names)} classes and {name} has {num_classes}: "
             "use the source that fits, or 'parquet'"
         )
-    return Source(name, source.class_names, source.splits, source.locations)
+    # CIFAR's images are in random order, and published subsets are the first n of each class.
+    splits = {
+        split: replace(content, random_order=True) for split, content in source.splits.items()
+    }
+    return Source(name, source.class_names, splits, source.locations)
 
 
 @dataclass(frozen=True)

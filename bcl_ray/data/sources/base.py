@@ -3,10 +3,12 @@
 Axes in this package: N rows of a split, K classes.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +18,7 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 Rows = NDArray[np.int64]
-Content = bytes | FileNotFoundError  # a missing file is a fault of its row, and stops nothing
+Content = bytes | OSError  # a file that cannot be an image is a fault of its row, and stops nothing
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -57,6 +59,8 @@ class Source:
     splits: Mapping[str, SourceSplit]
     locations: tuple[str, ...] = ()
     """Folders that are read while images are, to which every node of a cluster needs access."""
+    notes: tuple[str, ...] = ()
+    """What a person should know: what was left out, and how the content was understood."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class SourceRequest:
     """Kind of source, a name in SOURCES."""
     path: str | None = None
     """Folder, file or URI of the images."""
-    splits: Mapping[str, str] | None = None
-    """List file or Parquet file of each split, by the split's name."""
+    splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Files or folders of each split, by the split's name."""
     classes: str | None = None
     """Text file with the name of class k in line k + 1."""
     image_column: str = "image"
@@ -95,7 +99,13 @@ class SourceRequest:
 def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]:
     """The lines of a file of class names; without a file, the numbers up to the largest label."""
     if classes is not None:
-        return tuple(line.strip() for line in read_text(classes).strip().split("\n"))
+        names = tuple(line.strip() for line in lines_of(read_text(classes).rstrip()))
+        if "" in names:
+            raise UserError(
+                f"line {names.index('') + 1} of {classes} is empty: it must name class "
+                f"{names.index('')}"
+            )
+        return names
     largest = int(train_labels.max(initial=-1))
     if largest >= len(train_labels):
         raise UserError(
@@ -105,17 +115,86 @@ def names_of_classes(classes: str | None, train_labels: Rows) -> tuple[str, ...]
     return tuple(str(label) for label in range(largest + 1))
 
 
+def numbered(
+    classes: Sequence[str], names_file: str | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names of classes, and the label of each class as the source calls it.
+
+    Args:
+        classes: Classes as the source calls them, in order.
+        names_file: File of names in the order of labels, for classes with these names or numbers.
+    """
+    if names_file is None:
+        return tuple(classes), {name: label for label, name in enumerate(classes)}
+    names = names_of_classes(names_file, np.zeros(0, np.int64))
+    if set(classes) <= set(names):
+        return names, {name: label for label, name in enumerate(names)}
+    if all(name.isdecimal() for name in classes):
+        return names, {str(label): label for label in range(len(names))}
+    missing = sorted(set(classes) - set(names))
+    raise UserError(f"{names_file} has no line {shorten(map(repr, missing))}, and images have it")
+
+
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Classes in the order of their names; numbers come first, in the order of their values."""
+    return sorted(set(classes), key=lambda name: (not name.isdecimal(), _number(name), name))
+
+
+def _number(name: str) -> int:
+    return int(name) if name.isdecimal() else 0
+
+
+def with_unique_names(source: Source) -> Source:
+    """A source whose classes are told apart by their names, as results and MLflow need it.
+
+    The label is added to a name that occurs more than once: ImageNet has two classes "crane".
+    """
+    times = Counter(source.class_names)
+    if len(times) == len(source.class_names):
+        return source
+    names: list[str] = []
+    for label, name in enumerate(source.class_names):
+        unique = name
+        while times[unique] > 1 or (unique != name and (unique in times or unique in names)):
+            unique = f"{unique} ({label})"
+        names.append(unique)
+    repeated = [name for name in times if times[name] > 1]
+    note = (
+        f"{len(repeated)} class names occur more than once ({shorten(map(repr, repeated))}): their "
+        "labels are added to them"
+    )
+    return replace(source, class_names=tuple(names), notes=(*source.notes, note))
+
+
 def read_text(uri: str) -> str:
-    """The content of a UTF-8 file.
+    """The content of a UTF-8 file, without byte order marks.
 
     Raises:
         ValueError: The file is not UTF-8 text.
         OSError: The file cannot be read.
     """
+    content = files.read_bytes(uri)
     try:
-        return files.read_bytes(uri).decode()
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{uri} is not UTF-8 text (byte {error.start})") from None
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{uri} is not UTF-8 text (byte {error.start}, in line {line}): save it as UTF-8"
+        ) from None
+    # A file that was put together of others has marks at the beginnings of lines, too.
+    return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines, which end as on Linux, Windows or old Macs; the last one may end or not."""
+    return re.split(r"\r\n|\r|\n", re.sub(r"(\r\n|\r|\n)\Z", "", text))
+
+
+def shorten(items: Iterable[str], most: int = 5) -> str:
+    """The first few items and the number of the others, for messages."""
+    texts = list(items)
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -131,3 +210,31 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+@dataclass(frozen=True)
+class FileParts:
+    """Images that are parts of larger files, in any order; iterating reads them. N images."""
+
+    uris: tuple[str, ...]
+    """Absolute paths or URIs of the files."""
+    numbers: Rows
+    """The file of each image, an index of `uris`, (N,)."""
+    starts: Rows
+    """First byte of each image in its file, (N,)."""
+    sizes: Rows
+    """Bytes of each image, (N,)."""
+
+    def __iter__(self) -> Iterator[Content]:
+        @lru_cache(maxsize=64)
+        def open_file(number: int) -> Any:
+            filesystem, path = files.resolve(self.uris[number])
+            return filesystem.open_input_file(path)
+
+        def read(place: tuple[int, int, int]) -> Content:
+            number, start, size = place
+            with files.explain_errors(self.uris[number]):
+                return bytes(open_file(number).read_at(size, start))
+
+        columns = (self.numbers, self.starts, self.sizes)
+        return read_ahead(read, zip(*(column.tolist() for column in columns), strict=True))

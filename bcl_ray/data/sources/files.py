@@ -1,8 +1,11 @@
-"""Sources whose images are files: a folder per class, or a root and list files."""
+"""Images in files of their own, and the source that names them in list files."""
 
+import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyarrow import fs
@@ -13,6 +16,7 @@ from bcl_ray.data.sources.base import (
     Source,
     SourceRequest,
     SourceSplit,
+    lines_of,
     names_of_classes,
     read_ahead,
     read_text,
@@ -20,71 +24,23 @@ from bcl_ray.data.sources.base import (
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
-
-def open_folder(request: SourceRequest) -> Source:
-    """Open a folder per split that holds a folder per class."""
-    return folder(request.required_path)
+# Errors of a name that can be no image, as opposed to those of a disk or of its owner.
+_NO_IMAGE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 def open_list(request: SourceRequest) -> Source:
     """Open images that are named in list files."""
-    return list_source(request.required_path, request.splits or {}, classes=request.classes)
+    return list_source(request.required_path, request.splits, classes=request.classes)
 
 
-def folder(path: str) -> Source:
-    """Images in files `<path>/<split>/<class>/<file>`, of the splits train, val and test.
-
-    Every file counts as an image, unless its name or a folder's name starts with a dot.
-
-    Raises:
-        ValueError: There are no training images, or neither validation nor test images.
-        OSError: The folder cannot be read.
-    """
-    by_split, class_names = _list_folder(path)
-    if not by_split["train"] or not (by_split["val"] or by_split["test"]):
-        raise UserError(
-            f"{path} must hold train/<class>/<image> and test/<class>/<image> (or val/): split it "
-            "into such folders, or name the images of each split in list files (source 'list')"
-        )
-    label_of = {name: label for label, name in enumerate(class_names)}
-    splits = {}
-    for split, images in by_split.items():
-        if images:
-            labels = np.array([label_of.get(parts[1], -1) for parts in images], dtype=np.int64)
-            faults = {
-                row: f"'{images[row][1]}' is not a class folder of train/"
-                for row in np.flatnonzero(labels < 0).tolist()
-            }
-            splits[split] = _file_split(path, ["/".join(parts) for parts in images], labels, faults)
-    return Source("folder", tuple(class_names), splits, (path,))
-
-
-def _list_folder(path: str) -> tuple[dict[str, list[list[str]]], list[str]]:
-    """The paths of each split's images, cut at slashes; and the class names. Both are sorted."""
-    filesystem, root = files.resolve(path)
-    with files.explain_errors(path):
-        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    prefix = len(root.rstrip("/")) + 1
-    by_split: dict[str, list[list[str]]] = {"train": [], "val": [], "test": []}
-    classes = set()
-    for info in infos:
-        parts = info.path[prefix:].split("/")
-        if len(parts) < 2 or parts[0] not in by_split or any(part[0] == "." for part in parts):
-            continue
-        if info.is_file:
-            by_split[parts[0]].append(parts)
-        # An empty folder is a class too: one without images, which is then refused.
-        if parts[0] == "train" and not (info.is_file and len(parts) == 2):
-            classes.add(parts[1])
-    return {split: sorted(images) for split, images in by_split.items()}, sorted(classes)
-
-
-def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = None) -> Source:
-    """Images that are named in list files, one for each split.
+def list_source(
+    path: str, lists: Mapping[str, Sequence[str]], *, classes: str | None = None
+) -> Source:
+    """Images that are named in list files, some for each split.
 
     Args:
         path: Folder or URI to which the paths in the lists are relative.
-        lists: List file of each split, with a line `<path> <label>` per image.
+        lists: List files of each split, with a line `<path> <label>` per image.
         classes: File of class names; see `names_of_classes`.
 
     Raises:
@@ -97,10 +53,37 @@ def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = No
         )
     if not files.exists(path):
         raise FileNotFoundError(f"{path} does not exist: it must be the folder that lists refer to")
-    parsed = {split: parse_list(read_text(uri), origin=uri) for split, uri in lists.items()}
+    parsed = {split: _parse_lists(path, uris) for split, uris in lists.items()}
     class_names = names_of_classes(classes, parsed["train"][1])
-    splits = {split: _file_split(path, *content) for split, content in parsed.items()}
+    splits = {split: file_split(path, *content) for split, content in parsed.items()}
     return Source("list", class_names, splits, (path,))
+
+
+def _parse_lists(root: str, uris: Sequence[str]) -> tuple[list[str], Rows, dict[int, str]]:
+    names: list[str] = []
+    labels: list[Rows] = []
+    faults: dict[int, str] = {}
+    for uri in uris:
+        some, numbers, wrong = parse_list(read_text(uri), origin=uri)
+        if len(wrong) == len(some):
+            raise UserError(f"{uri} is no list of images: {wrong[0]}")
+        for row, name in enumerate(some):
+            if row not in wrong and (below := _below(root, name)) != name:
+                some[row] = below or name
+                if below is None:
+                    wrong[row] = f"an absolute path that is not below {root}, which --from names"
+        faults |= {len(names) + row: fault for row, fault in wrong.items()}
+        names += some
+        labels.append(numbers)
+    return names, np.concatenate(labels), faults
+
+
+def _below(root: str, name: str) -> str | None:
+    """A path relative to a root; None if it is absolute, and not below the root."""
+    if not name.startswith("/") and "://" not in name:
+        return name
+    prefix = paths.absolute(root).rstrip("/") + "/"
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
 def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, str]]:
@@ -115,10 +98,10 @@ def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, st
         Paths; labels, (N,); and faults by row. A line that cannot be parsed has label -1.
     """
     names, faults = [], {}
-    lines = text.removesuffix("\n").split("\n")
+    lines = lines_of(text)
     labels = np.full(len(lines), -1, dtype=np.int64)
     for row, line in enumerate(lines):
-        match = re.fullmatch(r"\s*(\S.*?)\s+(-?\d{1,9})\s*", line)
+        match = re.fullmatch(r"\s*(\S.*?)\s+(-?[0-9]{1,9})\s*", line)
         if match is None:
             faults[row] = f"line {row + 1} of {origin} is not '<path> <label>': {line[:80]!r}"
         else:
@@ -138,23 +121,43 @@ class ImageFiles:
 
     def __iter__(self) -> Iterator[Content]:
         filesystem, base = files.resolve(self.root)
+        return read_ahead(lambda name: self._read(filesystem, base, name), self.names)
 
-        def read(name: str) -> Content:
-            try:
-                with (
-                    files.explain_errors(files.join(self.root, name)),
-                    filesystem.open_input_stream(f"{base.rstrip('/')}/{name}") as stream,
-                ):
-                    return bytes(stream.read())
-            except FileNotFoundError as error:
-                return error
+    def _read(self, filesystem: Any, base: str, name: str) -> Content:
+        if "\0" in name:
+            return OSError("its name has a NUL character: no file can be called so")
+        path = f"{base.rstrip('/')}/{name}"
+        try:
+            if isinstance(filesystem, fs.LocalFileSystem):
+                _check_regular(Path(path))
+            with (
+                files.explain_errors(files.join(self.root, name)),
+                filesystem.open_input_stream(path) as stream,
+            ):
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            return error
+        except OSError as error:
+            if error.errno in _NO_IMAGE:
+                return OSError(f"no file can be read there ({error.strerror})")
+            raise
 
-        return read_ahead(read, self.names)
+
+def _check_regular(path: Path) -> None:
+    """Refuse folders, and pipes and devices, of which a read may never end.
+
+    Raises:
+        OSError: It is no regular file (EINVAL), or it cannot be looked at.
+    """
+    if not path.is_file() and path.stat():
+        kind = "a folder" if path.is_dir() else "a pipe, a socket or a device"
+        raise OSError(errno.EINVAL, f"it is {kind}")
 
 
-def _file_split(
+def file_split(
     root: str, names: Sequence[str], labels: Rows, faults: Mapping[int, str]
 ) -> SourceSplit:
+    """A split whose rows are files below a folder, by their names, (N,)."""
     folder = paths.absolute(root)
     return SourceSplit(
         labels,

@@ -1,14 +1,13 @@
-"""Sources whose images are a column of Parquet files."""
+"""Sources whose images are a column of tables: Parquet files, and what `huggingface` finds."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bcl_ray.data.sources.base import (
     Content,
@@ -18,6 +17,7 @@ from bcl_ray.data.sources.base import (
     SourceSplit,
     names_of_classes,
 )
+from bcl_ray.data.sources.table_files import TableFile, open_table
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
@@ -26,15 +26,8 @@ PARTS_PER_GROUP = 16  # at most; reading takes little of the time of a check
 
 
 def open_parquet(request: SourceRequest) -> Source:
-    """Open Parquet files: one per split, or all those of a folder."""
-    splits = request.splits or {}
-    return parquet(
-        {split: [file] for split, file in splits.items()} or parquet_files(request.required_path),
-        classes=request.classes,
-        image_column=request.image_column,
-        label_column=request.label_column,
-        id_column=request.id_column,
-    )
+    """Open Parquet files: some per split, or all those of a folder."""
+    return tables(request.splits or parquet_files(request.required_path), request)
 
 
 def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
@@ -63,72 +56,148 @@ def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
     }
 
 
-def parquet(
-    by_split: Mapping[str, Sequence[str]],
-    *,
-    classes: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-    id_column: str | None = None,
-) -> Source:
-    """Images in a column of Parquet files, which are listed for each split.
-
-    Class names are, in order of preference: the lines of the file `classes`, the JSON list under
-    'class_names' in the metadata of the first training file, the lines of classes.txt in its
-    folder, or numbers.
+def parquet(by_split: Mapping[str, Sequence[str]], *, id_column: str | None = None) -> Source:
+    """Images and labels of Parquet files with the columns `image` and `label`.
 
     Args:
-        image_column: Column of encoded images: binary, or a struct with a field 'bytes'.
-        label_column: Column of integer class indices.
+        by_split: The files of each split.
         id_column: Column of unique integers. None: ids are row numbers.
+    """
+    return tables(by_split, SourceRequest("parquet", id_column=id_column))
+
+
+def tables(by_split: Mapping[str, Sequence[str]], request: SourceRequest) -> Source:
+    """Images in a column of tables, which are listed for each split.
+
+    Class names are, in order of preference: the lines of the file `request.classes`, those in the
+    metadata of the first training file, the lines of classes.txt in its folder, or numbers. Files
+    whose metadata has the same classes in another order are read by the classes' names.
 
     Raises:
         ValueError: There is no train split, or a file has no such columns.
         OSError: A file cannot be read.
     """
-    splits = {
-        split: _parquet_split(list(uris), image_column, label_column, id_column)
-        for split, uris in by_split.items()
-    }
-    if "train" not in splits:
-        raise UserError("source 'parquet' needs --split train=FILE")
-    locations = tuple(sorted({paths.parent(uri) for uris in by_split.values() for uri in uris}))
+    if "train" not in by_split:
+        raise UserError(f"source '{request.name}' needs --split train=FILE")
     first = by_split["train"][0]
-    with _open_parquet(first) as file:
-        metadata = (file.schema_arrow.metadata or {}).get(b"class_names")
-    if classes is None and metadata is not None:
-        names = tuple(str(name) for name in json.loads(metadata))
-        return Source("parquet", names, splits, locations)
+    with open_table(first) as table:
+        known = _columns(first, table, request).class_names
+    splits = {split: _table_split(list(uris), request, known) for split, uris in by_split.items()}
+    empty = [name for name, split in splits.items() if name != "train" and _is_unlabelled(split)]
+    notes = [f"split '{name}' is left out, because no image in it has a label" for name in empty]
+    splits = {name: split for name, split in splits.items() if name not in empty}
+    locations = tuple(sorted({paths.parent(uri) for uris in by_split.values() for uri in uris}))
     default = files.join(first.rpartition("/")[0] or ".", "classes.txt")
-    if classes is None and files.exists(default):
-        classes = default
-    names = names_of_classes(classes, splits["train"].labels)
-    return Source("parquet", names, splits, locations)
+    if request.classes is None and known is not None:
+        names = known
+    elif request.classes is None and files.exists(default):
+        names = names_of_classes(default, splits["train"].labels)
+    else:
+        names = names_of_classes(request.classes, splits["train"].labels)
+    return Source(request.name, names, splits, locations, tuple(notes))
 
 
-def _parquet_split(
-    uris: Sequence[str], image_column: str, label_column: str, id_column: str | None
+def _is_unlabelled(split: SourceSplit) -> bool:
+    """Whether rows have no labels, as in the test splits of competitions."""
+    return len(split.labels) > 0 and not split.faults and bool((split.labels == -1).all())
+
+
+class Columns(NamedTuple):
+    """The columns of a file, and the names of its labels, if its metadata has them."""
+
+    image: str
+    label: str
+    id: str | None
+    class_names: tuple[str, ...] | None
+
+
+def _columns(uri: str, table: TableFile, request: SourceRequest) -> Columns:
+    """Find the columns.
+
+    Raises:
+        ValueError: There are no such columns, or the names in the metadata are no names.
+    """
+    names: list[str] = table.schema.names
+    features = _features(uri, table)
+
+    def find(option: str, wanted: str, default: str, kind: str) -> str:
+        """The wanted column; or the only one of a kind, if the wanted one is just the default."""
+        if wanted in names:
+            return wanted
+        alike = [name for name in names if features.get(name, {}).get("_type") == kind]
+        if wanted == default and len(alike) == 1:
+            return alike[0]
+        raise UserError(
+            f"{uri} has no column '{wanted}' (found: {', '.join(names)}): name it with {option}"
+        )
+
+    image = find("--image-column", request.image_column, "image", "Image")
+    label = find("--label-column", request.label_column, "label", "ClassLabel")
+    if request.id_column is not None:
+        find("--id-column", request.id_column, "", "")
+    _check_images(uri, table.schema.field(image))
+    own = (table.schema.metadata or {}).get(b"class_names")
+    if own is not None:
+        return Columns(image, label, request.id_column, _names(uri, "class_names", _json(own)))
+    listed = features.get(label, {}).get("names")
+    class_names = None if listed is None else _names(uri, f"names of '{label}'", listed)
+    return Columns(image, label, request.id_column, class_names)
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:  # also bytes that are not UTF-8
+        return None
+
+
+def _names(uri: str, what: str, names: Any) -> tuple[str, ...]:
+    if isinstance(names, list) and names and all(isinstance(n, str | int) for n in names):
+        return tuple(map(str, names))
+    raise UserError(
+        f"{uri}: {what} in its metadata must be a JSON list of names, and it is {str(names)[:60]}: "
+        "write them again, or remove them"
+    )
+
+
+def _features(uri: str, table: TableFile) -> dict[str, Any]:
+    """What `datasets` says of the columns: in the file's metadata, or in a file beside it."""
+    content = _json((table.schema.metadata or {}).get(b"huggingface", b"null"))
+    beside = files.join(paths.parent(uri) or ".", "dataset_info.json")
+    if content is None and uri.endswith(".arrow") and files.exists(beside):
+        content = {"info": _json(files.read_bytes(beside))}
+    try:
+        features = content["info"]["features"]
+    except (TypeError, KeyError):
+        return {}
+    known = features.items() if isinstance(features, dict) else ()
+    return {name: feature for name, feature in known if isinstance(feature, dict)}
+
+
+def _table_split(
+    uris: Sequence[str], request: SourceRequest, class_names: tuple[str, ...] | None
 ) -> SourceSplit:
-    options = {"--image-column": image_column, "--label-column": label_column}
-    if id_column is not None:
-        options["--id-column"] = id_column
-    lengths, labels, ids, group_rows = [], [], [], 1
+    images, lengths, labels, ids, piece_rows = [], [0], [], [], 1
+    faults: dict[int, str] = {}
     for uri in uris:
-        with _open_parquet(uri) as file:
-            _check_columns(uri, file.schema_arrow.names, options)
-            _check_images(uri, file.schema_arrow.field(image_column))
-            lengths.append(file.metadata.num_rows)
-            groups = range(file.num_row_groups)
-            group_rows = max([group_rows, *(file.metadata.row_group(i).num_rows for i in groups)])
-            labels.append(_read_integers(uri, file, label_column))
-            if id_column is not None:
-                ids.append(_read_integers(uri, file, id_column))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+        with open_table(uri) as table:
+            columns = _columns(uri, table, request)
+            piece_rows = max(piece_rows, table.piece_rows)
+            some, strange = _in_order(
+                _read_integers(uri, table, columns.label), columns, class_names
+            )
+            faults |= {sum(lengths) + row: fault for row, fault in strange.items()}
+            labels.append(some)
+            if columns.id is not None:
+                ids.append(_read_integers(uri, table, columns.id))
+            lengths.append(table.rows)
+            images.append((paths.absolute(uri), columns.image))
+    starts = np.cumsum(lengths)
 
-    def read(rows: Rows) -> ParquetImages:
-        within = zip(uris, starts[:-1], starts[1:], strict=True)
-        parts = [(paths.absolute(uri), _rows_within(rows, *bounds)) for uri, *bounds in within]
-        return ParquetImages(image_column, [part for part in parts if len(part[1])])
+    def read(rows: Rows) -> TableImages:
+        within = zip(images, starts[:-1], starts[1:], strict=True)
+        parts = [(*image, _rows_within(rows, *bounds)) for image, *bounds in within]
+        return TableImages([part for part in parts if len(part[2])])
 
     def where(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1
@@ -138,71 +207,71 @@ def _parquet_split(
         np.concatenate(labels),
         read,
         where,
-        random_order=True,
+        random_order=False,
         ids=np.concatenate(ids) if ids else None,
-        least_rows=group_rows // PARTS_PER_GROUP,
+        faults=faults,
+        least_rows=piece_rows // PARTS_PER_GROUP,
     )
 
 
-@dataclass(frozen=True)
-class ParquetImages:
-    """Images in a column of Parquet files; iterating reads them."""
+def _in_order(
+    labels: Rows, columns: Columns, class_names: tuple[str, ...] | None
+) -> tuple[Rows, dict[int, str]]:
+    """The labels of a file in the order of the first file's class names, and faults by row."""
+    own = columns.class_names
+    if own is None or class_names is None or own == class_names[: len(own)]:
+        return labels, {}
+    if len(set(own)) < len(own) or len(set(class_names)) < len(class_names):
+        raise UserError(
+            f"files have different classes, of which some have the same name ({own} and "
+            f"{class_names}): it is not clear which is which; give each a name of its own"
+        )
+    position = {name: label for label, name in enumerate(class_names)}
+    ordered = np.array([position.get(name, -1) for name in own], dtype=np.int64)
+    known = (labels >= 0) & (labels < len(own))
+    moved = np.where(known, ordered[np.where(known, labels, 0)], labels)
+    return moved, {
+        row: f"'{own[labels[row]]}' is not a class of the training split"
+        for row in np.flatnonzero(known & (moved < 0)).tolist()
+    }
 
-    column: str
-    parts: Sequence[tuple[str, Rows]]
-    """Files, and rows of each, rising."""
+
+@dataclass(frozen=True)
+class TableImages:
+    """Images in a column of tables; iterating reads them."""
+
+    parts: Sequence[tuple[str, str, Rows]]
+    """Files, their columns of images, and rows of each, rising."""
 
     def __iter__(self) -> Iterator[Content]:
-        for uri, rows in self.parts:
-            yield from _read_images(uri, self.column, rows)
+        for uri, column, rows in self.parts:
+            yield from _read_images(uri, column, rows)
 
 
 def _read_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:
     """Images of some rows of a file, which are given in rising order.
 
-    Only row groups that contain some of them are read.
+    Only pieces that contain some of them are read.
     """
-    with files.explain_errors(uri), _open_parquet(uri) as file:
+    with open_table(uri) as table:
         start = 0
-        for group in range(file.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
-            group_rows = _rows_within(rows, start, end)
-            if len(group_rows):
-                begin = 0
-                for batch in file.iter_batches(64, row_groups=[group], columns=[column]):
-                    images = batch.column(0)
-                    if pa.types.is_struct(images.type):
-                        images = images.field("bytes")
-                    for row in _rows_within(group_rows, begin, begin + len(batch)).tolist():
-                        yield images[row].as_py() or b""
-                    begin += len(batch)
-            start = end
+        for length, batches in table.pieces(column):
+            piece = _rows_within(rows, start, start + length)
+            begin = 0
+            while begin <= piece.max(initial=-1):
+                images = next(batches)
+                if pa.types.is_struct(images.type):
+                    images = images.field("bytes")
+                for row in _rows_within(piece, begin, begin + len(images)).tolist():
+                    yield images[row].as_py() or b""
+                begin += len(images)
+            start += length
 
 
 def _rows_within(rows: Rows, start: int, end: int) -> Rows:
     """Those of the rising rows that are in [start, end), relative to start."""
     first, last = np.searchsorted(rows, [start, end])
     return rows[first:last] - start
-
-
-def _open_parquet(uri: str) -> Any:
-    filesystem, path = files.resolve(uri)
-    with files.explain_errors(uri):
-        handle = filesystem.open_input_file(path)
-    try:
-        # Read by pages, of up to 1,024 rows in Arrow's files: in files that other programs wrote, a
-        # row group may be larger than the memory.
-        return pq.ParquetFile(handle, buffer_size=8 << 20, pre_buffer=False)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{uri} is not a Parquet file: {error}") from None
-
-
-def _check_columns(uri: str, names: Sequence[str], options: Mapping[str, str]) -> None:
-    for option, column in options.items():
-        if column not in names:
-            raise UserError(
-                f"{uri} has no column '{column}' (found: {', '.join(names)}): name it with {option}"
-            )
 
 
 def _check_images(uri: str, column: Any) -> None:
@@ -216,8 +285,8 @@ def _check_images(uri: str, column: Any) -> None:
         )
 
 
-def _read_integers(uri: str, file: Any, column: str) -> Rows:
-    values = file.read([column]).column(0)
+def _read_integers(uri: str, table: TableFile, column: str) -> Rows:
+    values = table.column(column)
     try:
         return np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy(), dtype=np.int64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
