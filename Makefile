@@ -8,13 +8,16 @@ unexport PYTHONDONTWRITEBYTECODE
 MACHINES := $(addprefix tests/,cluster/test_slurm.py faults/test_autoscaling.py faults/test_two_drivers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart cluster test test-fast test-long test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check docs format clean
+.PHONY: help quickstart own cluster test test-fast test-long test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check docs format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: .venv/.run ## train cross-entropy and BCL on real long-tailed digits, and compare
 	@bash quickstart.sh
+
+own: .venv/.timm ## IMAGES=FOLDER of yours: shards, a fine-tuned model, a report, labels
+	@IMAGES="$(IMAGES)" NEW="$(NEW)" WEIGHTS="$(WEIGHTS)" OPTIONS="$(OPTIONS)" bash own.sh
 
 cluster: .venv/.local ## a whole cluster on this machine: Ray, S3, MLflow
 	@bcl-ray cluster up --workers 3
@@ -78,6 +81,10 @@ clean: ## remove the environment and caches; data and runs stay
 .venv/.run: .venv/.made pyproject.toml constraints.txt
 	@echo "installing into .venv: about 3 minutes and 6 GB, most of it PyTorch"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+.venv/.timm: .venv/.run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[timm]'
 	@touch $@
 
 .venv/.local: .venv/.run
