@@ -139,7 +139,7 @@ class PlainLoop:
 
     def __init__(self, experiment: Experiment, manifest: Manifest, ours: frozenset[str]) -> None:
         self.experiment, self.manifest, self.ours = experiment, manifest, ours
-        self.pixels, self.labels, self.ids = decoded(experiment, manifest, "train_split")
+        self.pixels, self.labels, self.ids = decoded(experiment, manifest, "training")
         self.counts = np.array(manifest.splits["train"].class_counts)
         self.prior = torch.from_numpy(log_prior(self.counts)).float()
         self.sender = Sender(CPU, experiment.views, experiment.train.seed)
@@ -270,7 +270,7 @@ class PlainLoop:
     def accuracy(self, model: Any) -> dict[str, float]:
         """Means over classes, of all and of each shot group, in per cent."""
         model.eval()
-        pixels, labels, _ = decoded(self.experiment, self.manifest, "eval_split")
+        pixels, labels, _ = decoded(self.experiment, self.manifest, "evaluation")
         images = self.normalise(pixels.permute(0, 3, 1, 2).float() / 255)
         found = torch.cat([model.classify(part).argmax(1) for part in images.split(256)]).numpy()
         shares = np.array(
@@ -281,13 +281,15 @@ class PlainLoop:
 
 
 def decoded(
-    experiment: Experiment, manifest: Manifest, option: Literal["train_split", "eval_split"]
+    experiment: Experiment, manifest: Manifest, kind: Literal["training", "evaluation"]
 ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
     """A split in the order of its layout: pixels uint8 (R, H, W, 3), labels and ids (R,)."""
-    shards = [shard.file for shard in manifest.splits[getattr(experiment.data, option)].shards]
+    data = experiment.data
+    name = data.train_split if kind == "training" else data.measured_split
+    shards = [shard.file for shard in manifest.splits[name].shards]
     pixels, labels, ids = [], [], []
     with one_thread():
-        for read in evaluation_reads(split_layout(experiment, manifest, option)):
+        for read in evaluation_reads(split_layout(experiment, manifest, kind)):
             uri = files.join(experiment.data.path, shards[read.shard])
             table = read_row_group(uri, read.row_group).take(read.rows)
             ids.append(table["id"].to_numpy())

@@ -15,7 +15,7 @@ from bcl_ray import __version__
 from bcl_ray.machine.errors import UserError
 
 CLIENT = "BCL_RAY_CLIENT"  # environment variable of jobs: `client_versions` of the submitter, JSON
-PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow")
+PACKAGES = ("torch", "torchvision", "timm", "ray", "mlflow", "numpy", "pyarrow")
 
 
 def versions() -> dict[str, str]:

@@ -40,6 +40,14 @@ def test_two_parts_make_the_whole_and_share_nothing(digits, tmp_path):
     assert verify_shards(str(tmp_path / "cut")) == []
 
 
+def test_other_splits_are_kept_whole_if_asked_for(digits, tmp_path):
+    manifest = hold_out(digits, str(tmp_path / "cut"), 0.2, seed=0, keep_others=True)
+    assert list(manifest.splits) == ["train", "validation", "test"]
+    assert rows(tmp_path / "cut", "test") == rows(Path(digits), "test")
+    with pytest.raises(ValueError, match="has a split 'validation': set "):
+        hold_out(str(tmp_path / "cut"), str(tmp_path / "twice"), 0.2, seed=0, keep_others=True)
+
+
 def test_both_parts_have_the_profile_of_the_whole(digits, tmp_path):
     manifest = hold_out(digits, str(tmp_path / "cut"), 0.2, seed=0)
     assert manifest.splits["validation"].class_counts == (28, 18, 12, 8, 5, 3, 2, 1, 1, 1)

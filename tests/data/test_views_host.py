@@ -122,6 +122,37 @@ def test_resizing_is_close_to_pillows_antialiased_bilinear(source, target, least
     assert abs(error.mean()) < 0.3  # no shift of brightness
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "least_psnr"),
+    [((20, 26), (32, 32), 38), ((90, 60), (32, 48), 38), ((375, 500), (224, 224), 38)],
+)
+def test_bicubic_resizing_is_close_to_pillows_and_closer_than_bilinear(source, target, least_psnr):
+    pixels = picture(*source)
+    height, width = target
+    expected = np.asarray(Image.fromarray(pixels).resize((width, height), Image.BICUBIC))
+    psnr = {}
+    for interpolation in host.FILTERS:
+        resized = host.resize(pixels, height, width, interpolation).astype(float)
+        psnr[interpolation] = 10 * np.log10(255**2 / np.square(resized - expected).mean())
+    assert psnr["bicubic"] > least_psnr
+    assert psnr["bicubic"] > psnr["bilinear"]
+
+
+def test_every_view_is_resized_as_the_option_says():
+    image = encoded(picture(50, 40))
+    for make in (
+        lambda options: eval_views([image], options),
+        lambda options: train_views(
+            [image], np.array([7]), options, num_contrastive=1, seed=0, epoch=0
+        ),
+    ):
+        options = (
+            config(size=32).model_copy(update={"interpolation": name}) for name in host.FILTERS
+        )
+        made = [make(one) for one in options]
+        assert not np.array_equal(*made)
+
+
 def test_resizing_does_not_shift_the_image():
     ramp = np.broadcast_to(np.linspace(0, 255, 300)[None, :, None], (300, 300, 3))
     resized = host.resize(np.round(ramp).astype(np.uint8), 100, 100)

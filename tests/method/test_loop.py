@@ -125,6 +125,17 @@ GOLDEN = [
 ]
 
 
+def test_gradients_are_clipped_to_their_norm_over_all_parameters():
+    learner = Learner(experiment(optim={"clip_norm": 0.01, "momentum": 0.0}), CLASS_COUNTS, 4, CPU)
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    for _ in train_epoch(learner, some_batches(1), epoch=0):
+        pass
+    gradients = [p.grad.norm() for p in learner.model.parameters() if p.grad is not None]
+    assert torch.stack(gradients).norm().item() == pytest.approx(0.01, rel=1e-3)
+    moved = [(p - b).norm() for p, b in zip(learner.model.parameters(), before, strict=True)]
+    assert 0 < torch.stack(moved).norm() < 0.01
+
+
 def test_golden_losses():
     """Written down on 2026-11-29 (torch 2.14, CPU): a change here changes every run's numbers.
 

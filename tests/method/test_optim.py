@@ -123,3 +123,38 @@ def test_optimizer_takes_its_options():
     assert optimizer.defaults["nesterov"] is False
     assert optimizer.param_groups[0]["lr"] == 0.15
     assert optimizer.param_groups[0]["weight_decay"] == 5e-4
+
+
+def test_adamw_has_the_groups_and_rates_of_the_options():
+    config = CIFAR.model_copy(update={"kind": "adamw", "decay_norms_and_biases": False})
+    optimizer = make_optimizer(Tiny(), config)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0]
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.classifier = nn.Linear(2, 2)
+
+
+def test_a_factor_of_the_backbone_makes_groups_and_0_leaves_it_out():
+    def groups(factor: float) -> dict[float, int]:
+        config = CIFAR.model_copy(update={"backbone_lr": factor})
+        return {g["lr_factor"]: len(g["params"]) for g in parameter_groups(Branches(), config)}
+
+    assert groups(1.0) == {1.0: 4}
+    assert groups(0.1) == {1.0: 2, 0.1: 2}
+    assert groups(0.0) == {1.0: 2}
+
+
+def test_an_optimiser_of_before_there_were_factors_goes_on():
+    model = Branches()
+    optimizer = make_optimizer(model, CIFAR)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["lr_factor"]
+    optimizer.load_state_dict(state)
+    assert [group.get("lr_factor", 1.0) for group in optimizer.param_groups] == [1.0]

@@ -72,6 +72,21 @@ def test_a_run_from_before_there_was_plan_2_resumes_with_plan_1(root):
     run_folder.check_resumable(run, again, FINGERPRINT)
 
 
+def test_only_options_that_a_run_does_not_know_are_set_back_when_it_goes_on(root):
+    uri = run_folder.run_uri("first", root)
+    run = run_folder.create(uri, digits_lt(), FINGERPRINT)
+    changed_options = changed("optim.kind=adamw")
+    assert run_folder.with_options_of_then(uri, changed_options) == (changed_options, [])
+    with pytest.raises(ValueError, match=r"\(optim.kind was sgd, now adamw\)"):
+        run_folder.check_resumable(run, changed_options, FINGERPRINT)
+    file = files.join(uri, run_folder.EXPERIMENT_FILE)
+    older = files.read_bytes(file).replace(b"  validation_split: null\n", b"")
+    files.write_bytes(file, older)
+    again, changes = run_folder.with_options_of_then(uri, changed("data.validation_split=val"))
+    assert changes == ["data.validation_split=null"]
+    run_folder.check_resumable(run, again, FINGERPRINT)
+
+
 def test_a_run_of_today_keeps_the_options_that_it_is_continued_with(root):
     uri = run_folder.run_uri("first", root)
     run_folder.create(uri, digits_lt(), FINGERPRINT)

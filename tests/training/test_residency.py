@@ -116,6 +116,12 @@ def test_an_opencv_that_resizes_differently_is_refused(monkeypatch):
         resident_images.check_crops(on_cpu(noise(4, 8)), cifar100_lt())
 
 
+def test_bicubic_crops_are_refused_on_a_device():
+    bicubic = with_overrides(cifar100_lt(), ["views.interpolation=bicubic"])
+    with pytest.raises(resident_images.UnsupportedError, match=r"'bicubic' has no equal on a dev"):
+        resident_images.check_crops(on_cpu(noise(4, 8)), bicubic)
+
+
 @pytest.mark.parametrize("recipe", [cifar10_lt, cifar100_lt])
 def test_batches_of_real_cifar_are_the_hosts_over_epochs(recipe, shared_data):
     table = pq.read_table(shared_data / "cifar100-lt" / "train.parquet").slice(0, 600)

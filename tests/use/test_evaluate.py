@@ -48,6 +48,15 @@ def test_a_split_that_the_shards_lack_is_refused_with_those_they_have(digits):
         evaluate._evaluation_data(model(digits, names), None, "x")
 
 
+def test_results_are_of_the_split_for_results_not_of_the_one_that_selected(digits):
+    names = list(read_manifest(digits).class_names)
+    opened = model(digits, names)
+    selected = with_overrides(opened.experiment, ["data.validation_split=train"])
+    assert selected.data.measured_split == "train"
+    found, _, _ = evaluate._evaluation_data(replace(opened, experiment=selected), None, None)
+    assert found.data.measured_split == "test"
+
+
 def test_classes_in_another_order_or_fewer_of_them_are_found_by_name():
     where = "'m' cannot be evaluated on d"
     assert evaluate.label_map(["a", "b", "c"], ["c", "a"], where=where).tolist() == [2, 0]

@@ -83,6 +83,28 @@ def test_what_is_no_model_is_refused_with_what_would_be(root, name, message):
         models.open_model(name, str(root))
 
 
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        (["data.validation_split=validation"], False),
+        (["data.eval_split=val"], False),  # a trial's, or a run's from before validation_split
+        ([], True),
+    ],
+)
+def test_the_best_checkpoint_is_taken_only_if_it_was_selected_on_validation_data(
+    options, last, tmp_path, monkeypatch, capsys
+):
+    run = run_folder.create(f"{tmp_path}/run", with_overrides(digits_lt(), options), "f")
+    checkpoint.save(state(12), tmp_path / "run" / "best_00000012")
+    monkeypatch.setattr(models, "last_checkpoint", lambda run: f"{run.uri}/last")
+    best = f"{run.uri}/best_00000012"
+    assert models.find_checkpoint("run", str(tmp_path)) == (f"{run.uri}/last" if last else best)
+    assert ("evaluated on 'test' alone" in capsys.readouterr().err) == last
+    assert models.find_checkpoint("run", str(tmp_path), last=False) == best
+    run_folder.keep_only_best(run, "lost its search, loss", [])
+    assert models.find_checkpoint("run", str(tmp_path)) == best, "there is no other"
+
+
 def test_a_run_without_a_checkpoint_says_so(root):
     with pytest.raises(ValueError, match=r"^run 'new' in .* has no checkpoint yet$"):
         models.open_model("new", str(root), last=True)

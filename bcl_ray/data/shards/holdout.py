@@ -86,14 +86,12 @@ def hold_out(
         raise UserError(f"{uri} has no split '{split}': it has {', '.join(manifest.splits)}")
     if keep_others and "validation" in manifest.splits:
         raise UserError(f"{uri} has a split 'validation': set data.validation_split=validation")
-    splits = parquet(
-        {
-            name: [files.join(uri, shard) for shard in found.shards.names]
-            for name, found in manifest.splits.items()
-            if keep_others or name == split
-        },
-        id_column="id",
-    ).splits
+    shards = {
+        name: [files.join(uri, shard) for shard in found.shards.names]
+        for name, found in manifest.splits.items()
+        if keep_others or name == split
+    }
+    splits = dict(parquet(shards, id_column="id").splits)
     whole = splits.pop(split)
     counts = validation_counts(np.array(manifest.splits[split].class_counts), fraction)
     if counts.sum() == 0:
