@@ -2,11 +2,16 @@
 
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bcl_ray.data.sources import open_source
+from bcl_ray.machine.errors import UserError
 from tests.data.test_sources import contents, png, write_tree
 
 TINY = {
@@ -106,7 +111,7 @@ LAYOUTS = {
     ),
     "roboflow one-hot csv": (
         {
-            "train/_classes.csv": b"filename, zebra, cat\n1.jpg, 1, 0\n2.jpg, 0, 1\n",
+            "train/_classes.csv": b"filename, zebra, cat\n1.jpg, 1.0, 0.0\n2.jpg, 0, 1\n",
             "train/1.jpg": png(1),
             "train/2.jpg": png(2),
             "test/_classes.csv": b"filename, zebra, cat\n3.jpg, 1, 0\n",
@@ -267,6 +272,12 @@ def test_the_order_of_classes_can_be_given_by_name_or_by_number(tmp_path):
     root = write_tree(tmp_path / "numbered", files | {"names": b"zero\none\n"})
     source = open_source("folder", root, classes=f"{root}/names")
     assert rows(source, source.splits["test"]) == [("one", 3)]
+    (tmp_path / "named" / "names").write_text("b\na\nb\n")
+    with pytest.raises(ValueError, match=r"names has several lines 'b', so that the labels"):
+        open_source("folder", str(tmp_path / "named"), classes=f"{tmp_path}/named/names")
+    (tmp_path / "named" / "names").write_text("b\n")
+    with pytest.raises(ValueError, match=r"names has no line 'a', and images have it"):
+        open_source("folder", str(tmp_path / "named"), classes=f"{tmp_path}/named/names")
     (tmp_path / "numbered" / "names").write_text("zero\n\none\n")
     with pytest.raises(ValueError, match=r"line 2 of .*names is empty"):
         open_source("folder", root, classes=f"{root}/names")
@@ -287,6 +298,67 @@ def test_an_image_of_several_classes_and_one_that_is_missing_are_faults(tmp_path
     assert isinstance(contents(train)[2], FileNotFoundError)
     assert train.where(2) == "train/gone.jpg"
     assert source.splits["val"].faults == {0: "'z' is not a class of the training split"}
+
+
+def test_an_image_that_may_be_one_of_two_is_a_fault(tmp_path):
+    files = {"train.csv": b"file,label\n1.png,a\ny/2.png,b\n", "x/1.png": png(1)}
+    files |= {"y/1.png": png(2), "y/2.png": png(3), "x/y/3.png": png(4), "test/1.png": png(5)}
+    train = open_source("folder", write_tree(tmp_path, files)).splits["train"]
+    assert train.faults == {0: "'1.png' may be test/1.png or x/1.png"}
+    assert train.labels.tolist() == [-1, 0]
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    rows_of_file = b"path,label,split\na/train/1.png,train,train\na/test/2.png,test,test\n"
+    files = {"all.csv": rows_of_file + b"a/test/3.png,test,train\n", "a/train/1.png": png(1)}
+    files |= {"a/test/2.png": png(2), "a/test/3.png": png(3)}
+    source = open_source("folder", write_tree(tmp_path, files))
+    assert rows(source, source.splits["train"]) == [("train", 1), ("test", 3)]
+    assert rows(source, source.splits["test"]) == [("test", 2)]
+
+
+def test_boxes_of_one_class_are_one_image(tmp_path):
+    files = {"train/_annotations.csv": b"filename,class,xmin\na.png,cat,0\na.png,cat,7\n"}
+    files |= {"train/a.png": png(1), "README.txt": b"caf\xe9"}
+    source = open_source("folder", write_tree(tmp_path, files))
+    assert rows(source, source.splits["train"]) == [("cat", 1)]
+    assert any("README.txt is not UTF-8 text" in note for note in source.notes)
+
+
+KEYS = "images annotations categories id image_id category_id file_name label name split"
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["1.png", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(KEYS.split()),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+TEXT = st.text(st.sampled_from('image,label;1.png\t \r\n"0x\0\ufeff{}[]:'), max_size=80)
+
+
+@given(
+    content=TEXT | JSON.map(json.dumps) | st.binary(max_size=30),
+    suffix=st.sampled_from(["json", "jsonl", "csv", "tsv", "txt"]),
+)
+@settings(deadline=None, max_examples=300)
+def test_whatever_a_file_beside_the_images_holds_is_labels_or_is_said(content, suffix):
+    """It may be about something else, and is never an error that a person cannot understand."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "1.png").write_bytes(png(1))
+        data = content if isinstance(content, bytes) else content.encode()
+        (root / f"a.{suffix}").write_bytes(data)
+        try:
+            source = open_source("folder", folder)
+        except UserError:
+            return
+        labelled = [name for split in source.splits.values() for name in split.labels]
+        assert labelled, "some row names the image"
 
 
 def test_two_files_that_label_the_same_images_are_refused(tmp_path):

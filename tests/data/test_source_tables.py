@@ -204,7 +204,7 @@ def write_tar(path, *members: tuple[str, bytes], mode: str = "w") -> str:
 def test_tars_have_samples_of_images_with_cls_or_json(tmp_path):
     write_tar(
         tmp_path / "set-train-000000.tar",
-        ("a.b/s0.cls", b"1\n"),
+        ("a.b/s0.cls", b"\xef\xbb\xbf1\n"),
         ("a.b/s0.jpg", png(0)),
         ("._s0.jpg", b"from macOS"),
         ("s1.jpg", png(1)),

@@ -115,7 +115,7 @@ def _of_classes(
     rows: Sequence[Mapping[str, Any]], image: str, classes: Sequence[str]
 ) -> Annotations | None:
     """Rows with a column of zeros and ones for each class, as Roboflow writes them."""
-    cells = [[str(row[name]).strip() for name in classes] for row in rows]
+    cells = [[str(row[name]).strip().removesuffix(".0") for name in classes] for row in rows]
     if not classes or any(cell not in ("0", "1") for row in cells for cell in row):
         return None
     named = [
@@ -178,24 +178,24 @@ class AnnotationReader:
             ValueError: Two files name the same image.
         OSError: A file cannot be read.
         """
-        by_split: dict[str, dict[str, tuple[str, list[str]]]] = {}
+        by_split: dict[str, dict[str, _Marks]] = {}
         for file in self.tree.others:
             if file.count("/") > 1 or "submission" in file.lower():  # Kaggle: made-up classes
                 continue
             for image, name, split in self._rows_of(file):
                 said = (split_of(split) or split) if split else _split_of_path(file)
-                path = self._locate(file, image, said)
+                path, fault = self._locate(file, image, said)
                 row_split = said or split_of(path.partition("/")[0]) or "train"
-                origin, names = by_split.setdefault(row_split, {}).setdefault(path, (file, []))
-                if origin != file:
+                marks = by_split.setdefault(row_split, {}).setdefault(path, _Marks(file, [], fault))
+                if marks.file != file:
                     raise UserError(
-                        f"{self.tree.root}: both {origin} and {file} say which class {path} is of: "
-                        "remove one of them"
+                        f"{self.tree.root}: both {marks.file} and {file} say which class {path} is "
+                        "of: remove one of them"
                     )
-                if name not in names:
-                    names.append(name)
+                if name not in marks.names:
+                    marks.names.append(name)
         return {
-            split: [_image(path, names) for path, (_, names) in images.items()]
+            split: [_image(path, marks) for path, marks in images.items()]
             for split, images in by_split.items()
         }
 
@@ -206,6 +206,9 @@ class AnnotationReader:
         uri = paths.file_in(self.tree.root, file)
         try:
             found = parse(read_text(uri), self.request)
+        except UserError as error:
+            self.unread.append(str(error))
+            return ()
         except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
             self.unread.append(f"{uri} cannot be read ({type(error).__name__}: {error})")
             return ()
@@ -215,12 +218,15 @@ class AnnotationReader:
         self.used[file] = found
         return found.rows
 
-    def _locate(self, file: str, image: str, split: str | None) -> str:
+    def _locate(self, file: str, image: str, split: str | None) -> tuple[str, str | None]:
+        """The path of an image, and why it is not clear."""
         found = self._find(file, image)
         if len(found) > 1 and split is not None:
             found = [path for path in found if split_of(path.partition("/")[0]) == split] or found
-        folder = file.rpartition("/")[0]
-        return found[0] if found else f"{folder}/{image}".strip("/")
+        if not found:
+            return f"{file.rpartition('/')[0]}/{image}".strip("/"), None
+        fault = f"'{image}' may be {found[0]} or {found[1]}" if len(found) > 1 else None
+        return found[0], fault
 
     def _find(self, file: str, image: str) -> list[str]:
         """Images that are meant: beside the file, or where their paths end so."""
@@ -257,7 +263,16 @@ def _split_of_path(path: str) -> str | None:
     return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
 
 
-def _image(path: str, names: Sequence[str]) -> Image:
+class _Marks(NamedTuple):
+    """What a file says of an image."""
+
+    file: str
+    names: list[str]
+    fault: str | None
+
+
+def _image(path: str, marks: _Marks) -> Image:
+    names = marks.names
     if len(names) == 1:
-        return Image(path, names[0])
+        return Image(path, names[0], marks.fault)
     return Image(path, "", f"it has annotations of {len(names)} classes ({', '.join(names[:5])})")

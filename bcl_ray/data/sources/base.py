@@ -127,6 +127,12 @@ def numbered(
     if names_file is None:
         return tuple(classes), {name: label for label, name in enumerate(classes)}
     names = names_of_classes(names_file, np.zeros(0, np.int64))
+    repeated = [name for name in classes if names.count(name) > 1]
+    if repeated:
+        raise UserError(
+            f"{names_file} has several lines {shorten(map(repr, repeated))}, so that the labels of "
+            "these classes are not clear: leave one line of each"
+        )
     if set(classes) <= set(names):
         return names, {name: label for label, name in enumerate(names)}
     if all(name.isdecimal() for name in classes):

@@ -174,7 +174,8 @@ def _no_split_message(path: str, tree: Tree, unread: Sequence[str]) -> str:
     tops = sorted({f"{name.partition('/')[0]}/" for name in tree.images if "/" in name})
     return (
         f"{path} must hold train/<class>/<image> and test/<class>/<image> (or val/), or images and "
-        f"a CSV or JSON file of their classes; it holds {shorten(tops) or 'no folder of images'}"
+        "a CSV or JSON file of their classes, whose columns --image-column and --label-column "
+        f"name; it holds {shorten(tops) or 'no folder of images'}"
         f"{''.join(f'; {note}' for note in unread)}: name the folder of each split with --split "
         "NAME=FOLDER, or the images of each split in list files (source 'list')"
     )

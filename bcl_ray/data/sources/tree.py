@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from bcl_ray.data.sources.base import read_ahead, shorten
 from bcl_ray.machine.errors import UserError
@@ -48,7 +47,10 @@ class Tree:
     def left_out(self, used: Collection[str]) -> str:
         """A note on files that are no images, by extension; empty without such files."""
         kinds = Counter(_extension(path) for path in self.others if path not in used)
-        counts = (f"{count:,} {kind or 'without extension'}" for kind, count in kinds.most_common())
+        counts = (
+            f"{count:,} {f'.{kind}' if kind else 'without extension'}"
+            for kind, count in kinds.most_common()
+        )
         return f"left out, because they are no images: {shorten(counts, 9)}" if kinds else ""
 
 
@@ -74,7 +76,7 @@ def list_tree(root: str) -> Tree:
         root, found = paths.file_in(root, top), [path[len(top) + 1 :] for path in found]
     is_image = {path: is_image_name(path) for path in found}
     unknown = [
-        path for path in found if not (is_image[path] or _NO_IMAGES.fullmatch(_extension(path)[1:]))
+        path for path in found if not (is_image[path] or _NO_IMAGES.fullmatch(_extension(path)))
     ]
     is_image |= zip(unknown, _look_into(root, unknown), strict=True)
     return Tree(
@@ -86,11 +88,13 @@ def list_tree(root: str) -> Tree:
 
 def is_image_name(path: str) -> bool:
     """Whether a file's extension is one of images."""
-    return _IMAGES.fullmatch(_extension(path)[1:]) is not None
+    return _IMAGES.fullmatch(_extension(path)) is not None
 
 
 def _extension(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
+    """What follows the last dot of a name, in small letters; empty without one."""
+    name, dot, extension = path.rpartition("/")[2].rpartition(".")
+    return extension.lower() if name and dot else ""
 
 
 def _look_into(root: str, names: Iterable[str]) -> Iterable[bool]:

@@ -149,7 +149,7 @@ def _key_and_extension(name: str) -> tuple[str, str]:
 
 
 def _label(file: Any, extension: str, request: SourceRequest) -> str | None:
-    text = file.read().decode(errors="replace").strip()
+    text = file.read().decode("utf-8-sig", errors="replace").strip()
     if extension == "cls":
         return text or None
     try:
