@@ -69,12 +69,12 @@ def _list_folder(path: str) -> tuple[dict[str, list[list[str]]], list[str]]:
     classes = set()
     for info in infos:
         parts = info.path[prefix:].split("/")
-        if len(parts) < 2 or parts[0] not in by_split or any(part[0] == "." for part in parts):
+        if len(parts) < 2 or parts[0] not in by_split or any(part[:1] == "." for part in parts):
             continue
         if info.is_file:
             by_split[parts[0]].append(parts)
         # An empty folder is a class too: one without images, which is then refused.
-        if parts[0] == "train" and not (info.is_file and len(parts) == 2):
+        if parts[0] == "train" and parts[1] and not (info.is_file and len(parts) == 2):
             classes.add(parts[1])
     return {split: sorted(images) for split, images in by_split.items()}, sorted(classes)
 
@@ -137,15 +137,9 @@ class ImageFiles:
     """Paths below it."""
 
     def __iter__(self) -> Iterator[Content]:
-        filesystem, base = files.resolve(self.root)
-
         def read(name: str) -> Content:
             try:
-                with (
-                    files.explain_errors(files.join(self.root, name)),
-                    filesystem.open_input_stream(f"{base.rstrip('/')}/{name}") as stream,
-                ):
-                    return bytes(stream.read())
+                return files.read_bytes(files.file_in(self.root, name))
             except FileNotFoundError as error:
                 return error
 
