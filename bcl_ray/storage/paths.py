@@ -62,8 +62,8 @@ def file_in(folder: str, path: str) -> str:
     """The URI of a file that `files.walk` has listed in a folder; special characters are quoted."""
     if "://" not in folder:
         return join(folder, path)
-    # An empty part of a key: its slash is quoted too.
-    return join(folder, re.sub("(?<![^/])/", "%2F", quote(path)))
+    # Slashes of a key that stand for nothing, before or after an empty part, are quoted too.
+    return join(folder, re.sub("(?<![^/])/|/$", "%2F", quote(path)))
 
 
 def parent(uri: str) -> str:

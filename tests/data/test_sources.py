@@ -1,7 +1,6 @@
 import io
 import json
 import pickle
-import re
 from urllib.error import URLError
 
 import numpy as np
@@ -205,14 +204,33 @@ def test_list_reads_images_below_its_root(tmp_path):
     assert isinstance(contents(source.splits["val"])[0], FileNotFoundError)
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path):
+def test_a_name_in_a_list_that_leads_to_no_file_is_a_fault_of_its_row(tmp_path):
     root = write_tree(tmp_path, {"a.png": png(1), "sub/b.png": png(2), "train.txt": b"a.png 0\n"})
-    (tmp_path / "val.txt").write_text("sub 0\n")  # a folder
+    (tmp_path / "val.txt").write_text("sub 0\na.png/x 0\n" + "x" * 300 + " 0\na.png 0\n")
     source = open_source(
         "list", root, splits={"train": f"{root}/train.txt", "val": f"{root}/val.txt"}
     )
-    with pytest.raises(OSError, match=f"^{re.escape(root)}/sub: "):
-        contents(source.splits["val"])
+    *faults, last = contents(source.splits["val"])
+    assert [str(fault) for fault in faults] == [
+        "it is a folder, not a file",
+        "no file can be read there (Not a directory)",
+        "no file can be read there (File name too long)",
+    ]
+    assert last == png(1)
+
+
+def test_links_are_followed_once_and_what_is_no_file_is_named(tmp_path, links):
+    for name in ("train/ant/1.png", "train/bee/1.png", "test/ant/1.png"):
+        write_tree(tmp_path, {name: png(1)})
+    faults = links(tmp_path / "train" / "ant")
+    (tmp_path / "train" / "wasp").symlink_to(tmp_path / "train" / "bee")
+    train = open_source("folder", str(tmp_path)).splits["train"]
+    names = [train.where(row) for row in range(len(train.labels))]
+    assert len(names) == len(set(names)) == 3 + len(faults)
+    found = dict(zip(names, contents(train), strict=True))
+    assert found.pop("train/wasp/1.png") == found.pop("train/bee/1.png") == png(1)
+    assert found.pop("train/ant/1.png") == png(1)
+    assert {name[len("train/ant/") :]: str(fault) for name, fault in found.items()} == faults
 
 
 def test_list_needs_a_root_a_training_list_and_plausible_labels(tmp_path):

@@ -61,7 +61,7 @@ def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch, path):
     assert Path(path).read_bytes() == b"1"
 
 
-@given(TEXT.filter(lambda name: not name.endswith("/")))
+@given(TEXT)
 def test_the_uri_of_any_key_leads_to_the_key(name):
     uri = files.file_in("s3://bucket/folder?region=r", name)
     location = s3.parse_uri(uri)

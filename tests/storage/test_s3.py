@@ -88,14 +88,15 @@ def test_files_live_in_a_bucket_as_in_a_folder(bucket):
 def test_keys_with_empty_parts_are_images_or_named(bucket):
     """A tool that joins paths carelessly makes them, and pyarrow does not open them."""
     keys = ["train/cat//1.png", "train/cat/2.png", "train//3.png", "test/cat///4.png", "/test/5"]
+    keys.append("train/cat/6.png/")
     for key in [*keys, "train/bee/", "train/cat/sub//"]:
-        content = b"" if key.endswith("/") else key.encode()
+        content = key.encode() if key in keys else b""
         name = bucket.uri.removeprefix("s3://")
         bucket.client.put_object(Bucket=name, Key=f"in/{key}", Body=content)
     assert sorted(files.walk(f"{bucket.uri}/in")) == sorted(keys)
     source = open_source("folder", f"{bucket.uri}/in")
     assert source.class_names == ("bee", "cat")
-    for split, expected in (("train", [keys[2], keys[0], keys[1]]), ("test", [keys[3]])):
+    for split, expected in (("train", [keys[2], keys[0], keys[1], keys[5]]), ("test", [keys[3]])):
         images = source.splits[split]
         rows = np.arange(len(images.labels))
         assert [images.where(row) for row in rows] == expected

@@ -50,8 +50,9 @@ def check_images(task: CheckTask) -> pa.Table:
     copy_file = files.join(task.attempt.folder, f"copied-{task.part}")
     with checker_settings(), files.open_write(copy_file) if task.copies else nullcontext() as copy:
         for content in task.images:
-            if isinstance(content, FileNotFoundError):
-                rows.append((0, 0, "the file does not exist"))
+            if isinstance(content, OSError):
+                missing = isinstance(content, FileNotFoundError)
+                rows.append((0, 0, "the file does not exist" if missing else str(content)))
             elif fault := image_fault(content, task.max_pixels):
                 rows.append((0, 0, fault))
             else:

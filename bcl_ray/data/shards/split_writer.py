@@ -214,7 +214,7 @@ def _unchanged(task: ShardTask) -> Iterator[bytes]:
     """The images, each the one that was checked."""
     rows = zip(task.images, task.checksums.tolist(), task.ids.tolist(), strict=True)
     for content, checksum, row_id in rows:
-        if isinstance(content, FileNotFoundError) or crc32(content) != checksum:
+        if isinstance(content, OSError) or crc32(content) != checksum:
             raise SourceChangedError(
                 f"{task.file}: the image with id {row_id} was changed or removed while it was "
                 "sharded: let nothing write to the source, and shard again"

@@ -16,7 +16,7 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
 Rows = NDArray[np.int64]
-Content = bytes | FileNotFoundError  # a missing file is a fault of its row, and stops nothing
+Content = bytes | OSError  # a file that cannot be an image is a fault of its row, and stops nothing
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pyarrow import fs
 
 from bcl_ray.data.sources.base import (
     Content,
@@ -61,22 +60,17 @@ def folder(path: str) -> Source:
 
 def _list_folder(path: str) -> tuple[dict[str, list[list[str]]], list[str]]:
     """The paths of each split's images, cut at slashes; and the class names. Both are sorted."""
-    filesystem, root = files.resolve(path)
-    with files.explain_errors(path):
-        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    prefix = len(root.rstrip("/")) + 1
     by_split: dict[str, list[list[str]]] = {"train": [], "val": [], "test": []}
-    classes = set()
-    for info in infos:
-        parts = info.path[prefix:].split("/")
-        if len(parts) < 2 or parts[0] not in by_split or any(part[:1] == "." for part in parts):
-            continue
-        if info.is_file:
+    if not files.exists(path):
+        raise FileNotFoundError(f"{path} does not exist: check its spelling")
+    for name in files.walk(path):
+        parts = name.split("/")
+        if len(parts) > 1 and parts[0] in by_split:
             by_split[parts[0]].append(parts)
-        # An empty folder is a class too: one without images, which is then refused.
-        if parts[0] == "train" and parts[1] and not (info.is_file and len(parts) == 2):
-            classes.add(parts[1])
-    return {split: sorted(images) for split, images in by_split.items()}, sorted(classes)
+    classes = {parts[1] for parts in by_split["train"] if len(parts) > 2}
+    # An empty folder is a class too: one without images, which is then refused.
+    classes |= {name for name in files.list_folders(files.join(path, "train")) if name[:1] != "."}
+    return {split: sorted(images) for split, images in by_split.items()}, sorted(classes - {""})
 
 
 def list_source(path: str, lists: Mapping[str, str], *, classes: str | None = None) -> Source:
@@ -139,8 +133,8 @@ class ImageFiles:
     def __iter__(self) -> Iterator[Content]:
         def read(name: str) -> Content:
             try:
-                return files.read_bytes(files.file_in(self.root, name))
-            except FileNotFoundError as error:
+                return files.read_listed(self.root, name)
+            except (FileNotFoundError, files.NoFileError) as error:
                 return error
 
         return read_ahead(read, self.names)

@@ -63,9 +63,11 @@ class Folder:
 
     def _read(self, path: str) -> Image:
         try:
-            return files.read_bytes(files.file_in(self.uri, path))
+            return files.read_listed(self.uri, path)
         except FileNotFoundError:
             return "it is no longer there"
+        except files.NoFileError as error:
+            return str(error)
         except PermissionError:
             if not is_local(self.uri):  # in an object store, probably no file can be read
                 raise
