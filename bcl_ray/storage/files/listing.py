@@ -41,7 +41,9 @@ def list_files(uri: str) -> dict[str, int]:
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders directly in a folder, sorted; empty if there is no folder."""
-    return [info.base_name for info in _infos(uri) if info.type == fs.FileType.Directory]
+    folders = [info for info in _infos(uri) if info.type == fs.FileType.Directory]
+    # A key with an empty part makes one without a name, which pyarrow calls as the folder above.
+    return [info.base_name for info in folders if not info.path.endswith("/")]
 
 
 def walk(uri: str, after: str = "") -> Iterator[str]:
