@@ -41,9 +41,7 @@ def list_files(uri: str) -> dict[str, int]:
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders directly in a folder, sorted; empty if there is no folder."""
-    folders = [info for info in _infos(uri) if info.type == fs.FileType.Directory]
-    # A key with an empty part makes one without a name, which pyarrow calls as the folder above.
-    return [info.base_name for info in folders if not info.path.endswith("/")]
+    return [info.base_name for info in _infos(uri) if info.type == fs.FileType.Directory]
 
 
 def walk(uri: str, after: str = "") -> Iterator[str]:
@@ -135,6 +133,8 @@ def _info(uri: str) -> Any:
 def _infos(uri: str) -> list[Any]:
     def read(filesystem: Any, path: str) -> list[Any]:
         infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(infos, key=lambda info: str(info.path))
+        # A key with an empty part makes a folder without a name, which pyarrow calls as its parent.
+        named = [info for info in infos if info.path.rstrip("/") != path.rstrip("/")]
+        return sorted(named, key=lambda info: str(info.path))
 
     return with_filesystem(read, uri)
