@@ -4,7 +4,6 @@ It uses MLflow's client alone, because `mlflow.start_run` and `set_tracking_uri`
 the whole process.
 """
 
-import getpass
 import json
 import secrets
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.utils import mlflow_tags
 
+from bcl_ray.machine import user
 from bcl_ray.tracking.connection import sqlite_file, sqlite_uri
 from bcl_ray.tracking.journal import ClosedError, Entry, RefusedError, Subject
 from bcl_ray.tracking.mlflow_model import log_model
@@ -54,7 +54,7 @@ class MlflowRun:
         self._missing_parent = None if has_parent else data.tags.get(PARENT_TAG)
 
     def _create(self, subject: Subject, start_time: float) -> Any:
-        tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: _user(), **subject.tags}
+        tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: user.name(), **subject.tags}
         try:
             experiment_id = self._experiment_id(subject.experiment)
             return self.client.create_run(experiment_id, int(1000 * start_time), tags, subject.name)
@@ -224,10 +224,3 @@ def find_run(client: MlflowClient, uid: str) -> Any:
             return runs[0]
         token, first = page.token, False
     return None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # the user of a container may have no name
-        return "unknown"
