@@ -32,6 +32,7 @@ from bcl_ray.tracking import tracker as tracking
 from bcl_ray.tracking.connection import sqlite_file, tracking_uri
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
+from tests.odd_names import ODD_NAMES
 from tests.tracked import (
     DATA,
     FINGERPRINT,
@@ -426,6 +427,27 @@ def search_of(experiment, uid="5" * 32):
     """A run that is not a training run."""
     about = Subject(uid, "a search", experiment.tracking.experiment, {"trials": "2"}, {"k": "v"})
     return Tracker(about, tracking_uri(experiment), Path(experiment.tracking.runs) / "search")
+
+
+def test_names_of_classes_are_themselves_in_mlflow(sqlite):
+    counts = range(len(ODD_NAMES), 0, -1)
+    split = (
+        manifest()
+        .splits["train"]
+        .model_copy(update={"class_counts": tuple(counts), "rows": sum(counts)})
+    )
+    update = {"class_names": tuple(ODD_NAMES), "splits": {"train": split, "test": split}}
+    run = begin(sqlite)
+    with tracker_of(run, sqlite) as tracker:
+        tracker.start()
+        tracker.describe(sqlite, manifest().model_copy(update=update))
+        assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    client, recorded = found(sqlite, run)
+    stored = mlflow.artifacts.load_dict(f"{recorded.info.artifact_uri}/class_counts.json")
+    assert stored == dict(zip(ODD_NAMES, counts, strict=True))
+    for used in client.get_run(recorded.info.run_id).inputs.dataset_inputs:
+        profile = json.loads(used.dataset.profile)
+        assert profile["class_counts"] == stored
 
 
 def test_a_run_is_below_its_parent_which_needs_no_experiment(sqlite):
