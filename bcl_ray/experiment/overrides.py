@@ -84,14 +84,21 @@ def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experime
             nearest name), or a value out of range.
     """
     content = experiment.model_dump(mode="json")
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"override '{override}' must have the form section.field=value")
-        path = name.strip().split(".")
-        read = _text if _is_text(_type_of(path)) else _yaml_value
-        _assign(content, path, read(override, text), name.strip())
-    return _validated(content, "experiment")
+    try:
+        for override in overrides:
+            _override(content, override)
+        return _validated(content, "experiment")
+    except UserError as error:  # what was typed may have several lines
+        raise UserError(" ".join(str(error).splitlines())) from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"override '{override}' must have the form section.field=value")
+    path = name.strip().split(".")
+    read = _text if _is_text(_type_of(path)) else _yaml_value
+    _assign(content, path, read(override, text), name.strip())
 
 
 class _Plain(yaml.SafeLoader):

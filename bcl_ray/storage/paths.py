@@ -16,12 +16,12 @@ def absolute(uri: str) -> str:
     """
     if "://" in uri:
         return uri
-    if scheme := re.match("(s3|gs|hdfs|file):/", uri):
+    if scheme := re.match("(s3|gs|hdfs|file):(/|$)", uri):
         raise UserError(f"'{uri}' is no URI and no usual path: write {scheme[1]}://, or ./{uri}")
     try:
         return str(Path(uri).expanduser().absolute())
-    except RuntimeError:
-        raise UserError(f"'{uri}': this user or this process has no home: write the path") from None
+    except (RuntimeError, ValueError):
+        raise UserError(f"'{uri}': there is no such home: write the whole path") from None
 
 
 def for_display(uri: str) -> str:
@@ -55,7 +55,8 @@ def is_local(uri: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """The URI of a file below a folder; the URI's options, after '?', stay at the end."""
     base, options = _without_options(uri)
-    return "/".join([base.rstrip("/") or base, *parts]) + options
+    slash = "/" if base and not base.endswith("/") else ""
+    return base + slash + "/".join(parts) + options
 
 
 def file_in(folder: str, path: str) -> str:

@@ -35,7 +35,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
         ("gs://bucket/a#b", "write '#' as %23"),
         ("s3:/bucket/a", "write s3://, or ./s3:/bucket/a"),
         ("file:/data", "write file://, or "),
-        ("~nobody-of-this-name/x", "has no home: write the path"),
+        ("~nobody-of-this-name/x", "there is no such home: write the whole path"),
     ],
 )
 def test_what_would_be_read_otherwise_than_it_is_written_is_refused(uri, message):
