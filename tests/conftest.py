@@ -1,6 +1,7 @@
 import os
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,33 @@ def tracking_stays() -> Iterator[None]:
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     assert os.environ.get("MLFLOW_TRACKING_URI") == before, "the test has changed it"
+
+
+@pytest.fixture
+def links(monkeypatch) -> Callable[[Path], dict[str, str]]:
+    """Puts into a folder what is neither a file nor a folder; returns what is said of each."""
+
+    def make(folder: Path) -> dict[str, str]:
+        (folder / "dangling.png").symlink_to("/nonexistent/x.png")
+        (folder / "loop.png").symlink_to("loop.png")
+        (folder / "above").symlink_to("..")
+        (folder / "self").symlink_to(".")
+        (folder / "endless.png").symlink_to("/dev/zero")
+        os.mkfifo(folder / "pipe.png")
+        monkeypatch.chdir(folder)  # the path of a socket must be short
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind("socket.png")
+        return {
+            "above": "it is a folder, not a file",
+            "dangling.png": "it is a link that leads nowhere",
+            "endless.png": "it is a device, not a file",
+            "loop.png": "no file can be read there (Too many levels of symbolic links)",
+            "pipe.png": "it is a pipe, not a file",
+            "self": "it is a folder, not a file",
+            "socket.png": "it is a socket, not a file",
+        }
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def recipe(name: str, *overrides: str) -> Experiment:
 
     Args:
         name: Name of a recipe, or path or URI of a YAML file.
-        overrides: Changes, "section.field=value", in their order; values are YAML.
+        overrides: Changes, "section.field=value", in their order.
 
     Raises:
         ValueError: There is no such recipe or option, or a value is out of range.

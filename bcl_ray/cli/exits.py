@@ -38,6 +38,8 @@ def describe(error: Exception) -> tuple[str, int]:
         return f"{error}: pip install 'bcl-ray[train]' has all that a run needs", 2
     if isinstance(error, TransientError | ConnectionError | TimeoutError | FailedError):
         return str(error), 1
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
+        return f"user {os.getuid()} has no home: set HOME to a folder that it may write to", 2
     if isinstance(error, UserError | OSError | SubprocessError):
         return str(error), 2
     return _describe_unexpected(error), 1

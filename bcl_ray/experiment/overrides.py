@@ -5,10 +5,12 @@ line, and uses the full names of options; for an unknown option it suggests the 
 """
 
 import difflib
+import json
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -72,23 +74,91 @@ def from_file(path: Path) -> Experiment:
 
 
 def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
-    """The experiment after overrides `section.field=value`, applied in order; values are YAML.
+    """The experiment after overrides `section.field=value`, applied in order.
+
+    The value of an option that is a text is taken as it is typed, unless it is quoted; `null`
+    stands for none. Other values are YAML of one line.
 
     Raises:
         ValueError: An override that cannot be parsed, an unknown option (the message suggests the
             nearest name), or a value out of range.
     """
     content = experiment.model_dump(mode="json")
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"override '{override}' must have the form section.field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{override}: the value is not YAML; quote it") from None
-        _assign(content, name.strip().split("."), value, name.strip())
-    return _validated(content, "experiment")
+    try:
+        for override in overrides:
+            _override(content, override)
+        return _validated(content, "experiment")
+    except UserError as error:  # what was typed may have several lines
+        raise UserError(" ".join(str(error).splitlines())) from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"override '{override}' must have the form section.field=value")
+    path = name.strip().split(".")
+    read = _text if _is_text(_type_of(path)) else _yaml_value
+    _assign(content, path, read(override, text), name.strip())
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML whose scalars are texts, null or decimal integers; the option's type reads the texts.
+
+    By itself, YAML reads 010 as 8, 1:30 as 90, 1e-3 as a text, and 2026-01-01 as a date.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (of PyYAML's class)
+
+
+_Plain.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("null|~|$"), ["n", "~", ""])
+_Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile("(0|-?[1-9][0-9]*)$"), list("-0123456789")
+)
+
+
+def _yaml_value(override: str, text: str) -> Any:
+    try:
+        loader = _Plain(text)
+        node = loader.get_single_node()
+        value = loader.construct_document(node) if node is not None else None
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not YAML; quote it") from None
+    rest = text[node.end_mark.index :].strip() if node is not None else text.strip()
+    if rest:  # a comment in a file, and a mistake here
+        raise UserError(
+            f"{override}: the value must not go on with '{rest}'; quote it, or remove it"
+        )
+    return value
+
+
+def _text(override: str, text: str) -> str | None:
+    if text in ("", "null"):
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return str(_yaml_value(override, text))
+    if text != text.strip():
+        name = override.partition("=")[0].strip()
+        raise UserError(
+            f"{name}: the value {text!r} begins or ends with white space: remove it, or write "
+            + shlex.quote(f"{name}={json.dumps(text)}")
+        )
+    return text
+
+
+def _type_of(path: Sequence[str]) -> Any:
+    """The type of an option; None if there is no such option."""
+    annotation: Any = Experiment
+    for part in path:
+        fields = getattr(annotation, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else None
+    return annotation
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether an option holds one text, or none."""
+    if annotation is str:
+        return True
+    return get_origin(annotation) is not tuple and any(map(_is_text, get_args(annotation)))
 
 
 def _assign(content: dict[str, Any], path: Sequence[str], value: Any, full_name: str) -> None:
@@ -140,5 +210,5 @@ def _one_line(error: ValidationError, origin: str) -> str:
         return message if names_option or not name else f"{name}: {message}"
     value = first["input"]
     needs_quotes = first["type"] == "string_type" and value is not None
-    hint = f"; quote it twice, '\"{value}\"'" if needs_quotes else ""
+    hint = "; put it in quotes" if needs_quotes else ""
     return f"{name}={value}: {message[0].lower()}{message[1:]}{hint}"

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.machine import container
+from bcl_ray.machine import container, user
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime import autoscaler, node_groups
 from bcl_ray.ray_runtime.internals import worker as ray_worker
@@ -114,10 +114,14 @@ def _connect(address: str | None) -> None:
 def _connection_error(error: Exception, address: str | None) -> Exception:
     """The error for the user, with what to do about it."""
     where = f"the cluster of RAY_ADDRESS ({address})" if address else "the local Ray"
+    if not address:
+        for check in (user.check_home, user.check_temporary_folder):
+            try:
+                check()
+            except UserError as reason:
+                return UserError(f"{where} does not start: {reason}")
     remedy = "is it up?" if address else "is the machine overloaded, or its disk full?"
     kind: type[Exception] = TransientError
-    if "AF_UNIX path length" in str(error):
-        remedy, kind = "set RAY_TMPDIR, or TMPDIR, to a shorter path", UserError
     if getattr(root_cause(error), "errno", None) in (errno.EROFS, errno.EACCES):
         # Ray keeps an authentication token there.
         remedy, kind = "set HOME to a folder that can be written to", OSError

@@ -6,8 +6,6 @@
 <folder>/report.html    everything in one file
 """
 
-import csv
-import io
 import itertools
 import json
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ from bcl_ray.experiment.metric_names import (
     accuracy,
 )
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report.figure_table import REPORT_FIGURES, draw_figures
 from bcl_ray.report.figures import png
 from bcl_ray.report.page import PageSection, PageTable, page
@@ -113,11 +112,6 @@ def _options(experiment: Experiment) -> PageTable:
 
 
 def _csv(table: PageTable) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(name.replace(" ", "_") for name in table.columns)
-    writer.writerows(
-        [f"{value:.2f}" if isinstance(value, float) else value for value in row]
-        for row in table.rows
-    )
-    return text.getvalue()
+    head = [name.replace(" ", "_") for name in table.columns]
+    rows = ([f"{x:.2f}" if isinstance(x, float) else x for x in row] for row in table.rows)
+    return csv_text([head, *rows])

@@ -1,19 +1,50 @@
 """Paths and URIs as text. Nothing here accesses a file."""
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
+
+from bcl_ray.machine.errors import UserError
 
 
 def absolute(uri: str) -> str:
-    """Make a path absolute; a URI is returned unchanged."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    """Make a path absolute; a URI is returned unchanged.
+
+    Raises:
+        ValueError: A URI lacks a '/', or there is no home for '~'.
+    """
+    if "://" in uri:
+        return uri
+    if scheme := re.match("(s3|gs|hdfs|file):(/|$)", uri):
+        raise UserError(f"'{uri}' is no URI and no usual path: write {scheme[1]}://, or ./{uri}")
+    try:
+        return str(Path(uri).expanduser().absolute())
+    except (RuntimeError, ValueError):
+        raise UserError(f"'{uri}': there is no such home: write the whole path") from None
 
 
 def for_display(uri: str) -> str:
     """Make a path below the working directory relative to it; others are returned unchanged."""
     here = str(Path.cwd())
     return uri.removeprefix(here + "/") if uri != here else "."
+
+
+def local(uri: str) -> str:
+    """The absolute path of a path or a file:// URI, in which special characters may be quoted.
+
+    Raises:
+        ValueError: As of `absolute`; or the URI has a host, or options.
+    """
+    if not uri.startswith("file://"):
+        return absolute(uri)
+    path = uri.removeprefix("file://").removeprefix("localhost")
+    if not path.startswith("/") or "?" in path or "#" in path:
+        raise UserError(
+            f"'{uri}' must be file:///PATH, with a '?' in it as %3F, and '#' as %23: or name the "
+            "path alone"
+        )
+    return unquote(path)
 
 
 def is_local(uri: str) -> bool:
@@ -24,12 +55,16 @@ def is_local(uri: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """The URI of a file below a folder; the URI's options, after '?', stay at the end."""
     base, options = _without_options(uri)
-    return "/".join([base.rstrip("/") or base, *parts]) + options
+    slash = "/" if base and not base.endswith("/") else ""
+    return base + slash + "/".join(parts) + options
 
 
 def file_in(folder: str, path: str) -> str:
     """The URI of a file that `files.walk` has listed in a folder; special characters are quoted."""
-    return join(folder, quote(path) if "://" in folder else path)
+    if "://" not in folder:
+        return join(folder, path)
+    # Slashes of a key that stand for nothing, before or after an empty part, are quoted too.
+    return join(folder, re.sub("(?<![^/])/|/$", "%2F", quote(path)))
 
 
 def parent(uri: str) -> str:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
@@ -15,6 +15,7 @@ from bcl_ray.storage.paths import is_local
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SQLITE = "sqlite:///"
 SETTINGS = {  # of MLflow's client, unless the environment has them
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the delivery repeats requests itself
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds
@@ -52,7 +53,21 @@ def mlflow_uri(uri: str | None, runs: str) -> str:
             f"tracking.runs is {runs}, so tracking.uri (or MLFLOW_TRACKING_URI) must name an "
             "MLflow server"
         )
-    return f"sqlite:///{files.resolve(runs)[1]}/mlflow.db"
+    return sqlite_uri(Path(files.resolve(runs)[1], "mlflow.db"))
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of an SQLite database, in which SQLAlchemy reads '%' and '?' as in any URL.
+
+    MLflow reads it as a path too, so beside a folder 'why?' it leaves an empty one, 'why%3F'.
+    """
+    return SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite database; None if the URI is another one."""
+    name, _, _ = uri.removeprefix(SQLITE).partition("?")
+    return Path(unquote(name)) if uri.startswith(SQLITE) else None
 
 
 def _check_uri(option: str, uri: str) -> str:
@@ -72,6 +87,11 @@ def _check_uri(option: str, uri: str) -> str:
             f"{option} '{uri}' must be sqlite:///FILE or the http(s):// address of a server; for "
             "another database, start a server that uses it"
         )
+    if address.scheme == "sqlite" and sqlite_file(uri) in (None, Path(), Path(":memory:")):
+        raise UserError(f"{option} '{uri}' names no file: write sqlite:///FILE")
+    _, question, options = uri.partition("?")
+    if address.scheme == "sqlite" and question and ("/" in options or not parse_qsl(options)):
+        raise UserError(f"{option} '{uri}': write the '?' of a name as %3F, and its '%' as %25")
     return uri
 
 
@@ -97,8 +117,8 @@ def mlflow_client(uri: str) -> "MlflowClient":
     Raises:
         ValueError: The URI is of an SQLite file that does not exist; MLflow would create it.
     """
-    file = uri.removeprefix("sqlite:///")
-    if file != uri and not Path(file).exists():
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
         raise UserError(f"there is no {file}: train first, or say where runs are with --runs")
     for setting, value in SETTINGS.items():
         os.environ.setdefault(setting, value)

@@ -46,6 +46,10 @@ class RefusedError(Exception):
     """The target will never accept an entry."""
 
 
+class ClosedError(Exception):
+    """The target accepts nothing until a person has changed something; the text says what."""
+
+
 class Journal:
     """A file with one JSON object per line.
 
@@ -108,7 +112,7 @@ class Delivery:
         connect: Returns the function that writes an entry to the target. Called in the thread,
             first and after every failure, with the time of the entry to be written. Any exception
             of it or of that function is a failure, after which the entry is tried again; only
-            after RefusedError it is skipped.
+            after RefusedError it is skipped. After ClosedError, `drain` does not wait.
         lease: The lease of the run's folder, if it has one. While another driver may hold it,
             nothing is recorded or delivered, and nothing at all once another driver does.
     """
@@ -124,6 +128,7 @@ class Delivery:
         self._order = threading.Lock()  # the same order in the journal and in the queue
         self._stop = threading.Event()
         self._failure: str | None = None
+        self._closed = threading.Event()  # a person must act first
         self._refused: list[str] = []
         self._thread = threading.Thread(target=self._deliver, name="delivery", daemon=True)
         self._thread.start()
@@ -156,7 +161,9 @@ class Delivery:
             with self._order:
                 self._record_waiting()
         self._entries.put(None)
-        self._thread.join(patience)
+        end = time.monotonic() + patience
+        while self._thread.is_alive() and time.monotonic() < end and not self._closed.is_set():
+            self._thread.join(min(0.1, patience))
         delivered = not self._thread.is_alive()
         if not delivered and self._failure is None:
             self._failure = f"no answer within {patience:g} s"
@@ -187,12 +194,16 @@ class Delivery:
                 logger.warning("an entry was skipped: %s", error)
             except Exception as error:  # of any kind: otherwise the thread would end unnoticed
                 self._failure = _one_line(error)
+                if isinstance(error, ClosedError):
+                    self._failure = str(error)
+                    self._closed.set()
                 logger.info("the target failed: %s", self._failure)
                 write = None
                 self._stop.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             self._failure, pause = None, FIRST_PAUSE
+            self._closed.clear()
             entry = self._entries.get()
 
 

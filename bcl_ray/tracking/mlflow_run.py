@@ -4,7 +4,6 @@ It uses MLflow's client alone, because `mlflow.start_run` and `set_tracking_uri`
 the whole process.
 """
 
-import getpass
 import json
 import secrets
 from collections.abc import Mapping
@@ -17,7 +16,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.utils import mlflow_tags
 
-from bcl_ray.tracking.journal import Entry, RefusedError, Subject
+from bcl_ray.machine import user
+from bcl_ray.tracking.connection import sqlite_file, sqlite_uri
+from bcl_ray.tracking.journal import ClosedError, Entry, RefusedError, Subject
 from bcl_ray.tracking.mlflow_model import log_model
 
 UID_TAG, PARENT_TAG, MODEL_TAG = "bcl_ray.uid", "bcl_ray.parent", "model.uri"
@@ -25,7 +26,7 @@ PARAM_CHARACTERS = 6000  # the most that MLflow stores of a parameter's value
 DIGEST_CHARACTERS = 12  # of a data set, as shown elsewhere; MLflow stores up to 36
 # Without this tag, MLflow shows an experiment with the pages for language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-SQLITE = "sqlite:///"
+DELETED = "deleted"  # MLflow's word for what is in its trash
 REFUSAL = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
@@ -53,17 +54,30 @@ class MlflowRun:
         self._missing_parent = None if has_parent else data.tags.get(PARENT_TAG)
 
     def _create(self, subject: Subject, start_time: float) -> Any:
-        name = subject.experiment
+        tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: user.name(), **subject.tags}
+        try:
+            experiment_id = self._experiment_id(subject.experiment)
+            return self.client.create_run(experiment_id, int(1000 * start_time), tags, subject.name)
+        except MlflowException as error:
+            if error.error_code == REFUSAL:
+                raise ClosedError(f"MLflow refuses the run: {error.message}") from error
+            raise
+
+    def _experiment_id(self, name: str) -> str:
+        """The id of an experiment, which is created if there is none."""
         existing = self.client.get_experiment_by_name(name)
+        if existing and existing.lifecycle_stage == DELETED:
+            raise ClosedError(
+                f"MLflow's experiment '{name}' is in the trash: restore it (mlflow experiments "
+                f"restore --experiment-id {existing.experiment_id}), or name another one "
+                "(tracking.experiment=NAME)"
+            )
         if existing:
-            experiment_id = existing.experiment_id
-        elif self.uri.startswith(SQLITE):
-            folder = Path(self.uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts"
-            experiment_id = self.client.create_experiment(name, folder.as_uri(), KIND)
-        else:
-            experiment_id = self.client.create_experiment(name, tags=KIND)
-        tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: _user(), **subject.tags}
-        return self.client.create_run(experiment_id, int(1000 * start_time), tags, subject.name)
+            return str(existing.experiment_id)
+        file = sqlite_file(self.uri)
+        folder = file.absolute().parent / "mlartifacts" if file else None
+        location = folder.as_uri() if folder else None
+        return str(self.client.create_experiment(name, location, KIND))
 
     def _set_params(self, subject: Subject, existing: Mapping[str, str]) -> None:
         """Set the parameters that are missing: MLflow cannot change one, but a resume can."""
@@ -79,12 +93,18 @@ class MlflowRun:
 
         Raises:
             RefusedError: MLflow will never accept the entry.
+            ClosedError: The run is in the trash.
         """
         try:
             self._link_parent()
             getattr(self, f"_{entry['kind']}")(entry)
         except MlflowException as error:
             if error.error_code == REFUSAL:
+                if self.client.get_run(self.run_id).info.lifecycle_stage == DELETED:
+                    raise ClosedError(
+                        "the run is in MLflow's trash, perhaps with its experiment: restore it "
+                        f"(mlflow runs restore --run-id {self.run_id})"
+                    ) from error
                 raise RefusedError(f"{entry['kind']}: {error.message}") from error
             raise
 
@@ -176,13 +196,13 @@ def create_database(uri: str) -> None:
     Args:
         uri: sqlite:///FILE; nothing is done for any other URI.
     """
-    name, question, options = uri.removeprefix(SQLITE).partition("?")
-    file = Path(name)
-    if not uri.startswith(SQLITE) or file.exists():
+    file = sqlite_file(uri)
+    if file is None or file.exists():
         return
     new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    _, question, options = uri.partition("?")
     try:
-        MlflowClient(f"{SQLITE}{new}{question}{options}").search_experiments(max_results=1)
+        MlflowClient(f"{sqlite_uri(new)}{question}{options}").search_experiments(max_results=1)
         file.hardlink_to(new)
     except FileExistsError:  # another process was faster
         pass
@@ -204,10 +224,3 @@ def find_run(client: MlflowClient, uid: str) -> Any:
             return runs[0]
         token, first = page.token, False
     return None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # the user of a container may have no name
-        return "unknown"

@@ -10,11 +10,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.tracking import mlflow_server
+from bcl_ray.tracking.connection import sqlite_file, sqlite_uri
 
 LOOPBACK = "127.0.0.1"
 PORT = 5000  # MLflow's default
@@ -36,14 +36,17 @@ def served(uri: str, port: int | None = None) -> Iterator[tuple[str, "subprocess
         ValueError: There is no such file, or the port is in use.
         OSError: The server does not start; the message has the last line that it printed.
     """
-    file = Path(uri.removeprefix("sqlite:///")).absolute()
-    if not file.exists():
-        raise UserError(f"there is no {file}: train first, or say where runs are with --runs")
+    file = sqlite_file(uri)
+    if file is None or not file.exists():
+        raise UserError(
+            f"there is no {file or uri}: train first, or say where runs are with --runs"
+        )
     port = _free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", LOOPBACK, "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{file}"]
-    command += ["--artifacts-destination", str(file.parent / "mlartifacts")]
+    file = file.absolute()
+    command += ["--backend-store-uri", sqlite_uri(file)]
+    command += ["--artifacts-destination", (file.parent / "mlartifacts").as_uri()]
     command += ["--allowed-hosts", f"{LOOPBACK}:{port},localhost:{port}"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603  (no user input but the path and the port)

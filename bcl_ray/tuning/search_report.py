@@ -1,11 +1,10 @@
 """The report of a search: report.html, a figure of the searched options, and trials.csv."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report import figures
 from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.storage import files
@@ -138,11 +137,9 @@ def _csv(ledger: Ledger, trials: Sequence[Trial]) -> bytes:
     """All trials and repeats as CSV."""
     options = [parameter.name for parameter in ledger.space.parameters]
     metric = ledger.settings.metric
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "status", "epochs", metric, *options, "seed", "seconds", "reason"])
-    writer.writerows(
+    head = ["trial", "status", "epochs", metric, *options, "seed", "seconds", "reason"]
+    rows = (
         [t.name, t.status, t.epochs, t.score, *t.point.values(), t.seed, t.seconds, t.reason]
         for t in trials
     )
-    return text.getvalue().encode()
+    return csv_text([head, *rows]).encode()

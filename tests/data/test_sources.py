@@ -215,14 +215,14 @@ def test_a_name_in_a_list_that_can_be_no_image_is_a_fault_of_its_row(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "endless").symlink_to("/dev/zero")
     names = {
-        "sub": "it is a folder",
-        ".": "it is a folder",
+        "sub": "it is a folder, not a file",
+        ".": "it is a folder, not a file",
         "a.png/b.png": "Not a directory",
         "x" * 300: "File name too long",
         "y/" * 2500: "File name too long",
         "a\0.png": "its name has a NUL character",
-        "pipe": "it is a pipe, a socket or a device",
-        "endless": "it is a pipe, a socket or a device",
+        "pipe": "it is a pipe, not a file",
+        "endless": "it is a device, not a file",
         "loop": "Too many levels of symbolic links",
         "gone.png": "the file does not exist",
     }
@@ -234,6 +234,20 @@ def test_a_name_in_a_list_that_can_be_no_image_is_a_fault_of_its_row(tmp_path):
     text = (tmp_path / "out" / "quarantine-train.jsonl").read_text()
     faults = [json.loads(line)["fault"] for line in text.splitlines()]
     assert all(part in fault for part, fault in zip(names.values(), faults, strict=True)), faults
+
+
+def test_links_are_followed_once_and_what_is_no_file_is_named(tmp_path, links):
+    for name in ("train/ant/1.png", "train/bee/1.png", "test/ant/1.png"):
+        write_tree(tmp_path, {name: png(1)})
+    faults = links(tmp_path / "train" / "ant")
+    (tmp_path / "train" / "wasp").symlink_to(tmp_path / "train" / "bee")
+    train = open_source("folder", str(tmp_path)).splits["train"]
+    names = [train.where(row) for row in range(len(train.labels))]
+    assert len(names) == len(set(names)) == 3 + len(faults)
+    found = dict(zip(names, contents(train), strict=True))
+    assert found.pop("train/wasp/1.png") == found.pop("train/bee/1.png") == png(1)
+    assert found.pop("train/ant/1.png") == png(1)
+    assert {name[len("train/ant/") :]: str(fault) for name, fault in found.items()} == faults
 
 
 def test_list_needs_a_root_a_training_list_and_plausible_labels(tmp_path):

@@ -1,7 +1,10 @@
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bcl_ray.experiment.overrides import from_file, from_stored, from_yaml, with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt, digits_lt
@@ -27,6 +30,19 @@ def test_overrides_are_applied_in_order():
         ("optim.milestones=[1e2, 150]", "optim", "milestones", (100.0, 150.0)),
         ("tracking.run=null", "tracking", "run", None),
         ("tracking.run='7'", "tracking", "run", "7"),
+        ("tracking.run=007", "tracking", "run", "007"),
+        ("tracking.run=no", "tracking", "run", "no"),
+        ("train.epochs=010", "train", "epochs", 10),  # YAML 1.1 reads it as 8
+        ("train.compile=off", "train", "compile", False),
+        ("data.plan=1", "data", "plan", 1),
+        ("data.path=data/digits v1 #2", "data", "path", "data/digits v1 #2"),
+        ("data.path=a: b", "data", "path", "a: b"),
+        ("data.path=&x y", "data", "path", "&x y"),
+        ("data.path=2026-01-01", "data", "path", "2026-01-01"),
+        ("data.path=[x]", "data", "path", "[x]"),
+        ("data.path=~", "data", "path", "~"),
+        ('data.path=" x"', "data", "path", " x"),
+        ("data.path='it''s'", "data", "path", "it's"),
         ("tracking.uri=http://host:5000/?a=b", "tracking", "uri", "http://host:5000/?a=b"),
         ("data.path=s3://bucket/prefix", "data", "path", "s3://bucket/prefix"),
     ],
@@ -35,6 +51,34 @@ def test_an_override_is_yaml_of_the_options_type(override, section, option, valu
     changed = getattr(getattr(with_overrides(cifar10_lt(), [override]), section), option)
     assert changed == value
     assert type(changed) is type(value)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_a_text_arrives_as_it_is_typed_or_is_refused_with_the_spelling_that_does(text):
+    if text == "null" or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
+        text = f"({text})"
+    try:
+        changed = with_overrides(cifar10_lt(), [f"tracking.experiment={text}"])
+    except ValueError as error:
+        assert text != text.strip()
+        (override,) = shlex.split(str(error).partition("remove it, or write ")[2])
+        changed = with_overrides(cifar10_lt(), [override])
+    assert changed.tracking.experiment == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-300), st.integers(0))
+def test_numbers_arrive_in_every_spelling(number, integer):
+    for spelled in (repr(number), f"{number:.17e}", f" {number!r} "):
+        assert with_overrides(cifar10_lt(), [f"loss.tau={spelled}"]).loss.tau == number
+    for spelled in (str(integer), f"{integer:05d}", f"{integer:_d}"):
+        assert with_overrides(cifar10_lt(), [f"train.seed={spelled}"]).train.seed == integer
+
+
+def test_a_number_in_a_file_where_a_text_belongs_asks_for_quotes():
+    text = cifar10_lt().to_yaml().replace("experiment: ", "experiment: 7 #")
+    message = "tracking.experiment=7: input should be a valid string; put it in quotes"
+    with pytest.raises(ValueError, match=one_line(message)):
+        from_yaml(text)
 
 
 def test_overrides_reach_nested_sections():
@@ -74,17 +118,22 @@ def test_overrides_are_judged_together():
         ("loss.tau", "override 'loss.tau' must have the form section.field=value"),
         ("optim.lr=[", "optim.lr=[: the value is not YAML; quote it"),
         ("optim.lr=fast", "optim.lr=fast: input should be a valid number, unable to parse string"),
-        ("optim.lr=.inf", "optim.lr=inf: input should be a finite number"),
+        ("optim.lr=inf", "optim.lr=inf: input should be a finite number"),
+        ("optim.lr=1:30", "optim.lr=1:30: input should be a valid number, unable to parse string"),
+        ("optim.lr=1 # x", "optim.lr=1 # x: the value must not go on with '# x'; quote it, or"),
+        ("loss.kind=bcl #x", "loss.kind 'bcl #x' must be one of ce, "),
+        ("data.path='x' #'", "data.path='x' #': the value must not go on with '#''; quote it"),
+        (
+            "data.path= x",
+            "data.path: the value ' x' begins or ends with white space: remove it, or write "
+            "'data.path=\" x\"'",
+        ),
         ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
         ("scale.workers=0", "scale.workers=0: input should be greater than or equal to 1"),
         (
             "model.backbone=resnet99",
             "model.backbone 'resnet99' must be one of resnet8, resnet20, resnet32, resnet18, "
             "resnet50, resnext50_32x4d, timm/*; did you mean 'resnet8'?",
-        ),
-        (
-            "tracking.run=7",
-            "tracking.run=7: input should be a valid string; quote it twice, '\"7\"'",
         ),
         ("data.path=null", "data.path=None: input should be a valid string"),
         ("views.mean=[1, 2]", "views.mean has too few values: there is none at position 2"),

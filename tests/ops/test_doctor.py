@@ -210,6 +210,8 @@ def test_without_a_cluster_only_this_machine_is_checked():
         ["disk", "here"],
         ["memory", "here"],
         ["GPUs", "here"],
+        ["HOME", "here"],
+        ["TMPDIR", "here"],
     ]
     assert status == (1 if "✗" in output else 0)
 

@@ -15,6 +15,7 @@ from bcl_ray.data.longtail import shot_groups
 from bcl_ray.report import figures
 from bcl_ray.report.figures import SHOT_COLORS, Mistake
 from bcl_ray.report.figures.search import CHANCE, importance, parameters
+from tests.odd_names import ODD_NAMES
 
 LONG = "a_class_with_a_very_long_name_"
 
@@ -117,9 +118,10 @@ def test_no_text_covers_another_or_leaves_the_figure(case):
 @pytest.mark.slow
 def test_a_class_s_name_is_no_mathematics_whatever_it_has_in_it():
     case = Case(12, 140, 2)
-    case.names = [rf"x$\foo{{${k}" for k in range(12)]
+    case.names = [*ODD_NAMES[:11], "\n$x$ \ty\r"]
     for name, figure in case.drawn().items():
         assert figures.png(figure).startswith(b"\x89PNG"), name
+        assert all(text.get_text().isprintable() for text in figure.findobj(Text)), name
         named = [text for text in figure.findobj(Text) if "$" in text.get_text()]
         assert not any(text.get_parse_math() for text in named), name
 

@@ -1,6 +1,7 @@
 """The figures, the table and the report of a run, from fixed predictions."""
 
 import csv
+import html
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ from bcl_ray.report import summary
 from bcl_ray.report.figure_table import draw_figures
 from bcl_ray.report.results import MAX_MISTAKES, MAX_OF_CLASS, Results, class_table, find_mistakes
 from bcl_ray.runs.findings import Findings
+from tests.odd_names import ODD_NAMES
 
 METRICS = {"accuracy/all": 50.0, "accuracy/few": 25.0, "calibration/temperature": 1.5}
 
@@ -88,12 +90,12 @@ def test_everything_is_written_and_the_report_holds_it_all(written):
         "report.html",
     }
     assert all(file.stat().st_size for file in files)
-    html = (folder / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == len(figures)
-    assert "<b>run" not in html
-    assert "optim.global_batch_size" in html
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(figures)
+    assert "<b>run" not in page
+    assert "optim.global_batch_size" in page
     for shown in ("50.00", "1.50", "Measured on 360 images"):
-        assert shown in html
+        assert shown in page
 
 
 def test_the_table_says_of_each_class_what_it_is_taken_for(results, written):
@@ -109,6 +111,19 @@ def test_the_table_says_of_each_class_what_it_is_taken_for(results, written):
     table = json.loads((folder / "classes.json").read_text())  # as MLflow's load_table wants it
     assert len(table["data"]) == 10
     assert len(table["columns"]) == len(table["data"][0])
+
+
+def test_names_of_classes_are_themselves_in_every_file(results, tmp_path):
+    for names in (ODD_NAMES[:10], ODD_NAMES[10:20], ODD_NAMES[-10:]):
+        summary.write(replace(results, class_names=names), tmp_path)
+        rows = list(csv.DictReader((tmp_path / "classes.csv").open(newline="")))
+        assert [row["class"] for row in rows] == names
+        assert {row["taken_for"] for row in rows} == {"", names[0]}
+        table = json.loads((tmp_path / "classes.json").read_text())
+        assert [row[0] for row in table["data"]] == names
+        page = (tmp_path / "report.html").read_bytes().decode()
+        assert all(f"<td>{html.escape(name)}</td>" in page for name in names)
+        assert "<script>alert" not in page
 
 
 def test_a_class_without_test_images_has_no_accuracy():

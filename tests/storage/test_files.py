@@ -88,12 +88,33 @@ def test_written_files_follow_the_umask(tmp_path):
         ("folder", "folder/a/b"),
         ("folder/", "folder/a/b"),
         ("what?", "what?/a/b"),
+        ("/", "/a/b"),
+        ("", "a/b"),
+        ("file:///", "file:///a/b"),
         ("s3://bucket/p", "s3://bucket/p/a/b"),
         ("s3://bucket?scheme=http", "s3://bucket/a/b?scheme=http"),
     ],
 )
 def test_join_keeps_a_uris_options_at_the_end(uri, joined):
     assert files.join(uri, "a", "b") == joined
+
+
+def test_folders_that_are_linked_in_circles_are_walked_once(tmp_path):
+    for one, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "1.png").touch()
+        (tmp_path / one / "to").symlink_to(tmp_path / other)
+    found = list(files.walk(str(tmp_path)))
+    for one in "abc":
+        assert [path for path in found if path.startswith(one)] == [
+            f"{one}/1.png",
+            f"{one}/to/1.png",
+            f"{one}/to/to/1.png",
+            f"{one}/to/to/to",  # leads back
+        ]
+    assert [list(files.walk(str(tmp_path), path)) for path in found] == [
+        found[n + 1 :] for n in range(len(found))
+    ]
 
 
 def test_missing_files_are_named(tmp_path):

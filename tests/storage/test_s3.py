@@ -12,9 +12,11 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import numpy as np
 import pytest
 
 from bcl_ray.data.shards import read_manifest, verify_shards, write_shards
+from bcl_ray.data.sources import open_source
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import LeaseHeldError
 from bcl_ray.storage.s3 import access as check
@@ -51,7 +53,7 @@ def test_all_files_come_page_by_page_in_the_order_of_their_bytes(bucket, monkeyp
     names = ["a-b.jpg", "a/1.jpg", "a/deep/er/x", "a0", "b c/ü#?.png", "b c/%41+.png", "é"]
     for name in [*names, ".hidden/x", "a/.thumb", "folder/"]:
         key = {"Bucket": bucket.uri.removeprefix("s3://"), "Key": f"all/{name}"}
-        bucket.client.put_object(**key, Body=name.encode())
+        bucket.client.put_object(**key, Body=b"" if name == "folder/" else name.encode())
     listed = list(files.walk(f"{bucket.uri}/all"))
     assert listed == sorted(names, key=str.encode)
     assert list(files.walk(f"{bucket.uri}/al")) == []
@@ -80,6 +82,26 @@ def test_files_live_in_a_bucket_as_in_a_folder(bucket):
     files.delete_folder(f"{bucket.uri}/a")
     assert files.list_files(uri) == {}
     assert files.list_folders(f"{bucket.uri}/a") == []
+
+
+@ON_SWIFT  # Ceph has the same keys
+def test_keys_with_empty_parts_are_images_or_named(bucket):
+    """A tool that joins paths carelessly makes them, and pyarrow does not open them."""
+    keys = ["train/cat//1.png", "train/cat/2.png", "train//3.png", "test/cat///4.png", "/test/5"]
+    keys.append("train/cat/6.png/")
+    for key in [*keys, "train/bee/", "train/cat/sub//"]:
+        content = key.encode() if key in keys else b""
+        name = bucket.uri.removeprefix("s3://")
+        bucket.client.put_object(Bucket=name, Key=f"in/{key}", Body=content)
+    assert sorted(files.walk(f"{bucket.uri}/in")) == sorted(keys)
+    source = open_source("folder", f"{bucket.uri}/in")
+    assert source.class_names == ("bee", "cat")
+    for split, expected in (("train", [keys[2], keys[0], keys[1], keys[5]]), ("test", [keys[3]])):
+        images = source.splits[split]
+        rows = np.arange(len(images.labels))
+        assert [images.where(row) for row in rows] == expected
+        assert list(images.read(rows)) == [key.encode() for key in expected]
+    assert source.splits["train"].faults == {0: "'' is not a class folder of train/"}
 
 
 def test_missing_files_and_buckets_are_named(bucket):

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.tracking import mlflow_model
 from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.registry import OPTIMISTIC, register, resolve
-from tests.tracked import PATIENCE, begin, final_checkpoint, start, tracker_of
+from tests.tracked import PATIENCE, begin, experiment_in, final_checkpoint, start, tracker_of
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,16 @@ def test_a_registered_name_leads_back_to_the_run_and_its_checkpoint(sqlite):
     (logged,) = client.search_logged_models([experiment])
     assert (logged.source_run_id, logged.name) == (version.run_id, "best_00000012")
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": 1}]
+
+
+def test_runs_in_a_folder_whose_name_is_no_url_are_registered(tmp_path, database):
+    root = tmp_path / "why? x%41#"
+    root.mkdir()
+    shutil.copy(database, root / "mlflow.db")
+    run, folder, state = trained(experiment_in(root), "first", all=70.0)
+    register(run, folder, state, "digits", alias="champion")
+    assert resolve("models:/digits@champion", str(root)) == (run.uri, folder)
+    assert {path.name for path in root.iterdir()} == {"first", "mlartifacts", "mlflow.db"}
 
 
 def test_the_champion_moves_only_to_a_better_run(sqlite):

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import math
 import os
 import pickle
 import shutil
@@ -21,15 +22,17 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.models import Model
+from sqlalchemy import make_url
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.method.model import Classifier
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.tracking import journal, mlflow_model, mlflow_server
 from bcl_ray.tracking import tracker as tracking
-from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.tracking.connection import sqlite_file, tracking_uri
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
+from tests.odd_names import ODD_NAMES
 from tests.tracked import (
     DATA,
     FINGERPRINT,
@@ -426,6 +429,27 @@ def search_of(experiment, uid="5" * 32):
     return Tracker(about, tracking_uri(experiment), Path(experiment.tracking.runs) / "search")
 
 
+def test_names_of_classes_are_themselves_in_mlflow(sqlite):
+    counts = range(len(ODD_NAMES), 0, -1)
+    split = (
+        manifest()
+        .splits["train"]
+        .model_copy(update={"class_counts": tuple(counts), "rows": sum(counts)})
+    )
+    update = {"class_names": tuple(ODD_NAMES), "splits": {"train": split, "test": split}}
+    run = begin(sqlite)
+    with tracker_of(run, sqlite) as tracker:
+        tracker.start()
+        tracker.describe(sqlite, manifest().model_copy(update=update))
+        assert tracker.finish("FINISHED", PATIENCE), tracker.problem
+    client, recorded = found(sqlite, run)
+    stored = mlflow.artifacts.load_dict(f"{recorded.info.artifact_uri}/class_counts.json")
+    assert stored == dict(zip(ODD_NAMES, counts, strict=True))
+    for used in client.get_run(recorded.info.run_id).inputs.dataset_inputs:
+        profile = json.loads(used.dataset.profile)
+        assert profile["class_counts"] == stored
+
+
 def test_a_run_is_below_its_parent_which_needs_no_experiment(sqlite):
     run = begin(sqlite)
     for _ in range(2):  # both are resumed
@@ -546,6 +570,50 @@ def test_what_mlflow_refuses_is_told_and_holds_up_nothing(sqlite):
     assert steps_of(client, tracker.run_id) == [1]
 
 
+def test_an_experiment_in_the_trash_is_named_at_once_and_filled_when_it_is_restored(sqlite):
+    client = MlflowClient(tracking_uri(sqlite))
+    trashed = client.create_experiment(sqlite.tracking.experiment)
+    client.delete_experiment(trashed)
+    run = begin(sqlite)
+    tracker = tracker_of(run, sqlite)
+    start(tracker, sqlite)
+    assert not tracker.finish("FINISHED", patience=math.inf)
+    assert tracker.problem == (
+        f"MLflow's experiment '{sqlite.tracking.experiment}' is in the trash: restore it (mlflow "
+        f"experiments restore --experiment-id {trashed}), or name another one "
+        "(tracking.experiment=NAME)"
+    )
+    client.restore_experiment(trashed)
+    sync(run, sqlite)
+    assert [found.info.status for found in client.search_runs([trashed])] == ["FINISHED"]
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_a_run_that_goes_to_the_trash_meanwhile_is_told_once(sqlite, what):
+    client = MlflowClient(tracking_uri(sqlite))
+    tracker = tracker_of(begin(sqlite), sqlite)
+    start(tracker, sqlite)
+    wait_for(lambda: tracker.run_id is not None)
+    if what == "run":
+        client.delete_run(tracker.run_id)
+    else:
+        client.delete_experiment(client.get_run(tracker.run_id).info.experiment_id)
+    for epoch in range(3):
+        tracker.metrics({"loss/total": 1.0}, epoch)
+    assert not tracker.finish("FINISHED", patience=math.inf)
+    assert "trash" in tracker.problem
+    assert "restore" in tracker.problem
+    assert ";" not in tracker.problem
+
+
+def test_an_experiment_s_name_that_mlflow_refuses_is_told_at_once(sqlite):
+    nameless = with_overrides(sqlite, ['tracking.experiment=""'])
+    tracker = tracker_of(begin(nameless), nameless)
+    start(tracker, nameless)
+    assert not tracker.finish("FINISHED", patience=math.inf)
+    assert "MLflow refuses the run: " in tracker.problem
+
+
 def test_a_run_is_found_among_more_experiments_than_fit_a_page(sqlite, monkeypatch):
     run = begin(sqlite)
     assert tracker_of(run, sqlite).finish("FAILED", PATIENCE)
@@ -658,6 +726,17 @@ def test_runs_are_tracked_beside_them_unless_told_otherwise(tmp_path, monkeypatc
     assert tracking_uri(own) == "sqlite:///x.db", "the option comes before the environment"
 
 
+@pytest.mark.parametrize("name", ["why? x", "100%", "a%41b", "a#b", "%3F", "a?b=c&d", "ü \n'\"\\"])
+def test_the_database_lies_beside_the_runs_whatever_their_folder_is_called(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    uri = tracking_uri(experiment_in(folder))
+    assert make_url(uri).database == str(folder / "mlflow.db")
+    assert sqlite_file(uri) == folder / "mlflow.db"
+    assert sqlite_file(f"{uri}?timeout=9") == folder / "mlflow.db"
+    assert tracking_uri(experiment_in(folder, f"tracking.uri={uri}")) == uri
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -670,6 +749,10 @@ def test_runs_are_tracked_beside_them_unless_told_otherwise(tmp_path, monkeypatc
             "'./mlruns' is a file store, which MLflow does not support any more: use",
         ),
         ("postgresql://host/db", "'postgresql://host/db' must be sqlite:///FILE or the http(s)://"),
+        ("sqlite://", "'sqlite://' names no file: write sqlite:///FILE"),
+        ("sqlite:///:memory:", "'sqlite:///:memory:' names no file: write sqlite:///FILE"),
+        ("sqlite:///what?/x.db", "'sqlite:///what?/x.db': write the '?' of a name as %3F"),
+        ("sqlite:///what?.db", "'sqlite:///what?.db': write the '?' of a name as %3F"),
     ],
 )
 def test_other_stores_are_refused(uri, message, monkeypatch):

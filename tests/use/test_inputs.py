@@ -1,6 +1,7 @@
 """Images of folders and shards: which, in which order, and what is wrong with some."""
 
 import contextlib
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -84,6 +85,22 @@ def test_the_order_of_any_tree_is_that_of_its_whole_paths(tmp_path_factory, name
             p for p in in_order if p.encode() > gone.encode()
         ]
     shutil.rmtree(root)
+
+
+def test_links_are_followed_once_and_what_is_no_file_has_that_reason(folder, tmp_path, links):
+    faults = links(folder / "B")
+    found, total = list_files(folder, tmp_path, 100)
+    assert total == len(ORDER) + len(faults)
+    rows = found.load(0, total)
+    read = dict(zip(rows.keys["path"], rows.images, strict=True))
+    assert [read.pop(path) for path in ORDER] == [path.encode() for path in ORDER]
+    assert {path.removeprefix("B/"): reason for path, reason in read.items()} == faults
+
+
+def test_a_name_that_is_not_utf_8_is_refused(folder, tmp_path):
+    (Path(os.fsdecode(os.fsencode(folder) + b"/B/\xff.png"))).touch()
+    with pytest.raises(ValueError, match=r"B holds a name that is not UTF-8, b'\\xff.png': rename"):
+        list_files(folder, tmp_path)
 
 
 def test_a_file_that_went_after_it_was_listed_has_that_reason(folder, tmp_path):
@@ -215,7 +232,7 @@ def test_the_first_picture_of_a_gif_is_read():
     [
         ("it is no longer there", "it is no longer there"),
         (b"", "the image is empty"),
-        (b"some text", "does not decode: cannot identify image file its bytes"),
+        (b"some text", "it is none of JPEG, PNG, "),
         (encoded(".png")[:300], "does not decode (300 bytes, starting with b'\\x89PNG')"),
         (encoded(".png", 1, 8000), "its sides are too unequal: 8000000 x 1000 pixels when"),
         (cv2.imencode(".png", np.zeros((9, 9), np.uint16))[1].tobytes(), "its mode I;16 is none"),

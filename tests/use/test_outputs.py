@@ -15,6 +15,7 @@ from bcl_ray.storage.lease_request import acquire_lease
 from bcl_ray.use.predict.outputs import Output
 from bcl_ray.use.predict.request import PredictionOptions, PredictionRequest
 from bcl_ray.use.predict.tables import Classes, table_of
+from tests.odd_names import ODD_NAMES
 
 CLASSES = Classes(["cat", "dog", "newt"], [500, 50, 5])
 OPTIONS = PredictionOptions(top=2, batch_size=4, part_size=4)
@@ -94,6 +95,25 @@ def test_csv_has_the_same_rows_without_embeddings(tmp_path):
     assert rows[0]["probability_1"] == "0.75"
     assert rows[1]["class_1"] == ""
     assert "embedding" not in rows[0]
+
+
+def test_names_of_classes_are_themselves_in_csv_and_parquet(tmp_path):
+    classes = Classes(ODD_NAMES, range(len(ODD_NAMES), 0, -1))
+    number = len(ODD_NAMES)
+    columns = {
+        "path": np.array([f"{name}.jpg" for name in ODD_NAMES]),
+        "fault": np.array([""] * number),
+        "classes": np.arange(number)[:, None],
+        "probabilities": np.ones((number, 1), np.float32),
+    }
+    output(tmp_path, csv=True).write(0, table_of(columns, classes))
+    text = (tmp_path / "out" / "csv" / "part-000000.csv").read_bytes().decode()
+    for rows in (
+        list(csv.DictReader(io.StringIO(text, newline=""))),
+        pq.read_table(tmp_path / "out" / "parquet").to_pylist(),
+    ):
+        assert [row["class_1"] for row in rows] == ODD_NAMES
+        assert [row["path"] for row in rows] == [f"{name}.jpg" for name in ODD_NAMES]
 
 
 def test_a_summary_adds_up_parts_and_names_what_was_unreadable(tmp_path):

@@ -1,14 +1,10 @@
 """Images in files of their own, and the source that names them in list files."""
 
-import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pyarrow import fs
 
 from bcl_ray.data.sources.base import (
     Content,
@@ -23,9 +19,6 @@ from bcl_ray.data.sources.base import (
 )
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
-
-# Errors of a name that can be no image, as opposed to those of a disk or of its owner.
-_NO_IMAGE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 def open_list(request: SourceRequest) -> Source:
@@ -120,38 +113,13 @@ class ImageFiles:
     """Paths below it."""
 
     def __iter__(self) -> Iterator[Content]:
-        filesystem, base = files.resolve(self.root)
-        return read_ahead(lambda name: self._read(filesystem, base, name), self.names)
+        def read(name: str) -> Content:
+            try:
+                return files.read_listed(self.root, name)
+            except (FileNotFoundError, files.NoFileError) as error:
+                return error
 
-    def _read(self, filesystem: Any, base: str, name: str) -> Content:
-        if "\0" in name:
-            return OSError("its name has a NUL character: no file can be called so")
-        path = f"{base.rstrip('/')}/{name}"
-        try:
-            if isinstance(filesystem, fs.LocalFileSystem):
-                _check_regular(Path(path))
-            with (
-                files.explain_errors(files.join(self.root, name)),
-                filesystem.open_input_stream(path) as stream,
-            ):
-                return bytes(stream.read())
-        except FileNotFoundError as error:
-            return error
-        except OSError as error:
-            if error.errno in _NO_IMAGE:
-                return OSError(f"no file can be read there ({error.strerror})")
-            raise
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse folders, and pipes and devices, of which a read may never end.
-
-    Raises:
-        OSError: It is no regular file (EINVAL), or it cannot be looked at.
-    """
-    if not path.is_file() and path.stat():
-        kind = "a folder" if path.is_dir() else "a pipe, a socket or a device"
-        raise OSError(errno.EINVAL, f"it is {kind}")
+        return read_ahead(read, self.names)
 
 
 def file_split(

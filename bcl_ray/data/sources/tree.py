@@ -1,13 +1,11 @@
 """What lies below a folder: images, other files, and which folders are which split."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from bcl_ray.data.sources.base import read_ahead, shorten
-from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
 SPLITS = {
@@ -61,12 +59,7 @@ def list_tree(root: str) -> Tree:
         ValueError: A name is not UTF-8.
         OSError: The folder cannot be read.
     """
-    try:
-        found = sorted(files.walk(root), key=lambda path: path.split("/"))
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{root} holds a name that is not UTF-8 ({_name_without_utf8(root)}): rename it"
-        ) from None
+    found = sorted(files.walk(root), key=lambda path: path.split("/"))
     if not found and not files.exists(root):
         raise FileNotFoundError(f"{root} does not exist: check its spelling")
     while len(tops := {path.partition("/")[0] for path in found}) == 1:
@@ -102,6 +95,10 @@ def _look_into(root: str, names: Iterable[str]) -> Iterable[bool]:
     filesystem, base = files.resolve(root)
 
     def begins_as_image(name: str) -> bool:
+        try:
+            files.check_listed(root, name)
+        except (FileNotFoundError, files.NoFileError):
+            return True  # the check of the images says what it is
         with (
             files.explain_errors(files.join(root, name)),
             filesystem.open_input_stream(f"{base.rstrip('/')}/{name}") as stream,
@@ -109,16 +106,6 @@ def _look_into(root: str, names: Iterable[str]) -> Iterable[bool]:
             return _SIGNATURE.match(bytes(stream.read(16))) is not None
 
     return read_ahead(begins_as_image, names)
-
-
-def _name_without_utf8(root: str) -> str:
-    for folder, folders, names in os.walk(os.fsencode(paths.absolute(root))):
-        for name in (*folders, *names):
-            try:
-                name.decode()
-            except UnicodeDecodeError:
-                return repr(os.path.join(folder, name))[1:]  # noqa: PTH118 - Path has no bytes
-    return "unknown"
 
 
 def split_of(name: str) -> str | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bcl_ray import __version__
+from bcl_ray.machine import user
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.doctor import gpus
 from bcl_ray.ops.doctor.finding import SECONDS, Finding, run_check
@@ -51,6 +52,9 @@ def examine(
         "memory": lambda: check_shared_memory(resources.get("object_store_memory", 0)),
         "GPUs": lambda: gpus.check_gpus(resources.get("GPU", 0) if resources else None),
     }
+    if not resources:  # Ray starts here
+        checks["HOME"] = user.check_home
+        checks["TMPDIR"] = user.check_temporary_folder
     if store:
         checks["S3"] = lambda: check_object_store(store)
     if mlflow:

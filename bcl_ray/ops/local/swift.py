@@ -4,13 +4,14 @@ It works with the default settings of pyarrow and boto3. A conditional write ("c
 only if it does not exist") is not atomic: Swift checks first, then writes.
 """
 
-import getpass
 import os
+import pwd
 import secrets
 import subprocess
 import sys
 from string import Template
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.local.ports import LOOPBACK, answers
 from bcl_ray.ops.local.processes import program
 from bcl_ray.ops.local.secret import write_private
@@ -143,7 +144,7 @@ class Swift(S3Server):
             prefix, suffix = secrets.token_hex(16), secrets.token_hex(16)
             text = Template(HASHES).substitute(prefix=prefix, suffix=suffix)
             write_private(etc / "swift.conf", text)
-        common = {"host": LOOPBACK, "folder": self.folder, "user": getpass.getuser()}
+        common = {"host": LOOPBACK, "folder": self.folder, "user": _user()}
         for name, port in zip(("account", "container", "object"), self.ports[1:], strict=True):
             text = Template(STORAGE).substitute(
                 common, name=name, port=port, workers=int(name == "object")
@@ -160,3 +161,13 @@ class Swift(S3Server):
         subprocess.run(  # noqa: S603 (each time, for the ports may have changed)
             [sys.executable, "-c", RINGS, str(etc), str(self.port)], check=True, timeout=60
         )
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise UserError(
+            f"Swift needs a user with an entry in /etc/passwd, and user {os.getuid()} has none: "
+            "add one, or run this as another user"
+        ) from None

@@ -13,6 +13,7 @@ from bcl_ray.ops.local.postgres import Postgres
 from bcl_ray.ops.local.processes import BIN, START_SECONDS, Processes
 from bcl_ray.ops.local.secret import ensure_secret
 from bcl_ray.tracking import mlflow_server
+from bcl_ray.tracking.connection import sqlite_uri
 
 USER = "bcl-ray"
 DATABASES = ("sqlite", "postgres")
@@ -105,7 +106,7 @@ def environment(database: str) -> dict[str, str]:
 def sqlite(folder: Path) -> str:
     """The URL of a database in one file of a folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return f"sqlite:///{folder}/mlflow.db"
+    return sqlite_uri(folder / "mlflow.db")
 
 
 class Accounts:

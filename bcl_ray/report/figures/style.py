@@ -105,5 +105,6 @@ def png(figure: Figure) -> bytes:
 
 
 def shorten(name: str, characters: int = 18) -> str:
-    """The name, cut to a number of characters."""
+    """The name in one line, cut to a number of characters."""
+    name = "".join(c if c.isprintable() else " " for c in name).strip()
     return name if len(name) <= characters else name[: characters - 1] + "…"

@@ -7,12 +7,15 @@ what to do. For the settings and credentials of S3 see `storage.s3.clients`.
 """
 
 from bcl_ray.storage.files.contents import (
+    NoFileError,
+    check_listed,
     copy,
     create_bytes,
     delete,
     delete_folder,
     open_write,
     read_bytes,
+    read_listed,
     write_bytes,
 )
 from bcl_ray.storage.files.errors import explain_errors, with_retries
@@ -26,8 +29,10 @@ from bcl_ray.storage.files.listing import check_file, exists, list_files, list_f
 from bcl_ray.storage.paths import file_in, join
 
 __all__ = [
+    "NoFileError",
     "atomic_filesystem",
     "check_file",
+    "check_listed",
     "check_usable",
     "copy",
     "create_bytes",
@@ -41,6 +46,7 @@ __all__ = [
     "list_folders",
     "open_write",
     "read_bytes",
+    "read_listed",
     "resolve",
     "walk",
     "with_filesystem",

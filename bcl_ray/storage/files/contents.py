@@ -1,6 +1,8 @@
 """Reading, writing and deleting whole files."""
 
 import contextlib
+import errno
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +17,15 @@ from bcl_ray.storage.files.errors import explain_errors, with_retries
 from bcl_ray.storage.files.filesystems import with_filesystem
 from bcl_ray.storage.files.listing import exists
 from bcl_ray.storage.files.local import open_local_write
+from bcl_ray.storage.paths import file_in, is_local, local
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def read_bytes(uri: str) -> bytes:
@@ -28,6 +39,50 @@ def read_bytes(uri: str) -> bytes:
             return bytes(stream.read())
 
     return with_filesystem(read, uri)
+
+
+class NoFileError(OSError):
+    """What a name leads to is no file; the text says what it is."""
+
+
+def read_listed(folder: str, path: str) -> bytes:
+    """Read a file that `walk` has found in a folder, or that a list names.
+
+    Raises:
+        FileNotFoundError: There is nothing of this name.
+        NoFileError: There is no file: reading a pipe or a device might never end.
+        OSError: It cannot be read.
+    """
+    check_listed(folder, path)
+    return read_bytes(file_in(folder, path))
+
+
+def check_listed(folder: str, path: str) -> None:
+    """Check that `read_listed` has a file to read; in an object store every name is one.
+
+    Raises:
+        FileNotFoundError: There is nothing of this name.
+        NoFileError: There is no file.
+    """
+    if is_local(folder):
+        _check_regular(Path(local(file_in(folder, path))))
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise NoFileError("it is a link that leads nowhere") from None
+        raise FileNotFoundError(f"{path} does not exist: check its spelling") from None
+    except ValueError:
+        raise NoFileError("its name has a NUL character: no file can be called so") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+            raise NoFileError(f"no file can be read there ({error.strerror})") from None
+        return  # what else is wrong, reading tells
+    if kind != stat.S_IFREG:
+        raise NoFileError(f"it is {_KINDS.get(kind, 'something else')}, not a file")
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:

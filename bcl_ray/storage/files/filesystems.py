@@ -1,7 +1,6 @@
 """The pyarrow filesystem of a path or URI."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ from bcl_ray.machine.errors import UserError, flat_text
 from bcl_ray.storage import s3
 from bcl_ray.storage.files.errors import explain_errors, with_retries
 from bcl_ray.storage.files.local import AtomicFileSystem
+from bcl_ray.storage.paths import is_local, local
 from bcl_ray.storage.retry import TransientError
 from bcl_ray.storage.s3.clients import Guard
 
@@ -30,8 +30,10 @@ def resolve(uri: str) -> tuple[Any, str]:
         location = s3.parse_uri(uri)
         with explain_errors(uri):
             return s3.filesystem(location), location.path
-    if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    if is_local(uri):
+        return fs.LocalFileSystem(), local(uri)
+    if "#" in uri:  # pyarrow would cut the name there
+        raise UserError(f"'{uri}': write '#' as %23")
     with explain_errors(uri):
         try:
             filesystem, path = fs.FileSystem.from_uri(uri)

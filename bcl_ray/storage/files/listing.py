@@ -1,14 +1,17 @@
 """What is in a folder, and whether a file exists."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import s3
 from bcl_ray.storage.files.errors import explain_errors, with_retries
 from bcl_ray.storage.files.filesystems import with_filesystem
-from bcl_ray.storage.paths import file_in
+from bcl_ray.storage.paths import file_in, is_local, local
 
 
 def exists(uri: str) -> bool:
@@ -44,15 +47,20 @@ def list_folders(uri: str) -> list[str]:
 def walk(uri: str, after: str = "") -> Iterator[str]:
     """Paths of all files below a folder, relative to it, in the order of their bytes.
 
-    Files and folders whose name starts with a dot are left out. In memory is a page of 1,000 names
-    in S3; elsewhere the entries of one folder and of those above it.
+    Files and folders whose name starts with a dot are left out. What is no folder counts as a file,
+    also a link that leads nowhere and a pipe: `read_listed` says what is wrong with it. A link to a
+    folder is followed, unless it leads back to a folder above it. In memory is a page of 1,000
+    names in S3; elsewhere the entries of one folder and of those above it.
 
     Args:
         uri: The folder.
         after: A path; only paths that come after it in the order are returned.
+
+    Raises:
+        ValueError: A name is not UTF-8.
     """
     if not s3.is_s3(uri):
-        yield from _walk(uri, (), after)
+        yield from _walk(uri, (), after, ())
         return
     keys = s3.list_keys(s3.parse_uri(uri), lambda attempt: with_retries(attempt, uri), after)
     for key in keys:
@@ -60,22 +68,62 @@ def walk(uri: str, after: str = "") -> Iterator[str]:
             yield key
 
 
-def _walk(uri: str, above: tuple[str, ...], after: str) -> Iterator[str]:
+def _walk(
+    uri: str, above: tuple[str, ...], after: str, real_above: tuple[Path, ...]
+) -> Iterator[str]:
     folder = file_in(uri, "/".join(above)) if above else uri
-
-    def path(info: Any) -> str:
-        """Path that puts a folder where its files belong in the order of whole paths."""
-        is_folder = info.type == fs.FileType.Directory
-        return "/".join((*above, info.base_name)) + ("/" if is_folder else "")
-
-    entries = [(path(info), info) for info in _infos(folder) if info.base_name[:1] != "."]
-    for name, info in sorted(entries, key=lambda entry: entry[0].encode()):
-        if name.encode() <= after.encode() and not (name[-1] == "/" and after.startswith(name)):
+    real = (*real_above, Path(local(folder)).resolve()) if is_local(uri) else ()
+    entries = _local_entries(folder, real) if real else _entries(folder)
+    # A slash puts a folder where its files belong in the order of whole paths.
+    paths = ["/".join((*above, name)) + "/" * is_folder for name, is_folder in entries]
+    for path in sorted(paths, key=str.encode):
+        if path.encode() <= after.encode() and not (path[-1] == "/" and after.startswith(path)):
             continue
-        if info.type == fs.FileType.Directory:
-            yield from _walk(uri, (*above, info.base_name), after)
-        elif info.is_file:
-            yield name
+        if path[-1] == "/":
+            yield from _walk(uri, tuple(path[:-1].split("/")), after, real)
+        else:
+            yield path
+
+
+def _entries(folder: str) -> list[tuple[str, bool]]:
+    """Names in a folder that do not start with a dot, and whether they are folders."""
+    return [
+        (info.base_name, info.type == fs.FileType.Directory)
+        for info in _infos(folder)
+        if info.base_name[:1] != "."
+    ]
+
+
+def _local_entries(folder: str, real: tuple[Path, ...]) -> list[tuple[str, bool]]:
+    """The same on this machine; `real` are the folder and those above it, without links."""
+
+    def read() -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(real[-1]) as entries:
+                return [entry for entry in entries if entry.name[0] != "."]
+        except FileNotFoundError:
+            return []
+
+    entries = with_retries(read, folder)
+    for entry in entries:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(entry.name)
+            raise UserError(
+                f"{folder} holds a name that is not UTF-8, {name!r}: rename it"
+            ) from None
+    return [(entry.name, _is_new_folder(entry, real)) for entry in entries]
+
+
+def _is_new_folder(entry: os.DirEntry[str], real: tuple[Path, ...]) -> bool:
+    """Whether an entry is a folder, and no link to one of the folders in which it lies."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    if not Path(entry.path).is_dir():
+        return False
+    target = Path(entry.path).resolve()
+    return not any(folder.is_relative_to(target) for folder in real)
 
 
 def _info(uri: str) -> Any:
@@ -85,6 +133,8 @@ def _info(uri: str) -> Any:
 def _infos(uri: str) -> list[Any]:
     def read(filesystem: Any, path: str) -> list[Any]:
         infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(infos, key=lambda info: str(info.path))
+        # A key with an empty part makes a folder without a name, which pyarrow calls as its parent.
+        named = [info for info in infos if info.path.rstrip("/") != path.rstrip("/")]
+        return sorted(named, key=lambda info: str(info.path))
 
     return with_filesystem(read, uri)

@@ -36,8 +36,8 @@ class FileVersion:
 def list_keys(location: Location, retry: Retry, after: str = "") -> Iterator[str]:
     """Keys below a folder, relative to it, in the order of their bytes.
 
-    Only one page of PAGE_KEYS keys is in memory. Keys that end in '/', which mark folders, are left
-    out, and so are `after` and all keys before it.
+    Only one page of PAGE_KEYS keys is in memory. Empty objects whose keys end in '/', which mark
+    folders, are left out, and so are `after` and all keys before it.
     """
     prefix = f"{location.key}/" if location.key else ""
     request: dict[str, Any] = {"Bucket": location.bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
@@ -45,8 +45,10 @@ def list_keys(location: Location, retry: Retry, after: str = "") -> Iterator[str
         request["StartAfter"] = prefix + after
     while True:
         page = retry(lambda: client(location).list_objects_v2(**request))
-        names = (str(item["Key"]).removeprefix(prefix) for item in page.get("Contents", ()))
-        yield from (name for name in names if name and not name.endswith("/"))
+        for item in page.get("Contents", ()):
+            name = str(item["Key"]).removeprefix(prefix)
+            if name and (item["Size"] or not name.endswith("/")):
+                yield name
         if not page.get("IsTruncated"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]

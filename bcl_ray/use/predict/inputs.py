@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bcl_ray.data.decode import Pixels, decode
-from bcl_ray.data.image_check import FORMATS, checker_settings, image_size
+from bcl_ray.data.image_check import checker_settings, image_size
 from bcl_ray.data.layout import Layout
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, read_row_group
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
@@ -28,7 +28,6 @@ from bcl_ray.storage.paths import is_local
 from bcl_ray.use.predict.listing import Lists
 
 PARALLEL_READS = 8  # files per task at once, which hides the latency of an object store
-ACCEPTED_FORMATS = (*FORMATS, "GIF")  # of a GIF, the first picture
 
 Image = bytes | str  # an encoded file, or the reason why it cannot be read
 
@@ -64,9 +63,11 @@ class Folder:
 
     def _read(self, path: str) -> Image:
         try:
-            return files.read_bytes(files.file_in(self.uri, path))
+            return files.read_listed(self.uri, path)
         except FileNotFoundError:
             return "it is no longer there"
+        except files.NoFileError as error:
+            return str(error)
         except PermissionError:
             if not is_local(self.uri):  # in an object store, probably no file can be read
                 raise
@@ -166,7 +167,7 @@ def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list
 def _view(image: Image, config: ViewsConfig) -> Pixels:
     if isinstance(image, str):
         raise UserError(image)
-    width, height = image_size(image, MAX_PIXELS, ACCEPTED_FORMATS)
+    width, height = image_size(image, MAX_PIXELS)
     height, width = resized_sides(height, width, config)
     if height * width > MAX_PIXELS:
         raise UserError(

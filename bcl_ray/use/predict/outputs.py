@@ -9,8 +9,6 @@
 <output>/summary.json           counts over all images; written last
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from bcl_ray.experiment.metric_names import SHOT_GROUPS
+from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
@@ -170,9 +169,9 @@ class Output:
         """Write errors.csv, and return its first rows."""
         first: list[tuple[str, str]] = []
         with files.open_write(files.join(self.uri, ERRORS)) as sink:
-            sink.write(_csv_line("image", "error"))
+            sink.write(csv_text([("image", "error")]).encode())
             for name, reason in self._read_errors(parts):
-                sink.write(_csv_line(name, reason))
+                sink.write(csv_text([(name, reason)]).encode())
                 if len(first) < MAX_ERRORS:
                     first.append((name, reason))
         return first
@@ -206,9 +205,3 @@ def _sum_by_group(counts: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The sum for each group that occurs, in the order of SHOT_GROUPS."""
     groups = [group for group in SHOT_GROUPS if any(group in part for part in counts)]
     return {group: sum(part.get(group, 0) for part in counts) for group in groups}
-
-
-def _csv_line(*cells: str) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode()
