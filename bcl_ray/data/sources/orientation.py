@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from bcl_ray.data.decode import Pixels, decode
-from bcl_ray.data.image_check import FORMATS, checker_settings
+from bcl_ray.data.decode import FORMATS, Pixels, decode
+from bcl_ray.data.image_check import checker_settings
 from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
 
 _ORIENTATION = 0x0112  # tag of EXIF; 1, or no tag: the image is upright
