@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bcl_ray.data.sources import open_source
 from bcl_ray.machine.errors import UserError
+from bcl_ray.storage.files import file_in, write_bytes
 from tests.data.test_sources import contents, png, write_tree
 
 TINY = {
@@ -412,3 +413,21 @@ def test_numbers_of_rows_do_not_depend_on_what_is_no_image(tmp_path):
     after = open_source("folder", str(tmp_path)).splits["train"]
     assert contents(before) == contents(after)
     assert np.array_equal(before.labels, after.labels)
+
+
+@pytest.mark.parametrize("s3_server", ["swift"], indirect=True)
+def test_folders_in_a_bucket_are_read_like_others(bucket):
+    files = {"set 1/train/c #1/1.png": png(1), "set 1/train/c #1/2": png(2)}
+    files |= {
+        "set 1/train/d/3.png": png(3),
+        "set 1/train/d/4.txt": b"",
+        "set 1/dev/d/5.png": png(5),
+    }
+    for name, content in files.items():
+        write_bytes(file_in(f"{bucket.uri}/in", name), content)
+    source = open_source("folder", f"{bucket.uri}/in")
+    assert rows(source, source.splits["train"]) == [("c #1", 1), ("c #1", 2), ("d", 3)]
+    assert rows(source, source.splits["val"]) == [("d", 5)]
+    root = f"{bucket.uri}/in/set%201"
+    source = open_source("folder", splits={"train": f"{root}/train", "test": f"{root}/dev"})
+    assert rows(source, source.splits["test"]) == [("d", 5)]

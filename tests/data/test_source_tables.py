@@ -63,7 +63,7 @@ def saved(tmp_path):
     folder = tmp_path / "saved"
     save_to_disk(folder / "train", [0, 1, 2] * 4, ["ant", "bee", "cat"], files=3)
     save_to_disk(folder / "dev", [2, 0, 1, 1], ["cat", "ant", "bee"], first=100)
-    save_to_disk(folder / "test", [-1] * 4, ["ant", "bee", "cat"])
+    save_to_disk(folder / "test", [-1] * 4, ["bee", "ant", "cat"])
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "dev", "test"]}')
     return folder
 
@@ -129,7 +129,7 @@ def test_several_data_sets_in_one_folder_are_named(tmp_path):
     [
         (["cat", "ant", "bee"], [0, 1, 2], ["cat", "ant", "bee"]),
         (["bee", "ant"], [0, 1, -1], ["bee", "ant", None]),
-        (["ant", "bee"], [1, 0, 5], ["bee", "ant", None]),
+        (["ant", "bee"], [1, 0, 2], ["bee", "ant", None]),
         (["ant", "dog", "cat"], [0, 1, 2], ["ant", None, "cat"]),
         (["ant", "bee", "cat", "dog"], [2, 3, 0], ["cat", None, "ant"]),
     ],

@@ -219,7 +219,7 @@ def _in_order(
 ) -> tuple[Rows, dict[int, str]]:
     """The labels of a file in the order of the first file's class names, and faults by row."""
     own = columns.class_names
-    if own is None or class_names is None or own == class_names[: len(own)]:
+    if own is None or class_names is None or own == class_names:
         return labels, {}
     if len(set(own)) < len(own) or len(set(class_names)) < len(class_names):
         raise UserError(
@@ -228,12 +228,15 @@ def _in_order(
         )
     position = {name: label for label, name in enumerate(class_names)}
     ordered = np.array([position.get(name, -1) for name in own], dtype=np.int64)
-    known = (labels >= 0) & (labels < len(own))
-    moved = np.where(known, ordered[np.where(known, labels, 0)], labels)
-    return moved, {
-        row: f"'{own[labels[row]]}' is not a class of the training split"
-        for row in np.flatnonzero(known & (moved < 0)).tolist()
-    }
+    named = (labels >= 0) & (labels < len(own))
+    moved = np.full(len(labels), -1, dtype=np.int64)
+    moved[named] = ordered[labels[named]]
+    faults = {}
+    for row in np.flatnonzero((moved < 0) & (labels >= 0)).tolist():
+        what = f"'{own[labels[row]]}'" if named[row] else f"label {labels[row]}"
+        rule = "a class of the training split" if named[row] else "named in its file's metadata"
+        faults[row] = f"{what} is not {rule}"
+    return moved, faults
 
 
 @dataclass(frozen=True)
