@@ -1,8 +1,8 @@
 """Folders of images, in the layouts in which people and public data sets have them.
 
 The class of an image is the name of its folder: `<split>/<class>/<image>`. Where folders do not
-tell classes, annotation files do (`annotations`), for each split on its own: Tiny-ImageNet has
-folders for training, and a file for validation.
+tell classes, annotation files do (`annotation_reader`), for each split on its own: Tiny-ImageNet
+has folders for training, and a file for validation.
 """
 
 from collections import Counter
@@ -12,14 +12,14 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from bcl_ray.data.sources.annotations import AnnotationReader, Image
+from bcl_ray.data.sources.annotation_reader import AnnotationReader, LabelledImage
 from bcl_ray.data.sources.base import Source, SourceRequest, in_order, numbered, shorten
 from bcl_ray.data.sources.files import file_split
 from bcl_ray.data.sources.tree import SPLITS, Tree, list_tree, split_folders
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
-Images = dict[str, list[Image]]  # by split
+Images = dict[str, list[LabelledImage]]  # by split
 
 # What other sources read, by a part of a file's name.
 _OTHER_SOURCES = {
@@ -72,7 +72,7 @@ def _image_folders(request: SourceRequest) -> Source:
             for path in tree.images:
                 name, slash, _ = path.partition("/")
                 fault = None if slash else f"'{path}' is in no class folder"
-                image = Image(f"{above}/{path}".lstrip("/"), name, fault)
+                image = LabelledImage(f"{above}/{path}".lstrip("/"), name, fault)
                 images.setdefault(split, []).append(image)
     classes = {name for tree in trees["train"] for name in _subfolders(tree.root)}
     notes = [tree.left_out(()) for of_split in trees.values() for tree in of_split]
@@ -120,17 +120,17 @@ def _class_folders(tree: Tree) -> tuple[Images, list[str]]:
     return images, notes
 
 
-def _of_folders(images: Sequence[list[str]]) -> Iterator[Image]:
+def _of_folders(images: Sequence[list[str]]) -> Iterator[LabelledImage]:
     """Images of one split, by the parts of their paths: the class follows the split."""
     # Archives are unpacked to seg_train/seg_train.
     position = 2 if all(parts[1] == parts[0] for parts in images) else 1
     for parts in images:
         loose = len(parts) <= position + 1
         fault = f"'{parts[-1]}' is in no class folder" if loose else None
-        yield Image("/".join(parts), parts[position] if not loose else "", fault)
+        yield LabelledImage("/".join(parts), parts[position] if not loose else "", fault)
 
 
-def _train_folders(tree: Tree, train: Sequence[Image]) -> list[str]:
+def _train_folders(tree: Tree, train: Sequence[LabelledImage]) -> list[str]:
     """All class folders of the training split; an empty one is a class, which is then refused."""
     above = set()
     for image in train:
@@ -157,7 +157,7 @@ def _completed(folders: Images, reader: AnnotationReader) -> Images:
     return folders | found
 
 
-def _classes_of(train: Sequence[Image], reader: AnnotationReader) -> list[str]:
+def _classes_of(train: Sequence[LabelledImage], reader: AnnotationReader) -> list[str]:
     """The classes of training images, in the order of a file that has one, of numbers or names."""
     present = {image.name for image in train if image.fault is None}
     for annotations in reader.used.values():

@@ -31,7 +31,7 @@ from bcl_ray.storage import files, paths
 LOCAL_BUFFER, REMOTE_BUFFER = 1 << 14, 1 << 20
 
 
-class Sample(NamedTuple):
+class TarImage(NamedTuple):
     """An image in a tar."""
 
     name: str
@@ -110,7 +110,7 @@ def _classes_beside(by_split: dict[str, list[str]]) -> str | None:
 _CLASSES = ("classes.txt", "classnames.txt")
 
 
-def _samples(uri: str, request: SourceRequest) -> Iterator[Sample]:
+def _samples(uri: str, request: SourceRequest) -> Iterator[TarImage]:
     """The images of a tar, in its order."""
     filesystem, path = files.resolve(uri)
     with files.explain_errors(uri), filesystem.open_input_file(path) as handle:
@@ -137,8 +137,8 @@ def _samples(uri: str, request: SourceRequest) -> Iterator[Sample]:
         yield from _sample(image, label)
 
 
-def _sample(image: tarfile.TarInfo | None, label: str | None) -> list[Sample]:
-    return [] if image is None else [Sample(image.name, image.offset_data, image.size, label)]
+def _sample(image: tarfile.TarInfo | None, label: str | None) -> list[TarImage]:
+    return [] if image is None else [TarImage(image.name, image.offset_data, image.size, label)]
 
 
 def _key_and_extension(name: str) -> tuple[str, str]:
@@ -162,7 +162,7 @@ def _label(file: Any, extension: str, request: SourceRequest) -> str | None:
 
 
 def _tar_split(
-    tars: Sequence[str], samples: Sequence[Sequence[Sample]], label_of: dict[str, int]
+    tars: Sequence[str], samples: Sequence[Sequence[TarImage]], label_of: dict[str, int]
 ) -> SourceSplit:
     rows = [sample for of_tar in samples for sample in of_tar]
     numbers = np.repeat(np.arange(len(tars)), [len(of_tar) for of_tar in samples])

@@ -1,0 +1,143 @@
+"""The images of a folder with their classes and splits, as its annotation files say."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from bcl_ray.data.sources.annotations import FORMATS, Annotations, Labelled
+from bcl_ray.data.sources.base import SourceRequest, read_text
+from bcl_ray.data.sources.tree import Tree, split_of
+from bcl_ray.machine.errors import UserError
+from bcl_ray.storage import paths
+
+
+class LabelledImage(NamedTuple):
+    """An image of a split, the name of its class, and why it cannot be used."""
+
+    path: str
+    name: str
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class AnnotationReader:
+    """Reads the annotation files of a tree, which are in its root, or one folder below."""
+
+    tree: Tree
+    request: SourceRequest
+    used: dict[str, Annotations] = field(default_factory=dict)
+    """The files that name images of the tree."""
+    unread: list[str] = field(default_factory=list)
+    """Notes on files that cannot be read."""
+
+    @cached_property
+    def images(self) -> dict[str, list[LabelledImage]]:
+        """The images of each split, in the order of the files and their lines.
+
+        Raises:
+            ValueError: Two files name the same image.
+        OSError: A file cannot be read.
+        """
+        by_split: dict[str, dict[str, _Marks]] = {}
+        for file in self.tree.others:
+            if file.count("/") > 1 or "submission" in file.lower():  # Kaggle: made-up classes
+                continue
+            for image, name, split in self._rows_of(file):
+                said = (split_of(split) or split) if split else _split_of_path(file)
+                path, fault = self._locate(file, image, said)
+                row_split = said or split_of(path.partition("/")[0]) or "train"
+                marks = by_split.setdefault(row_split, {}).setdefault(path, _Marks(file, [], fault))
+                if marks.file != file:
+                    raise UserError(
+                        f"{self.tree.root}: both {marks.file} and {file} say which class {path} is "
+                        "of: remove one of them"
+                    )
+                if name not in marks.names:
+                    marks.names.append(name)
+        return {
+            split: [_image(path, marks) for path, marks in images.items()]
+            for split, images in by_split.items()
+        }
+
+    def _rows_of(self, file: str) -> Sequence[Labelled]:
+        parse = FORMATS.get(PurePosixPath(file).suffix.lower())
+        if parse is None:
+            return ()
+        uri = paths.file_in(self.tree.root, file)
+        try:
+            found = parse(read_text(uri), self.request)
+        except UserError as error:
+            self.unread.append(str(error))
+            return ()
+        except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
+            self.unread.append(f"{uri} cannot be read ({type(error).__name__}: {error})")
+            return ()
+        # A file belongs to the images if it names some; otherwise it is about something else.
+        if found is None or not any(self._find(file, row.image) for row in found.rows[:100]):
+            return ()
+        self.used[file] = found
+        return found.rows
+
+    def _locate(self, file: str, image: str, split: str | None) -> tuple[str, str | None]:
+        """The path of an image, and why it is not clear."""
+        found = self._find(file, image)
+        if len(found) > 1 and split is not None:
+            found = [path for path in found if split_of(path.partition("/")[0]) == split] or found
+        if not found:
+            return f"{file.rpartition('/')[0]}/{image}".strip("/"), None
+        fault = f"'{image}' may be {found[0]} or {found[1]}" if len(found) > 1 else None
+        return found[0], fault
+
+    def _find(self, file: str, image: str) -> list[str]:
+        """Images that are meant: beside the file, or where their paths end so."""
+        name = image.replace("\\", "/").removeprefix("./")
+        folder = file.rpartition("/")[0]
+        beside = f"{folder}/{name}".lstrip("/")
+        candidates = self._by_name.get(name.rpartition("/")[2], [])
+        if beside in candidates:
+            return [beside]
+        while True:
+            found = [path for path in candidates if _ends_so(path, name)]
+            if found or not name.startswith("/"):
+                return found
+            name = "/".join(["", *name.split("/")[2:]]) if name.count("/") > 1 else name[1:]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        """Images by their names, with and without extension."""
+        found: dict[str, list[str]] = {}
+        for path in self.tree.images:
+            pure = PurePosixPath(path)
+            for name in {pure.name, pure.stem}:
+                found.setdefault(name, []).append(path)
+        return found
+
+
+def _ends_so(path: str, name: str) -> bool:
+    ends = (f"/{path}", f"/{PurePosixPath(path).with_suffix('')}")
+    return any(end.endswith(f"/{name.lstrip('/')}") for end in ends)
+
+
+def _split_of_path(path: str) -> str | None:
+    """The split that a part of a path names; the last part that names one counts."""
+    return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
+
+
+class _Marks(NamedTuple):
+    """What a file says of an image."""
+
+    file: str
+    names: list[str]
+    fault: str | None
+
+
+def _image(path: str, marks: _Marks) -> LabelledImage:
+    names = marks.names
+    if len(names) == 1:
+        return LabelledImage(path, names[0], marks.fault)
+    return LabelledImage(
+        path, "", f"it has annotations of {len(names)} classes ({', '.join(names[:5])})"
+    )
