@@ -5,7 +5,7 @@ line, and uses the full names of options; for an unknown option it suggests the 
 """
 
 import difflib
-import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -138,9 +138,10 @@ def _text(override: str, text: str) -> str | None:
         return str(_yaml_value(override, text))
     if text != text.strip():
         name = override.partition("=")[0].strip()
+        quoted = yaml.safe_dump(text, default_style='"', width=math.inf).strip()
         raise UserError(
             f"{name}: the value {text!r} begins or ends with white space: remove it, or write "
-            + shlex.quote(f"{name}={json.dumps(text)}")
+            + shlex.quote(f"{name}={quoted}")
         )
     return text
 
