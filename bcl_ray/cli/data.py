@@ -119,15 +119,13 @@ def _show_next(source: str, target: str, splits: Collection[str]) -> None:
     from bcl_ray.experiment.recipes import RECIPES
 
     held = next((name for name in ("test", "val", "validation") if name in splits), None)
-    recipe = f"{source}_lt" if f"{source}_lt" in RECIPES else "mine.yaml"
+    recipe = f"{source}_lt" if f"{source}_lt" in RECIPES else "finetune"
     options = [f"data.path={target}", *([f"data.eval_split={held}"] if held != "test" else [])]
     chosen = " ".join(map(shlex.quote, (recipe, *options)))
     lines = [
         f"bcl-ray plan {chosen}",
         f"bcl-ray train {chosen} tracking.run=first",
     ]
-    if recipe == "mine.yaml":
-        lines.insert(0, "bcl-ray recipes show imagenet_lt > mine.yaml")
     if held is None:
         lines = ["shard again with images for evaluation: --split test=..."]
     for number, line in enumerate(lines):
