@@ -13,6 +13,8 @@ from bcl_ray.runs.rates import CPU, GPUS, Rate, training_rate
 
 PASSES = 3  # of a view in training, in operations: forward once, backward twice as many
 
+MOMENTS = {"sgd": 1, "adamw": 2}  # that an optimiser keeps of each weight
+
 
 @dataclass(frozen=True)
 class Work:
@@ -121,8 +123,8 @@ class Situation:
 
     @property
     def state_bytes(self) -> int:
-        """Of a checkpoint: weights, momentum, and the average if there is one."""
-        copies = 2 + (self.experiment.train.ema_decay > 0)
+        """Of a checkpoint: weights, the optimiser's moments, and the average if there is one."""
+        copies = 1 + MOMENTS[self.experiment.optim.kind] + (self.experiment.train.ema_decay > 0)
         return copies * self.work.parameter_bytes
 
 
