@@ -8,7 +8,7 @@ from bcl_ray.cli import submit
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ops.jobs import request
-from bcl_ray.tuning.ledger import begin
+from bcl_ray.tuning.search_ledger import begin
 from bcl_ray.tuning.settings import Extent, Settings
 
 pytestmark = pytest.mark.ray  # Ray's client is imported, though no Ray is started
