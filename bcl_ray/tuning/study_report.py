@@ -10,7 +10,7 @@ from bcl_ray.method.sample import MAX_CLASSES
 from bcl_ray.report.figures import png
 from bcl_ray.report.figures.comparison import Configuration, comparison
 from bcl_ray.report.figures.tail_cosines import TailCosines, tail_cosines
-from bcl_ray.report.page import PageSection, page
+from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.storage import paths
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning import study_tables
@@ -50,25 +50,20 @@ def write_report(
     """
     study = checked.study
     cells = study_tables.runs_of_cells(study, trials)
-    tables = {
-        "summary": study_tables.summary(cells),
-        "differences": study_tables.differences(study, cells),
-        "runs": study_tables.all_runs(cells),
-    }
-    tables = {name: rows for name, rows in tables.items() if rows}
+    tables = study_tables.tables(study, cells)
     failed = {trial.name: trial.reason for trial in trials if trial.status == "failed"}
     texts = [f"Study {study.file}.", ABOUT, *([ONE_SEED] if _has_one_seed(cells) else [])]
     texts += [f"Failed: {name}: {reason}" for name, reason in failed.items()]
     figures = _figures(checked, cells)
     sections = [
-        PageSection("", texts, table=study_tables.page_table(tables["summary"])),
+        PageSection("", texts, table=_page_table(tables["summary"])),
         *(
-            PageSection("Differences", [PAIRED], table=study_tables.page_table(rows))
+            PageSection("Differences", [PAIRED], table=_page_table(rows))
             for rows in [tables.get("differences")]
             if rows
         ),
         PageSection("Figures", figures=[(content, text) for content, text in figures.values()]),
-        PageSection("Runs", table=study_tables.page_table(tables["runs"])),
+        PageSection("Runs", table=_page_table(tables["runs"])),
     ]
     contents = {
         **{f"{name}.csv": study_tables.as_csv(rows).encode() for name, rows in tables.items()},
@@ -89,6 +84,10 @@ def write_report(
         "one_seed": _has_one_seed(cells),
         "failed": failed,
     }
+
+
+def _page_table(rows: study_tables.Rows) -> PageTable:
+    return PageTable(list(rows[0]), [list(shown(row).values()) for row in rows])
 
 
 def _has_one_seed(cells: Sequence[CellRuns]) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bcl_ray.experiment.metric_names import STUDY_RESULTS
-from bcl_ray.report.page import PageTable
 from bcl_ray.report.seeds import half_interval, mean_and_deviation, paired_differences
 from bcl_ray.tuning.study_file import Cell, Study
 from bcl_ray.tuning.trials import Trial
@@ -79,9 +78,20 @@ def runs_of_cells(study: Study, trials: Iterable[Trial]) -> list[CellRuns]:
     """The runs of each cell, in the order of the file."""
     by_name = {trial.name: trial for trial in trials}
     return [
-        CellRuns(cell, tuple(by_name[cell.run_name(seed)] for seed in study.seeds))
+        CellRuns(cell, tuple(by_name[name] for name in names if name in by_name))
         for cell in study.cells
+        for names in [[cell.run_name(seed) for seed in study.seeds]]
     ]
+
+
+def tables(study: Study, cells: Sequence[CellRuns]) -> dict[str, Rows]:
+    """All tables that have rows, by name."""
+    found = {
+        "summary": summary(cells),
+        "differences": differences(study, cells),
+        "runs": all_runs(cells),
+    }
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _values(run: Trial) -> dict[str, float]:
@@ -189,11 +199,6 @@ def markdown(rows: Rows) -> str:
     lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
     escaped = (" | ".join(text.replace("|", "\\|") for text in line) for line in lines)
     return "".join(f"| {line} |\n" for line in escaped)
-
-
-def page_table(rows: Rows) -> PageTable:
-    """A table of a report."""
-    return PageTable(list(rows[0]), [list(shown(row).values()) for row in rows])
 
 
 def as_csv(rows: Rows) -> str:
