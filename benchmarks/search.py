@@ -18,8 +18,8 @@ from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ops.local.swift import Swift
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files
-from bcl_ray.tuning.ledger import Ledger, begin
 from bcl_ray.tuning.ledger_writer import LedgerWriter
+from bcl_ray.tuning.search_ledger import Ledger, begin
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import Trial
 from benchmarks import print_table

@@ -88,7 +88,7 @@ def _means(study: Study, finished: list[Trial], settings: Settings) -> Iterator[
         values = [t.metrics[accuracy("all")] for t in finished if t.point == cell.labels]
         if not values:
             continue
-        mean, what = sum(values) / len(values), f"{cell.name}, mean of {len(values)} seeds"
+        mean, what = sum(values) / len(values), f"{cell.name}, mean over seeds ({len(values)})"
         if cell.name == "bcl_instance":
             goal = settings.goal(1.0)
             yield Row("", what, mean, "%", GOAL, "published", mean / GOAL, goal)
