@@ -34,6 +34,7 @@ from bcl_ray.tuning.trials import Trial
 from bcl_ray.tuning.tune_run import TuneRunner, driver_node
 from bcl_ray.tuning.tune_searcher import Follow
 
+MAX_REASONS = 3  # of failed trials in an error message
 TRACKING_SECONDS = 60.0  # that a finished search or study waits for its tracking server
 
 
@@ -208,6 +209,26 @@ def _common_options(sweep: Sweep, ledger: Ledger, resources: Resources, capacity
         cpus = min(data_cpus(trial, resources.cpus, capacity) for trial, _ in sweep.trials)
         options.append(f"scale.data_cpus={cpus:g}")
     return options
+
+
+def check_result(trials: Sequence[Trial], total: int) -> None:
+    """Refuse to go on if no trial finished.
+
+    Args:
+        trials: All trials.
+        total: Number of trials that there should be.
+
+    Raises:
+        UnfinishedError: Why they failed.
+    """
+    if any(trial.status == "finished" for trial in trials):
+        return
+    started = [trial for trial in trials if trial.seconds or trial.status != "running"]
+    reasons = dict.fromkeys(trial.reason for trial in started if trial.reason)
+    raise UnfinishedError(
+        f"no trial finished: {len(started)} of {total} were started, and failed: "
+        + "; ".join(list(reasons)[:MAX_REASONS])
+    )
 
 
 def check_ended(ledger: Ledger, trials: Sequence[Trial]) -> None:

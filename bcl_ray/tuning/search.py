@@ -18,17 +18,15 @@ from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning import search_ledger
-from bcl_ray.tuning.driver import Sweep, UnfinishedError, check_ended, drive
+from bcl_ray.tuning.driver import Sweep, check_ended, check_result, drive
 from bcl_ray.tuning.reporter import SearchReporter, start_event, subject
 from bcl_ray.tuning.samplers import make_sampler
 from bcl_ray.tuning.search_ledger import SearchLedger
 from bcl_ray.tuning.settings import Extent, Settings, check_search
-from bcl_ray.tuning.trials import Trial, best_trial, own_trials, with_repeats
+from bcl_ray.tuning.trials import Trial, own_trials, with_repeats
 from bcl_ray.tuning.tune_run import TuneRunner
 from bcl_ray.tuning.tune_searcher import Follow
 from bcl_ray.tuning.winner import conclude
-
-MAX_REASONS = 3  # of failed trials in an error message
 
 
 def search(
@@ -172,12 +170,7 @@ class _Search(Sweep):
             if trial.status != "running":
                 sampler.tell(trial.number, trial.point, trial.scores, trial.status)
         trials = runner.run(trials, total=total, sampler=sampler)
-        if best_trial(trials) is None:
-            reasons = dict.fromkeys(trial.reason for trial in trials if trial.reason)
-            raise UnfinishedError(
-                f"no trial finished: {len(trials)} of {total} were started, and failed: "
-                + "; ".join(list(reasons)[:MAX_REASONS])
-            )
+        check_result(trials, total)
         check_ended(self._ledger, trials)
         return list(trials)
 

@@ -11,7 +11,7 @@ from bcl_ray.storage import paths
 from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
-from bcl_ray.tuning.driver import Sweep, UnfinishedError, check_ended, drive
+from bcl_ray.tuning.driver import Sweep, check_ended, check_result, drive
 from bcl_ray.tuning.reporter import Reporter
 from bcl_ray.tuning.study_ledger import CheckedStudy, StudyLedger
 from bcl_ray.tuning.study_report import write_report
@@ -116,10 +116,8 @@ class _Study(Sweep):
                     runner.follow(trial.to_event(old=True))
                 trials.append(trial)
         trials = runner.run(trials, total=len(trials))
+        check_result(trials, len(trials))
         check_ended(self._ledger, trials)
-        if not any(trial.status == "finished" for trial in trials):
-            reasons = dict.fromkeys(trial.reason for trial in trials if trial.reason)
-            raise UnfinishedError(f"no cell finished: {'; '.join(list(reasons)[:3])}")
         return trials
 
     def conclude(

@@ -131,7 +131,7 @@ def studied(workplace):
 
     command = Command(workplace, *words)
     try:
-        command.wait_for(lambda: ended() and len(trials(folder)) > 1)
+        command.wait_for(lambda: ended() and len(trials(folder)) > 1, 500)
         processes = [command.process, *command.children()]
     finally:
         command.process.kill()
@@ -139,13 +139,13 @@ def studied(workplace):
     finished = ended()
     before = {name: files_of(folder / name) for name in finished}
     again = Command(workplace, *words)
-    assert again.wait(400) == 0, again.output
+    assert again.wait(600) == 0, again.output
     return folder, finished, before, again.output
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 class TestStudy:
     def test_a_killed_study_goes_on_and_trains_no_finished_run_again(self, studied):
         folder, finished, before, output = studied
