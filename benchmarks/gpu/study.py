@@ -29,7 +29,7 @@ from benchmarks.gpu.training import TINY, train
 
 FILE = ROOT / "jobs" / "studies" / "gpu.yaml"
 SIDE_BY_SIDE = {True: 2, False: 9}  # processes at once, in the smoke test and on a GPU
-GOAL = 51.9  # per cent, of bcl_instance: as published
+PUBLISHED = {"bcl_instance": 51.9}  # accuracy of a cell in per cent
 POLL = 0.5  # seconds
 
 
@@ -57,7 +57,10 @@ def run(settings: Settings) -> Iterator[Row]:
             file = Path(settings.scratch) / f"{trial.name}.json"
             told = {"settings": asdict(settings), "trial": asdict(trial), "experiment": experiment}
             file.write_text(json.dumps(told))
-            running[file] = subprocess.Popen([sys.executable, "-m", __name__, str(file)], cwd=ROOT)
+            # Threads of many processes would wait for each other.
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", __name__, str(file)]
+            running[file] = subprocess.Popen(command, cwd=ROOT, env=environment)
         time.sleep(POLL)
         for file in [file for file, process in running.items() if process.poll() is not None]:
             status = running.pop(file).returncode
@@ -89,11 +92,11 @@ def _means(study: Study, finished: list[Trial], settings: Settings) -> Iterator[
         if not values:
             continue
         mean, what = sum(values) / len(values), f"{cell.name}, mean over seeds ({len(values)})"
-        if cell.name == "bcl_instance":
-            goal = settings.goal(1.0)
-            yield Row("", what, mean, "%", GOAL, "published", mean / GOAL, goal)
-        else:
-            yield Row("", what, mean, "%")
+        row = Row("", what, mean, "%")
+        if published := PUBLISHED.get(cell.name):
+            goal, ratio = settings.goal(1.0), mean / published
+            row = Row("", what, mean, "%", published, "published", ratio, goal)
+        yield row
 
 
 def train_one(file: Path) -> None:

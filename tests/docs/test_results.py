@@ -16,8 +16,15 @@ NOT_OURS = ("published", "source", "command", "runs", "network, epochs", "data",
 CSV = sorted((ROOT / "results").glob("*/*.csv"))
 
 
-def table_numbers(text: str) -> Iterator[str]:
-    """The numbers in the cells of tables, but for columns of NOT_OURS."""
+def claimed_numbers(text: str) -> Iterator[str]:
+    """Numbers in the cells of tables, but for columns of NOT_OURS; and decimals in sentences.
+
+    Paragraphs that speak of published numbers are left out.
+    """
+    for paragraph in text.split("\n\n"):
+        if "ublished" not in paragraph and not paragraph.startswith("|"):
+            found = NUMBER.findall(CODE.sub("", paragraph))
+            yield from (number for number in found if "." in number)
     header: list[str] = []
     for line in text.splitlines():
         if not line.startswith("|"):
@@ -33,10 +40,10 @@ def table_numbers(text: str) -> Iterator[str]:
 
 
 def untraced(text: str, content: str) -> list[str]:
-    """Numbers of tables that no number of the CSV rounds to."""
+    """Claimed numbers that no number of the CSV rounds to."""
     known = [float(number) for number in NUMBER.findall(content.replace(",", " "))]
     missing = []
-    for number in table_numbers(text):
+    for number in claimed_numbers(text):
         digits = len(number.partition(".")[2])
         value = float(number.replace("−", "-"))
         if not any(abs(round(one, digits) - value) < 10**-9 for one in known):
@@ -64,6 +71,7 @@ def test_a_number_that_no_file_has_is_found():
     assert untraced(table, content) == []
     assert untraced(table.replace("51.93", "52.04"), content) == ["52.04"]
     assert untraced(table.replace("0.41", "0.31"), content) == ["0.31"]
+    assert untraced("Its mean is 51.93.\n\nPublished is 60.1.\n\nOr 52.1 %", content) == ["52.1"]
     assert untraced("| all |\n|---|\n| −0.07 |", "a\n-0.071") == []
     assert untraced("| all |\n|---|\n| 0.07 |", "a\n-0.071") == ["0.07"]
 
