@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 MACHINES := $(addprefix tests/,cluster/test_slurm.py faults/test_autoscaling.py faults/test_two_drivers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart own cluster test test-fast test-long test-faults test-machines test-image bench gpu gpu-smoke gpu-wheels check docs format clean
+.PHONY: help quickstart own cluster test test-fast test-long test-faults test-machines test-image bench gpu gpu-study gpu-smoke gpu-wheels check docs format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ bench: .venv/.dev ## every measured claim, as tables with ratios
 
 gpu: ## on a machine with a GPU: tests, speed, a training; 9 minutes; DATA, OUT, WHEELS: benchmarks/README.md
 	@$(PYTHON) -m benchmarks.gpu --data "$(DATA)" --wheels "$(WHEELS)" --out "$(or $(OUT),gpu-results)"
+
+gpu-study: ## on a machine with a GPU: CIFAR-100-LT by three methods, seeds side by side; 14 minutes; as `make gpu`
+	@$(PYTHON) -m benchmarks.gpu --only machine images study --seconds 840 --data "$(DATA)" --wheels "$(WHEELS)" --out "$(or $(OUT),gpu-study)"
 
 gpu-smoke: ## the same script on the CPU, with tiny sizes
 	@$(PYTHON) -m benchmarks.gpu --smoke --wheels "$(WHEELS)" --out "$(or $(OUT),gpu-results)"

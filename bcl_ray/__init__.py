@@ -21,9 +21,20 @@ if TYPE_CHECKING:
     from bcl_ray.api.runs import evaluate as evaluate
     from bcl_ray.api.runs import train as train
     from bcl_ray.api.searches import search as search
+    from bcl_ray.api.studies import study as study
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_model", "plan", "predict", "recipe", "search", "shard", "train"]
+__all__ = [
+    "evaluate",
+    "load_model",
+    "plan",
+    "predict",
+    "recipe",
+    "search",
+    "shard",
+    "study",
+    "train",
+]
 
 _MODULES = {
     "evaluate": "runs",
@@ -33,6 +44,7 @@ _MODULES = {
     "recipe": "experiments",
     "search": "searches",
     "shard": "data",
+    "study": "studies",
     "train": "runs",
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, read_manifest

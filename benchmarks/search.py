@@ -18,8 +18,8 @@ from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ops.local.swift import Swift
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files
-from bcl_ray.tuning.ledger import Ledger, begin
 from bcl_ray.tuning.ledger_writer import LedgerWriter
+from bcl_ray.tuning.search_ledger import SearchLedger, begin
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import Trial
 from benchmarks import print_table
@@ -28,7 +28,7 @@ TRIALS, AT_ONCE, PORT = 500, 64, 23900
 CHECKPOINTS = ("checkpoint_1", "checkpoint_2", "best_1")
 
 
-def leave_trial(ledger: Ledger, number: int) -> None:
+def leave_trial(ledger: SearchLedger, number: int) -> None:
     """Write what a trial leaves, with checkpoints of a few bytes."""
     scores = {epoch: 50.0 + epoch for epoch in range(1, 41)}
     trial = Trial(f"trial-{number:03d}", number, {"loss.tau": 1.0}, scores=scores, status="stopped")
@@ -39,7 +39,7 @@ def leave_trial(ledger: Ledger, number: int) -> None:
             files.write_bytes(files.join(run.uri, folder, name), b"weights")
 
 
-def longest_wait(ledger: Ledger, *, direct: bool) -> float:
+def longest_wait(ledger: SearchLedger, *, direct: bool) -> float:
     """Seconds that the longest of many reports of trials takes."""
     longest = 0.0
     with LedgerWriter(ledger) as writer:

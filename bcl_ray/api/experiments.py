@@ -1,14 +1,11 @@
 """Make an experiment from a recipe, and plan its run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.experiment.overrides import from_file, from_yaml, with_overrides
-from bcl_ray.experiment.recipes import RECIPES, suggest_recipe
-from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import files
+from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import load_recipe
 
 if TYPE_CHECKING:
     from bcl_ray.runs.budget import Budget
@@ -26,16 +23,7 @@ def recipe(name: str, *overrides: str) -> Experiment:
     Raises:
         ValueError: There is no such recipe or option, or a value is out of range.
     """
-    if name in RECIPES:
-        experiment = RECIPES[name]()
-    elif name.endswith((".yaml", ".yml")):
-        if "://" in name:  # such as the winner of a search in a bucket
-            experiment = from_yaml(files.read_bytes(name).decode(), origin=name)
-        else:
-            experiment = from_file(Path(name))
-    else:
-        raise UserError(f"'{name}' is no recipe and no .yaml file: {suggest_recipe(name)}")
-    return with_overrides(experiment, overrides)
+    return with_overrides(load_recipe(name), overrides)
 
 
 def plan(experiment: Experiment) -> "tuple[Budget, float | None]":

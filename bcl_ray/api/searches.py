@@ -11,7 +11,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import files, paths
-from bcl_ray.tuning.ledger import SEARCH_FILE, open_search
+from bcl_ray.tuning.search_ledger import SEARCH_FILE, open_search
 from bcl_ray.tuning.settings import Extent, Settings
 
 
@@ -54,14 +54,14 @@ def search(
 
     Raises:
         ValueError: The search cannot work, or its name is in use; nothing was written.
-        bcl_ray.tuning.phases.SearchError: No trial was completed.
+        bcl_ray.tuning.driver.UnfinishedError: No trial was completed.
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped the search; `resume` continues.
     """
     identity = {"name": name, "resume": resume, "restartable": restartable, "overrides": overrides}
     request = resolve_search(experiment, options | identity)
     _check(request)
     quiet()
-    from bcl_ray.tuning.driver import search as run
+    from bcl_ray.tuning.search import search as run
 
     with follower(console()) as follow:
         end = run(

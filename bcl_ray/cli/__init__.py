@@ -5,7 +5,19 @@ import sys
 
 import typer
 
-from bcl_ray.cli import browse, cluster, data, doctor, jobs, planning, search, submit, training, use
+from bcl_ray.cli import (
+    browse,
+    cluster,
+    data,
+    doctor,
+    jobs,
+    planning,
+    search,
+    study,
+    submit,
+    training,
+    use,
+)
 from bcl_ray.cli.exits import describe
 from bcl_ray.machine.messages import notify
 
@@ -14,7 +26,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for module in (data, planning, training, search, use, browse, submit, jobs, cluster, doctor):
+MODULES = (
+    data,
+    planning,
+    training,
+    search,
+    study,
+    use,
+    browse,
+    submit,
+    jobs,
+    cluster,
+    doctor,
+)
+for module in MODULES:
     app.add_typer(module.app)  # without a name: its commands become commands of `bcl-ray`
 
 

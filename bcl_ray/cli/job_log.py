@@ -1,10 +1,10 @@
 """How the log of a job is shown: its events as a display, its other lines as they are."""
 
+import contextlib
 import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -92,19 +92,31 @@ def message_of(job: "JobDetails") -> str:
     return lines[0].removesuffix(", last available logs (truncated to 20,000 chars):")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _viewer(screen: "Console") -> Iterator[Callable[[str], None]]:
     """A function that shows one line of a log, or passes the event in it to its display."""
     from bcl_ray.display.run import RunDisplay
-    from bcl_ray.display.search import KINDS, SearchDisplay
+    from bcl_ray.display.search import SearchDisplay
+    from bcl_ray.display.study import StudyDisplay
     from bcl_ray.runs.events import from_line
 
-    with RunDisplay(screen) as run_display, SearchDisplay(screen) as search_display:
+    displays: list[RunDisplay | SearchDisplay] = [
+        RunDisplay(screen),
+        SearchDisplay(screen),
+        StudyDisplay(screen),
+    ]
+    by_first_event = {display.first_event: display for display in displays}
+    current = displays[0]
+    with contextlib.ExitStack() as stack:
+        for display in displays:
+            stack.enter_context(display)
 
         def show(line: str) -> None:
+            nonlocal current
             text, event = from_line(line)
             if event is not None:
-                (search_display if event["kind"] in KINDS else run_display)(event)
+                current = by_first_event.get(event["kind"], current)
+                current(event)
             if (text or event is None) and not RAY_LINES.match(text):
                 print_line(screen, text)
 

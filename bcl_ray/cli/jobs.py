@@ -133,6 +133,10 @@ def _resume_command(record: dict[str, str]) -> str | None:
     if kind == "search":
         root, _, search = run.rpartition("/")
         return f"bcl-ray submit search --resume {search} tracking.runs={root}"
+    if kind == "study":
+        root, _, study = run.rpartition("/")
+        file = record.get("recipe", "FILE")
+        return f"bcl-ray submit study {file} --name {study} tracking.runs={root}"
     return None
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Kind = Literal["shard", "train", "evaluate", "predict", "search"]
+Kind = Literal["shard", "train", "evaluate", "predict", "search", "study"]
 Words = tuple[str, ...]
 
 
@@ -131,7 +131,7 @@ def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
 def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
     from bcl_ray.api.searches import resolve_search
     from bcl_ray.cli.search import api_arguments
-    from bcl_ray.ops.jobs.request import search_request
+    from bcl_ray.ops.jobs.request import trials_request
 
     # Not restartable here: only the job may be able to read the folder of an earlier search.
     search = resolve_search(*api_arguments(options | {"restartable": False}))
@@ -140,7 +140,22 @@ def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest"
         recipe = None
     if not (options["name"] or options["resume"]):  # else the job would make up another name
         words = (*words, "--name", search.name)
-    return search_request(search.name, recipe, search.experiment, words, address)
+    return trials_request(
+        "search", search.name, recipe, [search.experiment], words=words, address=address
+    )
+
+
+def _study(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
+    from bcl_ray.api.studies import default_name
+    from bcl_ray.ops.jobs.request import trials_request
+    from bcl_ray.tuning.study_file import read_study
+
+    file, name = options["file"], options["name"] or default_name(options["file"])
+    cells = read_study(file, options["overrides"] or ()).cells
+    if not options["name"]:  # the job has the file under another path
+        words = (*words, "--name", name)
+    experiments = [cell.experiment for cell in cells]
+    return trials_request("study", name, str(file), experiments, words=words, address=address)
 
 
 def _check_model(name: str, root: str) -> None:
@@ -157,5 +172,6 @@ REQUESTS: dict[Kind, "Callable[[dict[str, Any], Words, str], JobRequest]"] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "search": _search,
+    "study": _study,
 }
 """For each command, a function of its options, its arguments and the dashboard's address."""

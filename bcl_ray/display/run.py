@@ -35,6 +35,8 @@ class RunDisplay:
     Events from a log have their own times; for others, it is the time at which they are printed.
     """
 
+    first_event = "begin"
+
     def __init__(self, console: Console) -> None:
         self.console = console
         self._began = time.monotonic()

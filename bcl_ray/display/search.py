@@ -18,7 +18,6 @@ from bcl_ray.tuning.trials import spread
 
 Event = dict[str, Any]
 
-KINDS = ("search", "trial", "confirm", "winner")  # of events that only searches have
 MAX_SHOWN = 10  # trials in a table
 MINUTE, HOUR = 60, 3600
 
@@ -62,10 +61,12 @@ class SearchDisplay:
     Events from a log have their own times; for others, it is the time at which they are shown.
     """
 
+    first_event, last_event = "search", "winner"
+
     def __init__(self, console: Console) -> None:
         self.console = console
         self._began = time.monotonic()
-        self._search: Event = {}
+        self._begun: Event = {}
         self._trials: dict[str, Event] = {}
         self._repeats = 0  # runs with other seeds
         self._at: float | None = None
@@ -83,11 +84,11 @@ class SearchDisplay:
         """Show one event; ignore kinds of later versions."""
         self._at = event.get("at")
         methods = {
-            "search": self._begin,
+            self.first_event: self._begin,
             "trial": self._trial,
             "confirm": self._confirm,
             "note": self._note,
-            "winner": self._winner,
+            self.last_event: self._end,
         }
         if show := methods.get(event["kind"]):
             show(event)
@@ -96,7 +97,13 @@ class SearchDisplay:
         print_line(self.console, line, style)
 
     def _begin(self, event: Event) -> None:
-        self._search = event
+        self._begun = event
+        self._introduce(event)
+        self._print(f"MLflow   {event['tracking_uri']}")
+        if self.console.is_terminal:
+            self._live.start()
+
+    def _introduce(self, event: Event) -> None:
         self._print(f"search   {event['search']}  in {event['folder']}")
         self._print(f"recipe   {event['recipe']}, {event['data']}")
         self._print(
@@ -109,9 +116,6 @@ class SearchDisplay:
         )
         for number, parameter in enumerate(event["space"]):
             self._print(f"{'' if number else 'space':<9}{parameter}")
-        self._print(f"MLflow   {event['tracking_uri']}")
-        if self.console.is_terminal:
-            self._live.start()
 
     def _trial(self, event: Event) -> None:
         before = self._trials.get(event["trial"], {}).get("status", "running")
@@ -132,12 +136,12 @@ class SearchDisplay:
 
     @property
     def _epochs(self) -> int:
-        return int(self._search.get("epochs", 0))
+        return int(self._begun.get("epochs", 0))
 
     @property
     def _total(self) -> int:
         repeats = sum(trial.get("seed") is not None for trial in self._trials.values())
-        trials = int(self._search.get("trials", 0))
+        trials = int(self._begun.get("trials", 0))
         return max(trials + max(self._repeats, repeats), len(self._trials))
 
     def _confirm(self, event: Event) -> None:
@@ -155,10 +159,15 @@ class SearchDisplay:
         ended = sum(trial["status"] != "running" for trial in trials)
         heading = f"{ended} of {self._total} trials, {duration(now)}"
         heading += f", about {duration(left)} left" if left is not None else ""
-        return Group(Text(heading), trial_table(trials, self._search.get("metric", ""), MAX_SHOWN))
+        return Group(Text(heading), trial_table(trials, self._begun.get("metric", ""), MAX_SHOWN))
 
-    def _winner(self, event: Event) -> None:
+    def _end(self, event: Event) -> None:
         self._live.stop()
+        self._conclude(event)
+        if not event["tracked"]:
+            self._print(f"MLflow did not accept everything ({event['problem']})", style="yellow")
+
+    def _conclude(self, event: Event) -> None:
         own = [trial for trial in self._trials.values() if "-seed-" not in trial["trial"]]
         self.console.print(trial_table(own, event["metric"], MAX_SHOWN))
         self._print(f"winner   {event['trial']}: {' '.join(overrides(event['point']))}")
@@ -176,8 +185,6 @@ class SearchDisplay:
         values = "  ".join(f"{group} {_mean(value)}" for group, value in test.items() if value)
         self._print(f"test     accuracy {values}  (once, at the end)")
         self._print(f"next     bcl-ray train {event['recipe']}")
-        if not event["tracked"]:
-            self._print(f"MLflow did not accept everything ({event['problem']})", style="yellow")
 
 
 def trial_table(trials: list[Event], metric: str, most: int) -> Table:
@@ -216,4 +223,5 @@ def _mean(result: Sequence[float]) -> str:
 
 
 def _without_section(point: dict[str, Any]) -> list[str]:
-    return [text.partition(".")[2] for text in overrides(point)]
+    """Options by their fields alone, and the axes of a study, which have no section."""
+    return overrides({name.partition(".")[2] or name: value for name, value in point.items()})

@@ -18,6 +18,10 @@ ACCURACY = accuracy("all")
 ECE, ECE_CALIBRATED = "calibration/ece", "calibration/ece_calibrated"
 TEMPERATURE = "calibration/temperature"
 NLL = "loss/nll"
+TAIL_COSINE = "geometry/tail_tail_cosine"
+"""Mean cosine between the class means of few-shot classes, of embeddings."""
+FEATURE_TAIL_COSINE = "geometry/features/tail_tail_cosine"
+"""The same of contrastive features."""
 
 TITLES = {
     **{accuracy(group): f"accuracy {group} (%)" for group in GROUPS},
@@ -30,6 +34,12 @@ TITLES = {
 
 RESULTS = {**{group: accuracy(group) for group in GROUPS}, "ECE": ECE}
 """Columns of a table of results, and the metric in each, in per cent."""
+STUDY_RESULTS = {
+    **RESULTS,
+    "tail cosine": TAIL_COSINE,
+    "feature tail cosine": FEATURE_TAIL_COSINE,
+}
+"""Columns of a study's tables, and the metric in each."""
 
 
 class WorkerRate(NamedTuple):

@@ -9,6 +9,7 @@ whole machine are ignored.
 import functools
 import math
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -155,3 +156,13 @@ def _folders(
     for group in (path, *path.parents):
         if group.is_relative_to(root):
             yield group, Path(mount) / group.relative_to(root)
+
+
+def processor() -> str:
+    """The name of this machine's processor; its architecture if the name is not known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -25,6 +25,7 @@ from bcl_ray.storage.retry import TransientError
 logger = logging.getLogger("ray.messages")
 
 NOTICE_POLL = "1"  # seconds; by default Ray Train notices up to 5 s late that a node will go
+ACCELERATOR = "accelerator_type:"  # prefix of Ray's resource that names a kind of GPU
 REPORT_POLL = "0.2"  # seconds; Ray Train takes one report per poll, by default every 2 s
 
 
@@ -53,6 +54,16 @@ class Resources:
     def has_steady_nodes(self) -> bool:
         """Whether some nodes, present or future, are marked as never taken away."""
         return "steady" in self.markets
+
+    @property
+    def described(self) -> str:
+        """CPUs and GPUs as text, such as "1 GPU (H200), 16 CPUs"."""
+        kinds = sorted({key for node in self.nodes for key in node if key.startswith(ACCELERATOR)})
+        cpus = f"{self.cpus:g} CPUs"
+        if not self.gpus:
+            return f"{cpus} ({container.processor()})" if len(self.nodes) == 1 else cpus
+        names = ", ".join(key.removeprefix(ACCELERATOR) for key in kinds) or "unknown kind"
+        return f"{self.gpus:g} GPU{'s' * (self.gpus != 1)} ({names}), {cpus}"
 
     @property
     def several_nodes(self) -> bool:

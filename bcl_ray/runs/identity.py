@@ -1,7 +1,8 @@
-"""The identity of a run or a search: what its folder records when it begins.
+"""The identity of a run, a search or a study: what its folder records when it begins.
 
-The folder holds a JSON file (run.json or search.json) and the configuration, experiment.yaml. A run
-or a search is resumed only with the configuration and the data that it began with.
+The folder holds a JSON file (run.json, search.json or study.json) and the configuration,
+experiment.yaml. What it holds is resumed only with the configuration and the data that it began
+with.
 """
 
 import json
@@ -19,7 +20,7 @@ EXPERIMENT_FILE = "experiment.yaml"
 
 @dataclass(frozen=True)
 class Kind:
-    """What distinguishes runs from searches in files and messages."""
+    """What distinguishes runs, searches and studies in files and messages."""
 
     noun: str
     file: str  # a folder without this JSON file holds nothing of this kind
@@ -43,11 +44,19 @@ SEARCH = Kind(
     mutable="--trials, --workers-per-trial, --max-concurrent, --gpus-per-worker, --confirm, "
     "data.path, scale.* and tracking.*",
 )
+STUDY = Kind(
+    noun="study",
+    file="study.json",
+    command="bcl-ray study",
+    name_option="--name NAME",
+    mutable="data.path, scale.* and tracking.*, and new cells and seeds,",
+)
+KINDS = (RUN, SEARCH, STUDY)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Identity of a run or a search."""
+    """Identity of a run, a search or a study."""
 
     kind: ClassVar[Kind]
 
@@ -126,6 +135,20 @@ class Identity:
 def new_uid() -> str:
     """A random identity, 32 hex digits."""
     return secrets.token_hex(16)
+
+
+def check_holds_no_other(uri: str, kind: Kind) -> None:
+    """Refuse a folder that holds something of another kind.
+
+    Raises:
+        UserError: It does.
+    """
+    for other in KINDS:
+        if other is not kind and files.exists(files.join(uri, other.file)):
+            raise UserError(
+                f"--name: {paths.for_display(uri)} holds a {other.noun}: give the {kind.noun} "
+                "another name"
+            )
 
 
 def write_experiment(uri: str, experiment: Experiment) -> None:

@@ -107,7 +107,7 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
             f"{paths.for_display(files.join(run.uri, EXPERIMENT_FILE))} tracking.run=NAME"
         )
     if experiment.digest() != run.digest:
-        difference = ", ".join(_differences(open_run(run.uri)[1], experiment))
+        difference = ", ".join(differences(open_run(run.uri)[1], experiment))
         run.check_configuration(experiment.digest(), difference)
     run.check_data(experiment.data.path, fingerprint)
 
@@ -130,7 +130,7 @@ def with_options_of_then(uri: str, experiment: Experiment) -> tuple[Experiment, 
     return with_overrides(experiment, changes), changes
 
 
-def _differences(before: Experiment, now: Experiment) -> Iterator[str]:
+def differences(before: Experiment, now: Experiment) -> Iterator[str]:
     """Options whose values differ, each with both values."""
     old, new = before.computed_options(), now.computed_options()
     for name in sorted(old.keys() | new.keys()):

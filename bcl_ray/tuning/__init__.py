@@ -1,6 +1,7 @@
-"""A search: many training runs that differ in a few options, compared on validation data.
+"""Many training runs that belong together, scheduled by Ray Tune: searches and studies.
 
-A search is a folder `<tracking.runs>/<name>/` with its settings, its data, and a folder per
-trial. Each trial is an ordinary run. Ray Tune schedules the trials, and every result is written to
-the search's folder at once, so that a search can be resumed from its folder alone.
+A search looks for the best values of options on validation data; a study compares configurations
+over several seeds. Either is a folder `<tracking.runs>/<name>/` with a folder per trial. Each trial
+is an ordinary run, and every result is written to the folder at once, from which alone a search or
+a study is resumed.
 """

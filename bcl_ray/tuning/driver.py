@@ -1,163 +1,244 @@
-"""The driver of a search: checks, validation data, the trials, and the winner."""
+"""The driver of many trials: what a search and a study have in common, from check to result."""
 
 import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import ray
-
-from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
-from bcl_ray.data.shards.holdout import hold_out, own_validation
-from bcl_ray.experiment.open_options import resolved
+from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.errors import FailedError, UserError
+from bcl_ray.machine.versions import command
 from bcl_ray.ray_runtime import node_groups
 from bcl_ray.ray_runtime.autoscaler import start_ray_data_actors
 from bcl_ray.ray_runtime.connection import Resources, check_cluster, connected
-from bcl_ray.ray_runtime.stopping import stop_signals
+from bcl_ray.ray_runtime.stopping import Stopped, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.driver_log import log_to_file
-from bcl_ray.storage import files
+from bcl_ray.runs.identity import Kind
+from bcl_ray.storage import paths
 from bcl_ray.storage.lease import Lease
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
-from bcl_ray.tuning import ledger as ledgers
-from bcl_ray.tuning.capacity import trial_capacity
+from bcl_ray.tuning.capacity import data_cpus, trial_capacity
 from bcl_ray.tuning.cleanup import Cleaner
 from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.ledger_writer import LedgerWriter
-from bcl_ray.tuning.phases import common_options, run_phases
-from bcl_ray.tuning.reporter import SearchReporter, record_start, start_event, subject
-from bcl_ray.tuning.settings import Extent, Settings, check_search
+from bcl_ray.tuning.reporter import Reporter
+from bcl_ray.tuning.trials import Trial
 from bcl_ray.tuning.tune_run import TuneRunner, driver_node
 from bcl_ray.tuning.tune_searcher import Follow
-from bcl_ray.tuning.winner import conclude
 
-TRACKING_SECONDS = 60.0  # that a finished search waits for its tracking server
+MAX_REASONS = 3  # of failed trials in an error message
+TRACKING_SECONDS = 60.0  # that a finished search or study waits for its tracking server
 
 
-def search(
-    name: str,
-    experiment: Experiment,
-    settings: Settings,
-    extent: Extent,
-    *,
-    follow: Follow,
-    resume: bool = False,
-) -> dict[str, Any]:
-    """Run a search to its end, and return the content of its event `winner`.
+class UnfinishedError(FailedError):
+    """A search or a study ended without a result; the message says why."""
+
+
+class Sweep(ABC):
+    """A search or a study that has been checked: what both do in their own way.
 
     Args:
-        name: Name of the search; its folder is <tracking.runs>/<name>.
-        experiment: Experiment whose options are searched.
-        settings: Settings of the search.
-        extent: Size of the search.
-        follow: Called from any thread with events: `search`, `trial`, `confirm`, `note`, `winner`.
-        resume: Resume a search that exists.
+        uri: Its folder.
+        begun: Whether it exists already, and goes on.
+        trials: One of each kind of trial, with its data: the scarcest decides how many run at once.
+        count: Number of trials in all.
+        max_concurrent: Trials at once, at most; None: as many as fit.
+    """
+
+    kind: Kind
+    last_event: str  # the kind of the event with the result
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        begun: bool,
+        trials: Sequence[tuple[Experiment, Manifest]],
+        count: int,
+        max_concurrent: int | None,
+    ) -> None:
+        self.uri, self.begun, self.trials = uri, begun, trials
+        self.count, self.max_concurrent = count, max_concurrent
+
+    @abstractmethod
+    def open(self, resources: Resources) -> Ledger:
+        """Begin it in its folder, or go on with it; called with the folder's lease."""
+
+    @abstractmethod
+    def start_event(self, capacity: int) -> dict[str, Any]:
+        """The event at the start; `capacity` trials run at once."""
+
+    @abstractmethod
+    def subject(self) -> Subject:
+        """Its MLflow run."""
+
+    @abstractmethod
+    def record_start(self, tracker: Tracker) -> None:
+        """Record its settings and data; the tracker has recorded that it started."""
+
+    @abstractmethod
+    def reporter(self, tracker: Tracker, follow: Follow) -> Reporter:
+        """What its trials' events are passed to."""
+
+    @abstractmethod
+    def trial_options(self) -> list[str]:
+        """The options that it sets for all of its trials; may take time."""
+
+    @abstractmethod
+    def run(self, runner: TuneRunner) -> list[Trial]:
+        """Run its trials to their end, and return them.
+
+        Raises:
+            UnfinishedError: There is no result, or a later process must go on.
+            Stopped: A stop was requested.
+        """
+
+    @abstractmethod
+    def conclude(
+        self, trials: list[Trial], tracker: Tracker, folder: Path, notify: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Write and track the result, and return the content of its last event."""
+
+
+def drive(sweep: Sweep, follow: Follow) -> dict[str, Any]:
+    """Run a search or a study to its end, and return the content of its last event.
+
+    Args:
+        sweep: The search or study.
+        follow: Called from any thread with events.
 
     Raises:
-        ValueError: The search cannot work, its name is taken, or it began with another
-            configuration. Nothing was written.
-        LeaseHeldError: Another driver runs the search.
+        ValueError: It does not fit on the cluster. Nothing was written.
+        LeaseHeldError: Another driver runs it.
         LeaseLostError: This driver did not respond for a while, and another one has taken over.
-        SearchError: No trial finished, or some are to be resumed later.
+        UnfinishedError: There is no result, or a later process must go on.
         Stopped: SIGINT or SIGTERM came; running trials have written checkpoints.
     """
-    experiment = run_folder.with_absolute_paths(resolved(experiment))
-    manifest = read_manifest(experiment.data.path)
-    uri = run_folder.run_uri(name, experiment.tracking.runs)
-    check_search(name, experiment, settings, extent, manifest, connected=ray.is_initialized())
-    tracking_uri(experiment)  # a wrong address is an error before anything starts
-    if resume:
-        ledger = ledgers.open_search(uri)
-        ledgers.check_resumable(ledger, settings, experiment, manifest.fingerprint)
-    else:
-        ledgers.check_free(uri, settings, experiment)
+    noun, name = sweep.kind.noun, paths.name(sweep.uri)
     lease_request = LeaseRequest(
-        uri, f"search '{name}'", notify=lambda text: follow({"kind": "note", "text": text})
+        sweep.uri, f"{noun} '{name}'", notify=lambda text: follow({"kind": "note", "text": text})
     )
-    lease_request.check_free(wait=resume)
+    lease_request.check_free(wait=sweep.begun)
     with connected() as resources:
-        capacity = _capacity(extent, experiment, manifest, resources)
+        capacity = _capacity(sweep, resources)
         start_ray_data_actors()
-        with lease_request.acquire(wait=resume) as lease:
-            if resume:
-                ledger = ledgers.resume(ledger, extent, experiment)
-            else:
-                ledger = ledgers.begin(uri, settings, extent, experiment, manifest.fingerprint)
-            ledger = replace(ledger, fence=lease.fence)
-            winner = _run(ledger, manifest, resources, capacity, follow=follow, lease=lease)
-    follow({"kind": "winner", **winner})
-    return winner
+        with lease_request.acquire(wait=sweep.begun) as lease:
+            ledger = replace(sweep.open(resources), fence=lease.fence)
+            try:
+                result = _run(sweep, ledger, resources, capacity, follow=follow, lease=lease)
+            except Stopped as stop:
+                text = f"{stop}; go on with: {command()} {ledger.resume_command}"
+                raise Stopped(text, stop.signum) from None
+    follow({"kind": sweep.last_event, **result})
+    return result
 
 
-def _capacity(
-    extent: Extent, experiment: Experiment, manifest: Manifest, resources: Resources
-) -> int:
+def _capacity(sweep: Sweep, resources: Resources) -> int:
     """The number of trials that run at once.
 
     Raises:
         ValueError: Not even one trial fits, or nothing limits the number.
     """
-    trial = extent.of_trial(experiment)
-    check_cluster(trial, resources)
-    if not resources.limited and extent.max_concurrent is None:
+    for trial, _ in sweep.trials:
+        check_cluster(trial, resources)
+    if not resources.limited and sweep.max_concurrent is None:
         raise UserError(
             "the cluster grows, and its largest size is not known: give --max-concurrent, or set "
             f"{node_groups.VARIABLE} on its head"
         )
     driver_bytes = driver_node()["Resources"].get("memory", 0.0)
-    capacity = trial_capacity(trial, manifest, resources, driver_bytes)
-    return min(capacity, extent.max_concurrent or capacity, extent.trials)
+    capacity = min(
+        trial_capacity(trial, manifest, resources, driver_bytes) for trial, manifest in sweep.trials
+    )
+    return min(capacity, sweep.max_concurrent or capacity, sweep.count)
 
 
 def _run(
+    sweep: Sweep,
     ledger: Ledger,
-    manifest: Manifest,
     resources: Resources,
     capacity: int,
     *,
     follow: Follow,
     lease: Lease,
 ) -> dict[str, Any]:
-    """Run the trials of a search that has begun, and return its winner."""
+    """Run the trials of a search or a study that has begun, and return its result."""
     folder, uri = run_folder.local_folder(ledger), tracking_uri(ledger.experiment)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_file(folder, lambda: lease.lost is None))
-        follow(start_event(ledger, capacity, uri))
+        follow({**sweep.start_event(capacity), "tracking_uri": uri})
         # Before `stop_signals`, so that Ctrl-C ends it at once.
-        data_options = _data_options(ledger, manifest)
+        trial_options = sweep.trial_options()
         stop_request = stack.enter_context(stop_signals())
-        tracker = stack.enter_context(Tracker(subject(ledger), uri, folder, lease))
-        record_start(tracker, ledger, manifest)
-        reporter = SearchReporter(tracker, follow)
-        options = common_options(ledger, data_options, resources, capacity)
+        tracker = stack.enter_context(Tracker(sweep.subject(), uri, folder, lease))
+        tracker.start()
+        tracker.text(run_folder.EXPERIMENT_FILE, ledger.experiment.to_yaml())
+        sweep.record_start(tracker)
+        reporter = sweep.reporter(tracker, follow)
+        options = [*trial_options, *_common_options(sweep, ledger, resources, capacity)]
         writer = stack.enter_context(LedgerWriter(ledger))
         cleaner = stack.enter_context(Cleaner(writer, reporter.note))
         with ResourceWatcher(ledger.uid, reporter.note) as watcher:
             runner = TuneRunner(
                 writer, cleaner, capacity, options, reporter, watcher, stop_request, lease
             )
-            trials = run_phases(runner, reporter)
+            trials = sweep.run(runner)
         lease.check()
-        winner = conclude(
-            ledger, trials, manifest, tracker=tracker, folder=folder, notify=reporter.note
-        )
+        result = sweep.conclude(trials, tracker, folder, reporter.note)
         cleaner.finish(trials)
-        winner["tracked"] = tracker.finish("FINISHED", TRACKING_SECONDS)
-        winner["problem"] = tracker.problem
-    return winner
+        result["tracked"] = tracker.finish("FINISHED", TRACKING_SECONDS)
+        result["problem"] = tracker.problem
+    return result
 
 
-def _data_options(ledger: Ledger, manifest: Manifest) -> list[str]:
-    """Options that name the trials' data; cuts the validation split, unless there is one."""
-    data, settings = ledger.experiment.data, ledger.settings
-    validation_split = own_validation(manifest, data)
-    if validation_split is not None:
-        return [f"data.eval_split={validation_split}", "data.validation_split=null"]
-    target = ledger.file("data")
-    if not files.exists(files.join(target, MANIFEST)):
-        hold_out(data.path, target, settings.validation, settings.seed, split=data.train_split)
-    return [f"data.path={target}", "data.train_split=train", "data.eval_split=validation"]
+def _common_options(sweep: Sweep, ledger: Ledger, resources: Resources, capacity: int) -> list[str]:
+    """The options that put a trial in its parent's folder, and give it a share of the CPUs."""
+    options = [
+        f"tracking.runs={ledger.uri}",
+        f"tracking.uri={tracking_uri(ledger.experiment)}",
+    ]
+    if not resources.grows:  # else nodes are added for each trial's data tasks
+        cpus = min(data_cpus(trial, resources.cpus, capacity) for trial, _ in sweep.trials)
+        options.append(f"scale.data_cpus={cpus:g}")
+    return options
+
+
+def check_result(trials: Sequence[Trial], total: int) -> None:
+    """Refuse to go on if no trial finished.
+
+    Args:
+        trials: All trials.
+        total: Number of trials that there should be.
+
+    Raises:
+        UnfinishedError: Why they failed.
+    """
+    if any(trial.status == "finished" for trial in trials):
+        return
+    started = [trial for trial in trials if trial.seconds or trial.status != "running"]
+    reasons = dict.fromkeys(trial.reason for trial in started if trial.reason)
+    raise UnfinishedError(
+        f"no trial finished: {len(started)} of {total} were started, and failed: "
+        + "; ".join(list(reasons)[:MAX_REASONS])
+    )
+
+
+def check_ended(ledger: Ledger, trials: Sequence[Trial]) -> None:
+    """Refuse to continue while some trials were held up by an outage.
+
+    Raises:
+        UnfinishedError: These trials, and how to resume them.
+    """
+    held_up = [trial.name for trial in trials if trial.status == "running"]
+    if held_up:
+        raise UnfinishedError(
+            f"not finished: {', '.join(held_up)}; go on with: bcl-ray {ledger.resume_command}"
+        )

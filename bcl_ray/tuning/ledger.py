@@ -1,48 +1,51 @@
-"""The ledger of a search: all settings and results in files, from which the search is resumed.
+"""The ledger of a search or a study: its trials in files, from which it is resumed.
 
-<tracking.runs>/<name>/search.json             settings, size, identity and digest
-<tracking.runs>/<name>/experiment.yaml         the experiment whose options are searched
-<tracking.runs>/<name>/data/                   the training and validation splits, if they were cut
-<tracking.runs>/<name>/<trial>/trial.json      a trial's point, scores and end, beside its run
-<tracking.runs>/<name>/winner.json             metrics of the best trial on test data
-<tracking.runs>/<name>/winner.yaml             the best trial, as a recipe
+<tracking.runs>/<name>/search.json or study.json    identity and settings
+<tracking.runs>/<name>/experiment.yaml              the experiment that trials change
+<tracking.runs>/<name>/<trial>/trial.json           a trial's point, scores and end, beside its run
 """
 
-import hashlib
 import json
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.machine.errors import UserError
-from bcl_ray.runs import identity
 from bcl_ray.runs.identity import Identity
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
-from bcl_ray.tuning.settings import Extent, Settings
-from bcl_ray.tuning.space import Space
-from bcl_ray.tuning.space_parser import parse_space
 from bcl_ray.tuning.trials import Trial
 
-SEARCH_FILE, TRIAL_FILE = identity.SEARCH.file, "trial.json"
+TRIAL_FILE = "trial.json"
 PARALLEL_REQUESTS = 16  # to hide the latency of an object store
 
 
 @dataclass(frozen=True)
-class Ledger(Identity):
-    """A search, and the files in its folder."""
+class Ledger(Identity, ABC):
+    """A search or a study, and the files in its folder."""
 
-    kind = identity.SEARCH
-
-    settings: Settings
-    extent: Extent  # of the last command; it may change on --resume
-    experiment: Experiment  # its options are searched; its data are the whole data set
-    fence: Fence | None = None  # of this driver's lease, checked before a trial is written
+    experiment: Experiment  # what trials change; it says where everything is tracked
+    # Of this driver's lease, checked before a trial is written.
+    fence: Fence | None = field(default=None, kw_only=True)
 
     @property
-    def space(self) -> Space:
-        """The searched options, around the experiment of a trial."""
-        return parse_space(self.settings.space, self.extent.of_trial(self.experiment))
+    @abstractmethod
+    def metric(self) -> str:
+        """The score of a trial, as `parse_score` takes it."""
+
+    @property
+    @abstractmethod
+    def scheduler(self) -> str:
+        """The scheduler that stops trials early, a name in SCHEDULERS."""
+
+    @property
+    @abstractmethod
+    def resume_command(self) -> str:
+        """The command that goes on with it, without `bcl-ray`."""
+
+    @abstractmethod
+    def experiment_of(self, trial: Trial) -> Experiment:
+        """The experiment of a trial, before its share of the cluster and its folder are set."""
 
     def file(self, *parts: str) -> str:
         """URI of a file in the folder."""
@@ -67,7 +70,7 @@ class Ledger(Identity):
         """Write trials, each to its own file.
 
         Raises:
-            LeaseLostError: Another driver has taken over the search.
+            LeaseLostError: Another driver has taken over the folder.
         """
         if self.fence is not None:
             self.fence.check()
@@ -78,110 +81,8 @@ class Ledger(Identity):
         content = json.dumps(asdict(trial), indent=1).encode()
         files.write_bytes(self.file(trial.name, TRIAL_FILE), content)
 
-
-def digest(settings: Settings, experiment: Experiment) -> str:
-    """A hash of all that determines the trials of a search, 12 hex digits."""
-    parameters = [asdict(p) for p in parse_space(settings.space, experiment).parameters]
-    content = {**asdict(settings), "space": parameters, "experiment": experiment.digest()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def begin(
-    uri: str, settings: Settings, extent: Extent, experiment: Experiment, fingerprint: str
-) -> Ledger:
-    """Begin a search in a new folder.
-
-    Args:
-        uri: The folder.
-        settings: Settings of the search.
-        extent: Size of the search.
-        experiment: Experiment whose options are searched.
-        fingerprint: Fingerprint of the experiment's data.
-
-    Raises:
-        ValueError: The folder holds a search or a run.
-    """
-    check_free(uri, settings, experiment)
-    ledger = Ledger(
-        uri,
-        identity.new_uid(),
-        digest(settings, experiment),
-        fingerprint,
-        settings,
-        extent,
-        experiment,
-    )
-    identity.write_experiment(uri, experiment)
-    _write(ledger)
-    return ledger
-
-
-def _write(ledger: Ledger) -> None:
-    content = {
-        "uid": ledger.uid,
-        "digest": ledger.digest,
-        "fingerprint": ledger.fingerprint,
-        "settings": asdict(ledger.settings),
-        "extent": asdict(ledger.extent),
-    }
-    identity.write(ledger.uri, identity.SEARCH, content)
-
-
-def check_free(uri: str, settings: Settings, experiment: Experiment) -> None:
-    """Refuse a folder that holds a search or a run.
-
-    Raises:
-        ValueError: The folder holds one; the message says how to resume it.
-    """
-    if files.exists(files.join(uri, identity.RUN.file)):
-        raise UserError(
-            f"--name: {paths.for_display(uri)} holds a run: give the search another name"
-        )
-    if files.exists(files.join(uri, identity.SEARCH.file)):
-        ledger = open_search(uri)
-        raise ledger.name_taken(digest(settings, experiment), reference=ledger.name)
-
-
-def open_search(uri: str) -> Ledger:
-    """Open a search that was begun before.
-
-    Raises:
-        ValueError: The folder holds no search, or its files were edited.
-    """
-    content, experiment = identity.read(uri, identity.SEARCH)
-    settings, extent = Settings(**content["settings"]), content["extent"]
-    if extent["confirm"]:
-        extent["confirm"] = tuple(extent["confirm"])
-    ledger = Ledger(
-        uri,
-        content["uid"],
-        content["digest"],
-        content["fingerprint"],
-        settings,
-        Extent(**extent),
-        experiment,
-    )
-    ledger.check_unedited(digest(settings, experiment))
-    return ledger
-
-
-def check_resumable(
-    ledger: Ledger, settings: Settings, experiment: Experiment, fingerprint: str
-) -> None:
-    """Refuse to resume a search with another configuration or other data.
-
-    Of the experiment, only data.path, scale and tracking may differ.
-
-    Raises:
-        ValueError: The configuration or the data differ.
-    """
-    new_digest = digest(settings, experiment)
-    ledger.check_configuration(new_digest, f"digest {ledger.digest}, now {new_digest}")
-    ledger.check_data(experiment.data.path, fingerprint)
-
-
-def resume(ledger: Ledger, extent: Extent, experiment: Experiment) -> Ledger:
-    """Resume a search, perhaps with another size and other locations of data and runs."""
-    ledger = replace(ledger, extent=extent, experiment=experiment)
-    _write(ledger)
-    return ledger
+    @property
+    def runs_option(self) -> str:
+        """The option that names the folder of runs, with a space before it; empty by default."""
+        root = paths.for_display(paths.parent(self.uri))
+        return "" if root == "runs" else f" tracking.runs={root}"

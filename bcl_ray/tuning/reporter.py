@@ -1,19 +1,16 @@
-"""What a search reports: events to its caller, and records to MLflow."""
+"""What a search or a study reports: events to its caller, and records to MLflow."""
 
 from typing import Any
 
-from bcl_ray.data.shards import Manifest
-from bcl_ray.runs import run_folder
 from bcl_ray.storage import paths
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
-from bcl_ray.tuning.ledger import Ledger
-from bcl_ray.tuning.trials import Trial
+from bcl_ray.tuning.search_ledger import SearchLedger
 from bcl_ray.tuning.tune_searcher import Follow
 
 
-class SearchReporter:
-    """Passes on events to the caller, and the best score so far to MLflow."""
+class Reporter:
+    """Passes on events to the caller, and the number of ended trials to MLflow."""
 
     def __init__(self, tracker: Tracker, follow: Follow) -> None:
         self._tracker, self._follow = tracker, follow
@@ -22,28 +19,38 @@ class SearchReporter:
     def __call__(self, event: dict[str, Any]) -> None:
         """Report an event of a trial, or a note."""
         self._follow(event)
-        if event["kind"] != "trial" or event["seed"] is not None:  # a repeat is no further trial
+        if event["kind"] != "trial" or not self._counts(event):
             return
         if event["status"] != "running" and event["trial"] not in self._ended:
             self._ended[event["trial"]] = event["score"] if event["status"] == "finished" else None
-            scores = [score for score in self._ended.values() if score is not None]
-            best = {"score/best": max(scores)} if scores else {}
-            self._tracker.metrics({**best, "trials/ended": len(self._ended)}, len(self._ended))
+            count = len(self._ended)
+            self._tracker.metrics({**self._best(), "trials/ended": count}, count)
 
-    def show_earlier(self, trial: Trial) -> None:
-        """Report a trial of an earlier process."""
-        self({**trial.to_event(), "old": True})
+    def _counts(self, event: dict[str, Any]) -> bool:  # noqa: ARG002  a search looks at it
+        """Whether a trial is one of those that are counted."""
+        return True
 
-    def show_confirmation(self, runs: int) -> None:
-        """Report the number of repeats with other seeds, those that have ended included."""
-        self._follow({"kind": "confirm", "runs": runs})
+    def _best(self) -> dict[str, float]:
+        """The best score so far, if trials are compared by it."""
+        return {}
 
     def note(self, text: str) -> None:
         """Show a message to the user."""
         self._follow({"kind": "note", "text": text})
 
 
-def start_event(ledger: Ledger, capacity: int, tracking_uri: str) -> dict[str, Any]:
+class SearchReporter(Reporter):
+    """Reports the best score so far too."""
+
+    def _counts(self, event: dict[str, Any]) -> bool:
+        return event["seed"] is None  # a repeat is no further trial
+
+    def _best(self) -> dict[str, float]:
+        scores = [score for score in self._ended.values() if score is not None]
+        return {"score/best": max(scores)} if scores else {}
+
+
+def start_event(ledger: SearchLedger, capacity: int) -> dict[str, Any]:
     """The event at the start of a search; `slots` is the number of trials that run at once."""
     settings, extent, experiment = ledger.settings, ledger.extent, ledger.experiment
     return {
@@ -60,11 +67,10 @@ def start_event(ledger: Ledger, capacity: int, tracking_uri: str) -> dict[str, A
         "scheduler": settings.scheduler,
         "metric": settings.metric,
         "space": [str(parameter) for parameter in ledger.space.parameters],
-        "tracking_uri": tracking_uri,
     }
 
 
-def subject(ledger: Ledger) -> Subject:
+def subject(ledger: SearchLedger) -> Subject:
     """The identity, parameters and tags of a search's run in MLflow."""
     settings, experiment = ledger.settings, ledger.experiment
     parameters = {
@@ -81,12 +87,3 @@ def subject(ledger: Ledger) -> Subject:
         "data.fingerprint": ledger.fingerprint,
     }
     return Subject(ledger.uid, ledger.name, experiment.tracking.experiment, parameters, tags)
-
-
-def record_start(tracker: Tracker, ledger: Ledger, manifest: Manifest) -> None:
-    """Record the start of a search, its experiment and its data."""
-    experiment, data = ledger.experiment, ledger.experiment.data
-    tracker.start()
-    tracker.text(run_folder.EXPERIMENT_FILE, experiment.to_yaml())
-    tracker.dataset(manifest, data.path, data.train_split, "training")
-    tracker.dataset(manifest, data.path, data.eval_split, "test")

@@ -13,9 +13,16 @@ MAX_ATTEMPTS = 1000  # points that TPE proposes until one of them is a valid exp
 
 
 class Sampler:
-    """Chooses the points of trials."""
+    """Chooses the points of trials; trial 0 has the published values."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
 
     def ask(self, number: int) -> Point | None:
+        """The point of a trial; None when there are no more points."""
+        return self._space.published if number == 0 else self._choose(number)
+
+    def _choose(self, number: int) -> Point | None:
         """The point of a trial, numbered from 1; None when there are no more points."""
         raise NotImplementedError
 
@@ -34,10 +41,10 @@ class RandomSampler(Sampler):
     """Independent random points, each a function of the seed and the trial's number."""
 
     def __init__(self, space: Space, seed: int, _earlier: int = 0) -> None:
-        self._space, self._seed = space, seed
+        super().__init__(space)
+        self._seed = seed
 
-    def ask(self, number: int) -> Point | None:
-        """The point of a trial."""
+    def _choose(self, number: int) -> Point | None:
         return self._space.sample(self._seed, number)
 
 
@@ -49,12 +56,12 @@ class GridSampler(Sampler):
     """
 
     def __init__(self, space: Space, _seed: int = 0, _earlier: int = 0) -> None:
+        super().__init__(space)
         self._points = list(space.grid())
         if not self._points:
             raise UserError("the grid has no point that the configuration allows: widen --space")
 
-    def ask(self, number: int) -> Point | None:
-        """The point of a trial; None beyond the end of the grid."""
+    def _choose(self, number: int) -> Point | None:
         return self._points[number - 1] if number <= len(self._points) else None
 
 
@@ -74,7 +81,8 @@ class TpeSampler(Sampler):
         import optuna  # noqa: PLC0415  an extra, which only this sampler needs
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna, self._space = optuna, space
+        super().__init__(space)
+        self._optuna = optuna
         self._distributions = {p.name: _distribution(optuna, p) for p in space.parameters}
         # Several trials run at once: constant_liar counts a running trial as a bad one.
         sampler = optuna.samplers.TPESampler(
@@ -83,7 +91,7 @@ class TpeSampler(Sampler):
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._open_trials: dict[int, Any] = {}  # Optuna's trials by our number
 
-    def ask(self, number: int) -> Point | None:
+    def _choose(self, number: int) -> Point | None:
         """The next point that is a valid experiment.
 
         Raises:

@@ -7,15 +7,15 @@ from typing import Any
 from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report import figures
 from bcl_ray.report.page import PageSection, PageTable, page
-from bcl_ray.storage import files
 from bcl_ray.tracking.tracker import Tracker
-from bcl_ray.tuning.ledger import Ledger
+from bcl_ray.tuning.artifacts import publish
+from bcl_ray.tuning.search_ledger import SearchLedger
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import Trial, own_trials, spread
 
 
 def write_report(
-    ledger: Ledger,
+    ledger: SearchLedger,
     trials: Sequence[Trial],
     winner: dict[str, Any],
     tracker: Tracker,
@@ -24,7 +24,7 @@ def write_report(
     """Write the report to the search's folder, to a local folder, and to MLflow.
 
     Args:
-        ledger: Ledger of the search.
+        ledger: SearchLedger of the search.
         trials: All trials and repeats.
         winner: Result of the search, as `winner.conclude` returns it.
         tracker: Tracker of the search.
@@ -46,13 +46,10 @@ def write_report(
         "trials.csv": _csv(ledger, ordered(trials)),
         "report.html": report.encode(),
     }
-    for name, content in contents.items():
-        files.write_bytes(ledger.file(name), content)
-        files.write_bytes(str(folder / name), content)
-        tracker.artifact(folder / name, str(Path(name).parent) if "/" in name else "")
+    publish(contents, ledger.uri, folder, tracker)
 
 
-def _parameter_figure(ledger: Ledger, own: Sequence[Trial], winner: str) -> bytes:
+def _parameter_figure(ledger: SearchLedger, own: Sequence[Trial], winner: str) -> bytes:
     """The score against each searched option, as PNG."""
     parameters, metric = ledger.space.parameters, ledger.settings.metric
     rows = [
@@ -104,7 +101,7 @@ def _table(trials: Sequence[Trial], metric: str) -> PageTable:
     return PageTable(columns, rows)
 
 
-def _summary(ledger: Ledger, own: Sequence[Trial], winner: dict[str, Any]) -> list[str]:
+def _summary(ledger: SearchLedger, own: Sequence[Trial], winner: dict[str, Any]) -> list[str]:
     """The paragraphs at the top of the page."""
     finished, stopped = (
         sum(trial.status == status for trial in own) for status in ("finished", "stopped")
@@ -133,7 +130,7 @@ def _summary(ledger: Ledger, own: Sequence[Trial], winner: dict[str, Any]) -> li
     return texts
 
 
-def _csv(ledger: Ledger, trials: Sequence[Trial]) -> bytes:
+def _csv(ledger: SearchLedger, trials: Sequence[Trial]) -> bytes:
     """All trials and repeats as CSV."""
     options = [parameter.name for parameter in ledger.space.parameters]
     metric = ledger.settings.metric

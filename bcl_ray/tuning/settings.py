@@ -52,6 +52,16 @@ class Extent:
         return with_overrides(experiment, changes)
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that a search or a study cannot have.
+
+    Raises:
+        ValueError: It has other characters.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise UserError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")
+
+
 def check_search(
     name: str,
     experiment: Experiment,
@@ -74,8 +84,7 @@ def check_search(
     Raises:
         ValueError: An option is wrong; the message names it.
     """
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
-        raise UserError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")
+    check_name(name)
     if extent.trials < 1:
         raise UserError(f"--trials ({extent.trials}) must be at least 1")
     if experiment.tracking.run is not None:

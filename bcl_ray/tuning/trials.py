@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bcl_ray.report.seeds import mean_and_deviation
 from bcl_ray.tuning.space import Point
 
 Status = Literal["running", "finished", "stopped", "failed"]  # stopped: by the scheduler
@@ -25,6 +26,8 @@ class Trial:
     seconds: float = 0.0  # of running time, in all processes
     tracked: bool = False  # whether MLflow has all of it, the model included
     only_best: bool = False  # whether its last checkpoints were removed
+    hardware: str | None = None  # of a study's trial: where it began
+    commit: str | None = None  # of a study's trial: the version with which it began
 
     @property
     def epochs(self) -> int:
@@ -36,9 +39,10 @@ class Trial:
         """Score of the last evaluation."""
         return self.scores[self.epochs] if self.scores else None
 
-    def to_event(self) -> dict[str, Any]:
-        """The event that shows the trial as it is now."""
+    def to_event(self, *, old: bool = False) -> dict[str, Any]:
+        """The event that shows the trial as it is now; `old` marks one of an earlier process."""
         return {
+            **({"old": True} if old else {}),
             "kind": "trial",
             "trial": self.name,
             "number": self.number,
@@ -128,6 +132,5 @@ def with_repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Tri
 
 def spread(scores: Sequence[float]) -> str:
     """Mean and standard deviation as text; of one score, the score alone."""
-    if len(scores) < 2:
-        return f"{statistics.mean(scores):.2f}"
-    return f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}"
+    mean, deviation = mean_and_deviation(scores)
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"

@@ -36,13 +36,13 @@ TUNE_ENVIRONMENT = {  # without these, Tune writes to the terminal and into fold
 
 @dataclass(frozen=True)
 class TuneRunner:
-    """Runs trials of one search, and has what they have in common."""
+    """Runs trials of one search or study, and has what they have in common."""
 
     writer: LedgerWriter  # of the search's ledger
     cleaner: Cleaner
     capacity: int  # trials at once
     options: Sequence[str]  # of every trial: its data, its folder, and its share of the cluster
-    follow: Follow  # called with events `trial` and `note`
+    follow: Follow  # called with events, such as `trial` and `note`
     watcher: ResourceWatcher
     stop_request: StopRequest
     lease: Lease  # of the search's folder
@@ -78,7 +78,7 @@ class TuneRunner:
             cleaner=self.cleaner,
         )
         scheduler = make_scheduler(
-            self.ledger.settings.scheduler if sampler else "none",
+            self.ledger.scheduler if sampler else "none",
             self.ledger.experiment.train,
             {trial.number: trial for trial in trials}.get,
             [trial for trial in trials if trial.status != "running"],
@@ -86,7 +86,7 @@ class TuneRunner:
         self._run_tuner(searcher, scheduler)
         self.writer.flush()
         if searcher.interrupted:
-            raise Stopped("search stopped", self.stop_request.signum)
+            raise Stopped(f"{self.ledger.kind.noun} stopped", self.stop_request.signum)
         return list(searcher.trials.values())
 
     def _run_tuner(self, searcher: TuneSearcher, scheduler: Any) -> None:

@@ -14,7 +14,6 @@ from bcl_ray.tuning.cleanup import Cleaner
 from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.samplers import Sampler
-from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import Trial
 
 Follow = Callable[[dict[str, Any]], None]
@@ -110,17 +109,16 @@ class TuneSearcher(_PickledEmpty, Searcher):
 
     def _config(self, trial: Trial) -> dict[str, Any]:
         """The config of `TrialRun`; `number` is for the schedulers."""
-        seed = [] if trial.seed is None else [f"train.seed={trial.seed}"]
         experiment = with_overrides(
-            self._ledger.experiment,
-            [*overrides(trial.point), *seed, *self._options, f"tracking.run={trial.name}"],
+            self._ledger.experiment_of(trial), [*self._options, f"tracking.run={trial.name}"]
         )
         return {
             "number": trial.number,
             "trial": trial.name,
             "experiment": experiment.to_yaml(),
-            "metric": self._ledger.settings.metric,
+            "metric": self._ledger.metric,
             "parent": self._ledger.uid,
+            "parent_kind": self._ledger.kind.noun,
             "reported": trial.epochs,
         }
 
@@ -128,7 +126,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
         number = max((trial.number for trial in self.trials.values()), default=-1) + 1
         if self._sampler is None or number >= self._total:
             return None
-        point = self._ledger.space.published if number == 0 else self._sampler.ask(number)
+        point = self._sampler.ask(number)
         if point is None:
             return None
         trial = Trial(f"trial-{number:03d}", number, point)
@@ -158,7 +156,8 @@ class TuneSearcher(_PickledEmpty, Searcher):
             trial.reason = result.get("reason", "its process died again and again: see Ray's logs")
         if end == "held up":
             self._held_up.add(trial.name)
-            text = f"{trial.name} was held up: {trial.reason}; --resume goes on with it"
+            noun = self._ledger.kind.noun
+            text = f"{trial.name} was held up: {trial.reason}; it goes on when the {noun} does"
             self._follow({"kind": "note", "text": text})
         elif not (end == "interrupted" or self.interrupted):
             trial.status = end

@@ -31,7 +31,8 @@ class TrialRun(tune.Trainable):
     """The driver of a trial; its process is used again for the next trial.
 
     Tune's config has `trial`, the name of the run; `experiment`, YAML; `metric`; `parent`, the uid
-    of the search; and `reported`, the epochs whose scores an earlier process has reported.
+    of the search or study; `parent_kind`, which of both it is; and `reported`, the epochs whose
+    scores an earlier process has reported.
 
     The result of a step is one of these:
 
@@ -63,13 +64,13 @@ class TrialRun(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ask the workers to save their state and to stop, and wait until they have."""
-        self._stop_request.stop(f"by the search, after {self._reported} epochs")
+        self._stop_request.stop(f"by the {self._parent_kind}, after {self._reported} epochs")
         self._thread.join()
 
     def _start(self, config: dict[str, Any]) -> None:
         self._results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop_request = StopRequest()
-        self._reported = int(config["reported"])
+        self._reported, self._parent_kind = int(config["reported"]), config["parent_kind"]
         self._score = parse_score(config["metric"])
         self._experiment = from_stored(config["experiment"])
         record_start(config["parent"], config["trial"])

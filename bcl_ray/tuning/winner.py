@@ -11,7 +11,7 @@ from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.storage import files, paths
 from bcl_ray.tracking.tracker import Tracker
-from bcl_ray.tuning.ledger import Ledger
+from bcl_ray.tuning.search_ledger import SearchLedger
 from bcl_ray.tuning.search_report import write_report
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import Trial, best_trial, final_score, ranked, repeat_scores
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def conclude(
-    ledger: Ledger,
+    ledger: SearchLedger,
     trials: Sequence[Trial],
     manifest: Manifest,
     *,
@@ -36,7 +36,7 @@ def conclude(
     """Evaluate the winner on test data, and write winner.yaml and the report.
 
     Args:
-        ledger: Ledger of the search.
+        ledger: SearchLedger of the search.
         trials: All trials and repeats, at least one of which has finished.
         manifest: Manifest of the whole data set.
         tracker: Tracker of the search.
@@ -83,7 +83,7 @@ def conclude(
 
 
 def _test_metrics(
-    ledger: Ledger, winner: Trial, trials: Sequence[Trial], manifest: Manifest
+    ledger: SearchLedger, winner: Trial, trials: Sequence[Trial], manifest: Manifest
 ) -> dict[str, MeanAndDeviation]:
     """Metrics on the test split over the winner's repeats, or of its own run without any.
 

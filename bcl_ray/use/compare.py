@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcl_ray.experiment.metric_names import RESULTS
 from bcl_ray.machine.errors import UserError
+from bcl_ray.report.seeds import mean_and_deviation
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import paths
 from bcl_ray.tracking.connection import mlflow_client, mlflow_errors, mlflow_uri
@@ -57,7 +58,7 @@ class Row:
         values = self.values(metric)
         if not values:
             return None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+        return mean_and_deviation(values)
 
 
 def compare(names: Sequence[str], root: str = "runs", *, best: bool = False) -> list[Row]:

@@ -53,6 +53,10 @@ class Trained:
     """Seconds of each epoch's training."""
     accuracy: dict[str, float]
     """Of the last evaluation; empty where there was none."""
+    scores: dict[int, float]
+    """Accuracy of all classes at each evaluation, by epochs done."""
+    losses: list[list[float]]
+    """Means of TERMS in each epoch, after those of the first step."""
 
 
 def run(settings: Settings) -> Iterator[Row]:
@@ -88,21 +92,29 @@ def train(
     learner = Learner(experiment, counts, epoch_plan(experiment, manifest, 0).steps, device)
     taken: list[float] = []
     accuracy: dict[str, float] = {}
+    scores: dict[int, float] = {}
+    losses: list[list[float]] = []
     every, last = experiment.train.eval_every, experiment.train.epochs
     with contextlib.closing(feed.training(learner.sender, 0)) as stream:
         for epoch, batches in itertools.islice(stream, epochs):
             started = time.perf_counter()
-            for _ in train_epoch(learner, batches, epoch=epoch):
-                pass
+            learner.sums.zero_()
+            steps = 0
+            for step in train_epoch(learner, batches, epoch=epoch):
+                steps += 1
+                if not losses:
+                    losses.append(step.terms.tolist())
             wait(device)
             taken.append(time.perf_counter() - started)
+            losses.append((learner.sums / steps).tolist())
             out_of_time = settings.left < 0
             if (epoch + 1) % every == 0 or epoch + 1 == last or out_of_time:
                 accuracy = accuracies(learner, feed, manifest, experiment, counts)
+                scores[epoch + 1] = accuracy["all"]
                 print(epoch + 1, f"{time.perf_counter() - begun:.1f} s", accuracy, flush=True)
             if out_of_time:
                 break
-    return Trained(time.perf_counter() - begun, taken, accuracy)
+    return Trained(time.perf_counter() - begun, taken, accuracy, scores, losses)
 
 
 def accuracies(

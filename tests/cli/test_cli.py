@@ -69,7 +69,7 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize(
     "command",
-    ["shard", "shards show", "plan", "train", "evaluate", "predict", "export", "sync"],
+    ["shard", "shards show", "plan", "train", "evaluate", "predict", "export", "sync", "study"],
 )
 def test_every_command_has_help(bcl_ray, command):
     status, out, _ = bcl_ray(*command.split(), "--help")

@@ -107,3 +107,13 @@ def test_the_address_of_a_dashboard_is_refused_before_ray_starts(monkeypatch):
     message = r"RAY_ADDRESS \(http://127.0.0.1:9600\) is a dashboard's, .*bcl-ray submit train"
     with pytest.raises(UserError, match=message), connected():
         pass
+
+
+def test_hardware_is_described_by_its_kind():
+    node = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H200": 1.0}
+    assert Resources(16, 2, 1.0, (node, node)).described == "2 GPUs (H200), 16 CPUs"
+    assert Resources(8, 1, 1.0, ({"CPU": 8.0, "GPU": 1.0},)).described == (
+        "1 GPU (unknown kind), 8 CPUs"
+    )
+    assert Resources(4, 0, 1.0, ({"CPU": 2.0}, {"CPU": 2.0})).described == "4 CPUs"
+    assert re.fullmatch(r"2 CPUs \(.+\)", Resources(2, 0, 1.0, ({"CPU": 2.0},)).described)

@@ -10,8 +10,8 @@ from bcl_ray.runs import run_folder
 from bcl_ray.storage import files
 from bcl_ray.storage.lease_request import acquire_lease
 from bcl_ray.tuning.cleanup import Cleaner
-from bcl_ray.tuning.ledger import begin
 from bcl_ray.tuning.ledger_writer import LedgerWriter
+from bcl_ray.tuning.search_ledger import begin
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import Trial
 

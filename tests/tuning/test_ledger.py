@@ -9,8 +9,8 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.storage.fence import LeaseLostError
 from bcl_ray.storage.lease_request import acquire_lease
-from bcl_ray.tuning.ledger import begin, check_free, check_resumable, open_search, resume
 from bcl_ray.tuning.ledger_writer import LedgerWriter
+from bcl_ray.tuning.search_ledger import begin, check_free, check_resumable, open_search, resume
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import (
     Trial,

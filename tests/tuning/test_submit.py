@@ -5,10 +5,12 @@ import re
 import pytest
 
 from bcl_ray.cli import submit
+from bcl_ray.cli.jobs import _resume_command
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ops.jobs import request
-from bcl_ray.tuning.ledger import begin
+from bcl_ray.ops.jobs.package import package
+from bcl_ray.tuning.search_ledger import begin
 from bcl_ray.tuning.settings import Extent, Settings
 
 pytestmark = pytest.mark.ray  # Ray's client is imported, though no Ray is started
@@ -67,3 +69,31 @@ def test_a_search_goes_on_with_its_own_settings(tmp_path):
 def test_what_cannot_work_is_refused_here(words, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         job_request(*words)
+
+
+STUDY = """
+recipe: digits_lt
+axes:
+  method: {ce: [loss.kind=ce], bcl: []}
+"""
+
+
+def test_a_study_is_sent_with_its_file_and_a_name(tmp_path):
+    (tmp_path / "grid.yaml").write_text(STUDY)
+    words = ("grid.yaml", *REMOTE)
+    job = submit._request("study", words, CLUSTER)
+    assert job.words == (*words, "--name", "grid")
+    assert (job.metadata["kind"], job.metadata["recipe"]) == ("study", "grid.yaml")
+    assert job.metadata["run"] == "s3://bucket/runs/grid"
+    assert job.metadata["data"] == "s3://bucket/shards"
+    packed = package("study", job.words)
+    assert packed.words[0] == "files/grid.yaml"
+    assert set(packed.files) == {"jobs/study.py", "files/grid.yaml"}
+    resume = _resume_command(job.metadata)
+    assert resume == "bcl-ray submit study grid.yaml --name grid tracking.runs=s3://bucket/runs"
+
+
+def test_a_study_of_paths_of_this_machine_is_refused(tmp_path):
+    (tmp_path / "grid.yaml").write_text(STUDY)
+    with pytest.raises(ValueError, match=r"data\.path \(data/digits_lt\) is a path of this"):
+        submit._request("study", ("grid.yaml",), CLUSTER)

@@ -10,8 +10,8 @@ from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ray_runtime.stopping import StopRequest
 from bcl_ray.tuning import ledger_writer
-from bcl_ray.tuning.ledger import begin
 from bcl_ray.tuning.samplers import make_sampler
+from bcl_ray.tuning.search_ledger import begin
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import Trial
 from bcl_ray.tuning.tune_searcher import StopOnRequest, TuneSearcher
@@ -171,7 +171,7 @@ def test_a_trial_that_an_outage_held_up_is_tried_again_by_the_next_process(searc
     first.on_trial_complete("a", {"end": "held up", "reason": reason, "done": True})
     (trial,) = search.ledger.trials()
     assert (trial.status, trial.reason) == ("running", reason)
-    text = f"trial-000 was held up: {reason}; --resume goes on with it"
+    text = f"trial-000 was held up: {reason}; it goes on when the search does"
     assert {"kind": "note", "text": text} in search.events
     assert first.suggest("b")["trial"] == "trial-001", "and not again by this one"
     second = search.searcher(total=2)

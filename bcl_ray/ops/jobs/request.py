@@ -7,7 +7,7 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,31 +100,43 @@ def train_request(
     return JobRequest(_safe_name(name), "train", (*words, *added), metadata, notes)
 
 
-def search_request(
-    name: str, recipe: str | None, experiment: Experiment, words: tuple[str, ...], address: str
+def trials_request(
+    kind: str,
+    name: str,
+    recipe: str | None,
+    experiments: Sequence[Experiment],
+    *,
+    words: tuple[str, ...],
+    address: str,
 ) -> JobRequest:
-    """A request to start or continue a search.
+    """A request to start or continue a search or a study.
 
     Args:
-        recipe: Name or file of the recipe; None to continue with the search's own experiment.
-        experiment: The experiment that the search varies.
+        kind: search or study.
+        name: Its name.
+        recipe: Name or file of the recipe, or file of the study; None to continue with a search's
+            own experiment.
+        experiments: The experiment that the search varies, or those of the study's cells.
 
     Raises:
         ValueError: It cannot work on a cluster, or with its data (if they can be read here).
     """
-    _check_locations(experiment)
-    added = _tracking_words(experiment, address)
-    fingerprint, notes = _check_data(experiment)
+    for experiment in experiments:
+        _check_locations(experiment)
+    added = _tracking_words(experiments[0], address)
+    by_path = {experiment.data.path: experiment for experiment in experiments}
+    checked = [_check_data(experiment) for experiment in by_path.values()]
+    fingerprints = [fingerprint for fingerprint, _ in checked if fingerprint]
     request = new_request(
-        "search",
+        kind,
         name,
         (*words, *added),
-        run=files.join(experiment.tracking.runs, name),
-        data=experiment.data.path,
+        run=files.join(experiments[0].tracking.runs, name),
+        data=" ".join(by_path),
         **({"recipe": recipe} if recipe else {}),
-        **({"data.fingerprint": fingerprint} if fingerprint else {}),
+        **({"data.fingerprint": " ".join(fingerprints)} if fingerprints else {}),
     )
-    return replace(request, notes=notes)
+    return replace(request, notes=tuple(dict.fromkeys(n for _, notes in checked for n in notes)))
 
 
 def _check_locations(experiment: Experiment) -> None:

@@ -1,0 +1,232 @@
+"""The tables of a study: its cells over seeds, differences between them, and all of its runs."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bcl_ray.experiment.metric_names import STUDY_RESULTS
+from bcl_ray.report.seeds import half_interval, mean_and_deviation, paired_differences
+from bcl_ray.tuning.study_file import Cell, Study
+from bcl_ray.tuning.trials import Trial
+
+BEST = "best all"  # accuracy of the best epoch, which was chosen on the evaluated images
+DIGITS = {"minutes": 1, "tail cosine": 3, "feature tail cosine": 3}  # behind the point; others: 2
+CSV_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of a quantity over seeds, and half of its 95 % interval."""
+
+    mean: float
+    half: float | None
+    """None with one seed, which says nothing about others."""
+
+    def __str__(self) -> str:
+        return self.text(2)
+
+    def text(self, digits: int) -> str:
+        """The estimate with so many digits behind the point."""
+        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
+        return f"{self.mean:.{digits}f}{half}"
+
+
+Rows = list[dict[str, Any]]  # of a table, by column; a cell is text, a number, an Estimate or None
+
+
+@dataclass(frozen=True)
+class CellRuns:
+    """A cell of a study, and its runs."""
+
+    cell: Cell
+    runs: tuple[Trial, ...]
+    """One per seed."""
+
+    @property
+    def finished(self) -> list[Trial]:
+        """The runs that were trained to their end."""
+        return [run for run in self.runs if run.status == "finished"]
+
+    @property
+    def minutes(self) -> float | None:
+        """Mean time of a run, beside those that ran at the same time; None if none finished."""
+        seconds = [run.seconds for run in self.finished]
+        return mean_and_deviation(seconds)[0] / 60 if seconds else None
+
+    def by_seed(self, column: str) -> dict[int, float]:
+        """Values of a column of finished runs, by seed."""
+        values = {run.seed: _values(run).get(column) for run in self.finished}
+        return {
+            seed: value for seed, value in values.items() if seed is not None and value is not None
+        }
+
+    def estimate(self, column: str) -> Estimate | None:
+        """A column over seeds; None if no run has it."""
+        values = list(self.by_seed(column).values())
+        return estimate(values) if values else None
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interval of values of different seeds."""
+    return Estimate(mean_and_deviation(values)[0], half_interval(values))
+
+
+def runs_of_cells(study: Study, trials: Iterable[Trial]) -> list[CellRuns]:
+    """The runs of each cell, in the order of the file."""
+    by_name = {trial.name: trial for trial in trials}
+    return [
+        CellRuns(cell, tuple(by_name[name] for name in names if name in by_name))
+        for cell in study.cells
+        for names in [[cell.run_name(seed) for seed in study.seeds]]
+    ]
+
+
+def tables(study: Study, cells: Sequence[CellRuns]) -> dict[str, Rows]:
+    """All tables that have rows, by name."""
+    found = {
+        "summary": summary(cells),
+        "differences": differences(study, cells),
+        "runs": all_runs(cells),
+    }
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _values(run: Trial) -> dict[str, float]:
+    """The results of a run: its last epoch, and the accuracy of its best one."""
+    columns = {
+        column: run.metrics[metric]
+        for column, metric in STUDY_RESULTS.items()
+        if metric in run.metrics
+    }
+    best = {BEST: max(run.scores.values())} if run.scores else {}
+    return {**columns, **best}
+
+
+def _columns(cells: Sequence[CellRuns]) -> list[str]:
+    """The results that at least one run has."""
+    last = [column for column in STUDY_RESULTS if any(cell.by_seed(column) for cell in cells)]
+    position = last.index("all") + 1 if "all" in last else 0
+    return [*last[:position], BEST, *last[position:]]
+
+
+def summary(cells: Sequence[CellRuns]) -> Rows:
+    """One row per cell, over its seeds."""
+    columns = _columns(cells)
+    return [
+        {
+            **cell.cell.labels,
+            "seeds": len(cell.finished),
+            **{column: cell.estimate(column) for column in columns},
+            "minutes": cell.minutes,
+            "hardware": _joined(run.hardware for run in cell.finished),
+            "commit": _joined(run.commit for run in cell.finished),
+        }
+        for cell in cells
+    ]
+
+
+def all_runs(cells: Sequence[CellRuns]) -> Rows:
+    """One row per cell and seed."""
+    columns = _columns(cells)
+    return [
+        {
+            **cell.cell.labels,
+            "seed": run.seed,
+            "status": run.status,
+            "epochs": run.epochs,
+            **{column: _values(run).get(column) for column in columns},
+            "minutes": run.seconds / 60,
+            "hardware": run.hardware,
+            "commit": run.commit,
+            "reason": run.reason,
+        }
+        for cell in cells
+        for run in cell.runs
+    ]
+
+
+def differences(study: Study, cells: Sequence[CellRuns]) -> Rows:
+    """Differences of accuracy between labels of the first axis, paired by seed."""
+    first_axis, *others = study.axes
+    by_labels = {tuple(cell.cell.labels.values()): cell for cell in cells}
+    rest = list(dict.fromkeys(labels[1:] for labels in by_labels))
+    columns = [c for c in STUDY_RESULTS if any(cell.by_seed(c) for cell in cells)]
+    rows = []
+    for labels in rest:
+        for one, other in study.compare:
+            first, second = by_labels[one, *labels], by_labels[other, *labels]
+            paired = {
+                column: paired_differences(first.by_seed(column), second.by_seed(column))
+                for column in columns
+            }
+            estimates = {c: estimate(values) if values else None for c, values in paired.items()}
+            pair = {first_axis: f"{one} - {other}", **dict(zip(others, labels, strict=True))}
+            rows.append({**pair, "seeds": len(paired.get("all", ())), **estimates})
+    return rows
+
+
+def curves(cell: CellRuns) -> list[Mapping[int, float]]:
+    """Of each finished run, accuracy by epoch, counted from 0."""
+    return [{epochs - 1: value for epochs, value in run.scores.items()} for run in cell.finished]
+
+
+def _joined(texts: Iterable[str | None]) -> str | None:
+    return "; ".join(dict.fromkeys(text for text in texts if text)) or None
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row as text for people."""
+    return {column: _text(column, value) for column, value in row.items()}
+
+
+def _text(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    digits = DIGITS.get(column, 2)
+    if isinstance(value, Estimate):
+        return value.text(digits)
+    if column == "commit":
+        return "; ".join(commit[:10] + commit[40:] for commit in value.split("; "))
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def markdown(rows: Rows) -> str:
+    """A table in Markdown."""
+    cells = [shown(row) for row in rows]
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    escaped = (" | ".join(text.replace("|", "\\|") for text in line) for line in lines)
+    return "".join(f"| {line} |\n" for line in escaped)
+
+
+def as_csv(rows: Rows) -> str:
+    """A table as CSV, with the half-widths of intervals in columns of their own."""
+    columns, data = _flat(rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *data])
+    return text.getvalue()
+
+
+def as_mlflow_table(rows: Rows) -> str:
+    """A table in the JSON of MLflow's tables."""
+    columns, data = _flat(rows)
+    return json.dumps({"columns": columns, "data": data})
+
+
+def _flat(rows: Rows) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of numbers and texts: an estimate takes two columns."""
+    columns: list[str] = []
+    data: list[list[Any]] = [[] for _ in rows]
+    for column in rows[0]:
+        values = [row[column] for row in rows]
+        means = [value.mean if isinstance(value, Estimate) else value for value in values]
+        parts = {column: means}
+        if any(isinstance(value, Estimate) for value in values):
+            parts[f"{column} ±"] = [getattr(value, "half", None) for value in values]
+        for name, part in parts.items():
+            columns.append(name)
+            for line, value in zip(data, part, strict=True):
+                line.append(round(value, CSV_DIGITS) if isinstance(value, float) else value)
+    return columns, data
