@@ -85,25 +85,22 @@ def is_image_name(path: str) -> bool:
 
 
 def _extension(path: str) -> str:
-    """What follows the last dot of a name, in small letters; empty without one."""
-    name, dot, extension = path.rpartition("/")[2].rpartition(".")
+    """What follows the last dot of a name, in small letters; empty without one.
+
+    Keys in S3 may end in a slash.
+    """
+    name, dot, extension = path.rstrip("/").rpartition("/")[2].rpartition(".")
     return extension.lower() if name and dot else ""
 
 
 def _look_into(root: str, names: Iterable[str]) -> Iterable[bool]:
     """Whether files begin as images do."""
-    filesystem, base = files.resolve(root)
 
     def begins_as_image(name: str) -> bool:
         try:
-            files.check_listed(root, name)
+            return _SIGNATURE.match(files.read_listed(root, name, 16)) is not None
         except (FileNotFoundError, files.NoFileError):
             return True  # the check of the images says what it is
-        with (
-            files.explain_errors(files.join(root, name)),
-            filesystem.open_input_stream(f"{base.rstrip('/')}/{name}") as stream,
-        ):
-            return _SIGNATURE.match(bytes(stream.read(16))) is not None
 
     return read_ahead(begins_as_image, names)
 

@@ -8,7 +8,6 @@ what to do. For the settings and credentials of S3 see `storage.s3.clients`.
 
 from bcl_ray.storage.files.contents import (
     NoFileError,
-    check_listed,
     copy,
     create_bytes,
     delete,
@@ -32,7 +31,6 @@ __all__ = [
     "NoFileError",
     "atomic_filesystem",
     "check_file",
-    "check_listed",
     "check_usable",
     "copy",
     "create_bytes",

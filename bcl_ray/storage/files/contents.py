@@ -28,15 +28,20 @@ _KINDS = {
 }
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read a whole file; all of it is of one version, even while the file is being replaced."""
+def read_bytes(uri: str, size: int | None = None) -> bytes:
+    """Read a file; all of it is of one version, even while the file is being replaced.
+
+    Args:
+        uri: The file.
+        size: Read this many bytes at most; None for all of them.
+    """
     if s3.is_s3(uri):
         # pyarrow would ask for the object's size, then for the bytes of perhaps another version.
-        return with_retries(lambda: s3.read_object(s3.parse_uri(uri)), uri)
+        return with_retries(lambda: s3.read_object(s3.parse_uri(uri), size), uri)
 
     def read(filesystem: Any, path: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
+            return bytes(stream.read(size))
 
     return with_filesystem(read, uri)
 
@@ -45,27 +50,18 @@ class NoFileError(OSError):
     """What a name leads to is no file; the text says what it is."""
 
 
-def read_listed(folder: str, path: str) -> bytes:
-    """Read a file that `walk` has found in a folder, or that a list names.
+def read_listed(folder: str, path: str, size: int | None = None) -> bytes:
+    """Read a file that `walk` has found in a folder, or that a list names; `size` as above.
 
     Raises:
         FileNotFoundError: There is nothing of this name.
         NoFileError: There is no file: reading a pipe or a device might never end.
         OSError: It cannot be read.
     """
-    check_listed(folder, path)
-    return read_bytes(file_in(folder, path))
-
-
-def check_listed(folder: str, path: str) -> None:
-    """Check that `read_listed` has a file to read; in an object store every name is one.
-
-    Raises:
-        FileNotFoundError: There is nothing of this name.
-        NoFileError: There is no file.
-    """
+    uri = file_in(folder, path)
     if is_local(folder):
-        _check_regular(Path(local(file_in(folder, path))))
+        _check_regular(Path(local(uri)))
+    return read_bytes(uri, size)
 
 
 def _check_regular(path: Path) -> None:

@@ -54,15 +54,20 @@ def list_keys(location: Location, retry: Retry, after: str = "") -> Iterator[str
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def read_object(location: Location) -> bytes:
+def read_object(location: Location, size: int | None = None) -> bytes:
     """Read an object in one request, so that all of it is of one version.
+
+    Args:
+        location: The object.
+        size: Read this many bytes at most; None for all of them.
 
     Raises:
         FileNotFoundError: There is no object.
     """
     try:
         response = client(location).get_object(Bucket=location.bucket, Key=location.key)
-        return bytes(response["Body"].read())
+        with response["Body"] as body:
+            return bytes(body.read(size))
     except Exception as error:
         if code_of(error) == "nosuchkey":
             raise FileNotFoundError from None
