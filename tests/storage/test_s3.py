@@ -101,7 +101,7 @@ def test_keys_with_empty_parts_are_images_or_named(bucket):
         rows = np.arange(len(images.labels))
         assert [images.where(row) for row in rows] == expected
         assert list(images.read(rows)) == [key.encode() for key in expected]
-    assert source.splits["train"].faults == {0: "'' is not a class folder of train/"}
+    assert source.splits["train"].faults == {0: "'' is not a class of the training split"}
 
 
 def test_missing_files_and_buckets_are_named(bucket):
