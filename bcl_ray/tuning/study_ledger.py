@@ -112,10 +112,7 @@ def check_study(name: str, study: Study) -> CheckedStudy:
     if study.cells[0].experiment.tracking.run is not None:
         raise UserError("tracking.run cannot be set: runs are named by their cells and seeds")
     _check_data(study)
-    cells = tuple(
-        replace(cell, experiment=run_folder.with_absolute_paths(resolved(cell.experiment)))
-        for cell in study.cells
-    )
+    cells = tuple(replace(cell, experiment=_prepared(cell.experiment)) for cell in study.cells)
     data_paths = dict.fromkeys(cell.experiment.data.path for cell in cells)
     manifests = {path: read_manifest(path) for path in data_paths}
     for cell in cells:
@@ -131,6 +128,12 @@ def check_study(name: str, study: Study) -> CheckedStudy:
     checked = CheckedStudy(uri, replace(study, cells=cells), manifests, known)
     _check_cells(checked)
     return checked
+
+
+def _prepared(experiment: Experiment) -> Experiment:
+    """A cell's complete experiment; a study selects nothing, so that it evaluates on test data."""
+    whole = with_overrides(resolved(experiment), ["data.validation_split=null"])
+    return run_folder.with_absolute_paths(whole)
 
 
 def _check_data(study: Study) -> None:
