@@ -134,9 +134,7 @@ def _resume_command(record: dict[str, str]) -> str | None:
         root, _, search = run.rpartition("/")
         return f"bcl-ray submit search --resume {search} tracking.runs={root}"
     if kind == "study":
-        root, _, study = run.rpartition("/")
-        file = record.get("recipe", "FILE")
-        return f"bcl-ray submit study {file} --name {study} tracking.runs={root}"
+        return f"bcl-ray submit study {record.get('command', '')}"
     return None
 
 

@@ -151,10 +151,16 @@ def _study(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
     from bcl_ray.tuning.study_file import read_study
 
     file, name = options["file"], options["name"] or default_name(options["file"])
-    cells = read_study(file, options["overrides"] or ()).cells
+    study = read_study(file, options["overrides"] or ())
+    for recipe in study.recipes:
+        if recipe.endswith((".yaml", ".yml")):
+            raise UserError(
+                f"{file}: recipe {recipe} is a file, and only {file} itself is sent: begin with a "
+                "recipe's name, and put its options into overrides"
+            )
     if not options["name"]:  # the job has the file under another path
         words = (*words, "--name", name)
-    experiments = [cell.experiment for cell in cells]
+    experiments = [cell.experiment for cell in study.cells]
     return trials_request("study", name, str(file), experiments, words=words, address=address)
 
 

@@ -182,8 +182,8 @@ def inat18() -> Experiment:
 def finetune() -> Experiment:
     """A small data set of your own, from pretrained weights of timm, 20 epochs.
 
-    The options are our own. Size, mean and interpolation of views are those of the backbone. Norms
-    stay as they were trained, because small batches of few classes have other statistics; the
+    The options are our own. Size, mean and interpolation of views are those of the backbone. Batch
+    norms stay as they were trained, because small batches of few classes have other statistics; the
     classifier learns faster than the backbone, which already knows something.
 
     What to expect, measured on Caltech-101-LT (2,433 images of 99 classes, 8 of the smallest) with

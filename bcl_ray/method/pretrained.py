@@ -119,8 +119,11 @@ def _fitted(state: Entries, network: nn.Module) -> _Fitted:
     if convert is not None and list(_differences(found, expected)):
         # timm's own conversion, for weights as their authors publish them, or for another size.
         prefixed = {name: state[name] for name in found.unexpected}
-        converted = _renamed(convert(found.entries | prefixed, network), network)
-        found = converted._replace(heads=found.heads + converted.heads, others=found.others)
+        try:
+            renamed = _renamed(convert(found.entries | prefixed, network), network)
+        except Exception:  # it takes the file to be of this network, and that it is not
+            return found
+        found = renamed._replace(heads=found.heads + renamed.heads, others=found.others)
     # Files from before torch 0.4.1 have no counters of batch norm, and nothing uses them.
     counters = {name: expected[name] for name in expected if name.endswith("num_batches_tracked")}
     return found._replace(entries=counters | found.entries)

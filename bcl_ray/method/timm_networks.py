@@ -59,7 +59,8 @@ def published_weights(config: ModelConfig) -> dict[str, Tensor]:
     """The weights that timm publishes for a network, downloaded once to its cache.
 
     Raises:
-        UserError: There are none, or they cannot be downloaded.
+        UserError: There are none.
+        OSError: They cannot be downloaded.
     """
     try:
         weights: dict[str, Tensor] = _create(config, pretrained=True).state_dict()
@@ -68,10 +69,20 @@ def published_weights(config: ModelConfig) -> dict[str, Tensor]:
         raise
     except Exception as error:  # of the network, the hub's client, or timm: all have their own
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise OSError(
             f"model.weights 'timm': the weights of {config.backbone} could not be downloaded "
-            f"({type(error).__name__}: {reason}): name a file, or null for random weights"
+            f"({type(error).__name__}: {reason}): name a file"
         ) from error
+
+
+_REFUSED = {
+    "img_size": "takes images of {size} pixels only: set views.image_size={size}",
+    "drop_path_rate": "has no drop path: set model.drop_path=0",
+}
+
+
+class MissingTimmError(UserError, ImportError):
+    """Timm is not installed here."""
 
 
 def _settings(name: str) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def _settings(name: str) -> dict[str, Any]:
     try:
         import timm  # noqa: PLC0415  an extra, and takes seconds
     except ImportError:
-        raise UserError(
+        raise MissingTimmError(
             f"model.backbone '{name}' needs timm: pip install 'bcl-ray[timm]'"
         ) from None
     own_name = name.removeprefix(PREFIX)
@@ -98,25 +109,23 @@ def _create(config: ModelConfig, *, pretrained: bool = False) -> Any:
     settings = _settings(config.backbone)
     import timm  # noqa: PLC0415
 
-    options: dict[str, Any] = {}  # those that some networks do not take
+    # Some networks do not take these, and some have other defaults than 0.
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path, "drop_rate": 0.0}
     if config.input_size not in (None, settings["input_size"][-1]):
         options["img_size"] = config.input_size
-    if config.drop_path:
-        options["drop_path_rate"] = config.drop_path
     name = config.backbone.removeprefix(PREFIX)
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except TypeError as error:
-        refused = {
-            "img_size": f"takes images of {settings['input_size'][-1]} pixels only: set "
-            f"views.image_size={settings['input_size'][-1]}",
-            "drop_path_rate": "has no drop path: set model.drop_path=0",
-        }
-        for option in options:
-            if option in str(error):
-                text = f"model.backbone '{config.backbone}' {refused[option]}"
-                raise UserError(text) from error
-        raise
+    while True:
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        except TypeError as error:
+            refused = next((option for option in options if f"'{option}'" in str(error)), None)
+            if refused is None:
+                raise
+            if options[refused]:
+                size = settings["input_size"][-1]
+                text = _REFUSED[refused].format(size=size)
+                raise UserError(f"model.backbone '{config.backbone}' {text}") from error
+            del options[refused]  # what it does not have is off
 
 
 def _replace_norms(network: nn.Module, norm: Any) -> None:

@@ -181,8 +181,15 @@ def preflight(
         ValueError: The run cannot work.
         OSError: A file that an option names does not exist.
     """
-    if experiment.model.weights_file is not None:
-        files.check_file(experiment.model.weights_file)
+    model = experiment.model
+    if model.weights_file is not None:
+        files.check_file(model.weights_file)
+    if model.batch_norm == "frozen" and model.weights is None:
+        raise UserError(
+            "model.batch_norm=frozen keeps the batch norms of model.weights, which is null: set "
+            "model.weights; or, to begin with random weights, model.batch_norm=sync and "
+            "optim.backbone_lr=1"
+        )
     if connected or os.environ.get("RAY_ADDRESS"):
         return budget(experiment, manifest, None), None
     cpus, store_bytes = this_machine()

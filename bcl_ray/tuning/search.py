@@ -54,7 +54,7 @@ def search(
             configuration. Nothing was written.
         LeaseHeldError, LeaseLostError, UnfinishedError, Stopped: As of `driver.drive`.
     """
-    experiment = run_folder.with_absolute_paths(resolved(experiment))
+    experiment = run_folder.with_absolute_paths(experiment)
     return drive(_Search(name, experiment, settings, extent, resume=resume), follow)
 
 
@@ -87,7 +87,7 @@ class _Search(Sweep):
         super().__init__(
             uri,
             begun=resume,
-            trials=[(extent.of_trial(experiment), manifest)],
+            trials=[(resolved(extent.of_trial(experiment)), manifest)],
             count=extent.trials,
             max_concurrent=extent.max_concurrent,
         )
@@ -132,7 +132,7 @@ class _Search(Sweep):
             f"scale.gpus_per_worker={trial.scale.gpus_per_worker}",
             *self._data_options(),
         ]
-        trial = with_overrides(self._experiment, options)
+        trial = resolved(with_overrides(self._experiment, options))
         # The whole training split passed this check, but trials have fewer images.
         budget(trial, read_manifest(trial.data.path), None)
         return options

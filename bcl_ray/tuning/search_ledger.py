@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.runs import identity
@@ -53,9 +54,9 @@ class SearchLedger(Ledger):
         return parse_space(self.settings.space, self.extent.of_trial(self.experiment))
 
     def experiment_of(self, trial: Trial) -> Experiment:
-        """The experiment with the trial's point and seed."""
+        """The experiment with the trial's point and seed; what it leaves open follows from both."""
         seed = [] if trial.seed is None else [f"train.seed={trial.seed}"]
-        return with_overrides(self.experiment, [*overrides(trial.point), *seed])
+        return resolved(with_overrides(self.experiment, [*overrides(trial.point), *seed]))
 
 
 def digest(settings: Settings, experiment: Experiment) -> str:

@@ -70,6 +70,8 @@ class Study:
     seeds: tuple[int, ...]
     compare: tuple[tuple[str, str], ...]
     """Pairs of labels of the first axis: the difference is the first one minus the second one."""
+    recipes: tuple[str, ...] = ()
+    """Names and files of the recipes that the cells begin with."""
     shards: Mapping[str, str] = field(default_factory=dict)
     """For values of data.path, the command that makes the data."""
 
@@ -110,6 +112,7 @@ def parse_study(content: Any, file: str, overrides: Sequence[str] = ()) -> Study
         if key not in KEYS:
             raise UserError(f"{file}: there is no key '{key}': there are {known}")
     reader = _Reader(file, content.get("recipe"), tuple(overrides))
+    reader.override_list("overrides", list(overrides))
     axes = reader.axes(content.get("axes"))
     cells = reader.cells(axes, reader.override_list("overrides", content.get("overrides")))
     return Study(
@@ -118,6 +121,7 @@ def parse_study(content: Any, file: str, overrides: Sequence[str] = ()) -> Study
         cells,
         reader.seeds(content.get("seeds", 1)),
         reader.compare(content.get("compare"), next(iter(axes.items()))),
+        tuple(filter(None, dict.fromkeys([content.get("recipe"), *reader.recipes(axes)]))),
         reader.shards(content.get("shards") or {}),
     )
 
@@ -145,6 +149,9 @@ class _Reader:
         if not isinstance(content, dict) or not content:
             raise self.error("axes", " must map each axis to its labels, as in {method: {bcl: []}}")
         return {str(axis): self._axis(str(axis), labels) for axis, labels in content.items()}
+
+    def recipes(self, axes: Mapping[str, Mapping[str, _Choice]]) -> list[Any]:
+        return [choice.recipe for labels in axes.values() for choice in labels.values()]
 
     def _axis(self, axis: str, content: Any) -> dict[str, _Choice]:
         key = f"axes.{axis}"
@@ -204,7 +211,9 @@ class _Reader:
         if not isinstance(recipe, str):
             raise self.error("recipe", f" must be a recipe's name or a YAML file, got {recipe}")
         try:
-            return with_overrides(load_recipe(recipe), [*overrides, *self.overrides])
+            # A study selects nothing, so that it evaluates on test data.
+            whole = [*overrides, *self.overrides, "data.validation_split=null"]
+            return with_overrides(load_recipe(recipe), whole)
         except ValueError as error:
             raise self.error(f"cell {'-'.join(labels)}", f": {error}") from None
 

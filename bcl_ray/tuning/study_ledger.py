@@ -7,6 +7,7 @@ A study may grow: the same file with more cells or seeds trains only what is new
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +48,7 @@ class StudyLedger(Ledger):
     @property
     def resume_command(self) -> str:
         """The command that goes on with the study, without `bcl-ray`."""
-        return " ".join(["study", self.study.file, *self.study.overrides, "--name", self.name])
+        return shlex.join(["study", self.study.file, *self.study.overrides, "--name", self.name])
 
     def experiment_of(self, trial: Trial) -> Experiment:
         """The experiment of the trial's cell with its seed."""
@@ -131,9 +132,8 @@ def check_study(name: str, study: Study) -> CheckedStudy:
 
 
 def _prepared(experiment: Experiment) -> Experiment:
-    """A cell's complete experiment; a study selects nothing, so that it evaluates on test data."""
-    whole = with_overrides(resolved(experiment), ["data.validation_split=null"])
-    return run_folder.with_absolute_paths(whole)
+    """A cell's complete experiment."""
+    return run_folder.with_absolute_paths(resolved(experiment))
 
 
 def _check_data(study: Study) -> None:

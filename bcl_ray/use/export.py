@@ -79,9 +79,10 @@ def metadata(model: OpenModel) -> dict[str, str]:
         "class_names": json.dumps(state.class_names, ensure_ascii=False),
         "class_counts": json.dumps(state.class_counts),
         "input": "RGB, float32 in [0, 1], (N, 3, image_size, image_size): of an image whose "
-        "shorter side was resized to eval_resize, the centre",
+        "shorter side was resized to eval_resize (interpolation, antialiased), the centre",
         "image_size": str(views.image_size),
         "eval_resize": str(views.eval_resize),
+        "interpolation": str(views.interpolation),
         "mean": json.dumps(views.mean),
         "std": json.dumps(views.std),
         "temperature": str(model.temperature or 1.0),

@@ -48,6 +48,13 @@ def test_other_splits_are_kept_whole_if_asked_for(digits, tmp_path):
         hold_out(str(tmp_path / "cut"), str(tmp_path / "twice"), 0.2, seed=0, keep_others=True)
 
 
+def test_the_training_split_may_have_another_name(digits, tmp_path):
+    manifest = hold_out(digits, str(tmp_path / "cut"), 0.2, seed=0, split="test")
+    train, validation = (rows(tmp_path / "cut", name) for name in ("train", "validation"))
+    assert train | validation == rows(Path(digits), "test")
+    assert list(manifest.splits) == ["train", "validation"]
+
+
 def test_both_parts_have_the_profile_of_the_whole(digits, tmp_path):
     manifest = hold_out(digits, str(tmp_path / "cut"), 0.2, seed=0)
     assert manifest.splits["validation"].class_counts == (28, 18, 12, 8, 5, 3, 2, 1, 1, 1)

@@ -79,6 +79,15 @@ def test_a_saved_data_set_has_its_classes_by_name_in_every_split(saved):
     assert source.notes == ("split 'test' is left out, because no image in it has a label",)
 
 
+def test_splits_that_mean_the_same_are_put_together_and_said(saved):
+    save_to_disk(saved / "validation", [0, 1], ["ant", "bee", "cat"], first=200)
+    (saved / "dataset_dict.json").write_text('{"splits": ["train", "dev", "validation"]}')
+    source = open_source("huggingface", str(saved))
+    assert named(source, "validation") == ["bee", "cat", "ant", "ant", "ant", "bee"]
+    text = "dev, validation are one split, validation: --split NAME=FILE takes some of them"
+    assert source.notes == (text,)
+
+
 def test_a_saved_data_set_of_one_split_and_older_files_are_read(tmp_path):
     save_to_disk(tmp_path, [0, 1] * 5, ["x", "y"], split="train")
     plain = pa.table(hub_rows([0, 1] * 5))  # the classes are only in dataset_info.json

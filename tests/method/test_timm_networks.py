@@ -270,6 +270,14 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(backbone, tmp_pa
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "rexnet_100"])
+def test_a_network_drops_nothing_by_a_default_of_its_own(name):
+    network = TwoBranch(model_config(f"timm/{name}"), 3).backbone
+    assert not any(getattr(module, "drop_prob", 0) for module in network.modules())
+    assert not any(getattr(module, "p", 0) for module in network.modules())
+    assert not getattr(network, "drop_rate", 0)
+
+
 def test_drop_path_draws_for_each_step_and_changes_the_loss():
     with_path, without = (
         Learner(resolved(experiment(f"model.drop_path={rate}")), COUNTS, 2, CPU)

@@ -116,6 +116,20 @@ def test_data_that_can_be_read_are_checked_against_the_experiment(digits):
         request_for("train", "digits_lt", *words, "optim.global_batch_size=8192")
 
 
+def test_options_that_follow_from_the_backbone_are_checked_like_others(digits):
+    pytest.importorskip("timm")
+    words = (f"data.path=file://{digits}", "tracking.runs=file:///r")
+    assert request_for("train", "finetune", *words).metadata["data.fingerprint"]
+    with pytest.raises(ValueError, match="is more than the training split has rows"):
+        request_for("train", "finetune", *words, "optim.global_batch_size=8192")
+
+
+def test_without_timm_the_job_checks_what_follows_from_the_backbone(digits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    job = request_for("train", "finetune", f"data.path=file://{digits}", "tracking.runs=file:///r")
+    assert "needs timm" in job.notes[0]
+
+
 def test_a_folder_that_only_the_nodes_mount_is_left_to_the_job():
     job = request_for("train", "digits_lt", "data.path=file:///gone", "tracking.runs=file:///r")
     assert "data.fingerprint" not in job.metadata

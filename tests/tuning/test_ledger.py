@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.experiment.recipes import digits_lt, finetune
 from bcl_ray.storage.fence import LeaseLostError
 from bcl_ray.storage.lease_request import acquire_lease
 from bcl_ray.tuning.ledger_writer import LedgerWriter
@@ -42,6 +42,18 @@ def test_a_search_is_found_again_as_it_was_begun(ledger):
     assert opened == ledger
     assert len(opened.uid) == 32
     assert opened.name == "one"
+
+
+def test_what_an_experiment_leaves_open_follows_from_each_point(tmp_path):
+    pytest.importorskip("timm", reason="needs bcl-ray[timm]")
+    ledger = begin(str(tmp_path / "runs" / "open"), Settings(), Extent(), finetune(), PRINT)
+    for backbone, size in (("test_vit", 160), ("tf_efficientnet_lite0", 224)):
+        point = {"model.backbone": f"timm/{backbone}"}
+        views = ledger.experiment_of(Trial("trial-001", 1, point)).views
+        assert views.image_size == size
+        assert views.eval_resize >= size
+    small = ledger.experiment_of(Trial("trial-002", 2, {"views.image_size": 96}))
+    assert small.views.eval_resize < 224
 
 
 def test_trials_are_found_again_as_they_were_written(ledger):

@@ -1,13 +1,14 @@
 """A search as a job, checked before it is sent."""
 
 import re
+import shlex
 
 import pytest
 
 from bcl_ray.cli import submit
 from bcl_ray.cli.jobs import _resume_command
 from bcl_ray.experiment.overrides import from_yaml
-from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.experiment.recipes import cifar10_lt, digits_lt
 from bcl_ray.ops.jobs import request
 from bcl_ray.ops.jobs.package import package
 from bcl_ray.tuning.search_ledger import begin
@@ -90,7 +91,16 @@ def test_a_study_is_sent_with_its_file_and_a_name(tmp_path):
     assert packed.words[0] == "files/grid.yaml"
     assert set(packed.files) == {"jobs/study.py", "files/grid.yaml"}
     resume = _resume_command(job.metadata)
-    assert resume == "bcl-ray submit study grid.yaml --name grid tracking.runs=s3://bucket/runs"
+    assert resume == f"bcl-ray submit study {shlex.join(job.words)}"
+
+
+def test_a_study_that_begins_with_another_file_is_not_sent_without_it(tmp_path):
+    (tmp_path / "other.yaml").write_text(cifar10_lt().to_yaml())
+    (tmp_path / "grid.yaml").write_text(
+        "recipe: other.yaml\naxes: {method: {bcl: [], ce: [loss.kind=ce]}}\n"
+    )
+    with pytest.raises(ValueError, match=r"grid\.yaml: recipe other\.yaml is a file, and only"):
+        submit._request("study", ("grid.yaml", *REMOTE), CLUSTER)
 
 
 def test_a_study_of_paths_of_this_machine_is_refused(tmp_path):

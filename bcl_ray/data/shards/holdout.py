@@ -87,12 +87,13 @@ def hold_out(
     if keep_others and "validation" in manifest.splits:
         raise UserError(f"{uri} has a split 'validation': set data.validation_split=validation")
     shards = {
-        name: [files.join(uri, shard) for shard in found.shards.names]
+        # The source needs a training split, whatever its name is here.
+        "train" if name == split else name: [files.join(uri, shard) for shard in found.shards.names]
         for name, found in manifest.splits.items()
-        if keep_others or name == split
+        if name == split or (keep_others and name != "train")
     }
     splits = dict(parquet(shards, id_column="id").splits)
-    whole = splits.pop(split)
+    whole = splits.pop("train")
     counts = validation_counts(np.array(manifest.splits[split].class_counts), fraction)
     if counts.sum() == 0:
         raise UserError(f"{uri}: no class of '{split}' has two images, so none can be held out")

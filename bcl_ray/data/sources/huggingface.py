@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from bcl_ray.data.sources.base import Source, SourceRequest, read_text, shorten
@@ -30,7 +31,19 @@ def open_huggingface(request: SourceRequest) -> Source:
         found = {split or "train": _saved_files(path)}
     else:
         found = _hub_files(path)
-    return tables({_split_name(name): uris for name, uris in found.items()}, request)
+    named: dict[str, list[str]] = {}
+    for name in found:
+        named.setdefault(_split_name(name), []).append(name)
+    merged = {
+        split: [uri for name in names for uri in found[name]] for split, names in named.items()
+    }
+    source = tables(merged, request)
+    notes = [
+        f"{', '.join(names)} are one split, {split}: --split NAME=FILE takes some of them"
+        for split, names in named.items()
+        if len(names) > 1
+    ]
+    return replace(source, notes=(*source.notes, *notes))
 
 
 def _split_name(name: str) -> str:

@@ -34,8 +34,8 @@ class ModelConfig(Section):
         "sync: with the statistics of all workers' images. classification_stats: each worker "
         "normalises its classification views and its contrastive views separately, so the result "
         "depends on the number of workers; running statistics are those of the classification "
-        "views, averaged over workers. frozen: the backbone keeps the norms that it starts with "
-        "(model.weights); the projections are as with sync.",
+        "views, averaged over workers. frozen: the backbone keeps the batch norms of "
+        "model.weights; the projections are as with sync.",
     )
     weights: Uri | None = Field(
         None,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from bcl_ray.data.shards import Manifest, read_manifest
+from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import CLIENT, client_versions, versions
@@ -133,6 +134,7 @@ def trials_request(
         (*words, *added),
         run=files.join(experiments[0].tracking.runs, name),
         data=" ".join(by_path),
+        command=shlex.join(words),
         **({"recipe": recipe} if recipe else {}),
         **({"data.fingerprint": " ".join(fingerprints)} if fingerprints else {}),
     )
@@ -144,7 +146,7 @@ def _check_locations(experiment: Experiment) -> None:
     for option, path in (
         ("data.path", experiment.data.path),
         ("tracking.runs", experiment.tracking.runs),
-        ("model.weights", experiment.model.weights),
+        ("model.weights", experiment.model.weights_file),
     ):
         if path is not None:
             check_uri(option, path)
@@ -218,11 +220,12 @@ def _check_data(experiment: Experiment) -> tuple[str | None, tuple[str, ...]]:
     path = experiment.data.path
     try:
         manifest = call_with_limit(CHECK_SECONDS, lambda: _manifest(path))
+        whole = resolved(experiment)
     except (OSError, ImportError) as error:
         return None, (f"data not checked from here, the job will: {error}",)
     if manifest is None:
         return None, ("data not checked from here, the job will",)
-    budget(experiment, manifest, None)
+    budget(whole, manifest, None)
     return manifest.fingerprint, ()
 
 
