@@ -12,7 +12,7 @@ from tests.e2e.conftest import Command
 timm = pytest.importorskip("timm", reason="needs bcl-ray[timm]")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 OPTIONS = (
     "views.image_size=32",

@@ -151,6 +151,7 @@ def studied(workplace):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 class TestStudy:
     def test_a_killed_study_goes_on_and_trains_no_finished_run_again(self, studied):
