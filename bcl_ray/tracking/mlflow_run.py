@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.utils import mlflow_tags
@@ -45,6 +45,8 @@ class MlflowRun:
         run = find_run(self.client, subject.uid) or self._create(subject, start_time)
         info, data = run.info, run.data
         self.run_id = str(info.run_id)
+        if info.lifecycle_stage == DELETED:
+            raise self._in_the_trash()
         page = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
         self.page = page if uri.startswith("http") else None  # the run's web page
         self._set_params(subject, data.params)
@@ -52,6 +54,12 @@ class MlflowRun:
         has_parent = mlflow_tags.MLFLOW_PARENT_RUN_ID in data.tags
         # The uid of a parent that MLflow does not have yet.
         self._missing_parent = None if has_parent else data.tags.get(PARENT_TAG)
+
+    def _in_the_trash(self) -> ClosedError:
+        return ClosedError(
+            "the run is in MLflow's trash, perhaps with its experiment: restore it (mlflow runs "
+            f"restore --run-id {self.run_id})"
+        )
 
     def _create(self, subject: Subject, start_time: float) -> Any:
         tags = {UID_TAG: subject.uid, mlflow_tags.MLFLOW_USER: user.name(), **subject.tags}
@@ -101,10 +109,7 @@ class MlflowRun:
         except MlflowException as error:
             if error.error_code == REFUSAL:
                 if self.client.get_run(self.run_id).info.lifecycle_stage == DELETED:
-                    raise ClosedError(
-                        "the run is in MLflow's trash, perhaps with its experiment: restore it "
-                        f"(mlflow runs restore --run-id {self.run_id})"
-                    ) from error
+                    raise self._in_the_trash() from error
                 raise RefusedError(f"{entry['kind']}: {error.message}") from error
             raise
 
@@ -214,12 +219,12 @@ def create_database(uri: str) -> None:
 
 
 def find_run(client: MlflowClient, uid: str) -> Any:
-    """The MLflow run whose tag has this uid; None if there is none."""
+    """The MLflow run whose tag has this uid, be it in the trash; None if there is none."""
     token, first = None, True
     while token or first:  # in all experiments, because a resume may name another one
         page = client.search_experiments(page_token=token)
         ids = [experiment.experiment_id for experiment in page]
-        runs = client.search_runs(ids, f"tags.`{UID_TAG}` = '{uid}'", max_results=1)
+        runs = client.search_runs(ids, f"tags.`{UID_TAG}` = '{uid}'", ViewType.ALL, max_results=1)
         if runs:
             return runs[0]
         token, first = page.token, False

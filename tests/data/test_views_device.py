@@ -271,7 +271,7 @@ def test_seed_epoch_id_and_view_all_change_the_colours(images):
 
 
 POLICIES = {
-    **{name: recipe().views for name, recipe in RECIPES.items()},
+    **{name: recipe().views for name, recipe in RECIPES.items() if recipe().views.mean},
     "all kinds": config(BLURRED, CIFAR.model_copy(update={"jitter": (0.9, 0.9, 0.9, 0.5)})),
     "four operations": config(CIFAR, BLURRED, randaugment_ops=4),
 }

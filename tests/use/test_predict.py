@@ -31,8 +31,11 @@ from bcl_ray.use.predict import job, pipeline, pool  # noqa: E402
 pytestmark = pytest.mark.ray
 
 SMALL = {"batch_size": 16, "part_size": 64}
-BROKEN = {"1/cut.png": "does not decode (50 bytes", "2/text.jpg": "does not decode: cannot identi"}
-BROKEN |= {"empty.png": "the image is empty"}
+BROKEN = {
+    "1/cut.png": "does not decode (50 bytes",
+    "2/text.jpg": "it is none of JPEG, PNG",
+    "empty.png": "the image is empty",
+}
 
 
 @pytest.fixture(scope="module")
