@@ -61,7 +61,11 @@ def test_missing_data_are_refused_with_the_command_that_makes_them(tmp_path, mon
     ("overrides", "name", "message"),
     [
         ([], "a/b", "--name 'a/b' must consist of letters, digits, '.', '_' and '-'"),
-        (["tracking.run=x"], "a", "tracking.run cannot be set: runs are named by their cells"),
+        (
+            ["tracking.run=x"],
+            "a",
+            "a.yaml: overrides: tracking.run=x cannot be set: runs are named by",
+        ),
         (["data.eval_split=val"], "a", "a.yaml: cell ce: data.eval_split is 'val', which"),
         (["data.path=gone"], "a", "gone holds no manifest.json"),
     ],
