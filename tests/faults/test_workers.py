@@ -47,7 +47,7 @@ def kill_a_data_task(drill, job):
     killed = []
 
     def killed_one() -> bool:
-        for process in drill.processes("ray::MapBatches"):
+        for process in drill.processes("ray::MapBatches(_run_task)"):
             try:
                 process.kill()
             except psutil.NoSuchProcess:
