@@ -224,8 +224,8 @@ def find_run(client: MlflowClient, uid: str) -> Any:
     while token or first:  # in all experiments, because a resume may name another one
         page = client.search_experiments(page_token=token)
         ids = [experiment.experiment_id for experiment in page]
-        runs = client.search_runs(ids, f"tags.`{UID_TAG}` = '{uid}'", ViewType.ALL, max_results=1)
-        if runs:
-            return runs[0]
+        runs = client.search_runs(ids, f"tags.`{UID_TAG}` = '{uid}'", ViewType.ALL)
+        if runs:  # one that is in use before one in the trash
+            return min(runs, key=lambda run: run.info.lifecycle_stage == DELETED)
         token, first = page.token, False
     return None

@@ -42,7 +42,7 @@ ISSUED_AT_ONCE = 16
 READY_BLOCKS = 2  # per worker, that wait here; more wait in Ray Data, which limits their bytes
 EXECUTION_TASKS = 100_000  # then a new execution begins: Ray Data keeps statistics of all blocks
 STEP_PAUSE = 0.01  # seconds
-LIMITS_INTERVAL = 0.2  # seconds, in which Ray Data asks for its CPUs; no task starts before
+LIMITS_INTERVAL = 0.2  # seconds; how often Ray Data asks which CPUs it has, before its first task
 STORE_SHARE = 0.5  # of the cluster's object store, for the blocks of all suppliers of a run
 
 Labels = Mapping[str, str]

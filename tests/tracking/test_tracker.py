@@ -27,7 +27,7 @@ from sqlalchemy import make_url
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.method.model import Classifier
 from bcl_ray.runs import checkpoint, run_folder
-from bcl_ray.tracking import journal, mlflow_model, mlflow_server
+from bcl_ray.tracking import journal, mlflow_model, mlflow_run, mlflow_server
 from bcl_ray.tracking import tracker as tracking
 from bcl_ray.tracking.connection import sqlite_file, tracking_uri
 from bcl_ray.tracking.journal import Subject
@@ -604,6 +604,18 @@ def test_a_run_that_goes_to_the_trash_meanwhile_is_told_once(sqlite, what):
     assert "trash" in tracker.problem
     assert "restore" in tracker.problem
     assert ";" not in tracker.problem
+
+
+def test_of_two_runs_of_one_identity_the_one_in_the_trash_comes_last(sqlite):
+    client = MlflowClient(tracking_uri(sqlite))
+    experiment = client.create_experiment("twice")
+    runs = [client.create_run(experiment, 1000, {mlflow_run.UID_TAG: "u"}) for _ in range(3)]
+    kept = runs.pop(1)
+    for run in runs:
+        client.delete_run(run.info.run_id)
+    assert mlflow_run.find_run(client, "u").info.run_id == kept.info.run_id
+    client.delete_run(kept.info.run_id)
+    assert mlflow_run.find_run(client, "u").info.lifecycle_stage == mlflow_run.DELETED
 
 
 def test_an_experiment_s_name_that_mlflow_refuses_is_told_at_once(sqlite):
