@@ -78,7 +78,7 @@ def test_views_that_no_loss_contrasts_cost_nothing(override):
     assert (one_view.batch_bytes, budget_of().batch_bytes) == (256 * 3072, 256 * 3 * 3072)
 
 
-TASKS_ROWS = 2 * (2**25 // (3 * 3072))  # of two tasks, of 32 MiB each
+TASKS_ROWS = 3 * (2**25 // (3 * 3072))  # of three tasks for two CPUs, of 32 MiB each
 
 
 def test_the_store_holds_two_windows_running_tasks_and_batches_ahead():
@@ -124,7 +124,7 @@ def test_data_get_the_cpus_of_the_option_or_all_that_workers_leave(overrides, cp
             ["scale.workers=2"],
             2.0,
             "scale.workers (2) x scale.cpus_per_worker (1) leave 0 of 2 CPUs for data, which "
-            "needs 1: lower one of them, or scale.data_cpus and scale.cpus_per_data_task",
+            "needs 0.66: lower one of them, or scale.data_cpus and scale.cpus_per_data_task",
         ),
         (
             ["scale.workers=2", "scale.cpus_per_worker=0.5", "scale.data_cpus=1.5"],

@@ -89,8 +89,13 @@ class ScaleConfig(Section):
         description="Share of a GPU that is reserved for a worker that trains on one. Below 1 only "
         "with a single worker, so that trials of a search can share a GPU.",
     )
+    # Between two tasks a CPU waits for Ray Data's loop, 30 to 70 ms: a third task for two CPUs
+    # works meanwhile (benchmarks/README.md, stream.py).
     cpus_per_data_task: float = Field(
-        1.0, gt=0, description="CPUs of one task that reads, decodes and crops."
+        0.66,
+        gt=0,
+        description="CPUs that are reserved for one task that reads, decodes and crops. Below 1, "
+        "more tasks than CPUs share these, so that none is idle between two tasks.",
     )
     data_cpus: float | None = Field(
         None,
