@@ -3,7 +3,7 @@
 Training on CIFAR-10-LT through Ray Train and Ray Data, against a plain loop of the same
 mathematics with torch's DataLoader over images that already lie in memory: one process that
 trains on one core, one that loads on the other. Goal: 1.0. The images are synthetic, of CIFAR's
-size and class counts, a quarter of them by default; the network is resnet8, which computes
+size and class counts, a sixth of them by default; the network is resnet8, which computes
 less per image than the recipe's resnet32 and so makes the stream work harder. A third run has its
 images on the device (data.residency=device), which is the one core that trains.
 """
@@ -118,7 +118,7 @@ def shards(images: int) -> Iterator[tuple[Experiment, Manifest]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=3100, help="training images")
+    parser.add_argument("--images", type=int, default=2100, help="training images")
     images = parser.parse_args().images
     os.environ["MLFLOW_TRACKING_URI"] = ""
     quiet()

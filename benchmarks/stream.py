@@ -36,7 +36,7 @@ from benchmarks.pool import pooled_blocks
 
 POOL = 2
 EPOCHS = 3
-ROUNDS = 3
+ROUNDS = 2
 STEP_TIME = 1.2  # of a training step, in units of the time in which the stream makes a batch
 
 
