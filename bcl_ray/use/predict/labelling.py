@@ -21,6 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from bcl_ray.machine.allocator import keep_freed_memory
 from bcl_ray.use.predict.listing import Supply
 from bcl_ray.use.predict.pool import ActorPool
 from bcl_ray.use.predict.tables import Columns
@@ -57,6 +58,7 @@ class LabellerActor:
         """Load the model, see `Labeller`."""
         from bcl_ray.use.predict.labeller import Labeller  # noqa: PLC0415  imports torch
 
+        keep_freed_memory()
         self._labeller = Labeller(uri, sha256, top=top, embeddings=embeddings)
 
     def label(self, batch: Columns) -> Columns:
