@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -85,8 +86,15 @@ def choices() -> str:
     return "\n".join(lines)
 
 
+def evidence() -> str:
+    """RESULTS.md without its title; links from the folder above are links from docs/."""
+    text = (Path(__file__).parents[1] / "RESULTS.md").read_text()
+    return text.partition("\n")[2].replace("](docs/", "](")
+
+
 PARTS = {
     "choices": choices,
+    "evidence": evidence,
     "options": options,
     "recipes": recipe_pages,
     "sources": recipe_sources,

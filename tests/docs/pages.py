@@ -10,7 +10,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "cluster/README.md")),
+        *(
+            ROOT / name
+            for name in ("README.md", "RESULTS.md", "CONTRIBUTING.md", "cluster/README.md")
+        ),
         ROOT / "benchmarks" / "README.md",
     ]
 )
