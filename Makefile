@@ -13,7 +13,7 @@ MACHINES := $(addprefix tests/,cluster/test_slurm.py faults/test_autoscaling.py 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: .venv/.run ## train cross-entropy and BCL on real long-tailed digits, and compare
+quickstart: .venv/.run ## train cross-entropy, logit adjustment and BCL on real long-tailed digits, and compare
 	@bash quickstart.sh
 
 own: .venv/.timm ## IMAGES=FOLDER of yours: shards, a fine-tuned model, a report, labels

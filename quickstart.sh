@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From images to a table: real handwritten digits, long-tailed, by two methods.
+# From images to a table: real handwritten digits, long-tailed, by three methods.
 set -euo pipefail
 
 data=data/digits_lt
@@ -15,11 +15,14 @@ fi
 echo; echo "== 2. plain cross-entropy"
 bcl-ray train digits_lt loss.kind=ce tracking.run=cross-entropy-"$stamp"
 
-echo; echo "== 3. balanced contrastive learning"
+echo; echo "== 3. logit-adjusted cross-entropy: BCL without its contrastive branch"
+bcl-ray train digits_lt loss.kind=logit_adjusted tracking.run=logit-adjusted-"$stamp"
+
+echo; echo "== 4. balanced contrastive learning"
 bcl-ray train digits_lt tracking.run=bcl-"$stamp"
 
-echo; echo "== 4. both, evaluated again from their checkpoints"
-bcl-ray evaluate cross-entropy-"$stamp" bcl-"$stamp"
+echo; echo "== 5. all three, evaluated again from their checkpoints"
+bcl-ray evaluate cross-entropy-"$stamp" logit-adjusted-"$stamp" bcl-"$stamp"
 
 echo
 echo "the commands below need:        . .venv/bin/activate"

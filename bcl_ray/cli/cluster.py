@@ -196,6 +196,7 @@ def cluster_add_node(
 ) -> None:
     """Start one more node, or one that was killed."""
     _local(folder).add_node(node, group)
+    typer.echo(f"started node {node}")
 
 
 @cluster_app.command("drain-node")
@@ -205,7 +206,9 @@ def cluster_drain_node(
     notice: Annotated[int, typer.Option(min=1, help="Seconds until the node is killed.")] = 30,
 ) -> None:
     """Announce the end of a node, as a cloud does for a spot machine; then kill it."""
-    _local(folder).drain_node(node, notice)
+    cluster = _local(folder)
+    cluster.drain_node(node, notice)
+    typer.echo(f"announced the end of node {node}, in {notice} s")
 
 
 @cluster_app.command("stop")
@@ -217,6 +220,7 @@ def cluster_stop(
     cluster = _local(folder)
     stops = {"s3": cluster.stop_s3, "mlflow": cluster.stop_mlflow, "head": cluster.kill_head}
     stops[part]()
+    typer.echo(f"stopped {part}; `bcl-ray cluster start {part}` starts it again")
 
 
 @cluster_app.command("start")
@@ -227,3 +231,4 @@ def cluster_start(
     cluster = _local(folder)
     starts = {"s3": cluster.start_s3, "mlflow": cluster.start_mlflow, "head": cluster.start_head}
     starts[part]()
+    typer.echo(f"started {part}")
