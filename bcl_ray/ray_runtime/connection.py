@@ -5,6 +5,7 @@ import errno
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from bcl_ray.storage.retry import TransientError
 # Not a name below `bcl_ray`, since warnings of such loggers are shown to the user.
 logger = logging.getLogger("ray.messages")
 
+LISTEN_SECONDS = 10.0  # until something that listens at RAY_ADDRESS answers
 NOTICE_POLL = "1"  # seconds; by default Ray Train notices up to 5 s late that a node will go
 ACCELERATOR = "accelerator_type:"  # prefix of Ray's resource that names a kind of GPU
 REPORT_POLL = "0.2"  # seconds; Ray Train takes one report per poll, by default every 2 s
@@ -100,6 +102,8 @@ def _connect(address: str | None) -> None:
             f"RAY_ADDRESS ({address}) is a dashboard's, which takes jobs: put `submit` before the "
             "command (bcl-ray submit train ...), or unset RAY_ADDRESS to run on this machine"
         )
+    if address:
+        _check_listens(address)
     options: dict[str, Any] = {}
     if not address:
         # "local": Ray would otherwise join a cluster that somebody started on this machine.
@@ -119,6 +123,17 @@ def _connect(address: str | None) -> None:
             f"{one_line(error)}; unset it to run on this machine"
         ) from error
     except Exception as error:  # Ray also raises plain ones: "The current node timed out ..."
+        raise _connection_error(error, address) from error
+
+
+def _check_listens(address: str) -> None:
+    """Ask whether something listens at host:port: Ray itself tries for more than five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # "auto", or not an address; Ray knows
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LISTEN_SECONDS).close()
+    except OSError as error:
         raise _connection_error(error, address) from error
 
 

@@ -13,6 +13,7 @@ from bcl_ray.ray_runtime.connection import (
     root_cause,
     uses_gpus,
 )
+from bcl_ray.storage.retry import TransientError
 
 
 def cluster(*nodes: dict[str, float]) -> Resources:
@@ -82,8 +83,8 @@ def test_rank_zero_is_kept_on_steady_nodes_where_there_are_any():
     ("address", "message"),
     [
         (
-            "127.0.0.1:1",
-            r"the cluster of RAY_ADDRESS \(127.0.0.1:1\) did not answer: Exc",
+            "auto",
+            r"the cluster of RAY_ADDRESS \(auto\) did not answer: Exc",
         ),
         ("", "the local Ray did not answer: Exception: slow; is the machine overloaded"),
     ],
@@ -98,6 +99,15 @@ def test_a_ray_that_does_not_start_is_an_error_of_one_line(monkeypatch, address,
     monkeypatch.setattr("bcl_ray.ray_runtime.connection.ray.init", init)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(OSError, match=message), connected():
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://localhost:1", "[::1]:1"])
+def test_an_address_at_which_nothing_listens_is_an_error_at_once(monkeypatch, address):
+    monkeypatch.setattr("bcl_ray.ray_runtime.connection.ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    message = rf"^the cluster of RAY_ADDRESS \({re.escape(address)}\) did not answer: .*is it up\?"
+    with pytest.raises(TransientError, match=message), connected():
         pass
 
 
