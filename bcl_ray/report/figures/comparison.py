@@ -101,4 +101,4 @@ def _curves(axis: Axes, configurations: Sequence[Configuration]) -> None:
     use_integer_ticks(axis)
     label_axes(axis, "Accuracy over all classes", "Epoch", "Accuracy (%)")
     handles, labels = axis.get_legend_handles_labels()
-    add_legend(axis, handles=handles[::-1], labels=labels[::-1], loc="lower right")
+    add_legend(axis, handles=handles[::-1], labels=labels[::-1], loc="best")

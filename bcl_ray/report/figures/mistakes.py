@@ -47,12 +47,14 @@ def mistake_grid(mistakes: Sequence[Mistake]) -> Figure:
         small = max(mistake.image.shape[:2]) < 100
         axis.imshow(mistake.image, interpolation="nearest" if small else "antialiased")
         axis.set_title(f"{100 * mistake.confidence:.0f} %", fontsize=9, color=MUTED, pad=3)
-        for height, name, group in (
-            (-0.05, shorten(mistake.true_name), mistake.true_group),
-            (-0.19, f"→ {shorten(mistake.predicted_name, 16)}", mistake.predicted_group),
+        for points, name, group in (
+            (-5, shorten(mistake.true_name), mistake.true_group),
+            (-18, f"→ {shorten(mistake.predicted_name, 16)}", mistake.predicted_group),
         ):
             options = {"ha": "center", "va": "top", "fontsize": 9, "color": TEXT_COLORS[group]}
-            axis.text(0.5, height, name, transform=axis.transAxes, **options)
+            # Points below the image, whatever its height.
+            below = {"xytext": (0, points), "textcoords": "offset points"}
+            axis.annotate(name, (0.5, 0), xycoords="axes fraction", **below, **options)
     group = mistakes[0].true_group
     title = f"Most confident mistakes on {group}-shot classes"
     set_title(figure, f"{title}: confidence, true class → predicted class")
