@@ -12,7 +12,6 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.machine.allocator import keep_freed_memory
 from bcl_ray.machine.versions import command
 from bcl_ray.ray_runtime.channel import notify, request_restart
 from bcl_ray.ray_runtime.connection import resources
@@ -87,7 +86,6 @@ class Launch:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=list(self.callbacks),
-            worker_runtime_env={"env_vars": keep_freed_memory()},
         )
 
 

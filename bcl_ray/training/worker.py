@@ -18,6 +18,7 @@ from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch
 from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.experiment.overrides import from_yaml
+from bcl_ray.machine.allocator import keep_freed_memory
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
 from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.method.loop import SIGNALS, Step, train_epoch
@@ -54,6 +55,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         {"stopped": step} if a stop was requested. {"error": text} for a failure that a restart
         would only repeat: a loss that is not finite, or images that the device cannot hold.
     """
+    keep_freed_memory()
     with _warnings_shown(config["channel"]):
         worker = Worker(config)
         try:

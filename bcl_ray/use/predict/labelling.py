@@ -58,6 +58,7 @@ class LabellerActor:
         """Load the model, see `Labeller`."""
         from bcl_ray.use.predict.labeller import Labeller  # noqa: PLC0415  imports torch
 
+        keep_freed_memory()
         self._labeller = Labeller(uri, sha256, top=top, embeddings=embeddings)
 
     def label(self, batch: Columns) -> Columns:
@@ -105,7 +106,6 @@ class Labelling:
         self._new_actor = ray.remote(LabellerActor).options(
             num_cpus=self._pool.actor["CPU"],
             num_gpus=self._pool.actor.get("GPU", 0),
-            runtime_env={"env_vars": keep_freed_memory()},
         )
         self._read_task = ray.remote(_read).options(num_cpus=self._pool.reader["CPU"])
         for _ in range(self._pool.actors):
