@@ -104,8 +104,7 @@ class Labelling:
 
     def __enter__(self) -> "Labelling":
         self._new_actor = ray.remote(LabellerActor).options(
-            num_cpus=self._pool.actor["CPU"],
-            num_gpus=self._pool.actor.get("GPU", 0),
+            num_cpus=self._pool.actor["CPU"], num_gpus=self._pool.actor.get("GPU", 0)
         )
         self._read_task = ray.remote(_read).options(num_cpus=self._pool.reader["CPU"])
         for _ in range(self._pool.actors):
