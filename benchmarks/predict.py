@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=384, help="images to label")
     images = parser.parse_args().images
-    ray.init(num_cpus=PROCESSES, include_dashboard=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=PROCESSES, include_dashboard=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         memory = [(count, *driver_memory(count, folder)) for count in SIMULATED]

@@ -104,7 +104,11 @@ def compare(name: str, experiment: Experiment, manifest: Manifest) -> tuple[list
 
 def main() -> None:
     ray.init(
-        num_cpus=POOL, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        "local",
+        num_cpus=POOL,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     options = [f"train.epochs={EPOCHS}", "scale.workers=1", "optim.warmup_epochs=0"]

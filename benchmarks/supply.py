@@ -157,7 +157,11 @@ def main() -> None:
     print_table("CPUs for data, of those that workers leave", columns, rows)
     print_network_bytes()
     ray.init(
-        num_cpus=POOL, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        "local",
+        num_cpus=POOL,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     with tempfile.TemporaryDirectory() as name:
         found = live(Path(name))

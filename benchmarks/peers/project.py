@@ -23,7 +23,11 @@ def write(folder: Path) -> None:
 def batches(folder: Path) -> Iterator[Any]:
     """Batches of the ImageNet-LT recipe; the colour part is left to the device."""
     ray.init(
-        num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        "local",
+        num_cpus=WORKERS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     crops = [

@@ -24,7 +24,11 @@ def _views(batch: dict[str, Any]) -> dict[str, Any]:
 def batches(folder: Path) -> Iterator[Any]:
     """Batches of one execution after another; each has the files in a new order."""
     ray.init(
-        num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        "local",
+        num_cpus=WORKERS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -58,7 +58,13 @@ def swift(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray(swift):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     yield
     ray.shutdown()
 
