@@ -1,6 +1,5 @@
 """Workers' rates as Prometheus reads them from a real Ray."""
 
-import logging
 import re
 import time
 import urllib.request
@@ -8,6 +7,7 @@ import urllib.request
 import pytest
 
 from bcl_ray.experiment.metric_names import WORKER_RATES
+from tests.local_ray import local_ray_running
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -16,15 +16,8 @@ SECONDS = 60  # Ray exports metrics every 10
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
+    with local_ray_running():
+        yield
 
 
 def scraped() -> str:

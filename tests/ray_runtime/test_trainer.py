@@ -1,7 +1,6 @@
 """The trainer on a real Ray: training can be ended at any time."""
 
 import functools
-import logging
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ray_runtime.trainer import ABORT_SECONDS
+from tests.local_ray import local_ray_running
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -18,15 +18,8 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
+    with local_ray_running():
+        yield
 
 
 def beats(config):

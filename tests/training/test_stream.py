@@ -1,7 +1,6 @@
 """The batches of a stream are those of the plan, on a real local Ray."""
 
 import itertools
-import logging
 import sys
 
 import numpy as np
@@ -20,6 +19,7 @@ from bcl_ray.training.blocks import packed
 from bcl_ray.training.deliveries import Assignment
 from bcl_ray.training.stream import SupplierClient
 from bcl_ray.training.supply import own_supplier
+from tests.local_ray import local_ray_running
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -29,15 +29,8 @@ TRAINING, EVALUATION = frozenset(("training",)), frozenset(("evaluation",))
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
+    with local_ray_running():
+        yield
 
 
 @pytest.fixture(scope="module")

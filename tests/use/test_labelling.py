@@ -1,13 +1,14 @@
 """Batches through tasks and actors: order, bounds, and actors that die."""
 
 import contextlib
-import logging
 import os
 import threading
 import time
 
 import numpy as np
 import pytest
+
+from tests.local_ray import local_ray_running
 
 ray = pytest.importorskip("ray")
 from bcl_ray.use.predict import labelling  # noqa: E402
@@ -22,15 +23,8 @@ POOL = ActorPool(2, {"CPU": 0.75}, {"CPU": 0.25}, readers=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
+    with local_ray_running():
+        yield
 
 
 def read(start, stop):

@@ -1,6 +1,5 @@
 """Whole predictions on a real Ray: folders, shards and S3, killed and repeated."""
 
-import logging
 import math
 import os
 import signal
@@ -20,6 +19,7 @@ from bcl_ray.data.sources import Source, SourceSplit, open_source
 from bcl_ray.use.evaluate import evaluate_models
 from bcl_ray.use.predict.outputs import Summary
 from bcl_ray.use.predict.request import PredictionOptions
+from tests.local_ray import local_ray_running
 from tests.s3_servers import Bucket, free_block
 from tests.trained import rows_of
 
@@ -58,15 +58,8 @@ def swift(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray(swift):
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
+    with local_ray_running():
+        yield
 
 
 @pytest.fixture
