@@ -63,9 +63,11 @@ def begin(experiment, name="first"):
 
 def tracker_of(run, experiment):
     from bcl_ray.tracking.connection import tracking_uri
-    from bcl_ray.tracking.tracker import Tracker, subject
+    from bcl_ray.tracking.tracker import Tracker, training_subject
 
-    return Tracker(subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run))
+    return Tracker(
+        training_subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run)
+    )
 
 
 def start(tracker, experiment, parent=None):
@@ -77,7 +79,7 @@ def sync(run, experiment, patience=PATIENCE):
     from bcl_ray.tracking import tracker
     from bcl_ray.tracking.connection import tracking_uri
 
-    subject = tracker.subject(run, experiment)
+    subject = tracker.training_subject(run, experiment)
     tracker.sync(subject, tracking_uri(experiment), run_folder.local_folder(run), patience)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bcl_ray.experiment.metric_names import SPEED
 from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
@@ -175,7 +176,7 @@ def _history(run: str, runs: str) -> tuple[Experiment, list[dict[str, float]]]:
 
     found, experiment = run_folder.open_run(paths.absolute(run_folder.run_uri(run, runs)))
     records = journal_metrics(run_folder.local_folder(found)) or last_state(found).history
-    trained = [record for record in records if "throughput/images_per_second" in record]
+    trained = [record for record in records if SPEED in record]
     if not trained:
         raise UserError(f"run '{run}' has not finished an epoch yet: it has no rates to plan with")
     return experiment, trained

@@ -8,7 +8,7 @@ import typer
 
 from bcl_ray.cli.options import Last, Run, Runs
 from bcl_ray.display.terminal import console, quiet
-from bcl_ray.experiment.metric_names import RESULTS
+from bcl_ray.experiment.metric_names import ACCURACY, RESULTS
 
 if TYPE_CHECKING:
     from bcl_ray.use.compare import Row
@@ -111,7 +111,7 @@ def register(
         str | None,
         typer.Option(help="Alias to give this version; champion must be better than the present."),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Metric that compares champions.")] = "accuracy/all",
+    metric: Annotated[str, typer.Option(help="Metric that compares champions.")] = ACCURACY,
     force: Annotated[
         bool, typer.Option("--force", help="Move champion without comparing.")
     ] = False,

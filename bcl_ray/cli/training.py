@@ -120,9 +120,9 @@ def sync(
     run, experiment = run_folder.open_run(run_folder.run_uri(name, runs))
     quiet()
     from bcl_ray.tracking.connection import tracking_uri
-    from bcl_ray.tracking.tracker import subject
     from bcl_ray.tracking.tracker import sync as deliver
+    from bcl_ray.tracking.tracker import training_subject
 
     uri = tracking_uri(experiment)
-    deliver(subject(run, experiment), uri, run_folder.local_folder(run), patience)
+    deliver(training_subject(run, experiment), uri, run_folder.local_folder(run), patience)
     typer.echo(f"{run.name}: MLflow at {uri} has everything")

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from bcl_ray.data.views.device import normalized
 from bcl_ray.data.views.transfer import DeviceBatch, Sender
+from bcl_ray.experiment.metric_names import GEOMETRY
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method import metrics
 from bcl_ray.method.collectives import gather_rows
@@ -232,5 +233,5 @@ def _empty_ids(device: torch.device) -> Tensor:
 
 
 def _with_prefix(where: str, values: dict[str, float]) -> dict[str, float]:
-    prefix = f"geometry/{where}/" if where else "geometry/"
+    prefix = f"{GEOMETRY}{where}/" if where else GEOMETRY
     return {prefix + name: value for name, value in values.items()}

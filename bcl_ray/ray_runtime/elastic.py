@@ -4,7 +4,7 @@ Ray Train's own policy starts any number of workers, even one that does not divi
 batch. It takes all of the cluster's CPUs, so that none are left for data tasks, and it waits for
 nodes without a limit. `ScalingPolicy` replaces it in Ray Train's controller.
 
-In this module `nodes` are the resources of each node (only `free_resources` takes their ids), and
+In this module `nodes` are the resources of each node, and
 `per_worker` those of one worker.
 """
 
@@ -90,10 +90,10 @@ def usable_nodes() -> dict[str, dict[str, float]]:
     return {node: resources for node, resources in alive.items() if node not in draining}
 
 
-def free_resources(nodes: Collection[str]) -> list[dict[str, float]]:
-    """Resources of nodes, given by their ids, that nothing uses now."""
+def free_resources(node_ids: Collection[str]) -> list[dict[str, float]]:
+    """Resources of nodes that nothing uses now."""
     free = cluster_state.available_resources_per_node()
-    return [free[node] for node in nodes if node in free]
+    return [free[node_id] for node_id in node_ids if node_id in free]
 
 
 class ScalingPolicy(ElasticScalingPolicy):
@@ -154,7 +154,7 @@ class ScalingPolicy(ElasticScalingPolicy):
             released: Whether ended workers have had time to release their resources.
         """
         fit_in_all = worker_count(self._experiment, nodes.values(), self._per_worker)
-        fit_in_free = worker_count(self._experiment, free_resources(nodes), self._per_worker)
+        fit_in_free = worker_count(self._experiment, free_resources(nodes.keys()), self._per_worker)
         fewest = self._experiment.worker_counts[0]
         if fit_in_all in (0, fewest) or fit_in_free >= fit_in_all:
             return fit_in_all

@@ -7,6 +7,13 @@ run has recorded take their place by name (`recorded_rates`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bcl_ray.experiment.metric_names import (
+    CHECKPOINT_SECONDS,
+    DATA_SHARE,
+    EVALUATION_SECONDS,
+    SPEED,
+)
+
 ASSUMPTION = "assumption"
 WAITING = 5.0  # per cent of an epoch; workers that wait longer for data are limited by it
 
@@ -125,16 +132,16 @@ def recorded_rates(history: Sequence[Mapping[str, float]], run: str) -> dict[str
         one is recorded.
     """
     record = history[-1]
-    speed, waiting = record["throughput/images_per_second"], record["time/data_share"]
+    speed, waiting = record[SPEED], record[DATA_SHARE]
     workers = record["scale/workers"]
     known = f"measured: run {run}, epoch {record['epoch'] + 1:.0f}, {workers:.0f} workers"
     busy = max(1 - waiting / 100, 0.01)
     found = {
         "training": Rate(speed / workers / busy, "images a second and worker", known),
-        "checkpoint": Rate(record["time/checkpoint"], "seconds an epoch", known),
+        "checkpoint": Rate(record[CHECKPOINT_SECONDS], "seconds an epoch", known),
     }
     if waiting > WAITING:
         found["data"] = Rate(speed, "images a second of all workers", known)
-    if evaluations := [r["time/evaluate"] for r in history if "time/evaluate" in r]:
+    if evaluations := [r[EVALUATION_SECONDS] for r in history if EVALUATION_SECONDS in r]:
         found["evaluation"] = Rate(evaluations[-1], "seconds an evaluation", known)
     return found

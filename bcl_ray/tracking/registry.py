@@ -152,7 +152,7 @@ def _tags(
 ) -> dict[str, str]:
     record = state.history[-1] if state.history else {}
     if metric not in record:
-        measured = ", ".join(name for name in record if name.startswith("accuracy/"))
+        measured = ", ".join(name for name in record if name.startswith(metric_names.accuracy("")))
         raise UserError(
             f"--metric {metric} was not measured for {paths.for_display(folder)}: "
             + (f"it has {measured}" if measured else "nothing was evaluated there yet")

@@ -31,7 +31,7 @@ COLUMNS = [  # of a shard, with MLflow's names of types
 ]
 
 
-def subject(run: Run, experiment: Experiment) -> Subject:
+def training_subject(run: Run, experiment: Experiment) -> Subject:
     """The subject of a training run, with the options of its experiment as parameters."""
     parameters = {
         f"{section}.{name}": str(value)
@@ -49,7 +49,7 @@ class Tracker:
     As a context manager, it marks the run as failed or killed after an exception.
 
     Args:
-        subject: What is tracked, such as the `subject` of a training run.
+        subject: What is tracked, such as the `training_subject`.
         uri: MLflow's URI: `tracking_uri`.
         folder: Local folder of the journal.
         lease: Lease of the run's folder; while another driver may hold it, nothing is recorded.

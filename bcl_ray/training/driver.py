@@ -26,7 +26,7 @@ from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.storage import paths
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.tracking.connection import tracking_uri
-from bcl_ray.tracking.tracker import Tracker, subject
+from bcl_ray.tracking.tracker import Tracker, training_subject
 from bcl_ray.training import outcome
 from bcl_ray.training.launch import Launch, run_workers
 from bcl_ray.training.monitor import Follow, RunMonitor
@@ -175,7 +175,7 @@ def _train(
     folder = run_folder.local_folder(run)
     with (
         log_to_file(folder, lambda: lease.lost is None),
-        Tracker(subject(run, experiment), mlflow_uri, folder, lease) as tracker,
+        Tracker(training_subject(run, experiment), mlflow_uri, folder, lease) as tracker,
     ):
         tracker.start(parent)
         tracker.describe(experiment, launch.manifest)

@@ -16,7 +16,14 @@ import torch
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch
-from bcl_ray.experiment.metric_names import ACCURACY
+from bcl_ray.experiment.metric_names import (
+    ACCURACY,
+    CHECKPOINT_SECONDS,
+    DATA_SHARE,
+    EPOCH_SECONDS,
+    EVALUATION_SECONDS,
+    SPEED,
+)
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.machine.allocator import keep_freed_memory
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
@@ -227,10 +234,10 @@ class Worker:
             "optim/lr": learning_rate(
                 last_step, self.steps_per_epoch, train.epochs, self.experiment.optim
             ),
-            "time/epoch": seconds,
-            "time/data_share": 100 * waited / seconds,
-            "time/checkpoint": self.checkpoints.take_blocked_seconds(),
-            "throughput/images_per_second": images / seconds,
+            EPOCH_SECONDS: seconds,
+            DATA_SHARE: 100 * waited / seconds,
+            CHECKPOINT_SECONDS: self.checkpoints.take_blocked_seconds(),
+            SPEED: images / seconds,
             "scale/workers": float(world_size()),
         }
 
@@ -245,7 +252,7 @@ class Worker:
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
             self.fence.check()
             findings.write(self.probe.findings(evaluation, epoch=epoch), self.run)
-        return {**evaluation.metrics, "time/evaluate": time.perf_counter() - begun}
+        return {**evaluation.metrics, EVALUATION_SECONDS: time.perf_counter() - begun}
 
     def _send_progress(self, epoch: int, step: Step) -> None:
         self.speed.add(step)

@@ -70,7 +70,7 @@ def start_event(ledger: SearchLedger, capacity: int) -> dict[str, Any]:
     }
 
 
-def subject(ledger: SearchLedger) -> Subject:
+def search_subject(ledger: SearchLedger) -> Subject:
     """The identity, parameters and tags of a search's run in MLflow."""
     settings, experiment = ledger.settings, ledger.experiment
     parameters = {

@@ -4,17 +4,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bcl_ray.experiment.metric_names import (
+    ECE,
+    ECE_CALIBRATED,
+    GEOMETRY,
+    NLL,
+    TEMPERATURE,
+    accuracy,
+)
 from bcl_ray.machine.errors import UserError
 
 TERM = re.compile(
     r"\s*([+-])?\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?([a-z][a-z0-9_]*/[a-z0-9_]+)\s*"
 )
-OTHER_METRICS = (  # of every evaluation, beside accuracy
-    "loss/nll",
-    "calibration/ece",
-    "calibration/ece_calibrated",
-    "calibration/temperature",
-)
+OTHER_METRICS = (NLL, ECE, ECE_CALIBRATED, TEMPERATURE)  # of every evaluation, beside accuracy
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,14 @@ class Score:
         Raises:
             ValueError: There is no such metric, or not in every evaluation; the message names it.
         """
-        available = [*(f"accuracy/{group}" for group in groups), *OTHER_METRICS]
+        available = [*(accuracy(group) for group in groups), *OTHER_METRICS]
         for name, _ in self.weights:
-            if name not in available and not name.startswith("geometry/"):
+            if name not in available and not name.startswith(GEOMETRY):
                 raise UserError(
                     f"--metric {self.text}: there is no '{name}' with these data: there are "
                     f"{', '.join(available)}, geometry/*"
                 )
-            if name.startswith("geometry/") and geometry_every > 1:
+            if name.startswith(GEOMETRY) and geometry_every > 1:
                 raise UserError(
                     f"--metric {self.text}: '{name}' is not measured at every evaluation, because "
                     f"train.geometry_every is {geometry_every}: set train.geometry_every=1"

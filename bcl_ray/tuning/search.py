@@ -20,7 +20,7 @@ from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning import search_ledger
 from bcl_ray.tuning.driver import Sweep, check_ended, check_result, drive
-from bcl_ray.tuning.reporter import SearchReporter, start_event, subject
+from bcl_ray.tuning.reporter import SearchReporter, search_subject, start_event
 from bcl_ray.tuning.samplers import make_sampler
 from bcl_ray.tuning.search_ledger import SearchLedger
 from bcl_ray.tuning.settings import Extent, Settings, check_search
@@ -110,7 +110,7 @@ class _Search(Sweep):
         return start_event(self._ledger, capacity)
 
     def subject(self) -> Subject:
-        return subject(self._ledger)
+        return search_subject(self._ledger)
 
     def record_start(self, tracker: Tracker) -> None:
         data = self._experiment.data

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report import figures
 from bcl_ray.report.page import PageSection, PageTable, page
@@ -124,9 +125,9 @@ def _summary(ledger: SearchLedger, own: Sequence[Trial], winner: dict[str, Any])
             "Each trial is one run: differences under half a point mean nothing. "
             "--confirm K,N trains the best K again with N other seeds."
         )
-    mean, deviation = winner["test"]["accuracy/all"]
+    mean, deviation = winner["test"][ACCURACY]
     plus_minus = f" ± {deviation:.2f}" if deviation else ""
-    texts.append(f"On test data, used only once, at the end: accuracy/all {mean:.2f}{plus_minus}.")
+    texts.append(f"On test data, used only once, at the end: {ACCURACY} {mean:.2f}{plus_minus}.")
     return texts
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.shards.holdout import own_validation
+from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
@@ -24,7 +25,7 @@ class Settings:
     space: str | None = None  # YAML, as `parse_space` takes it; None: the options of the loss
     searcher: str = "random"  # a name in SEARCHERS
     scheduler: str = "asha"  # a name in SCHEDULERS
-    metric: str = "accuracy/all"  # as `parse_score` takes it
+    metric: str = ACCURACY  # as `parse_score` takes it
     # Share of each class that is cut from the training split for validation. A data set that has
     # a validation split of its own does not need it.
     validation: float = 0.2

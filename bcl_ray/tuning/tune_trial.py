@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import tune
 
+from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
@@ -110,7 +111,7 @@ class TrialRun(tune.Trainable):
         for record in event.get("records", []):
             epochs = int(record["epoch"]) + 1
             is_new = self._reported < epochs < self._experiment.train.epochs
-            if is_new and "accuracy/all" in record:
+            if is_new and ACCURACY in record:
                 self._reported = epochs
                 self._results.put(self._evaluation(record))
 

@@ -13,7 +13,7 @@ from bcl_ray.runs import run_folder
 from bcl_ray.storage import paths
 from bcl_ray.tracking.connection import mlflow_client, mlflow_errors, mlflow_uri
 from bcl_ray.tracking.registry import NAME
-from bcl_ray.tracking.tracker import journal_metrics, subject
+from bcl_ray.tracking.tracker import journal_metrics, training_subject
 from bcl_ray.use.models import last_state
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _from_folder(uri: str) -> ComparedRun:
     records = journal_metrics(run_folder.local_folder(run))
     if records is None:
         records = last_state(run).history
-    parameters = subject(run, experiment).parameters
+    parameters = training_subject(run, experiment).parameters
     return _compared_run(paths.for_display(run.uri), run.name, parameters, run.fingerprint, records)
 
 

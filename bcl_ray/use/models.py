@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bcl_ray.data.shards.holdout import selected_on
+from bcl_ray.experiment.metric_names import TEMPERATURE
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
@@ -17,8 +18,6 @@ from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.runs.run_folder import BEST, Run
 from bcl_ray.storage import files, paths
 from bcl_ray.tracking.registry import resolve
-
-TEMPERATURE = "calibration/temperature"
 
 
 @dataclass(frozen=True)

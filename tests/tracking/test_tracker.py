@@ -352,9 +352,10 @@ def test_a_process_that_is_killed_loses_and_doubles_nothing(sqlite):
 import os, signal, time
 from bcl_ray.runs import run_folder
 from bcl_ray.tracking.connection import tracking_uri
-from bcl_ray.tracking.tracker import Tracker, subject
+from bcl_ray.tracking.tracker import Tracker, training_subject
 run, experiment = run_folder.open_run({run.uri!r})
-tracker = Tracker(subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run))
+folder = run_folder.local_folder(run)
+tracker = Tracker(training_subject(run, experiment), tracking_uri(experiment), folder)
 for epoch in range(50):
     tracker.metrics({{"loss/total": 1.0}}, epoch)
     if tracker.run_id is None:  # some of it reaches MLflow, some does not
@@ -689,13 +690,13 @@ from pathlib import Path
 from bcl_ray.runs import run_folder
 from bcl_ray.experiment.overrides import from_file, with_overrides
 from bcl_ray.tracking.connection import tracking_uri
-from bcl_ray.tracking.tracker import Tracker, subject
+from bcl_ray.tracking.tracker import Tracker, training_subject
 here = Path({str(tmp_path)!r})
 manifest = pickle.loads((here / "manifest.pickle").read_bytes())
 for name, change in (("a", []), ("b", ["tracking.uri={server.uri}"])):
     experiment = with_overrides(from_file(here / "experiment.yaml"), change)
     run = run_folder.create(run_folder.run_uri(name, experiment.tracking.runs), experiment, "f")
-    told = subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run)
+    told = training_subject(run, experiment), tracking_uri(experiment), run_folder.local_folder(run)
     with Tracker(*told) as tracker:
         tracker.start()
         tracker.describe(experiment, manifest)
