@@ -99,10 +99,16 @@ def split_layout(
     option = "train_split" if kind == "training" else data.measured_option
     name = getattr(data, option)
     if name not in manifest.splits:
-        remedies = {"validation_split": "; `shards hold-out` cuts one, and null is for none"}
+        others = [split for split in manifest.splits if split != data.train_split]
+        cut = "`bcl-ray shards hold-out` cuts one"
+        remedies = {
+            "train_split": "choose one of these",
+            "eval_split": f"use data.eval_split={others[0]}" if others else cut,
+            "validation_split": f"{cut}, and null is for none",
+        }
         raise UserError(
             f"data.{option} is '{name}', which the data set does not have: it has "
-            f"{', '.join(manifest.splits)}{remedies.get(option, '')}"
+            f"{', '.join(manifest.splits)}; {remedies[option]}"
         )
     return Layout.of(manifest.splits[name])
 

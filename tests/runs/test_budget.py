@@ -157,9 +157,16 @@ def test_too_few_rows_for_a_batch_are_refused():
         budget_of(manifest=few)
 
 
-@pytest.mark.parametrize("option", ["data.train_split", "data.eval_split"])
-def test_an_unknown_split_is_refused(option):
-    message = f"{option} is 'val', which the data set does not have: it has train, test"
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("data.train_split", "choose one of these"),
+        ("data.eval_split", "use data.eval_split=test"),
+        ("data.validation_split", "`bcl-ray shards hold-out` cuts one, and null is for none"),
+    ],
+)
+def test_an_unknown_split_is_refused_with_the_remedy(option, remedy):
+    message = f"{option} is 'val', which the data set does not have: it has train, test; {remedy}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         budget_of(f"{option}=val")
 
