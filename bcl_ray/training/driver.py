@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from bcl_ray.data.shards import read_manifest
+from bcl_ray.data.shards import Manifest, read_manifest
 from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.pretrained import check_weights
@@ -92,15 +92,8 @@ def fit(
         for change in changes:
             _note(follow, f"goes on with {change}, with which it began")
     manifest = read_manifest(experiment.data.path)
-    run_budget, _ = preflight(experiment, manifest, connected=ray.is_initialized())
-    check_residency(experiment, manifest)
     mlflow_uri = tracking_uri(experiment)
-    if continues():
-        run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
-    else:
-        check_weights(experiment)
-        if not restartable:
-            run_folder.check_free(uri, experiment)
+    run_budget = _check(experiment, manifest, uri, continues=continues(), restartable=restartable)
     lease_request = LeaseRequest(uri, f"run '{paths.name(uri)}'", functools.partial(_note, follow))
     lease_request.check_free(wait=restartable)  # before Ray starts, which takes seconds
     with connected() as cluster:
@@ -115,10 +108,12 @@ def fit(
             follow = _provide_nodes(
                 demand, experiment, per_worker, cluster, stop_request=stop, follow=follow
             )
-            if continues():  # ask again: another driver may have created the run meanwhile
-                run = run_folder.open_run(uri)[0]
-            else:
-                run = run_folder.create(uri, experiment, manifest.fingerprint)
+            # Ask again whether it continues: another driver may have created the run meanwhile.
+            run = (
+                run_folder.open_run(uri)[0]
+                if continues()
+                else run_folder.create(uri, experiment, manifest.fingerprint)
+            )
             launch = Launch(run, experiment, manifest, lease, per_worker, callbacks)
             result = _train(
                 launch,
@@ -131,6 +126,21 @@ def fit(
             )
     follow({"kind": "end", **result})
     return result
+
+
+def _check(
+    experiment: Experiment, manifest: Manifest, uri: str, *, continues: bool, restartable: bool
+) -> Budget:
+    """Refuse a run that cannot work, before anything starts; returns the run's budget."""
+    run_budget, _ = preflight(experiment, manifest, connected=ray.is_initialized())
+    check_residency(experiment, manifest)
+    if continues:
+        run_folder.check_resumable(run_folder.open_run(uri)[0], experiment, manifest.fingerprint)
+    else:
+        check_weights(experiment)
+        if not restartable:
+            run_folder.check_free(uri, experiment)
+    return run_budget
 
 
 def _provide_nodes(

@@ -95,40 +95,78 @@ def write_shards(
         _check_target(target)  # again: another process may have written in between
         attempt = Attempt(paths.absolute(target), lease.fence)
         attempt.begin(_identity(source, options), logger.warning)
-        try:
-            for selection in selections:
-                selection.check(
-                    attempt,
-                    run,
-                    max_pixels=max_pixels,
-                    on_bad_image=on_bad_image,
-                    progress=progress,
-                )
-            if on_bad_image == "stop":
-                _check_no_faults(selections)
-        except UserError:
-            attempt.end()
-            raise
-        try:
-            splits = {
-                selection.name: write_split(
-                    attempt,
-                    selection,
-                    run,
-                    num_classes=len(source.class_names),
-                    shard_bytes=shard_bytes,
-                    seed=seed,
-                    progress=progress,
-                )
-                for selection in selections
-            }
-        except SourceChangedError:
-            attempt.forget()
-            raise
+        _check_rows(
+            attempt,
+            selections,
+            run,
+            max_pixels=max_pixels,
+            on_bad_image=on_bad_image,
+            progress=progress,
+        )
+        splits = _write_splits(
+            attempt,
+            selections,
+            run,
+            num_classes=len(source.class_names),
+            shard_bytes=shard_bytes,
+            seed=seed,
+            progress=progress,
+        )
         lease.check()
         manifest = _publish(target, source, splits, info)
         attempt.end()
         return manifest
+
+
+def _check_rows(
+    attempt: Attempt,
+    selections: list[Selection],
+    run: Run,
+    *,
+    max_pixels: int,
+    on_bad_image: OnBadImage,
+    progress: Progress,
+) -> None:
+    """The first pass; a user's mistake ends the attempt, so that the target is free again."""
+    try:
+        for selection in selections:
+            selection.check(
+                attempt, run, max_pixels=max_pixels, on_bad_image=on_bad_image, progress=progress
+            )
+        if on_bad_image == "stop":
+            _check_no_faults(selections)
+    except UserError:
+        attempt.end()
+        raise
+
+
+def _write_splits(
+    attempt: Attempt,
+    selections: list[Selection],
+    run: Run,
+    *,
+    num_classes: int,
+    shard_bytes: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Split]:
+    """The second pass; if the source has changed, the first one is needed again."""
+    try:
+        return {
+            selection.name: write_split(
+                attempt,
+                selection,
+                run,
+                num_classes=num_classes,
+                shard_bytes=shard_bytes,
+                seed=seed,
+                progress=progress,
+            )
+            for selection in selections
+        }
+    except SourceChangedError:
+        attempt.forget()
+        raise
 
 
 def _identity(source: Source, options: str) -> str:
