@@ -8,17 +8,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.tuning.space import Parameter, Space, overrides
-from bcl_ray.tuning.space_parser import LOSS_SPACE, parse_space
+from bcl_ray.tuning.space_parser import parse_space
 
 RECIPE = digits_lt()
+OPTIONS_OF_BCL = [f"loss.{option}" for option in LOSSES["bcl"].uses]
 
 
 def test_without_a_file_the_space_is_the_loss():
     space = parse_space(None, RECIPE)
-    assert [p.name for p in space.parameters] == list(LOSS_SPACE)
+    assert [p.name for p in space.parameters] == OPTIONS_OF_BCL
     assert space.published == {
         "loss.temperature": 0.1,
         "loss.contrastive_weight": 0.5,
@@ -39,7 +41,7 @@ def test_a_file_replaces_the_loss_or_extends_it():
     replaced = parse_space("optim.lr: {log_uniform: [0.01, 1]}", RECIPE)
     assert [p.name for p in replaced.parameters] == ["optim.lr"]
     extended = parse_space("extends: loss\nloss.tau: {choice: [1, 2]}", RECIPE)
-    assert [p.name for p in extended.parameters] == list(LOSS_SPACE)
+    assert [p.name for p in extended.parameters] == OPTIONS_OF_BCL
     assert Parameter("loss.tau", "choice", (1, 2)) in extended.parameters
 
 
