@@ -108,12 +108,10 @@ def fit(
             follow = _provide_nodes(
                 demand, experiment, per_worker, cluster, stop_request=stop, follow=follow
             )
-            # Ask again whether it continues: another driver may have created the run meanwhile.
-            run = (
-                run_folder.open_run(uri)[0]
-                if continues()
-                else run_folder.create(uri, experiment, manifest.fingerprint)
-            )
+            if continues():  # ask again: another driver may have created the run meanwhile
+                run = run_folder.open_run(uri)[0]
+            else:
+                run = run_folder.create(uri, experiment, manifest.fingerprint)
             launch = Launch(run, experiment, manifest, lease, per_worker, callbacks)
             result = _train(
                 launch,
