@@ -14,7 +14,7 @@ from bcl_ray.display.terminal import print_line
 from bcl_ray.experiment.metric_names import GROUPS, accuracy
 from bcl_ray.runs import events
 from bcl_ray.tuning.space import overrides
-from bcl_ray.tuning.trials import spread
+from bcl_ray.tuning.trials import OPEN, spread
 
 Event = dict[str, Any]
 
@@ -48,7 +48,7 @@ def seconds_left(trials: list[Event], began: float, now: float, total: int) -> f
     Returns:
         None before the first trial of this process has ended.
     """
-    ended = [trial for trial in trials if trial["status"] != "running"]
+    ended = [trial for trial in trials if trial["status"] not in OPEN]
     ended_here = [trial for trial in ended if not trial.get("old")]
     if not ended_here:
         return None
@@ -118,13 +118,13 @@ class SearchDisplay:
             self._print(f"{'' if number else 'space':<9}{parameter}")
 
     def _trial(self, event: Event) -> None:
-        before = self._trials.get(event["trial"], {}).get("status", "running")
+        before = self._trials.get(event["trial"], {}).get("status")
         self._trials[event["trial"]] = event
-        if event["status"] != before and not event.get("old"):
+        if event["status"] not in (before, *OPEN) and not event.get("old"):
             self._print(self._line(event), style="yellow" if event["status"] == "failed" else None)
 
     def _line(self, event: Event) -> str:
-        ended = sum(trial["status"] != "running" for trial in self._trials.values())
+        ended = sum(trial["status"] not in OPEN for trial in self._trials.values())
         score = "-" if event["score"] is None else f"{event['score']:.2f}"
         text = (
             f"{event['trial']}  {event['status']:<8} {event['epochs']:>3}/{self._epochs} epochs  "
@@ -156,7 +156,7 @@ class SearchDisplay:
         trials = list(self._trials.values())
         now = time.monotonic() - self._began if self._at is None else self._at
         left = seconds_left(trials, 0.0, now, self._total)
-        ended = sum(trial["status"] != "running" for trial in trials)
+        ended = sum(trial["status"] not in OPEN for trial in trials)
         heading = f"{ended} of {self._total} trials, {duration(now)}"
         heading += f", about {duration(left)} left" if left is not None else ""
         return Group(Text(heading), trial_table(trials, self._begun.get("metric", ""), MAX_SHOWN))
@@ -188,7 +188,7 @@ class SearchDisplay:
 
 
 def trial_table(trials: list[Event], metric: str, most: int) -> Table:
-    """A table of trials: finished ones from best to worst, then running, stopped and failed ones.
+    """A table of trials: finished ones from best to worst, then open, stopped and failed ones.
 
     Args:
         trials: Latest event of each trial.
@@ -196,7 +196,7 @@ def trial_table(trials: list[Event], metric: str, most: int) -> Table:
         most: Largest number of rows.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial["point"]))
-    rank = {"finished": 0, "running": 1, "stopped": 2, "failed": 3}
+    rank = {"finished": 0, "running": 1, "held up": 2, "stopped": 3, "failed": 4}
 
     def order(trial: Event) -> tuple[int, float]:
         return rank[trial["status"]], -(trial["score"] if trial["score"] is not None else -1e9)

@@ -8,7 +8,7 @@ A module that an experiment lists under `plugins` adds entries when it is import
 
     from bcl_ray.experiment.choices import LOSSES, Loss
 
-    LOSSES.add(Loss("focal", "focal loss", classification=focal_loss))
+    LOSSES.add(Loss("my_focal", "focal loss", classification=focal_loss))
 """
 
 import difflib

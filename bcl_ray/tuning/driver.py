@@ -223,7 +223,7 @@ def check_result(trials: Sequence[Trial], total: int) -> None:
     """
     if any(trial.status == "finished" for trial in trials):
         return
-    started = [trial for trial in trials if trial.seconds or trial.status != "running"]
+    started = [trial for trial in trials if trial.seconds or not trial.is_open]
     reasons = dict.fromkeys(trial.reason for trial in started if trial.reason)
     raise UnfinishedError(
         f"no trial finished: {len(started)} of {total} were started, and failed: "
@@ -232,13 +232,13 @@ def check_result(trials: Sequence[Trial], total: int) -> None:
 
 
 def check_ended(ledger: Ledger, trials: Sequence[Trial]) -> None:
-    """Refuse to continue while some trials were held up by an outage.
+    """Refuse to continue while some trials have not ended, because an outage holds them up.
 
     Raises:
         UnfinishedError: These trials, and how to resume them.
     """
-    held_up = [trial.name for trial in trials if trial.status == "running"]
-    if held_up:
+    unfinished = [trial.name for trial in trials if trial.is_open]
+    if unfinished:
         raise UnfinishedError(
-            f"not finished: {', '.join(held_up)}; go on with: bcl-ray {ledger.resume_command}"
+            f"not finished: {', '.join(unfinished)}; go on with: bcl-ray {ledger.resume_command}"
         )

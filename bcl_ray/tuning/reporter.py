@@ -6,6 +6,7 @@ from bcl_ray.storage import paths
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning.search_ledger import SearchLedger
+from bcl_ray.tuning.trials import OPEN
 from bcl_ray.tuning.tune_searcher import Follow
 
 
@@ -21,7 +22,7 @@ class Reporter:
         self._follow(event)
         if event["kind"] != "trial" or not self._counts(event):
             return
-        if event["status"] != "running" and event["trial"] not in self._ended:
+        if event["status"] not in OPEN and event["trial"] not in self._ended:
             self._ended[event["trial"]] = event["score"] if event["status"] == "finished" else None
             count = len(self._ended)
             self._tracker.metrics({**self._best(), "trials/ended": count}, count)

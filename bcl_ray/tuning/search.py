@@ -168,7 +168,7 @@ class _Search(Sweep):
         settings, total = self._settings, self._extent.trials
         sampler = make_sampler(settings.searcher, self._ledger.space, settings.seed, len(trials))
         for trial in trials:
-            if trial.status != "running":
+            if not trial.is_open:
                 sampler.tell(trial.number, trial.point, trial.scores, trial.status)
         trials = runner.run(trials, total=total, sampler=sampler)
         check_result(trials, total)

@@ -109,7 +109,7 @@ class _Study(Sweep):
                 trial.number = number  # which may have changed with the file
                 if trial.status == "failed":  # perhaps for a reason that is gone
                     trial.status = "running"
-                if trial.status == "running":
+                if trial.is_open:
                     trial.hardware = trial.hardware or self._hardware
                     trial.commit = trial.commit or commit
                 else:

@@ -8,7 +8,10 @@ from typing import Any, Literal
 from bcl_ray.report.seeds import mean_and_deviation
 from bcl_ray.tuning.space import Point
 
-Status = Literal["running", "finished", "stopped", "failed"]  # stopped: by the scheduler
+Status = Literal["running", "held up", "finished", "stopped", "failed"]
+"""Held up: by an outage; it goes on with the search. Stopped: by the scheduler."""
+OPEN = ("running", "held up")
+"""The status of trials that have not ended."""
 
 
 @dataclass
@@ -22,12 +25,17 @@ class Trial:
     scores: dict[int, float] = field(default_factory=dict)  # by epochs done, of every evaluation
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     status: Status = "running"
-    reason: str | None = None  # why it failed
+    reason: str | None = None  # why it failed, or is held up
     seconds: float = 0.0  # of running time, in all processes
     tracked: bool = False  # whether MLflow has all of it, the model included
     only_best: bool = False  # whether its last checkpoints were removed
     hardware: str | None = None  # of a study's trial: where it began
     commit: str | None = None  # of a study's trial: the version with which it began
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended: it runs, or goes on when the search does."""
+        return self.status in OPEN
 
     @property
     def epochs(self) -> int:

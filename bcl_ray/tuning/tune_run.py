@@ -81,7 +81,7 @@ class TuneRunner:
             self.ledger.scheduler if sampler else "none",
             self.ledger.experiment.train,
             {trial.number: trial for trial in trials}.get,
-            [trial for trial in trials if trial.status != "running"],
+            [trial for trial in trials if not trial.is_open],
         )
         self._run_tuner(searcher, scheduler)
         self.writer.flush()

@@ -40,7 +40,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
 
     Args:
         writer: Writes trials to the search's ledger.
-        trials: Trials so far, of which running ones are resumed.
+        trials: Trials so far, of which those that have not ended are resumed.
         total: Number of trials in all.
         sampler: Chooses the points of new trials; None: no new trials.
         options: Options of every trial: its data, its folder, and its share of the cluster.
@@ -67,9 +67,10 @@ class TuneSearcher(_PickledEmpty, Searcher):
         self._writer, self._ledger, self._cleaner = writer, writer.ledger, cleaner
         self._total, self._sampler, self._options = total, sampler, options
         self._follow, self._watcher = follow, watcher
-        self._queue = [trial for trial in self.trials.values() if trial.status == "running"]
+        self._queue = [trial for trial in self.trials.values() if trial.is_open]
+        for trial in self._queue:
+            trial.status = "running"  # an outage of an earlier process counts no more
         self._next: Trial | None = None  # it starts when it is in the ledger
-        self._held_up: set[str] = set()  # trials that an outage ended; a later process resumes them
         self._by_tune_id: dict[str, Trial] = {}
         self._last_saved: dict[str, float] = {}  # monotonic time, by the trial's name
 
@@ -82,8 +83,8 @@ class TuneSearcher(_PickledEmpty, Searcher):
         """Whether too many trials have failed, and none was evaluated even once."""
         if any(trial.scores for trial in self.trials.values()):
             return False
-        failed = sum(trial.status == "failed" for trial in self.trials.values())
-        return failed + len(self._held_up) >= min(MAX_FAILURES, self._total)
+        without_result = [t for t in self.trials.values() if t.status in ("failed", "held up")]
+        return len(without_result) >= min(MAX_FAILURES, self._total)
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, as Tune's config; FINISHED when there are no more.
@@ -146,7 +147,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Record the end of a trial; one to be resumed later keeps status running."""
+        """Record the end of a trial; one that a request to stop interrupts keeps status running."""
         trial, result = self._by_tune_id[trial_id], result or {}
         self._watcher.trial_ended(trial.name)
         self.on_trial_result(trial_id, result)  # Tune passes the last result to this method only
@@ -154,15 +155,14 @@ class TuneSearcher(_PickledEmpty, Searcher):
         end: Any = "failed" if error else result.get("end", "stopped")
         if end in ("failed", "held up"):
             trial.reason = result.get("reason", "its process died again and again: see Ray's logs")
+        if not (end == "interrupted" or self.interrupted):
+            trial.status = end
         if end == "held up":
-            self._held_up.add(trial.name)
             noun = self._ledger.kind.noun
             text = f"{trial.name} was held up: {trial.reason}; it goes on when the {noun} does"
             self._follow({"kind": "note", "text": text})
-        elif not (end == "interrupted" or self.interrupted):
-            trial.status = end
         self._save(trial)
-        if trial.status != "running" and self._sampler is not None:
+        if not trial.is_open and self._sampler is not None:
             self._sampler.tell(trial.number, trial.point, trial.scores, trial.status)
         self._cleaner.clean(list(self.trials.values()))
 
