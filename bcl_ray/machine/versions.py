@@ -68,10 +68,15 @@ def cluster_tags() -> dict[str, str]:
     host = urlsplit(address if "://" in address else f"//{address}").hostname
     is_here = host in (None, "local", "auto", "localhost", "127.0.0.1")
     tags = {"cluster": name or (socket.gethostname() if is_here else str(host))}
-    # Ray sets this variable in the driver of a submitted job.
-    settings = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    job = settings.get("metadata", {}).get("job_submission_id") or environment.get("SLURM_JOB_ID")
+    job = job_record().get("job_submission_id") or environment.get("SLURM_JOB_ID")
     return {**tags, "job": job} if job else tags
+
+
+def job_record() -> dict[str, str]:
+    """The metadata of the Ray job whose driver this process is; empty if it is none."""
+    # Ray sets this variable in the driver of a submitted job.
+    settings = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return dict(settings.get("metadata", {}))
 
 
 def client_versions() -> dict[str, str]:

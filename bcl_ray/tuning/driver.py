@@ -240,5 +240,6 @@ def check_ended(ledger: Ledger, trials: Sequence[Trial]) -> None:
     unfinished = [trial.name for trial in trials if trial.is_open]
     if unfinished:
         raise UnfinishedError(
-            f"not finished: {', '.join(unfinished)}; go on with: bcl-ray {ledger.resume_command}"
+            f"not finished: {', '.join(unfinished)}; go on with: {command()} "
+            f"{ledger.resume_command}"
         )

@@ -84,7 +84,7 @@ class _Study(Sweep):
         return Subject(ledger.uid, ledger.name, experiment, parameters, tags)
 
     def record_start(self, tracker: Tracker) -> None:
-        tracker.text("study.yaml", Path(self._study.file).read_text(encoding="utf-8"))
+        tracker.text("study.yaml", self._study.text)
         for path, manifest in self._checked.manifests.items():
             cell = next(c for c in self._study.cells if c.experiment.data.path == path)
             data = cell.experiment.data

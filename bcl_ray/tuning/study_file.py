@@ -21,7 +21,7 @@ Overrides apply in this order: those of all cells, those of each axis, those of 
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class Study:
     """Names and files of the recipes that the cells begin with."""
     shards: Mapping[str, str] = field(default_factory=dict)
     """For values of data.path, the command that makes the data."""
+    text: str = ""
+    """The file's text, for the record: the file may change while the study runs."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -100,7 +102,8 @@ def read_study(file: Path, overrides: Sequence[str] = ()) -> Study:
         raise UserError(f"{file} is not UTF-8 text: name a YAML file") from None
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_study(content, str(file), overrides)
+    study = parse_study(content, str(file), overrides)
+    return replace(study, text=file.read_text(encoding="utf-8"))
 
 
 def parse_study(content: Any, file: str, overrides: Sequence[str] = ()) -> Study:

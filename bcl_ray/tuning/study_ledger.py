@@ -18,6 +18,7 @@ from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.versions import job_record
 from bcl_ray.runs import identity, run_folder
 from bcl_ray.runs.budget import preflight
 from bcl_ray.storage import files, paths
@@ -48,7 +49,9 @@ class StudyLedger(Ledger):
     @property
     def resume_command(self) -> str:
         """The command that goes on with the study, without `bcl-ray`."""
-        return shlex.join(["study", self.study.file, *self.study.overrides, "--name", self.name])
+        own = shlex.join([self.study.file, *self.study.overrides, "--name", self.name])
+        # A job has a copy of the file, under a name of its own; its record has what was sent.
+        return f"study {job_record().get('command', own)}"
 
     def experiment_of(self, trial: Trial) -> Experiment:
         """The experiment of the trial's cell with its seed."""

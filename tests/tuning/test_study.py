@@ -5,14 +5,19 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from bcl_ray.data.shards import read_manifest
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.versions import CLIENT
 from bcl_ray.runs import run_folder
+from bcl_ray.tuning.driver import UnfinishedError, check_ended
+from bcl_ray.tuning.study import _Study
 from bcl_ray.tuning.study_file import parse_study, read_study
 from bcl_ray.tuning.study_ledger import check_study
 from bcl_ray.tuning.trials import Trial
@@ -112,6 +117,29 @@ def test_trials_have_the_options_of_their_cell_and_their_seed(there):
     assert (experiment.loss.kind, experiment.train.seed, experiment.scale.workers) == ("bcl", 1, 1)
     assert experiment.data.path == str(Path.cwd() / "data/digits_lt")
     assert ledger.resume_command == "study a.yaml scale.workers=1 --name fresh"
+
+
+def test_a_held_up_trial_in_a_job_is_resumed_with_the_command_that_sent_the_job(there, monkeypatch):
+    ledger = check_study("held", study("scale.workers=1")).write()
+    held = [Trial("ce-seed-0", 0, {}, 0, status="held up")]
+    with pytest.raises(UnfinishedError, match=r"on with: bcl-ray study a\.yaml scale"):
+        check_ended(ledger, held)
+    job = {"metadata": {"command": "'my studies/a.yaml' scale.workers=1 --name held"}}
+    monkeypatch.setenv(CLIENT, "{}")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    told = "not finished: ce-seed-0; go on with: bcl-ray submit study 'my studies/a.yaml' scale.w"
+    with pytest.raises(UnfinishedError, match=re.escape(told)):
+        check_ended(ledger, held)
+
+
+def test_the_text_that_ran_is_recorded_though_the_file_has_changed_since(there):
+    file = Path("edited.yaml")
+    file.write_text(yaml.safe_dump(CONTENT))
+    sweep = _Study(check_study("edited", read_study(file)), None)
+    file.unlink()
+    recorded = {}
+    sweep.record_start(SimpleNamespace(text=recorded.__setitem__, dataset=lambda *_: None))
+    assert recorded == {"study.yaml": yaml.safe_dump(CONTENT)}
 
 
 def test_cells_are_evaluated_on_test_data_though_their_recipe_selects_on_others(there):
