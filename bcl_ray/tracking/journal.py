@@ -22,6 +22,7 @@ Entry = dict[str, Any]
 Write = Callable[[Entry], None]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts to reach a target that is down
+NOT_OURS = "the run's folder does not answer, or another driver holds it"
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,9 @@ class Delivery:
         Returns:
             Whether the target has all entries.
         """
-        if self._lease is not None and self._lease.lost is not None:
+        is_lost = self._lease is not None and self._lease.lost is not None
+        if is_lost:  # what was not delivered before is the other driver's
+            self._failure = NOT_OURS
             self._stop.set()
         else:
             with self._order:
@@ -169,7 +172,7 @@ class Delivery:
             self._failure = f"no answer within {patience:g} s"
         self._stop.set()
         self._journal.close()
-        return delivered and not self._refused
+        return delivered and not is_lost and not self._refused
 
     def _record_waiting(self) -> None:
         """Record the entries that had to wait until the lease was known to be ours."""
@@ -183,7 +186,7 @@ class Delivery:
         entry = self._entries.get()
         while entry is not None and not self._stop.is_set():
             if self._lease is not None and not self._lease.valid:
-                self._failure = "the run's folder does not answer, or another driver holds it"
+                self._failure = NOT_OURS
                 self._stop.wait(FIRST_PAUSE)
                 continue
             try:

@@ -74,13 +74,12 @@ def resolve(uri: str, root: str = "runs") -> tuple[str, str]:
 
 def _existing(client: "MlflowClient", name: str) -> str:
     """The versions and aliases of a model; if it does not exist, the names of all models."""
+    for model in client.search_registered_models(f"name = '{name}'"):
+        versions = client.search_model_versions(f"name = '{name}'")
+        numbers = sorted(int(version.version) for version in versions)
+        references = [*(f"@{alias}" for alias in sorted(model.aliases)), *map(str, numbers)]
+        return f"{name} has {', '.join(references)}"
     models = client.search_registered_models()
-    for model in models:
-        if model.name == name:
-            versions = client.search_model_versions(f"name = '{name}'")
-            numbers = sorted(int(version.version) for version in versions)
-            references = [*(f"@{alias}" for alias in sorted(model.aliases)), *map(str, numbers)]
-            return f"{name} has {', '.join(references)}"
     names = ", ".join(sorted(model.name for model in models)) or "no model yet"
     return f"there is {names}; `bcl-ray register RUN --as {name}` registers it"
 

@@ -201,7 +201,8 @@ def test_a_driver_that_was_replaced_hands_on_and_records_nothing_more(tmp_path):
     lease.valid, lease.lost = False, OSError("another has it")
     begun = time.monotonic()
     delivery.record({"number": 0})
-    delivery.drain(PATIENCE)
+    assert not delivery.drain(PATIENCE), "the entry was dropped"
+    assert delivery.problem == "the run's folder does not answer, or another driver holds it"
     assert time.monotonic() - begun < PATIENCE / 2, "nor does it wait"
     assert target.connections == []
     assert Journal(tmp_path / "j").entries() == []

@@ -144,6 +144,15 @@ def test_other_mistakes_are_told_with_what_to_do(sqlite):
     )
 
 
+def test_a_model_is_found_among_more_models_than_mlflow_lists_at_once(sqlite):
+    register(*trained(sqlite, "first", all=70.0), "zebra")
+    client = MlflowClient(tracking_uri(sqlite))
+    for number in range(100):
+        client.create_registered_model(f"model-{number:03d}")
+    with pytest.raises(ValueError, match=r"has no models:/zebra/2: zebra has 1$"):
+        resolve("models:/zebra/2", sqlite.tracking.runs)
+
+
 def test_names_that_are_not_there_are_told_with_those_that_are(sqlite):
     def told(uri):
         with pytest.raises(ValueError, match=re.escape(uri)) as error:
