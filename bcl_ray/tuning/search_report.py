@@ -110,7 +110,9 @@ def _summary(ledger: SearchLedger, own: Sequence[Trial], winner: dict[str, Any])
     failed = len(own) - finished - stopped
     mean_over = " on average over other seeds" if winner["confirmed"] else ""
     published = winner["published"]
-    comparison = f" (with the published values {published:.2f})" if published else ""
+    comparison = ""
+    if published is not None:
+        comparison = f" (with the published values {published:.2f})"
     texts = [
         f"{ledger.experiment.name}: {len(own)} trials ({ledger.settings.searcher}, "
         f"{ledger.settings.scheduler}); {finished} finished, {stopped} were stopped early, "

@@ -48,7 +48,9 @@ class Extent:
         Raises:
             ValueError: The experiment cannot have these workers.
         """
-        share = self.gpus_per_worker or experiment.scale.gpus_per_worker
+        share = self.gpus_per_worker
+        if share is None:
+            share = experiment.scale.gpus_per_worker
         changes = [f"scale.workers={self.workers}", f"scale.gpus_per_worker={share}"]
         return with_overrides(experiment, changes)
 

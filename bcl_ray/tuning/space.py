@@ -103,9 +103,10 @@ class Space:
     def grid(self) -> Iterator[Point]:
         """All points of the grid that are valid experiments, without the published one."""
         names = [parameter.name for parameter in self.parameters]
+        published = self.published
         for values in itertools.product(*(parameter.grid() for parameter in self.parameters)):
             point = dict(zip(names, values, strict=True))
-            if point != self.published and self.allows(point):
+            if point != published and self.allows(point):
                 yield point
 
     def allows(self, point: Point) -> bool:

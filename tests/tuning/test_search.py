@@ -84,6 +84,7 @@ def test_a_confirmation_is_two_numbers(text):
         (["--metric", "best"], "--metric 'best' must be a metric's name, or a mix"),
         (["--validation", "1.5"], "--validation (1.5) must be above 0 and below 1"),
         (["--workers-per-trial", "3"], "must be divisible by scale.workers (3)"),
+        (["--gpus-per-worker", "0"], "scale.gpus_per_worker=0.0: input should be greater than 0"),
         (["--space", "gone.yaml"], "--space gone.yaml: no such file or directory"),
         (["loss.kind=ce"], "loss.kind 'ce' has no options to search"),
     ],

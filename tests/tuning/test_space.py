@@ -160,6 +160,20 @@ def test_a_grid_has_every_combination_but_the_published_one():
     assert {point["train.epochs"] for point in points} == {1, 2, 3}
 
 
+def test_a_grid_looks_up_the_published_values_once(monkeypatch):
+    dumps, dump = [], type(RECIPE).model_dump
+
+    def counted(self, **options):
+        dumps.append(self)
+        return dump(self, **options)
+
+    space = parse_space("loss.tau: {uniform: [0, 2], points: 20}", RECIPE)
+    monkeypatch.setattr(type(RECIPE), "model_dump", counted)
+    monkeypatch.setattr(Space, "allows", lambda self, point: True)
+    assert len(list(space.grid())) == 20
+    assert len(dumps) == 1
+
+
 @settings(max_examples=50)
 @given(
     st.one_of(
