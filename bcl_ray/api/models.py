@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from bcl_ray.display.run import follower
+from bcl_ray.display.run import RunDisplay
 from bcl_ray.display.terminal import console, quiet, silence_ray_core
+from bcl_ray.runs.events import receiver
 
 if TYPE_CHECKING:
     from bcl_ray.use.loaded import Model
@@ -63,7 +64,7 @@ def predict(
     from bcl_ray.use.predict.request import PredictionOptions
 
     try:
-        with silence_ray_core(), follower(console()) as follow:
+        with silence_ray_core(), receiver(RunDisplay(console())) as follow:
             return label(
                 model,
                 images,

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bcl_ray.api.experiments import plan
-from bcl_ray.display.run import follower
+from bcl_ray.display.run import RunDisplay
 from bcl_ray.display.terminal import console, quiet
 from bcl_ray.experiment.options import Experiment, TrackingConfig
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
+from bcl_ray.runs.events import receiver
 from bcl_ray.storage import paths
 
 
@@ -74,7 +75,7 @@ def train(
     quiet()
     from bcl_ray.training.driver import fit
 
-    with follower(console()) as follow:
+    with receiver(RunDisplay(console())) as follow:
         end = fit(experiment, follow=follow, resume=resume, restartable=restartable)
     return Trained(experiment, end["run"], end["reference"], end["history"], end["report"] or None)
 

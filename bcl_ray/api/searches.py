@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bcl_ray.display.search import follower
+from bcl_ray.display.search import SearchDisplay
 from bcl_ray.display.terminal import console, quiet
 from bcl_ray.experiment.options import Experiment, TrackingConfig
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
+from bcl_ray.runs.events import receiver
+from bcl_ray.runs.identity import SEARCH
 from bcl_ray.storage import files, paths
-from bcl_ray.tuning.search_ledger import SEARCH_FILE, open_search
+from bcl_ray.tuning.search_ledger import check_search, open_search
 from bcl_ray.tuning.settings import Extent, Settings
 
 
@@ -59,19 +61,18 @@ def search(
     """
     identity = {"name": name, "resume": resume, "restartable": restartable, "overrides": overrides}
     request = resolve_search(experiment, options | identity)
-    _check(request)
+    checked = check_search(
+        request.name,
+        request.experiment,
+        request.settings,
+        request.extent,
+        resume=request.resume,
+    )
     quiet()
-    from bcl_ray.tuning.search import search as run
+    from bcl_ray.tuning.search import run_search
 
-    with follower(console()) as follow:
-        end = run(
-            request.name,
-            request.experiment,
-            request.settings,
-            request.extent,
-            follow=follow,
-            resume=request.resume,
-        )
+    with receiver(SearchDisplay(console())) as follow:
+        end = run_search(checked, follow=follow)
     return Winner(end["trial"], end["recipe"], end)
 
 
@@ -153,16 +154,7 @@ def _fields_of(kind: type[Settings] | type[Extent], options: Mapping[str, Any]) 
     return {key: value for key, value in options.items() if key in fields and value is not None}
 
 
-def _check(request: SearchRequest) -> None:
-    """Check a search before Ray is imported, which takes seconds."""
-    from bcl_ray.data.shards import read_manifest
-    from bcl_ray.tuning.settings import check_search
-
-    manifest = read_manifest(request.experiment.data.path)
-    check_search(request.name, request.experiment, request.settings, request.extent, manifest)
-
-
 def search_exists(name: str, runs: str) -> bool:
     """Whether a folder or URI of runs has a search of this name."""
     folder = paths.absolute(run_folder.run_uri(name, runs))
-    return files.exists(files.join(folder, SEARCH_FILE))
+    return files.exists(files.join(folder, SEARCH.file))

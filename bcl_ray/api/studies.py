@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bcl_ray.display.study import follower
+from bcl_ray.display.study import StudyDisplay
 from bcl_ray.display.terminal import console, quiet
+from bcl_ray.runs.events import receiver
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def study(
     quiet()
     from bcl_ray.tuning.study import run_study
 
-    with follower(console()) as follow:
+    with receiver(StudyDisplay(console())) as follow:
         end: dict[str, Any] = run_study(checked, follow=follow, max_concurrent=max_concurrent)
     return Studied(end["study"], checked.uri, end["summary"], end["failed"])
 

@@ -9,7 +9,6 @@ from bcl_ray.display.terminal import print_line
 from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.metric_names import GROUPS, WORKER_RATES, accuracy
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.runs import events
 from bcl_ray.runs.events import Event
 from bcl_ray.storage.paths import for_display
 
@@ -22,11 +21,6 @@ def method(experiment: Experiment) -> str:
     if kind.contrastive and not loss.is_contrastive:
         notes.append("contrastive_weight 0")
     return f"{kind.title} ({', '.join(notes)})" if notes else kind.title
-
-
-def follower(console: Console) -> "RunDisplay | events.EventWriter":
-    """The receiver of a run's events: a display, or lines if the environment asks for them."""
-    return events.EventWriter() if events.requested() else RunDisplay(console)
 
 
 class RunDisplay:

@@ -12,19 +12,12 @@ from rich.text import Text
 from bcl_ray.display.tables import build_table
 from bcl_ray.display.terminal import print_line
 from bcl_ray.experiment.metric_names import GROUPS, accuracy
-from bcl_ray.runs import events
+from bcl_ray.runs.events import Event
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import OPEN, spread
 
-Event = dict[str, Any]
-
 MAX_SHOWN = 10  # trials in a table
 MINUTE, HOUR = 60, 3600
-
-
-def follower(console: Console) -> "SearchDisplay | events.EventWriter":
-    """The receiver of a search's events: a display, or lines if the environment asks for them."""
-    return events.EventWriter() if events.requested() else SearchDisplay(console)
 
 
 def duration(seconds: float) -> str:

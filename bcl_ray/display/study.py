@@ -1,20 +1,9 @@
 """The display of a study: that of a search, with cells for points and a table at the end."""
 
-from typing import Any
-
-from rich.console import Console
-
 from bcl_ray.display.search import SearchDisplay
 from bcl_ray.display.tables import build_table
 from bcl_ray.experiment.metric_names import RESULTS
-from bcl_ray.runs import events
-
-Event = dict[str, Any]
-
-
-def follower(console: Console) -> "StudyDisplay | events.EventWriter":
-    """The receiver of a study's events: a display, or lines if the environment asks for them."""
-    return events.EventWriter() if events.requested() else StudyDisplay(console)
+from bcl_ray.runs.events import Event
 
 
 class StudyDisplay(SearchDisplay):

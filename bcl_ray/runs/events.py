@@ -4,8 +4,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
@@ -16,6 +17,10 @@ MARK = "bcl_ray event: "  # comes before the JSON of an event
 STEP_SECONDS = 1.0  # between two lines of steps: a job's log keeps all lines
 
 Event = dict[str, Any]
+Follow = Callable[[Event], None]
+"""Takes the events of a run, as a display does."""
+
+Display = TypeVar("Display", bound=Follow)
 
 
 def to_line(event: Event) -> str:
@@ -86,3 +91,8 @@ class EventWriter:
             self._last_step = at
         sys.stdout.write(to_line({**event, "at": round(at, 1)}) + "\n")
         sys.stdout.flush()
+
+
+def receiver(display: Display) -> "Display | EventWriter":
+    """What receives the events of this process: a display, or lines if the environment says so."""
+    return EventWriter() if requested() else display

@@ -7,6 +7,7 @@ with.
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -156,9 +157,16 @@ def write_experiment(uri: str, experiment: Experiment) -> None:
     files.write_bytes(files.join(uri, EXPERIMENT_FILE), experiment.to_yaml().encode())
 
 
-def write(uri: str, kind: Kind, content: dict[str, Any]) -> None:
-    """Write the JSON file, which makes the folder a valid one; experiment.yaml comes before it."""
-    files.write_bytes(files.join(uri, kind.file), json.dumps(content, indent=1).encode())
+def write(identity: Identity, more: Mapping[str, Any] | None = None) -> None:
+    """Write the JSON file, which makes the folder a valid one; experiment.yaml comes before it.
+
+    Args:
+        identity: What the folder holds.
+        more: Content beside uid, digest and fingerprint.
+    """
+    content = {name: getattr(identity, name) for name in ("uid", "digest", "fingerprint")}
+    text = json.dumps({**content, **(more or {})}, indent=1)
+    files.write_bytes(files.join(identity.uri, identity.kind.file), text.encode())
 
 
 def read(uri: str, kind: Kind) -> tuple[dict[str, Any], Experiment]:

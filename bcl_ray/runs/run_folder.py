@@ -13,7 +13,7 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def create(uri: str, experiment: Experiment, fingerprint: str) -> Run:
     check_free(uri, experiment)
     run = Run(uri, identity.new_uid(), experiment.digest(), fingerprint)
     identity.write_experiment(uri, experiment)
-    identity.write(uri, identity.RUN, asdict(run))
+    identity.write(run, {"uri": uri})
     return run
 
 

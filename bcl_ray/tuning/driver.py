@@ -3,7 +3,6 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from bcl_ray.ray_runtime.connection import Resources, check_cluster, connected
 from bcl_ray.ray_runtime.stopping import Stopped, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.driver_log import log_to_file
+from bcl_ray.runs.events import Event, Follow
 from bcl_ray.runs.identity import Kind
 from bcl_ray.storage import paths
+from bcl_ray.storage.fence import Fence
 from bcl_ray.storage.lease import Lease
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.tracking.connection import tracking_uri
@@ -32,7 +33,7 @@ from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.reporter import Reporter
 from bcl_ray.tuning.trials import Trial
 from bcl_ray.tuning.tune_run import TuneRunner, driver_node
-from bcl_ray.tuning.tune_searcher import Follow
+from bcl_ray.tuning.tune_searcher import Engine
 
 MAX_REASONS = 3  # of failed trials in an error message
 TRACKING_SECONDS = 60.0  # that a finished search or study waits for its tracking server
@@ -48,32 +49,34 @@ class Sweep(ABC):
     Args:
         uri: Its folder.
         begun: Whether it exists already, and goes on.
-        trials: One of each kind of trial, with its data: the scarcest decides how many run at once.
+        samples: An experiment and its data for each kind of trial; the one that needs most decides
+            how many run at once.
         count: Number of trials in all.
         max_concurrent: Trials at once, at most; None: as many as fit.
     """
 
     kind: Kind
     last_event: str  # the kind of the event with the result
+    seeks_best: bool  # of its trials, those with a seed repeat others
 
     def __init__(
         self,
         uri: str,
         *,
         begun: bool,
-        trials: Sequence[tuple[Experiment, Manifest]],
+        samples: Sequence[tuple[Experiment, Manifest]],
         count: int,
         max_concurrent: int | None,
     ) -> None:
-        self.uri, self.begun, self.trials = uri, begun, trials
+        self.uri, self.begun, self.samples = uri, begun, samples
         self.count, self.max_concurrent = count, max_concurrent
 
     @abstractmethod
-    def open(self, resources: Resources) -> Ledger:
-        """Begin it in its folder, or go on with it; called with the folder's lease."""
+    def open(self, resources: Resources, fence: Fence) -> Ledger:
+        """Begin it in its folder, or go on with it; `fence` is of the folder's lease."""
 
     @abstractmethod
-    def start_event(self, capacity: int) -> dict[str, Any]:
+    def start_event(self, capacity: int) -> Event:
         """The event at the start; `capacity` trials run at once."""
 
     @abstractmethod
@@ -83,10 +86,6 @@ class Sweep(ABC):
     @abstractmethod
     def record_start(self, tracker: Tracker) -> None:
         """Record its settings and data; the tracker has recorded that it started."""
-
-    @abstractmethod
-    def reporter(self, tracker: Tracker, follow: Follow) -> Reporter:
-        """What its trials' events are passed to."""
 
     @abstractmethod
     def trial_options(self) -> list[str]:
@@ -131,7 +130,7 @@ def drive(sweep: Sweep, follow: Follow) -> dict[str, Any]:
         capacity = _capacity(sweep, resources)
         start_ray_data_actors()
         with lease_request.acquire(wait=sweep.begun) as lease:
-            ledger = replace(sweep.open(resources), fence=lease.fence)
+            ledger = sweep.open(resources, lease.fence)
             try:
                 result = _run(sweep, ledger, resources, capacity, follow=follow, lease=lease)
             except Stopped as stop:
@@ -147,8 +146,8 @@ def _capacity(sweep: Sweep, resources: Resources) -> int:
     Raises:
         ValueError: Not even one trial fits, or nothing limits the number.
     """
-    for trial, _ in sweep.trials:
-        check_cluster(trial, resources)
+    for experiment, _ in sweep.samples:
+        check_cluster(experiment, resources)
     if not resources.limited and sweep.max_concurrent is None:
         raise UserError(
             "the cluster grows, and its largest size is not known: give --max-concurrent, or set "
@@ -156,7 +155,8 @@ def _capacity(sweep: Sweep, resources: Resources) -> int:
         )
     driver_bytes = driver_node()["Resources"].get("memory", 0.0)
     capacity = min(
-        trial_capacity(trial, manifest, resources, driver_bytes) for trial, manifest in sweep.trials
+        trial_capacity(experiment, manifest, resources, driver_bytes)
+        for experiment, manifest in sweep.samples
     )
     return min(capacity, sweep.max_concurrent or capacity, sweep.count)
 
@@ -182,15 +182,13 @@ def _run(
         tracker.start()
         tracker.text(run_folder.EXPERIMENT_FILE, ledger.experiment.to_yaml())
         sweep.record_start(tracker)
-        reporter = sweep.reporter(tracker, follow)
+        reporter = Reporter(tracker, follow, seeks_best=sweep.seeks_best)
         options = [*trial_options, *_common_options(sweep, ledger, resources, capacity)]
         writer = stack.enter_context(LedgerWriter(ledger))
         cleaner = stack.enter_context(Cleaner(writer, reporter.note))
         with ResourceWatcher(ledger.uid, reporter.note) as watcher:
-            runner = TuneRunner(
-                writer, cleaner, capacity, options, reporter, watcher, stop_request, lease
-            )
-            trials = sweep.run(runner)
+            engine = Engine(writer, cleaner, options, reporter, watcher)
+            trials = sweep.run(TuneRunner(engine, capacity, stop_request, lease))
         lease.check()
         result = sweep.conclude(trials, tracker, folder, reporter.note)
         cleaner.finish(trials)
@@ -206,7 +204,7 @@ def _common_options(sweep: Sweep, ledger: Ledger, resources: Resources, capacity
         f"tracking.uri={tracking_uri(ledger.experiment)}",
     ]
     if not resources.grows:  # else nodes are added for each trial's data tasks
-        cpus = min(data_cpus(trial, resources.cpus, capacity) for trial, _ in sweep.trials)
+        cpus = min(data_cpus(sample, resources.cpus, capacity) for sample, _ in sweep.samples)
         options.append(f"scale.data_cpus={cpus:g}")
     return options
 

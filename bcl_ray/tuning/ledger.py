@@ -35,11 +35,6 @@ class Ledger(Identity, ABC):
 
     @property
     @abstractmethod
-    def scheduler(self) -> str:
-        """The scheduler that stops trials early, a name in SCHEDULERS."""
-
-    @property
-    @abstractmethod
     def resume_command(self) -> str:
         """The command that goes on with it, without `bcl-ray`."""
 

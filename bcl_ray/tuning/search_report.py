@@ -9,7 +9,7 @@ from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report import figures
 from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.tracking.tracker import Tracker
-from bcl_ray.tuning.artifacts import publish
+from bcl_ray.tuning.reporter import publish
 from bcl_ray.tuning.search_ledger import SearchLedger
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import Trial, own_trials, spread

@@ -3,19 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from bcl_ray.data.longtail import shot_groups
-from bcl_ray.data.shards import Manifest
-from bcl_ray.data.shards.holdout import own_validation
 from bcl_ray.experiment.metric_names import ACCURACY
-from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
-from bcl_ray.runs.budget import preflight
-from bcl_ray.tuning.choices import SCHEDULERS
-from bcl_ray.tuning.samplers import make_sampler
-from bcl_ray.tuning.score import parse_score
-from bcl_ray.tuning.space_parser import parse_space
 
 
 @dataclass(frozen=True)
@@ -63,44 +54,3 @@ def check_name(name: str) -> None:
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
         raise UserError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")
-
-
-def check_search(
-    name: str,
-    experiment: Experiment,
-    settings: Settings,
-    extent: Extent,
-    manifest: Manifest,
-    *,
-    connected: bool = False,
-) -> None:
-    """Refuse a search that cannot work, before Ray starts.
-
-    Args:
-        name: Name of the search.
-        experiment: Experiment whose options are searched.
-        settings: Settings of the search.
-        extent: Size of the search.
-        manifest: Manifest of the experiment's data.
-        connected: Whether this process is connected to a Ray cluster already.
-
-    Raises:
-        ValueError: An option is wrong; the message names it.
-    """
-    check_name(name)
-    if extent.trials < 1:
-        raise UserError(f"--trials ({extent.trials}) must be at least 1")
-    if experiment.tracking.run is not None:
-        raise UserError(
-            "tracking.run cannot be set: the search is named by --name, its trials by numbers"
-        )
-    data = experiment.data
-    if own_validation(manifest, data) is None and not 0 < settings.validation < 1:
-        raise UserError(f"--validation ({settings.validation:g}) must be above 0 and below 1")
-    trial = resolved(extent.of_trial(experiment))
-    preflight(trial, manifest, connected=connected)
-    groups = shot_groups(manifest.splits[data.train_split].class_counts)
-    score = parse_score(settings.metric)
-    score.check_available(["all", *groups], trial.train.geometry_every)
-    SCHEDULERS.checked(settings.scheduler)
-    make_sampler(settings.searcher, parse_space(settings.space, trial), settings.seed)

@@ -7,17 +7,17 @@ from typing import Any
 from bcl_ray.machine.versions import versions
 from bcl_ray.ray_runtime.connection import Resources
 from bcl_ray.runs import identity
+from bcl_ray.runs.events import Event, Follow
 from bcl_ray.storage import paths
+from bcl_ray.storage.fence import Fence
 from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning.driver import Sweep, check_ended, check_result, drive
-from bcl_ray.tuning.reporter import Reporter
 from bcl_ray.tuning.study_ledger import CheckedStudy, StudyLedger
 from bcl_ray.tuning.study_report import write_report
 from bcl_ray.tuning.trials import Trial
 from bcl_ray.tuning.tune_run import TuneRunner
-from bcl_ray.tuning.tune_searcher import Follow
 
 
 def run_study(
@@ -40,7 +40,7 @@ def run_study(
 class _Study(Sweep):
     """A study, checked."""
 
-    kind, last_event = identity.STUDY, "result"
+    kind, last_event, seeks_best = identity.STUDY, "result", False
     _ledger: StudyLedger
 
     def __init__(self, checked: CheckedStudy, max_concurrent: int | None) -> None:
@@ -48,17 +48,17 @@ class _Study(Sweep):
         super().__init__(
             checked.uri,
             begun=checked.known is not None,
-            trials=[(cell.experiment, checked.manifest(cell)) for cell in checked.study.cells],
+            samples=[(cell.experiment, checked.manifest(cell)) for cell in checked.study.cells],
             count=len(checked.study.cells) * len(checked.study.seeds),
             max_concurrent=max_concurrent,
         )
 
-    def open(self, resources: Resources) -> StudyLedger:
+    def open(self, resources: Resources, fence: Fence) -> StudyLedger:
         self._hardware = resources.described
-        self._ledger = self._checked.write()
+        self._ledger = self._checked.write(fence)
         return self._ledger
 
-    def start_event(self, capacity: int) -> dict[str, Any]:
+    def start_event(self, capacity: int) -> Event:
         experiments = [cell.experiment for cell in self._study.cells]
         return {
             "kind": "study",
@@ -91,9 +91,6 @@ class _Study(Sweep):
             tracker.dataset(manifest, path, data.train_split, "training")
             tracker.dataset(manifest, path, data.eval_split, "test")
 
-    def reporter(self, tracker: Tracker, follow: Follow) -> Reporter:
-        return Reporter(tracker, follow)
-
     def trial_options(self) -> list[str]:
         return []  # cells have their own data and workers
 
@@ -113,9 +110,9 @@ class _Study(Sweep):
                     trial.hardware = trial.hardware or self._hardware
                     trial.commit = trial.commit or commit
                 else:
-                    runner.follow(trial.to_event(old=True))
+                    runner.engine.follow(trial.to_event(old=True))
                 trials.append(trial)
-        trials = runner.run(trials, total=len(trials))
+        trials = runner.run(trials)
         check_result(trials, len(trials))
         check_ended(self._ledger, trials)
         return trials

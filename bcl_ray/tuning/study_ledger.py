@@ -22,6 +22,7 @@ from bcl_ray.machine.versions import job_record
 from bcl_ray.runs import identity, run_folder
 from bcl_ray.runs.budget import preflight
 from bcl_ray.storage import files, paths
+from bcl_ray.storage.fence import Fence
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.settings import check_name
 from bcl_ray.tuning.study_file import Cell, Study
@@ -40,11 +41,6 @@ class StudyLedger(Ledger):
     def metric(self) -> str:
         """The metric that the display shows, and by which epochs are compared."""
         return ACCURACY
-
-    @property
-    def scheduler(self) -> str:
-        """Every cell is trained to its end."""
-        return "none"
 
     @property
     def resume_command(self) -> str:
@@ -83,8 +79,8 @@ class CheckedStudy:
             for cell in self.study.cells
         }
 
-    def write(self) -> StudyLedger:
-        """Begin the study, or go on with it, in its folder."""
+    def write(self, fence: Fence | None = None) -> StudyLedger:
+        """Begin the study, or go on with it, in its folder; `fence` is of the folder's lease."""
         cells, experiment = self.cell_digests(), self.study.cells[0].experiment
         prints = sorted({manifest.fingerprint for manifest in self.manifests.values()})
         ledger = StudyLedger(
@@ -94,10 +90,10 @@ class CheckedStudy:
             " ".join(prints),
             experiment,
             self.study,
+            fence=fence,
         )
-        content = {name: getattr(ledger, name) for name in ("uid", "digest", "fingerprint")}
         identity.write_experiment(self.uri, experiment)
-        identity.write(self.uri, identity.STUDY, {**content, "cells": cells})
+        identity.write(ledger, {"cells": cells})
         return ledger
 
 

@@ -14,7 +14,7 @@ from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.storage import paths
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning import study_tables
-from bcl_ray.tuning.artifacts import publish
+from bcl_ray.tuning.reporter import publish
 from bcl_ray.tuning.study_ledger import CheckedStudy
 from bcl_ray.tuning.study_tables import CellRuns, shown
 from bcl_ray.tuning.trials import Trial

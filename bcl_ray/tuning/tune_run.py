@@ -1,4 +1,4 @@
-"""Run the trials of a search with Ray Tune."""
+"""Run the trials of a sweep with Ray Tune."""
 
 import os
 import shutil
@@ -13,14 +13,10 @@ from ray import tune
 
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable
 from bcl_ray.storage.lease import Lease
-from bcl_ray.tuning.cleanup import Cleaner
-from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
-from bcl_ray.tuning.ledger_writer import LedgerWriter
-from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.schedulers import make_scheduler
 from bcl_ray.tuning.trials import Trial
-from bcl_ray.tuning.tune_searcher import Follow, StopOnRequest, TuneSearcher
+from bcl_ray.tuning.tune_searcher import Engine, NewTrials, StopOnRequest, TuneSearcher
 from bcl_ray.tuning.tune_trial import TrialRun
 
 MAX_RESTARTS = 3  # of a trial whose process dies; its run goes on from its last checkpoint
@@ -36,55 +32,39 @@ TUNE_ENVIRONMENT = {  # without these, Tune writes to the terminal and into fold
 
 @dataclass(frozen=True)
 class TuneRunner:
-    """Runs trials of one search or study, and has what they have in common."""
+    """Runs trials of one sweep."""
 
-    writer: LedgerWriter  # of the search's ledger
-    cleaner: Cleaner
+    engine: Engine
     capacity: int  # trials at once
-    options: Sequence[str]  # of every trial: its data, its folder, and its share of the cluster
-    follow: Follow  # called with events, such as `trial` and `note`
-    watcher: ResourceWatcher
     stop_request: StopRequest
-    lease: Lease  # of the search's folder
+    lease: Lease  # of the sweep's folder
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger of the search."""
-        return self.writer.ledger
+        """The ledger of the sweep."""
+        return self.engine.writer.ledger
 
-    def run(
-        self, trials: Sequence[Trial], *, total: int = 0, sampler: Sampler | None = None
-    ) -> list[Trial]:
+    def run(self, trials: Sequence[Trial], new: NewTrials | None = None) -> list[Trial]:
         """Run the trials that have not ended, then new ones, and return all of them.
 
         Args:
             trials: Trials so far.
-            total: Number of trials in all, with the new ones.
-            sampler: Chooses the points of new trials; None: no new trials, and no early stopping.
+            new: How new trials are chosen; None: there are none, and no trial is stopped early.
 
         Raises:
             Stopped: A stop was requested.
-            LeaseLostError: Another driver has taken over the search.
+            LeaseLostError: Another driver has taken over the sweep.
             OSError: A trial cannot be written.
         """
-        searcher = TuneSearcher(
-            self.writer,
-            trials,
-            total,
-            sampler=sampler,
-            options=self.options,
-            follow=self.follow,
-            watcher=self.watcher,
-            cleaner=self.cleaner,
-        )
+        searcher = TuneSearcher(self.engine, trials, new)
         scheduler = make_scheduler(
-            self.ledger.scheduler if sampler else "none",
+            new.scheduler if new else "none",
             self.ledger.experiment.train,
             {trial.number: trial for trial in trials}.get,
             [trial for trial in trials if not trial.is_open],
         )
         self._run_tuner(searcher, scheduler)
-        self.writer.flush()
+        self.engine.writer.flush()
         if searcher.interrupted:
             raise Stopped(f"{self.ledger.kind.noun} stopped", self.stop_request.signum)
         return list(searcher.trials.values())
@@ -121,7 +101,7 @@ class TuneRunner:
                 self.stop_request,
                 lambda: True,
                 terminate=searcher.interrupt,
-                failure=lambda: self.lease.lost or self.writer.error,
+                failure=lambda: self.lease.lost or self.engine.writer.error,
             )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -136,7 +116,7 @@ def driver_node() -> dict[str, Any]:
 def _driver_resources() -> dict[str, float]:
     """Resources that put the drivers of trials on this node, and take no CPU.
 
-    A search needs this node anyway, so that its loss costs no more.
+    A sweep needs this node anyway, so that its loss costs no more.
     """
     names = [name for name in driver_node()["Resources"] if name.startswith("node:")]
     return {next(name for name in names if "__" not in name): 0.001}

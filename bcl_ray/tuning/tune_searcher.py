@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune import Stopper
@@ -10,15 +11,42 @@ from ray.tune.search import Searcher
 
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.ray_runtime.stopping import StopRequest
+from bcl_ray.runs.events import Follow
 from bcl_ray.tuning.cleanup import Cleaner
 from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.trials import Trial
 
-Follow = Callable[[dict[str, Any]], None]
-
 MAX_FAILURES = 3  # a search gives up when so many trials have failed before any evaluation
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the trials of a sweep, the same for all of them."""
+
+    writer: LedgerWriter
+    """Writes trials to the sweep's ledger."""
+    cleaner: Cleaner
+    """Removes checkpoints of trials that lost."""
+    options: Sequence[str]
+    """Options of every trial: its data, its folder, and its share of the cluster."""
+    follow: Follow
+    """Called with an event `trial` at every change of a trial, and with `note`."""
+    watcher: ResourceWatcher
+    """Learns which trials have ended."""
+
+
+@dataclass(frozen=True)
+class NewTrials:
+    """How a search goes on after the trials that it has."""
+
+    total: int
+    """Number of trials in all."""
+    sampler: Sampler
+    """Chooses their points."""
+    scheduler: str
+    """Stops bad ones early; a name in SCHEDULERS."""
 
 
 class _PickledEmpty:
@@ -35,38 +63,21 @@ class _PickledEmpty:
 class TuneSearcher(_PickledEmpty, Searcher):
     """Gives trials to Tune, unfinished ones first, and has their results written to the ledger.
 
-    Tune calls it between its own steps, so no method reads or writes files: threads do (`writer`,
-    `cleaner`).
+    Tune calls it between its own steps, so no method reads or writes files: threads of the engine
+    do.
 
     Args:
-        writer: Writes trials to the search's ledger.
+        engine: What runs the trials.
         trials: Trials so far, of which those that have not ended are resumed.
-        total: Number of trials in all.
-        sampler: Chooses the points of new trials; None: no new trials.
-        options: Options of every trial: its data, its folder, and its share of the cluster.
-        follow: Called with an event `trial` at every change of a trial, and with `note`.
-        watcher: Learns which trials have ended.
-        cleaner: Removes checkpoints of trials that lost.
+        new: How new ones are chosen; None: there are no new ones.
     """
 
-    def __init__(
-        self,
-        writer: LedgerWriter,
-        trials: Iterable[Trial],
-        total: int,
-        *,
-        sampler: Sampler | None,
-        options: Sequence[str],
-        follow: Follow,
-        watcher: ResourceWatcher,
-        cleaner: Cleaner,
-    ) -> None:
+    def __init__(self, engine: Engine, trials: Iterable[Trial], new: NewTrials | None) -> None:
         super().__init__(metric="score", mode="max")
         self.trials = {trial.name: trial for trial in trials}
         self.interrupted = False  # running trials end now, to be resumed later
-        self._writer, self._ledger, self._cleaner = writer, writer.ledger, cleaner
-        self._total, self._sampler, self._options = total, sampler, options
-        self._follow, self._watcher = follow, watcher
+        self._engine, self._ledger, self._new = engine, engine.writer.ledger, new
+        self._total = new.total if new else len(self.trials)
         self._queue = [trial for trial in self.trials.values() if trial.is_open]
         for trial in self._queue:
             trial.status = "running"  # an outage of an earlier process counts no more
@@ -99,19 +110,19 @@ class TuneSearcher(_PickledEmpty, Searcher):
             if self._next is None:
                 return str(Searcher.FINISHED)
             self._next.reason = None
-            self._writer.save(self._next)
-        if not self._writer.has_written(self._next):
+            self._engine.writer.save(self._next)
+        if not self._engine.writer.has_written(self._next):
             return None
         trial, self._next = self._next, None
         self._by_tune_id[trial_id] = trial
         self._last_saved[trial.name] = time.monotonic()
-        self._follow(trial.to_event())
+        self._engine.follow(trial.to_event())
         return self._config(trial)
 
     def _config(self, trial: Trial) -> dict[str, Any]:
         """The config of `TrialRun`; `number` is for the schedulers."""
         experiment = with_overrides(
-            self._ledger.experiment_of(trial), [*self._options, f"tracking.run={trial.name}"]
+            self._ledger.experiment_of(trial), [*self._engine.options, f"tracking.run={trial.name}"]
         )
         return {
             "number": trial.number,
@@ -125,9 +136,9 @@ class TuneSearcher(_PickledEmpty, Searcher):
 
     def _new_trial(self) -> Trial | None:
         number = max((trial.number for trial in self.trials.values()), default=-1) + 1
-        if self._sampler is None or number >= self._total:
+        if self._new is None or number >= self._total:
             return None
-        point = self._sampler.ask(number)
+        point = self._new.sampler.ask(number)
         if point is None:
             return None
         trial = Trial(f"trial-{number:03d}", number, point)
@@ -138,7 +149,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
         """Record an evaluation, or pass on a note."""
         trial = self._by_tune_id[trial_id]
         if "note" in result:
-            self._follow({"kind": "note", "text": f"{trial.name}: {result['note']}"})
+            self._engine.follow({"kind": "note", "text": f"{trial.name}: {result['note']}"})
         if "score" in result:
             trial.scores[int(result["epochs"])] = float(result["score"])
             trial.metrics = json.loads(result["metrics"])
@@ -149,7 +160,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
     ) -> None:
         """Record the end of a trial; one that a request to stop interrupts keeps status running."""
         trial, result = self._by_tune_id[trial_id], result or {}
-        self._watcher.trial_ended(trial.name)
+        self._engine.watcher.trial_ended(trial.name)
         self.on_trial_result(trial_id, result)  # Tune passes the last result to this method only
         trial.tracked = bool(result.get("tracked", trial.tracked))
         end: Any = "failed" if error else result.get("end", "stopped")
@@ -160,18 +171,18 @@ class TuneSearcher(_PickledEmpty, Searcher):
         if end == "held up":
             noun = self._ledger.kind.noun
             text = f"{trial.name} was held up: {trial.reason}; it goes on when the {noun} does"
-            self._follow({"kind": "note", "text": text})
+            self._engine.follow({"kind": "note", "text": text})
         self._save(trial)
-        if not trial.is_open and self._sampler is not None:
-            self._sampler.tell(trial.number, trial.point, trial.scores, trial.status)
-        self._cleaner.clean(list(self.trials.values()))
+        if not trial.is_open and self._new is not None:
+            self._new.sampler.tell(trial.number, trial.point, trial.scores, trial.status)
+        self._engine.cleaner.clean(list(self.trials.values()))
 
     def _save(self, trial: Trial) -> None:
         now = time.monotonic()
         trial.seconds += now - self._last_saved[trial.name]
         self._last_saved[trial.name] = now
-        self._writer.save(trial)
-        self._follow(trial.to_event())
+        self._engine.writer.save(trial)
+        self._engine.follow(trial.to_event())
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing for Tune: the ledger has everything."""

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bcl_ray.display.run import RunDisplay, follower
+from bcl_ray.display.run import RunDisplay
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES, cifar10_lt
 from bcl_ray.runs import events
 from bcl_ray.runs.budget import Budget
-from bcl_ray.runs.events import MARK, EventWriter, from_line, to_line
+from bcl_ray.runs.events import MARK, EventWriter, from_line, receiver, to_line
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
 BUDGETS = st.builds(Budget, **{field.name: st.integers(0, 10**12) for field in fields(Budget)})
@@ -91,7 +91,7 @@ def test_the_environment_chooses_between_a_display_and_lines(monkeypatch, value,
     monkeypatch.delenv(events.SWITCH, raising=False)
     if value is not None:
         monkeypatch.setenv(events.SWITCH, value)
-    assert isinstance(follower(Console(file=io.StringIO())), kind)
+    assert isinstance(receiver(RunDisplay(Console(file=io.StringIO()))), kind)
 
 
 def test_an_unknown_switch_is_refused(monkeypatch):

@@ -14,7 +14,7 @@ from bcl_ray.tuning.samplers import make_sampler
 from bcl_ray.tuning.search_ledger import begin
 from bcl_ray.tuning.settings import Extent, Settings
 from bcl_ray.tuning.trials import Trial
-from bcl_ray.tuning.tune_searcher import StopOnRequest, TuneSearcher
+from bcl_ray.tuning.tune_searcher import Engine, NewTrials, StopOnRequest, TuneSearcher
 
 FINISHED = "FINISHED"
 
@@ -50,16 +50,16 @@ def search(tmp_path):
     search.ledger = begin(uri, Settings(), Extent(), digits_lt(), "f" * 64)
 
     def searcher(total=3, space=True, writer=LedgerWriter):
-        return TuneSearcher(
+        engine = Engine(
             writer(search.ledger),
-            search.ledger.trials(),
-            total,
-            sampler=make_sampler("random", search.ledger.space, 0) if space else None,
+            Cleaner(),
             options=[f"tracking.runs={uri}", "scale.workers=1", "data.eval_split=validation"],
             follow=search.events.append,
             watcher=search.watcher,
-            cleaner=Cleaner(),
         )
+        sampler = make_sampler("random", search.ledger.space, 0)
+        new = NewTrials(total, sampler, "none") if space else None
+        return TuneSearcher(engine, search.ledger.trials(), new)
 
     search.searcher = searcher
     return search
