@@ -150,8 +150,7 @@ def shards_show(
     """Describe a data set: its splits, class sizes and fingerprint."""
     from bcl_ray.data.longtail import shot_groups
     from bcl_ray.data.shards import read_manifest
-    from bcl_ray.display.long_tail import draw_long_tail
-    from bcl_ray.display.tables import build_table
+    from bcl_ray.display.tables import build_table, draw_long_tail
 
     manifest = read_manifest(target)
     if as_json:

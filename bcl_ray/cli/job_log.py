@@ -100,11 +100,7 @@ def _viewer(screen: "Console") -> Iterator[Callable[[str], None]]:
     from bcl_ray.display.study import StudyDisplay
     from bcl_ray.runs.events import from_line
 
-    displays: list[RunDisplay | SearchDisplay] = [
-        RunDisplay(screen),
-        SearchDisplay(screen),
-        StudyDisplay(screen),
-    ]
+    displays = [RunDisplay(screen), SearchDisplay(screen), StudyDisplay(screen)]
     by_first_event = {display.first_event: display for display in displays}
     current = displays[0]
     with contextlib.ExitStack() as stack:

@@ -58,12 +58,12 @@ def train(
         trained = bcl_ray.train(
             experiment, resume=resume, overrides=changes, restartable=restartable
         )
-    from bcl_ray.display.run import method
+    from bcl_ray.display.run import method_title
     from bcl_ray.display.tables import accuracy_table
     from bcl_ray.storage.paths import for_display
 
     screen = console()
-    screen.print(accuracy_table([(trained.run, method(trained.experiment), trained.metrics)]))
+    screen.print(accuracy_table([(trained.run, method_title(trained.experiment), trained.metrics)]))
     if trained.report:
         screen.print(f"report: {for_display(trained.report)}", highlight=False, soft_wrap=True)
     screen.print(f"next: {command()} evaluate {trained.reference}", highlight=False)
@@ -99,11 +99,12 @@ def evaluate(
         by_name = {name: metrics for name, (_, metrics) in evaluated.items()}
         typer.echo(json.dumps(by_name, indent=1))
         return
-    from bcl_ray.display.run import method
+    from bcl_ray.display.run import method_title
     from bcl_ray.display.tables import accuracy_table
 
     rows = [
-        (name, method(experiment), metrics) for name, (experiment, metrics) in evaluated.items()
+        (name, method_title(experiment), metrics)
+        for name, (experiment, metrics) in evaluated.items()
     ]
     console().print(accuracy_table(rows))
 

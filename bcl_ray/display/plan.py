@@ -1,6 +1,6 @@
 """Tables of what a run needs, and of what it will take on a cluster."""
 
-from bcl_ray.display.search import duration
+from bcl_ray.display.terminal import duration
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs.budget import Budget
 from bcl_ray.runs.forecast import Forecast, Planned

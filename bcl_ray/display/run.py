@@ -1,11 +1,11 @@
 """The display of a run: one line per epoch, and a progress bar."""
 
-import time
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from bcl_ray.display.terminal import print_line
+from bcl_ray.display.base import Display
 from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.metric_names import GROUPS, WORKER_RATES, accuracy
 from bcl_ray.experiment.options import Experiment
@@ -13,7 +13,7 @@ from bcl_ray.runs.events import Event
 from bcl_ray.storage.paths import for_display
 
 
-def method(experiment: Experiment) -> str:
+def method_title(experiment: Experiment) -> str:
     """A short name of the loss, with options that turn parts of it off."""
     loss = experiment.loss
     kind = LOSSES[loss.kind]
@@ -23,21 +23,16 @@ def method(experiment: Experiment) -> str:
     return f"{kind.title} ({', '.join(notes)})" if notes else kind.title
 
 
-class RunDisplay:
-    """Prints the events of a run, or those of a prediction.
-
-    Events from a log have their own times; for others, it is the time at which they are printed.
-    """
+class RunDisplay(Display):
+    """Prints the events of a run, or those of a prediction."""
 
     first_event = "begin"
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._began = time.monotonic()
+        super().__init__(console)
         self._epochs = self._steps = 0
-        self._elastic_batch: int | None = (
-            None  # global batch size, if the number of workers may change
-        )
+        # Global batch size, if the number of workers may change.
+        self._elastic_batch: int | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,15 +44,8 @@ class RunDisplay:
         )
         self._task: TaskID | None = None
 
-    def __enter__(self) -> "RunDisplay":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, event: Event) -> None:
-        """Print one event of `bcl_ray.training.driver.fit`; ignore kinds of later versions."""
-        methods = {
+    def _shown_by(self) -> Mapping[str, Callable[[Event], None]]:
+        return {
             "begin": self._begin,
             "page": self._page,
             "start": self._start,
@@ -68,11 +56,9 @@ class RunDisplay:
             "predicting": self._predicting,
             "images": self._images,
         }
-        if show := methods.get(event["kind"]):
-            show(event)
 
-    def _print(self, line: str, style: str | None = None) -> None:
-        print_line(self.console, line, style)
+    def _stop(self) -> None:
+        self._progress.stop()
 
     def _begin(self, event: Event) -> None:
         experiment, budget = event["experiment"], event["budget"]
@@ -80,7 +66,7 @@ class RunDisplay:
         batch = experiment.optim.global_batch_size
         self._elastic_batch = None if isinstance(experiment.scale.workers, int) else batch
         self._print(f"run      {event['run']}  in {event['folder']}")
-        self._print(f"method   {method(experiment)}, {experiment.model.backbone}")
+        self._print(f"method   {method_title(experiment)}, {experiment.model.backbone}")
         self._print(
             f"data     {for_display(experiment.data.path)}: {event['classes']} classes, "
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
@@ -90,14 +76,13 @@ class RunDisplay:
         self._print(f"MLflow   {event['tracking_uri']}")
 
     def _start(self, event: Event) -> None:
-        seconds = event.get("at", time.monotonic() - self._began)
         position = f" at step {event['step']:,}" if event["step"] else ""
         if self._steps and event["step"] >= self._steps:
             position += ", the last: nothing is left to train"
         workers = f"{event['workers']} worker{'' if event['workers'] == 1 else 's'}"
         images = ", all images on the device" if event.get("residency") == "device" else ""
         self._print(
-            f"{workers} started{position}, {seconds:.0f} s after the command, in "
+            f"{workers} started{position}, {self._seconds(event):.0f} s after the command, in "
             f"{event['precision']}{images}{self._batch_per_worker(event)}"
         )
         self._advance("epoch", 0, None, "")
@@ -111,9 +96,6 @@ class RunDisplay:
 
     def _page(self, event: Event) -> None:
         self._print(f"page     {event['page']}")
-
-    def _note(self, event: Event) -> None:
-        self._print(event["text"], style="yellow")
 
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
@@ -166,10 +148,7 @@ class RunDisplay:
         )
 
     def _end(self, event: Event) -> None:
-        self._progress.stop()
+        self._stop()
         if not event["tracked"]:
-            self._print(
-                f"MLflow did not accept everything ({event['problem']}); the journal has it all: "
-                f"try again with `bcl-ray sync {event['reference']}`",
-                style="yellow",
-            )
+            again = f"`bcl-ray sync {event['reference']}`"
+            self._warn_untracked(event, f"; the journal has it all: try again with {again}")

@@ -1,7 +1,6 @@
 """The display of a search: a live table of the best trials, and a line when a trial ends."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -9,33 +8,24 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bcl_ray.display.base import Display
 from bcl_ray.display.tables import build_table
-from bcl_ray.display.terminal import print_line
+from bcl_ray.display.terminal import duration
 from bcl_ray.experiment.metric_names import GROUPS, accuracy
+from bcl_ray.report.seeds import mean_and_deviation, spread
 from bcl_ray.runs.events import Event
 from bcl_ray.tuning.space import overrides
-from bcl_ray.tuning.trials import OPEN, spread
+from bcl_ray.tuning.trials import OPEN
 
 MAX_SHOWN = 10  # trials in a table
-MINUTE, HOUR = 60, 3600
 
 
-def duration(seconds: float) -> str:
-    """A number of seconds as text, in the unit that fits."""
-    if seconds < MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < HOUR:
-        return f"{seconds / MINUTE:.0f} min"
-    return f"{seconds / HOUR:.1f} h"
-
-
-def seconds_left(trials: list[Event], began: float, now: float, total: int) -> float | None:
+def seconds_left(trials: list[Event], elapsed: float, total: int) -> float | None:
     """Estimate the seconds until all trials have ended, from the trials of this process.
 
     Args:
         trials: Latest event of each trial; those with `old` ended in an earlier process.
-        began: Time at which this process began, in seconds.
-        now: Current time, in seconds.
+        elapsed: Seconds since this process began.
         total: Number of trials of the search.
 
     Returns:
@@ -45,52 +35,43 @@ def seconds_left(trials: list[Event], began: float, now: float, total: int) -> f
     ended_here = [trial for trial in ended if not trial.get("old")]
     if not ended_here:
         return None
-    return (now - began) / len(ended_here) * max(total - len(ended), 0)
+    return elapsed / len(ended_here) * max(total - len(ended), 0)
 
 
-class SearchDisplay:
-    """Shows the events of a search.
-
-    Events from a log have their own times; for others, it is the time at which they are shown.
-    """
+class SearchDisplay(Display):
+    """Shows the events of a search."""
 
     first_event, last_event = "search", "winner"
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._began = time.monotonic()
-        self._begun: Event = {}
+        super().__init__(console)
+        self._start_event: Event = {}
         self._trials: dict[str, Event] = {}
         self._repeats = 0  # runs with other seeds
-        self._at: float | None = None
+        self._latest_event: Event = {}
         self._live = Live(
             console=console, transient=True, refresh_per_second=1, get_renderable=self._table
         )
 
-    def __enter__(self) -> "SearchDisplay":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
     def __call__(self, event: Event) -> None:
         """Show one event; ignore kinds of later versions."""
-        self._at = event.get("at")
-        methods = {
+        self._latest_event = event
+        super().__call__(event)
+
+    def _shown_by(self) -> Mapping[str, Callable[[Event], None]]:
+        return {
             self.first_event: self._begin,
             "trial": self._trial,
             "confirm": self._confirm,
             "note": self._note,
             self.last_event: self._end,
         }
-        if show := methods.get(event["kind"]):
-            show(event)
 
-    def _print(self, line: str, style: str | None = None) -> None:
-        print_line(self.console, line, style)
+    def _stop(self) -> None:
+        self._live.stop()
 
     def _begin(self, event: Event) -> None:
-        self._begun = event
+        self._start_event = event
         self._introduce(event)
         self._print(f"MLflow   {event['tracking_uri']}")
         if self.console.is_terminal:
@@ -129,40 +110,37 @@ class SearchDisplay:
 
     @property
     def _epochs(self) -> int:
-        return int(self._begun.get("epochs", 0))
+        return int(self._start_event.get("epochs", 0))
 
     @property
     def _total(self) -> int:
         repeats = sum(trial.get("seed") is not None for trial in self._trials.values())
-        trials = int(self._begun.get("trials", 0))
+        trials = int(self._start_event.get("trials", 0))
         return max(trials + max(self._repeats, repeats), len(self._trials))
 
     def _confirm(self, event: Event) -> None:
         self._repeats = event["runs"]
         self._print(f"confirm  {event['runs']} runs with other seeds")
 
-    def _note(self, event: Event) -> None:
-        self._print(event["text"], style="yellow")
-
     def _table(self) -> Group:
         """The best trials, those that are running, and the estimated time for the rest."""
         trials = list(self._trials.values())
-        now = time.monotonic() - self._began if self._at is None else self._at
-        left = seconds_left(trials, 0.0, now, self._total)
+        elapsed = self._seconds(self._latest_event)
+        left = seconds_left(trials, elapsed, self._total)
         ended = sum(trial["status"] not in OPEN for trial in trials)
-        heading = f"{ended} of {self._total} trials, {duration(now)}"
+        heading = f"{ended} of {self._total} trials, {duration(elapsed)}"
         heading += f", about {duration(left)} left" if left is not None else ""
-        return Group(Text(heading), trial_table(trials, self._begun.get("metric", ""), MAX_SHOWN))
+        return Group(Text(heading), trial_table(trials, self._start_event.get("metric", "")))
 
     def _end(self, event: Event) -> None:
-        self._live.stop()
+        self._stop()
         self._conclude(event)
         if not event["tracked"]:
-            self._print(f"MLflow did not accept everything ({event['problem']})", style="yellow")
+            self._warn_untracked(event)
 
     def _conclude(self, event: Event) -> None:
-        own = [trial for trial in self._trials.values() if "-seed-" not in trial["trial"]]
-        self.console.print(trial_table(own, event["metric"], MAX_SHOWN))
+        own = [trial for trial in self._trials.values() if trial.get("seed") is None]
+        self.console.print(trial_table(own, event["metric"]))
         self._print(f"winner   {event['trial']}: {' '.join(overrides(event['point']))}")
         score = f"{event['metric']} {event['score']:.2f} on validation data"
         if event["confirmed"]:
@@ -171,22 +149,25 @@ class SearchDisplay:
             score += f", {event['published']:.2f} with the published values"
         self._print(f"         {score}")
         for name, scores in event["confirmed"].items():
-            self._print(f"seeds    {name}: {spread(scores)} with {len(scores)} other seeds")
+            score = spread(*mean_and_deviation(scores), 2)
+            self._print(f"seeds    {name}: {score} with {len(scores)} other seeds")
         if not event["confirmed"]:
             self._print("         one run each, so half a point means nothing: --confirm 3,3")
-        test = {group: event["test"].get(accuracy(group)) for group in GROUPS}
-        values = "  ".join(f"{group} {_mean(value)}" for group, value in test.items() if value)
-        self._print(f"test     accuracy {values}  (once, at the end)")
+        test = []
+        for group in GROUPS:
+            if accuracy(group) in event["test"]:
+                mean, deviation = event["test"][accuracy(group)]
+                test.append(f"{group} {spread(mean, deviation or None, 1)}")  # a single run has 0
+        self._print(f"test     accuracy {'  '.join(test)}  (once, at the end)")
         self._print(f"next     bcl-ray train {event['recipe']}")
 
 
-def trial_table(trials: list[Event], metric: str, most: int) -> Table:
-    """A table of trials: finished ones from best to worst, then open, stopped and failed ones.
+def trial_table(trials: list[Event], metric: str) -> Table:
+    """The first trials: finished ones from best to worst, then open, stopped and failed ones.
 
     Args:
         trials: Latest event of each trial.
         metric: Name of the score.
-        most: Largest number of rows.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial["point"]))
     rank = {"finished": 0, "running": 1, "held up": 2, "stopped": 3, "failed": 4}
@@ -202,17 +183,11 @@ def trial_table(trials: list[Event], metric: str, most: int) -> Table:
             "-" if trial["score"] is None else f"{trial['score']:.2f}",
             *(str(trial["point"].get(name, "")) for name in names),
         )
-        for trial in sorted(trials, key=order)[:most]
+        for trial in sorted(trials, key=order)[:MAX_SHOWN]
     ]
     options = (name.rpartition(".")[2] for name in names)
     columns = ("trial", "status", "epochs", metric, *options)
     return build_table(columns, rows, text=("trial", "status"))
-
-
-def _mean(result: Sequence[float]) -> str:
-    """A mean, with its standard deviation unless that is 0."""
-    mean, deviation = result
-    return f"{mean:.1f} ± {deviation:.1f}" if deviation else f"{mean:.1f}"
 
 
 def _without_section(point: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ class StudyDisplay(SearchDisplay):
 
     @property
     def _total(self) -> int:
-        return int(self._begun.get("trials", 0))
+        return int(self._start_event.get("trials", 0))
 
     def _conclude(self, event: Event) -> None:
         self._print_table(event["summary"], "mean and 95 % interval over seeds, of the last epoch")

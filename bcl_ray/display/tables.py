@@ -1,18 +1,22 @@
-"""Tables on the terminal."""
+"""Tables on the terminal, and a plot of characters."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from bcl_ray.experiment.metric_names import RESULTS
+from bcl_ray.report.seeds import spread
 
 if TYPE_CHECKING:
     from bcl_ray.use.compare import Row
     from bcl_ray.use.predict.outputs import Summary
 
 ACCURACY_TITLE = "accuracy in per cent, means over classes"
+PLOT_WIDTH, PLOT_HEIGHT = 60, 6  # characters, of the plot of a long tail
+BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def build_table(
@@ -92,10 +96,7 @@ def comparison_table(rows: "Sequence[Row]") -> Table:
     epoch_column = ("epoch",) if len(set(epochs)) > 1 else ()
 
     def cell(summary: tuple[float, float | None] | None) -> str:
-        if summary is None:
-            return "-"
-        mean, deviation = summary
-        return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+        return "-" if summary is None else spread(*summary, 1)
 
     return build_table(
         ("runs", "options", *epoch_column, *metrics),
@@ -129,3 +130,25 @@ def prediction_table(summary: "Summary") -> Table:
         rows.append(("unreadable", f"{summary.unreadable:,}", "", ""))
     columns = ("group", "images", "share", "mean probability")
     return build_table(columns, rows, text=("group",), title="predicted classes, by shot group")
+
+
+def draw_long_tail(class_counts: Sequence[int]) -> list[str]:
+    """Lines of a plot: training images of each class, from the largest class to the smallest.
+
+    A column is a class, or the mean of as many as fit; a class with images is always to be seen.
+
+    Args:
+        class_counts: Training images of each class, (K,).
+    """
+    counts = np.sort(np.asarray(class_counts))[::-1]
+    columns = [part.mean() for part in np.array_split(counts, min(PLOT_WIDTH, len(counts)))]
+    heights = np.ceil(np.array(columns) / max(counts.max(), 1) * 8 * PLOT_HEIGHT).astype(int)
+    heights = np.repeat(heights, max(1, PLOT_WIDTH // 2 // len(columns)))
+    scale = [f"{counts.max():,}", *[""] * (PLOT_HEIGHT - 2), "0"]
+    margin = max(map(len, scale))
+    lines = []
+    for row, label in enumerate(scale):
+        filled = np.clip(heights - 8 * (PLOT_HEIGHT - 1 - row), 0, 8)
+        blocks = "".join(BLOCKS[eighths] for eighths in filled)
+        lines.append(f"{label:>{margin}} │{blocks}".rstrip())
+    return [*lines, f"{'':{margin}} └ {len(counts):,} classes, from the largest to the smallest"]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+MINUTE, HOUR = 60, 3600  # seconds
+
 
 def console() -> "Console":
     """Standard output; 120 columns wide if it is not a terminal."""
@@ -22,6 +24,15 @@ def console() -> "Console":
 def print_line(screen: "Console", text: str, style: str | None = None) -> None:
     """Print text as it is, without markup and line breaks, because it may contain paths."""
     screen.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds as text, in the unit that fits."""
+    if seconds < MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:.1f} h"
 
 
 def quiet() -> None:

@@ -12,6 +12,17 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def spread(mean: float, half: float | None, digits: int) -> str:
+    """A mean as text with so many digits behind the point, and how far values lie from it.
+
+    Args:
+        mean: The mean.
+        half: A standard deviation, or half of an interval; None if there is none.
+        digits: Digits behind the point.
+    """
+    return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
 def half_interval(values: Sequence[float]) -> float | None:
     """Half the width of the 95 % interval of the mean, by the t distribution; None for one value.
 

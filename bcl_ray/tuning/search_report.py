@@ -8,11 +8,12 @@ from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report import figures
 from bcl_ray.report.page import PageSection, PageTable, page
+from bcl_ray.report.seeds import mean_and_deviation, spread
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning.reporter import publish
 from bcl_ray.tuning.search_ledger import SearchLedger
 from bcl_ray.tuning.space import overrides
-from bcl_ray.tuning.trials import Trial, own_trials, spread
+from bcl_ray.tuning.trials import Trial, own_trials
 
 
 def write_report(
@@ -121,15 +122,16 @@ def _summary(ledger: SearchLedger, own: Sequence[Trial], winner: dict[str, Any])
         f"validation data{mean_over}{comparison}: {', '.join(overrides(winner['point']))}.",
     ]
     for name, scores in winner["confirmed"].items():
-        texts.append(f"{name} with {len(scores)} other seeds: {spread(scores)}.")
+        score = spread(*mean_and_deviation(scores), 2)
+        texts.append(f"{name} with {len(scores)} other seeds: {score}.")
     if not winner["confirmed"]:
         texts.append(
             "Each trial is one run: differences under half a point mean nothing. "
             "--confirm K,N trains the best K again with N other seeds."
         )
     mean, deviation = winner["test"][ACCURACY]
-    plus_minus = f" ± {deviation:.2f}" if deviation else ""
-    texts.append(f"On test data, used only once, at the end: {ACCURACY} {mean:.2f}{plus_minus}.")
+    test = spread(mean, deviation or None, 2)  # the deviation is 0 for a single run
+    texts.append(f"On test data, used only once, at the end: {ACCURACY} {test}.")
     return texts
 
 

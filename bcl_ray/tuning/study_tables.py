@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bcl_ray.experiment.metric_names import STUDY_RESULTS
-from bcl_ray.report.seeds import half_interval, mean_and_deviation, paired_differences
+from bcl_ray.report.seeds import half_interval, mean_and_deviation, paired_differences, spread
 from bcl_ray.tuning.study_file import Cell, Study
 from bcl_ray.tuning.trials import Trial
 
@@ -25,13 +25,9 @@ class Estimate:
     half: float | None
     """None with one seed, which says nothing about others."""
 
-    def __str__(self) -> str:
-        return self.text(2)
-
     def text(self, digits: int) -> str:
         """The estimate with so many digits behind the point."""
-        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
-        return f"{self.mean:.{digits}f}{half}"
+        return spread(self.mean, self.half, digits)
 
 
 Rows = list[dict[str, Any]]  # of a table, by column; a cell is text, a number, an Estimate or None

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bcl_ray.report.seeds import mean_and_deviation
 from bcl_ray.tuning.space import Point
 
 Status = Literal["running", "held up", "finished", "stopped", "failed"]
@@ -136,9 +135,3 @@ def with_repeats(trials: Sequence[Trial], k: int, n: int, seed: int) -> list[Tri
             name = f"{trial.name}-seed-{other_seed}"
             by_name.setdefault(name, Trial(name, trial.number, trial.point, seed=other_seed))
     return list(by_name.values())
-
-
-def spread(scores: Sequence[float]) -> str:
-    """Mean and standard deviation as text; of one score, the score alone."""
-    mean, deviation = mean_and_deviation(scores)
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"

@@ -1,6 +1,6 @@
 import numpy as np
 
-from bcl_ray.display.long_tail import draw_long_tail
+from bcl_ray.display.tables import draw_long_tail
 
 
 def heights(lines: list[str]) -> list[int]:

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bcl_ray.display.run import RunDisplay, method
+from bcl_ray.display.run import RunDisplay, method_title
 from bcl_ray.display.tables import accuracy_table, prediction_table
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
@@ -71,7 +71,7 @@ def rendered(table) -> list[list[str]]:
     ],
 )
 def test_a_method_is_named_by_its_loss(overrides, name):
-    assert method(with_overrides(cifar10_lt(), overrides)) == name
+    assert method_title(with_overrides(cifar10_lt(), overrides)) == name
 
 
 def test_the_table_leaves_out_groups_that_no_run_has_and_marks_what_one_lacks():

@@ -5,7 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from bcl_ray.display.search import SearchDisplay, duration, seconds_left, spread
+from bcl_ray.display.search import SearchDisplay, seconds_left
+from bcl_ray.display.terminal import duration
+from bcl_ray.report.seeds import mean_and_deviation, spread
 from bcl_ray.runs.events import from_line, to_line
 
 BEGIN = {
@@ -157,12 +159,12 @@ def test_trials_of_an_earlier_process_are_counted_but_not_told_again():
 )
 def test_the_rest_takes_as_long_as_what_was(statuses, expected):
     trials = [trial(number, status) for number, status in enumerate(statuses)]
-    assert seconds_left(trials, began=0.0, now=100.0, total=10) == expected
+    assert seconds_left(trials, elapsed=100.0, total=10) == expected
 
 
 def test_trials_of_an_earlier_process_say_nothing_about_speed():
     trials = [trial(n, "finished", old=True) for n in range(5)] + [trial(5, "finished")]
-    assert seconds_left(trials, began=0.0, now=100.0, total=10) == 400.0
+    assert seconds_left(trials, elapsed=100.0, total=10) == 400.0
 
 
 @pytest.mark.parametrize(
@@ -174,5 +176,5 @@ def test_durations_are_short(seconds, text):
 
 
 def test_a_spread_needs_two():
-    assert spread([70.0]) == "70.00"
-    assert spread([70.0, 72.0, 74.0]) == "72.00 ± 2.00"
+    assert spread(*mean_and_deviation([70.0]), 2) == "70.00"
+    assert spread(*mean_and_deviation([70.0, 72.0, 74.0]), 2) == "72.00 ± 2.00"
