@@ -95,6 +95,12 @@ def _check_uri(option: str, uri: str) -> str:
     return uri
 
 
+def set_client_settings() -> None:
+    """Give MLflow's client the SETTINGS that the environment lacks; before MLflow is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 @contextlib.contextmanager
 def mlflow_errors() -> Iterator[None]:
     """Turn errors of MLflow into OSError.
@@ -120,8 +126,7 @@ def mlflow_client(uri: str) -> "MlflowClient":
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"there is no {file}: train first, or say where runs are with --runs")
-    for setting, value in SETTINGS.items():
-        os.environ.setdefault(setting, value)
+    set_client_settings()
     from mlflow import MlflowClient  # noqa: PLC0415  takes seconds, and not every model needs it
 
     return MlflowClient(uri)

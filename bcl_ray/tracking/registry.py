@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bcl_ray.data.shards.holdout import selected_on
 from bcl_ray.experiment import metric_names
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.options.section import NAME
 from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
@@ -29,7 +30,6 @@ OPTIMISTIC = (
     "versions are compared on '{}': if that is also your test split, the best of them looks better "
     "than it is; train with data.validation_split"
 )
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # MLflow calls an unknown alias an invalid value.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")

@@ -7,7 +7,6 @@ metrics and models that it already has are skipped.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import cluster_tags, versions
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage.lease import Lease
-from bcl_ray.tracking.connection import SETTINGS
+from bcl_ray.tracking.connection import set_client_settings
 from bcl_ray.tracking.journal import Delivery, Journal, Subject, Write
 from bcl_ray.tracking.run_page import describe_run
 
@@ -62,8 +61,7 @@ class Tracker:
     def __init__(
         self, subject: Subject, uri: str, folder: Path, lease: Lease | None = None
     ) -> None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
+        set_client_settings()
         self.uri = uri
         self.run_id: str | None = None  # MLflow's, once MLflow has been reached
         self.page: str | None = None  # the run's web page on a server, once it has been reached

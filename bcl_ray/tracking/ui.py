@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.messages import last_line
 from bcl_ray.tracking import mlflow_server
 from bcl_ray.tracking.connection import sqlite_file, sqlite_uri
 
@@ -95,8 +96,8 @@ def _failure(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
         else f"ended with exit status {status}"
     )
     log.seek(0)
-    lines = log.read().decode(errors="replace").strip().splitlines() or ["(nothing)"]
-    return f"{event}; the last line of its log: {lines[-1][:300]}"
+    line = last_line(log.read().decode(errors="replace"), "(nothing)")
+    return f"{event}; the last line of its log: {line[:300]}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

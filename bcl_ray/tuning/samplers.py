@@ -40,7 +40,7 @@ class Sampler:
 class RandomSampler(Sampler):
     """Independent random points, each a function of the seed and the trial's number."""
 
-    def __init__(self, space: Space, seed: int, _earlier: int = 0) -> None:
+    def __init__(self, space: Space, seed: int, _earlier: int) -> None:
         super().__init__(space)
         self._seed = seed
 
@@ -55,7 +55,7 @@ class GridSampler(Sampler):
         ValueError: The grid is empty.
     """
 
-    def __init__(self, space: Space, _seed: int = 0, _earlier: int = 0) -> None:
+    def __init__(self, space: Space, _seed: int, _earlier: int) -> None:
         super().__init__(space)
         self._points = list(space.grid())
         if not self._points:
@@ -77,7 +77,7 @@ class TpeSampler(Sampler):
             seed, so that a resumed search does not draw the same points again.
     """
 
-    def __init__(self, space: Space, seed: int, earlier: int = 0) -> None:
+    def __init__(self, space: Space, seed: int, earlier: int) -> None:
         import optuna  # noqa: PLC0415  an extra, which only this sampler needs
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)

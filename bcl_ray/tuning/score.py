@@ -41,7 +41,7 @@ class Score:
                 )
         return sum(weight * metrics[name] for name, weight in self.weights)
 
-    def check_available(self, groups: list[str], geometry_every: int = 1) -> None:
+    def check_available(self, groups: list[str], geometry_every: int) -> None:
         """Refuse metrics that not every evaluation of the data set has.
 
         Which geometry metrics there are is only known at the first evaluation, so all are accepted.

@@ -1,10 +1,10 @@
 """The settings of a search, and a check of them before Ray starts."""
 
-import re
 from dataclasses import dataclass
 
 from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.options.section import NAME
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 
@@ -52,5 +52,5 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: It has other characters.
     """
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+    if not NAME.fullmatch(name):
         raise UserError(f"--name '{name}' must consist of letters, digits, '.', '_' and '-'")

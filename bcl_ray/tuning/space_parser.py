@@ -40,29 +40,28 @@ NOT_SEARCHABLE = {  # options that the search sets by itself, and why
 EXAMPLE = "loss.tau: {uniform: [0.5, 2]}"
 
 
-def parse_space(text: str | None, experiment: Experiment, origin: str = "--space") -> Space:
+def parse_space(text: str | None, experiment: Experiment) -> Space:
     """Read a space, and check that the experiment accepts every bound and choice.
 
     Args:
         text: YAML, see above; None: the options of the loss.
         experiment: Experiment whose options are searched.
-        origin: Name of the text in error messages.
 
     Raises:
         ValueError: The text is wrong; the message names the option.
     """
-    content = {"extends": "loss"} if text is None else _yaml(text, origin)
+    content = {"extends": "loss"} if text is None else _yaml(text)
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{origin} must map options to their values, as in {EXAMPLE}")
+        raise UserError(f"--space must map options to their values, as in {EXAMPLE}")
     extends = content.pop("extends", None)
     if extends not in (None, "loss"):
-        raise UserError(f"{origin}: extends is '{extends}': it must be loss, or left out")
+        raise UserError(f"--space: extends is '{extends}': it must be loss, or left out")
     content = (loss_space(experiment) if extends else {}) | content
-    parameters = tuple(_parameter(str(name), value, origin) for name, value in content.items())
+    parameters = tuple(_parameter(str(name), value) for name, value in content.items())
     if not parameters:
-        raise UserError(f"{origin} names no option: write one a line, as in {EXAMPLE}")
+        raise UserError(f"--space names no option: write one a line, as in {EXAMPLE}")
     for parameter in parameters:
-        _check_values(parameter, experiment, origin)
+        _check_values(parameter, experiment)
     return Space(experiment, parameters)
 
 
@@ -80,16 +79,16 @@ def loss_space(experiment: Experiment) -> dict[str, Any]:
     return {name: values for name, values in LOSS_SPACE.items() if name.split(".")[1] in loss.uses}
 
 
-def _yaml(text: str, origin: str) -> Any:
+def _yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"--space is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _parameter(name: str, content: Any, origin: str) -> Parameter:
+def _parameter(name: str, content: Any) -> Parameter:
     kinds = get_args(Kind)
-    where = f"{origin}: {name}"
+    where = f"--space: {name}"
     for option, reason in NOT_SEARCHABLE.items():
         if name == option or name.startswith(option + "."):
             raise UserError(f"{where} cannot be searched: {reason}")
@@ -123,7 +122,7 @@ def _check_interval(where: str, kind: str, values: list[Any]) -> None:
         raise UserError(f"{where}: {interval} must be above 0, because its logarithm is taken")
 
 
-def _check_values(parameter: Parameter, experiment: Experiment, origin: str) -> None:
+def _check_values(parameter: Parameter, experiment: Experiment) -> None:
     """Refuse a parameter unless the experiment accepts its choices, or its bounds."""
     values = list(parameter.values)
     if parameter.kind != "choice":
@@ -133,4 +132,4 @@ def _check_values(parameter: Parameter, experiment: Experiment, origin: str) -> 
         try:
             with_overrides(experiment, overrides({parameter.name: value}))
         except ValueError as error:
-            raise UserError(f"{origin}: {error}") from None
+            raise UserError(f"--space: {error}") from None

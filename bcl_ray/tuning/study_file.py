@@ -19,7 +19,6 @@ Overrides apply in this order: those of all cells, those of each axis, those of 
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,12 +27,12 @@ from typing import Any
 import yaml
 
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.options.section import NAME
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import load_recipe
 from bcl_ray.machine.errors import UserError
 
 KEYS = ("recipe", "overrides", "axes", "seeds", "compare", "shards")
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = {  # options that a cell cannot have
     "train.seed": "seeds has them",
     "tracking.run": "runs are named by their cells and seeds",
@@ -161,7 +160,7 @@ class _Reader:
         if not isinstance(content, dict) or not content:
             raise self.error(key, f" must map labels to lists of overrides, got {content}")
         for label in content:
-            if not LABEL.fullmatch(str(label)):
+            if not NAME.fullmatch(str(label)):
                 rule = "must consist of letters, digits, '.', '_' and '-': it names runs"
                 raise self.error(key, f": label '{label}' {rule}")
         return {str(k): self._choice(f"{key}.{k}", choice) for k, choice in content.items()}

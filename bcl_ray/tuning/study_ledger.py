@@ -112,7 +112,10 @@ def check_study(name: str, study: Study) -> CheckedStudy:
     if study.cells[0].experiment.tracking.run is not None:
         raise UserError("tracking.run cannot be set: runs are named by their cells and seeds")
     _check_data(study)
-    cells = tuple(replace(cell, experiment=_prepared(cell.experiment)) for cell in study.cells)
+    cells = tuple(
+        replace(cell, experiment=run_folder.with_absolute_paths(resolved(cell.experiment)))
+        for cell in study.cells
+    )
     data_paths = dict.fromkeys(cell.experiment.data.path for cell in cells)
     manifests = {path: read_manifest(path) for path in data_paths}
     for cell in cells:
@@ -128,11 +131,6 @@ def check_study(name: str, study: Study) -> CheckedStudy:
     checked = CheckedStudy(uri, replace(study, cells=cells), manifests, known)
     _check_cells(checked)
     return checked
-
-
-def _prepared(experiment: Experiment) -> Experiment:
-    """A cell's complete experiment."""
-    return run_folder.with_absolute_paths(resolved(experiment))
 
 
 def _check_data(study: Study) -> None:

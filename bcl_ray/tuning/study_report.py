@@ -19,12 +19,11 @@ from bcl_ray.tuning.study_ledger import CheckedStudy
 from bcl_ray.tuning.study_tables import CellRuns, shown
 from bcl_ray.tuning.trials import Trial
 
-MLFLOW_TABLES = {"summary": "summary.json", "differences": "differences.json", "runs": "runs.json"}
-COSINES = {
-    column: metric
+COSINES = [
+    column
     for column, metric in STUDY_RESULTS.items()
     if metric in (TAIL_COSINE, FEATURE_TAIL_COSINE)
-}
+]
 ABOUT = (
     "Accuracies are means over classes on the evaluation split, in per cent, of the last epoch. "
     "Beside them is the best epoch, which was chosen on the images that it is judged by, and is "
@@ -55,14 +54,13 @@ def write_report(
     texts = [f"Study {study.file}.", ABOUT, *([ONE_SEED] if _has_one_seed(cells) else [])]
     texts += [f"Failed: {name}: {reason}" for name, reason in failed.items()]
     figures = _figures(checked, cells)
-    sections = [
-        PageSection("", texts, table=_page_table(tables["summary"])),
-        *(
-            PageSection("Differences", [PAIRED], table=_page_table(rows))
-            for rows in [tables.get("differences")]
-            if rows
-        ),
-        PageSection("Figures", figures=[(content, text) for content, text in figures.values()]),
+    sections = [PageSection("", texts, table=_page_table(tables["summary"]))]
+    if "differences" in tables:
+        sections.append(
+            PageSection("Differences", [PAIRED], table=_page_table(tables["differences"]))
+        )
+    sections += [
+        PageSection("Figures", figures=list(figures.values())),
         PageSection("Runs", table=_page_table(tables["runs"])),
     ]
     contents = {
@@ -73,8 +71,8 @@ def write_report(
     }
     publish(contents, checked.uri, folder, tracker)
     for name, rows in tables.items():
-        tracker.text(MLFLOW_TABLES[name], study_tables.as_mlflow_table(rows))
-    listed = [{"path": MLFLOW_TABLES[name], "type": "table"} for name in tables]
+        tracker.text(f"{name}.json", study_tables.as_mlflow_table(rows))
+    listed = [{"path": f"{name}.json", "type": "table"} for name in tables]
     tracker.tags({"mlflow.loggedArtifacts": json.dumps(listed)})  # MLflow finds its tables there
     return {
         "study": paths.name(checked.uri),

@@ -1,13 +1,12 @@
 """The tables of a study: its cells over seeds, differences between them, and all of its runs."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bcl_ray.experiment.metric_names import STUDY_RESULTS
+from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report.seeds import half_interval, mean_and_deviation, paired_differences, spread
 from bcl_ray.tuning.study_file import Cell, Study
 from bcl_ray.tuning.trials import Trial
@@ -73,11 +72,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 def runs_of_cells(study: Study, trials: Iterable[Trial]) -> list[CellRuns]:
     """The runs of each cell, in the order of the file."""
     by_name = {trial.name: trial for trial in trials}
-    return [
-        CellRuns(cell, tuple(by_name[name] for name in names if name in by_name))
-        for cell in study.cells
-        for names in [[cell.run_name(seed) for seed in study.seeds]]
-    ]
+    results = []
+    for cell in study.cells:
+        names = [cell.run_name(seed) for seed in study.seeds]
+        runs = tuple(by_name[name] for name in names if name in by_name)
+        results.append(CellRuns(cell, runs))
+    return results
 
 
 def tables(study: Study, cells: Sequence[CellRuns]) -> dict[str, Rows]:
@@ -200,9 +200,7 @@ def markdown(rows: Rows) -> str:
 def as_csv(rows: Rows) -> str:
     """A table as CSV, with the half-widths of intervals in columns of their own."""
     columns, data = _flat(rows)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *data])
-    return text.getvalue()
+    return csv_text([columns, *data])
 
 
 def as_mlflow_table(rows: Rows) -> str:

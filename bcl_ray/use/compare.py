@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bcl_ray.experiment.metric_names import RESULTS
+from bcl_ray.experiment.options.section import NAME
 from bcl_ray.machine.errors import UserError
 from bcl_ray.report.seeds import mean_and_deviation
 from bcl_ray.runs import run_folder
 from bcl_ray.storage import paths
 from bcl_ray.tracking.connection import mlflow_client, mlflow_errors, mlflow_uri
-from bcl_ray.tracking.registry import NAME
 from bcl_ray.tracking.tracker import journal_metrics, training_subject
 from bcl_ray.use.models import last_state
 

@@ -27,8 +27,7 @@ from sqlalchemy import make_url
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.method.model import Classifier
 from bcl_ray.runs import checkpoint, run_folder
-from bcl_ray.tracking import journal, mlflow_model, mlflow_run, mlflow_server
-from bcl_ray.tracking import tracker as tracking
+from bcl_ray.tracking import connection, journal, mlflow_model, mlflow_run, mlflow_server
 from bcl_ray.tracking.connection import sqlite_file, tracking_uri
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
@@ -117,8 +116,11 @@ def environment(monkeypatch):
     monkeypatch.setattr(journal, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(journal, "LONGEST_PAUSE", 0.5)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name in tracking.SETTINGS:  # a Tracker sets what is not set; undone with the rest
-        monkeypatch.setenv(name, tracking.SETTINGS[name])
+    for (
+        name,
+        value,
+    ) in connection.SETTINGS.items():  # a Tracker sets what is not set; undone with the rest
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

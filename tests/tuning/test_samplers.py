@@ -41,7 +41,7 @@ def test_a_grid_of_the_published_point_alone_is_refused():
 
 
 def test_tpe_finds_what_is_good():
-    sampler = TpeSampler(SPACE, seed=0)
+    sampler = TpeSampler(SPACE, seed=0, earlier=0)
     points = [
         run_trial(sampler, number, "stopped" if number % 3 else "finished")
         for number in range(1, 41)
@@ -61,7 +61,7 @@ def test_tpe_remembers_what_an_earlier_process_found():
 
 
 def test_tpe_goes_on_after_failures_and_points_outside_of_the_space():
-    sampler = TpeSampler(SPACE, seed=0)
+    sampler = TpeSampler(SPACE, seed=0, earlier=0)
     sampler.tell(0, {"loss.tau": 9.0, "loss.anchor_mean": "none"}, {10: 1.0}, "finished")
     sampler.tell(1, SPACE.sample(0, 1), {}, "failed")
     point = sampler.ask(2)

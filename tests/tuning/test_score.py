@@ -50,16 +50,16 @@ def test_a_metric_that_an_evaluation_lacks_is_named():
 
 
 def test_a_group_without_classes_is_refused_before_the_start():
-    parse_score("accuracy/all+calibration/ece").check_available(["all", "few"])
+    parse_score("accuracy/all+calibration/ece").check_available(["all", "few"], 1)
     with pytest.raises(ValueError, match="there is no 'accuracy/many' with these data: there are"):
-        parse_score("0.5*accuracy/many+accuracy/all").check_available(["all", "few"])
+        parse_score("0.5*accuracy/many+accuracy/all").check_available(["all", "few"], 1)
     with pytest.raises(ValueError, match="there is no 'calibration/eec' with these data"):
-        parse_score("accuracy/all-calibration/eec").check_available(["all"])
+        parse_score("accuracy/all-calibration/eec").check_available(["all"], 1)
 
 
 def test_geometry_that_some_evaluations_lack_is_refused_before_the_start():
     score = parse_score("accuracy/all-geometry/nc1")
-    score.check_available(["all"])
+    score.check_available(["all"], 1)
     parse_score("accuracy/all").check_available(["all"], geometry_every=10)
     with pytest.raises(
         ValueError, match=r"'geometry/nc1' is not measured at every .*: set train.geometry_every=1"

@@ -11,7 +11,7 @@ from bcl_ray.experiment.choices import BACKBONES, load_plugins
 from bcl_ray.experiment.options.images import DataConfig, ViewsConfig
 from bcl_ray.experiment.options.method import LossConfig, ModelConfig, OptimConfig
 from bcl_ray.experiment.options.running import ScaleConfig, TrackingConfig, TrainConfig
-from bcl_ray.experiment.options.section import Section
+from bcl_ray.experiment.options.section import NAME, Section
 from bcl_ray.machine.errors import UserError
 
 BEFORE_IT_EXISTED = {
@@ -33,7 +33,7 @@ BEFORE_IT_EXISTED = {
 class Experiment(Section):
     """Everything that determines a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The recipe's name.")
+    name: str = Field(pattern=f"^{NAME.pattern}$", description="The recipe's name.")
     data: DataConfig
     views: ViewsConfig
     model: ModelConfig

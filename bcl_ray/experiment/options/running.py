@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bcl_ray.experiment.options.section import Section, Uri
+from bcl_ray.experiment.options.section import NAME, Section, Uri
 from bcl_ray.machine.errors import UserError
 
 Workers = Annotated[int, Field(ge=1)]
@@ -162,7 +162,7 @@ class TrackingConfig(Section):
     )
     run: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=f"^{NAME.pattern}$",
         description="Name of the run; null for the experiment's name and the time.",
     )
     uri: Uri | None = Field(

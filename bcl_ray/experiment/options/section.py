@@ -1,5 +1,6 @@
 """What all sections of an experiment share: the base class, and types of fields."""
 
+import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
@@ -7,6 +8,8 @@ from pydantic_core import CoreSchema, core_schema
 
 from bcl_ray.machine.errors import UserError
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names of runs, models and whatever else names a folder."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
