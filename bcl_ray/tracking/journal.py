@@ -47,8 +47,8 @@ class RefusedError(Exception):
     """The target will never accept an entry."""
 
 
-class ClosedError(Exception):
-    """The target accepts nothing until a person has changed something; the text says what."""
+class BlockedError(Exception):
+    """The target accepts nothing until a person acts; the text says what to do."""
 
 
 class Journal:
@@ -113,7 +113,7 @@ class Delivery:
         connect: Returns the function that writes an entry to the target. Called in the thread,
             first and after every failure, with the time of the entry to be written. Any exception
             of it or of that function is a failure, after which the entry is tried again; only
-            after RefusedError it is skipped. After ClosedError, `drain` does not wait.
+            after RefusedError it is skipped. After BlockedError, `drain_and_stop` does not wait.
         lease: The lease of the run's folder, if it has one. While another driver may hold it,
             nothing is recorded or delivered, and nothing at all once another driver does.
     """
@@ -129,7 +129,7 @@ class Delivery:
         self._order = threading.Lock()  # the same order in the journal and in the queue
         self._stop = threading.Event()
         self._failure: str | None = None
-        self._closed = threading.Event()  # a person must act first
+        self._blocked = threading.Event()  # a person must act first
         self._refused: list[str] = []
         self._thread = threading.Thread(target=self._deliver, name="delivery", daemon=True)
         self._thread.start()
@@ -147,8 +147,8 @@ class Delivery:
             if self._lease is None or self._lease.valid:
                 self._record_waiting()
 
-    def drain(self, patience: float) -> bool:
-        """Deliver the remaining entries, then stop.
+    def drain_and_stop(self, patience: float) -> bool:
+        """Deliver the remaining entries, then end the thread.
 
         Args:
             patience: Longest time to wait for the target, in seconds.
@@ -165,7 +165,7 @@ class Delivery:
                 self._record_waiting()
         self._entries.put(None)
         end = time.monotonic() + patience
-        while self._thread.is_alive() and time.monotonic() < end and not self._closed.is_set():
+        while self._thread.is_alive() and time.monotonic() < end and not self._blocked.is_set():
             self._thread.join(min(0.1, patience))
         delivered = not self._thread.is_alive()
         if not delivered and self._failure is None:
@@ -197,16 +197,16 @@ class Delivery:
                 logger.warning("an entry was skipped: %s", error)
             except Exception as error:  # of any kind: otherwise the thread would end unnoticed
                 self._failure = _one_line(error)
-                if isinstance(error, ClosedError):
+                if isinstance(error, BlockedError):
                     self._failure = str(error)
-                    self._closed.set()
+                    self._blocked.set()
                 logger.info("the target failed: %s", self._failure)
                 write = None
                 self._stop.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             self._failure, pause = None, FIRST_PAUSE
-            self._closed.clear()
+            self._blocked.clear()
             entry = self._entries.get()
 
 

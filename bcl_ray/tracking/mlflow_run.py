@@ -18,14 +18,14 @@ from mlflow.utils import mlflow_tags
 
 from bcl_ray.machine import user
 from bcl_ray.tracking.connection import sqlite_file, sqlite_uri
-from bcl_ray.tracking.journal import ClosedError, Entry, RefusedError, Subject
+from bcl_ray.tracking.journal import BlockedError, Entry, RefusedError, Subject
 from bcl_ray.tracking.mlflow_model import log_model
 
 UID_TAG, PARENT_TAG, MODEL_TAG = "bcl_ray.uid", "bcl_ray.parent", "model.uri"
 PARAM_CHARACTERS = 6000  # the most that MLflow stores of a parameter's value
 DIGEST_CHARACTERS = 12  # of a data set, as shown elsewhere; MLflow stores up to 36
 # Without this tag, MLflow shows an experiment with the pages for language models.
-KIND = {"mlflow.experimentKind": "custom_model_development"}
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 DELETED = "deleted"  # MLflow's word for what is in its trash
 REFUSAL = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
@@ -55,8 +55,8 @@ class MlflowRun:
         # The uid of a parent that MLflow does not have yet.
         self._missing_parent = None if has_parent else data.tags.get(PARENT_TAG)
 
-    def _in_the_trash(self) -> ClosedError:
-        return ClosedError(
+    def _in_the_trash(self) -> BlockedError:
+        return BlockedError(
             "the run is in MLflow's trash, perhaps with its experiment: restore it (mlflow runs "
             f"restore --run-id {self.run_id})"
         )
@@ -68,14 +68,14 @@ class MlflowRun:
             return self.client.create_run(experiment_id, int(1000 * start_time), tags, subject.name)
         except MlflowException as error:
             if error.error_code == REFUSAL:
-                raise ClosedError(f"MLflow refuses the run: {error.message}") from error
+                raise BlockedError(f"MLflow refuses the run: {error.message}") from error
             raise
 
     def _experiment_id(self, name: str) -> str:
         """The id of an experiment, which is created if there is none."""
         existing = self.client.get_experiment_by_name(name)
         if existing and existing.lifecycle_stage == DELETED:
-            raise ClosedError(
+            raise BlockedError(
                 f"MLflow's experiment '{name}' is in the trash: restore it (mlflow experiments "
                 f"restore --experiment-id {existing.experiment_id}), or name another one "
                 "(tracking.experiment=NAME)"
@@ -85,7 +85,7 @@ class MlflowRun:
         file = sqlite_file(self.uri)
         folder = file.absolute().parent / "mlartifacts" if file else None
         location = folder.as_uri() if folder else None
-        return str(self.client.create_experiment(name, location, KIND))
+        return str(self.client.create_experiment(name, location, EXPERIMENT_TAGS))
 
     def _set_params(self, subject: Subject, existing: Mapping[str, str]) -> None:
         """Set the parameters that are missing: MLflow cannot change one, but a resume can."""
@@ -101,7 +101,7 @@ class MlflowRun:
 
         Raises:
             RefusedError: MLflow will never accept the entry.
-            ClosedError: The run is in the trash.
+            BlockedError: The run is in the trash.
         """
         try:
             self._link_parent()

@@ -120,10 +120,10 @@ def register(
     experiment = from_stored(state.experiment, origin=folder)
     tags = _tags(run, folder, state, experiment, metric)
     client = mlflow_client(mlflow_uri(experiment.tracking.uri, paths.parent(run.uri)))
-    champion = _find_alias(client, name, CHAMPION) if alias == CHAMPION else None
+    champion = _version_with_alias(client, name, CHAMPION) if alias == CHAMPION else None
     if champion is not None and not force:
         _check_comparable(champion, tags)
-    version = _find(client, name, tags) or _create(client, run, folder, name, tags)
+    version = _version_of(client, name, tags) or _create_version(client, run, folder, name, tags)
     notes = [f"{name}: {_describe(version)}, in MLflow at {client.tracking_uri}"]
     if selected_on(experiment) is None:
         notes.append(OPTIMISTIC.format(tags[SPLIT]))
@@ -188,7 +188,7 @@ def _describe(version: Any) -> str:
     return f"{name} with {tags.get(METRIC)} {value:.2f} on '{tags.get(SPLIT)}'"
 
 
-def _find_alias(client: "MlflowClient", name: str, alias: str) -> Any:
+def _version_with_alias(client: "MlflowClient", name: str, alias: str) -> Any:
     """The version with an alias, or None.
 
     Searches the list of models: MLflow has the same error for an unknown alias and for other
@@ -200,7 +200,7 @@ def _find_alias(client: "MlflowClient", name: str, alias: str) -> Any:
     return None
 
 
-def _find(client: "MlflowClient", name: str, tags: dict[str, str]) -> Any:
+def _version_of(client: "MlflowClient", name: str, tags: dict[str, str]) -> Any:
     """The version of the same checkpoint and metric, or None."""
     same = (CHECKPOINT_TAG, METRIC, VALUE)
     for version in client.search_model_versions(f"name = '{name}'"):
@@ -209,7 +209,9 @@ def _find(client: "MlflowClient", name: str, tags: dict[str, str]) -> Any:
     return None
 
 
-def _create(client: "MlflowClient", run: Run, folder: str, name: str, tags: dict[str, str]) -> Any:
+def _create_version(
+    client: "MlflowClient", run: Run, folder: str, name: str, tags: dict[str, str]
+) -> Any:
     from mlflow.utils import mlflow_tags  # noqa: PLC0415  as in mlflow_client
 
     from bcl_ray.tracking.mlflow_model import log_model  # noqa: PLC0415  imports MLflow and torch

@@ -185,12 +185,12 @@ class Tracker:
             Whether MLflow has everything.
         """
         self._delivery.record({"kind": "status", "status": status})
-        return self.drain(patience)
+        return self.drain_and_stop(patience)
 
-    def drain(self, patience: float) -> bool:
-        """Deliver the remaining entries without ending the run; arguments as of `finish`."""
+    def drain_and_stop(self, patience: float) -> bool:
+        """Deliver the remaining entries, the last ones, without ending the run; as `finish`."""
         self._drained = True
-        return self._delivery.drain(patience)
+        return self._delivery.drain_and_stop(patience)
 
     def _connect(self, start_time: float) -> Write:
         # Imported here, in the thread of the delivery, because it takes seconds.
@@ -235,5 +235,5 @@ def sync(subject: Subject, uri: str, folder: Path, patience: float) -> None:
             "on which its training was started"
         )
     tracker = Tracker(subject, uri, folder)
-    if not tracker.drain(patience):
+    if not tracker.drain_and_stop(patience):
         raise UserError(f"MLflow at {uri} did not accept everything: {tracker.problem}")

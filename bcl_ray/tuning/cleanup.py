@@ -14,7 +14,7 @@ from bcl_ray.storage.lease_request import acquire_lease
 from bcl_ray.tracking.tracker import journal_metrics
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.ledger_writer import LedgerWriter
-from bcl_ray.tuning.trials import Trial, lost
+from bcl_ray.tuning.trials import Trial, trials_to_trim
 from bcl_ray.use.models import load_state
 
 THREADS = 8
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class Cleaner:
     """Removes the last checkpoints of trials that lost, in threads.
 
-    Errors of storage are reported by `finish`; the next process of the search tries again.
+    Errors of storage are reported by `finish`; the next process of the sweep tries again.
 
     Args:
         writer: Writes to the ledger which trials are done with.
@@ -41,7 +41,7 @@ class Cleaner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What has not begun is left to the next process of the search.
+        # What has not begun is left to the next process of the sweep.
         self._pool.shutdown(cancel_futures=True)
 
     def clean(self, trials: Sequence[Trial]) -> None:
@@ -50,7 +50,7 @@ class Cleaner:
         Args:
             trials: All trials so far, with repeats.
         """
-        for trial in lost(trials):
+        for trial in trials_to_trim(trials):
             if not trial.only_best and trial.name not in self._removals:
                 self._removals[trial.name] = self._pool.submit(self._remove, trial)
 
@@ -61,7 +61,7 @@ class Cleaner:
             trials: All trials, with repeats.
 
         Raises:
-            LeaseLostError: Another driver has taken over the search.
+            LeaseLostError: Another driver has taken over the sweep.
         """
         if (fence := self._writer.ledger.fence) is not None:
             fence.check()

@@ -1,4 +1,4 @@
-"""The driver of many trials: what a search and a study have in common, from check to result."""
+"""The driver of a sweep: what a search and a study have in common, from check to result."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -27,20 +27,20 @@ from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning.capacity import data_cpus, trial_capacity
 from bcl_ray.tuning.cleanup import Cleaner
-from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.ledger_writer import LedgerWriter
+from bcl_ray.tuning.placement_groups import ResourceWatcher
 from bcl_ray.tuning.reporter import Reporter
 from bcl_ray.tuning.trials import Trial
 from bcl_ray.tuning.tune_run import TuneRunner, driver_node
 from bcl_ray.tuning.tune_searcher import Engine
 
 MAX_REASONS = 3  # of failed trials in an error message
-TRACKING_SECONDS = 60.0  # that a finished search or study waits for its tracking server
+TRACKING_SECONDS = 60.0  # that a finished sweep waits for its tracking server
 
 
 class UnfinishedError(FailedError):
-    """A search or a study ended without a result; the message says why."""
+    """A sweep ended without a result; the message says why."""
 
 
 class Sweep(ABC):
@@ -108,10 +108,10 @@ class Sweep(ABC):
 
 
 def drive(sweep: Sweep, follow: Follow) -> dict[str, Any]:
-    """Run a search or a study to its end, and return the content of its last event.
+    """Run a sweep to its end, and return the content of its last event.
 
     Args:
-        sweep: The search or study.
+        sweep: The sweep.
         follow: Called from any thread with events.
 
     Raises:
@@ -170,7 +170,7 @@ def _run(
     follow: Follow,
     lease: Lease,
 ) -> dict[str, Any]:
-    """Run the trials of a search or a study that has begun, and return its result."""
+    """Run the trials of a sweep that has begun, and return its result."""
     folder, uri = run_folder.local_folder(ledger), tracking_uri(ledger.experiment)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_file(folder, lambda: lease.lost is None))
@@ -198,7 +198,7 @@ def _run(
 
 
 def _common_options(sweep: Sweep, ledger: Ledger, resources: Resources, capacity: int) -> list[str]:
-    """The options that put a trial in its parent's folder, and give it a share of the CPUs."""
+    """The options that put a trial in the sweep's folder, and give it a share of the CPUs."""
     options = [
         f"tracking.runs={ledger.uri}",
         f"tracking.uri={tracking_uri(ledger.experiment)}",

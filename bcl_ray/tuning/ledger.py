@@ -1,4 +1,4 @@
-"""The ledger of a search or a study: its trials in files, from which it is resumed.
+"""The ledger of a sweep: its trials in files, from which it is resumed.
 
 <tracking.runs>/<name>/search.json or study.json    identity and settings
 <tracking.runs>/<name>/experiment.yaml              the experiment that trials change
@@ -22,7 +22,7 @@ PARALLEL_REQUESTS = 16  # to hide the latency of an object store
 
 @dataclass(frozen=True)
 class Ledger(Identity, ABC):
-    """A search or a study, and the files in its folder."""
+    """A sweep, and the files in its folder."""
 
     experiment: Experiment  # what trials change; it says where everything is tracked
     # Of this driver's lease, checked before a trial is written.
@@ -51,7 +51,9 @@ class Ledger(Identity, ABC):
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
             found = list(pool.map(self._read_trial, files.list_folders(self.uri)))
         trials = [trial for trial in found if trial is not None]
-        return sorted(trials, key=lambda trial: (trial.number, trial.seed or -1))
+        return sorted(
+            trials, key=lambda trial: (trial.number, -1 if trial.seed is None else trial.seed)
+        )
 
     def _read_trial(self, folder: str) -> Trial | None:
         try:

@@ -13,13 +13,13 @@ class LedgerWriter:
     A context that, at its end, waits until all is written.
 
     Args:
-        ledger: Ledger of the search.
+        ledger: Ledger of the sweep.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.error: BaseException | None = None
-        """Why trials cannot be written any more; the search must end."""
+        """Why trials cannot be written any more; the sweep must end."""
         self._waiting: dict[str, Trial] = {}  # copies by name, until they are written
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -49,7 +49,7 @@ class LedgerWriter:
         """Wait until all is written.
 
         Raises:
-            LeaseLostError: Another driver has taken over the search.
+            LeaseLostError: Another driver has taken over the sweep.
             OSError: The ledger cannot be written.
         """
         with self._changed:
@@ -61,7 +61,7 @@ class LedgerWriter:
         while trials := self._next_trials():
             try:
                 self.ledger.save(*trials)
-            except BaseException as error:  # the search's driver raises it
+            except BaseException as error:  # the sweep's driver raises it
                 self.error = error
             with self._changed:
                 for trial in trials:

@@ -37,7 +37,9 @@ class _TrialZeroMixin:
     """Lets trial 0 finish, and replays the results that trials had in earlier processes."""
 
     find_trial: FindTrial
-    _stopped_trials: set[Any] = set()  # noqa: RUF012  the median rule has its own
+    # MedianStoppingRule has a set of its own. For AsyncHyperBand this one stays empty, so that
+    # `discard` works for both.
+    _stopped_trials: set[Any] = set()  # noqa: RUF012
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Replay the earlier results of a trial."""

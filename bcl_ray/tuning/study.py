@@ -47,7 +47,7 @@ class _Study(Sweep):
         self._checked, self._study = checked, checked.study
         super().__init__(
             checked.uri,
-            begun=checked.known is not None,
+            begun=checked.recorded is not None,
             samples=[(cell.experiment, checked.manifest(cell)) for cell in checked.study.cells],
             count=len(checked.study.cells) * len(checked.study.seeds),
             max_concurrent=max_concurrent,

@@ -20,7 +20,7 @@ Overrides apply in this order: those of all cells, those of each axis, those of 
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,55 +31,14 @@ from bcl_ray.experiment.options.section import NAME
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import load_recipe
 from bcl_ray.machine.errors import UserError
+from bcl_ray.tuning.study_cells import Cell, Study
 
 KEYS = ("recipe", "overrides", "axes", "seeds", "compare", "shards")
 RESERVED = {  # options that a cell cannot have
     "train.seed": "seeds has them",
     "tracking.run": "runs are named by their cells and seeds",
 }
-WHOLE = ("tracking.", "name")  # options that all cells share
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An experiment of a study, which is trained once per seed."""
-
-    labels: Mapping[str, str]
-    """Its label on each axis."""
-    experiment: Experiment
-
-    @property
-    def name(self) -> str:
-        """Its labels, which also name its runs."""
-        return "-".join(self.labels.values())
-
-    def run_name(self, seed: int) -> str:
-        """Name of its run with a seed."""
-        return f"{self.name}-seed-{seed}"
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a study's file says, with complete experiments."""
-
-    file: str
-    overrides: tuple[str, ...]
-    """Those of the command line, which the cells have already."""
-    cells: tuple[Cell, ...]
-    seeds: tuple[int, ...]
-    compare: tuple[tuple[str, str], ...]
-    """Pairs of labels of the first axis: the difference is the first one minus the second one."""
-    recipes: tuple[str, ...] = ()
-    """Names and files of the recipes that the cells begin with."""
-    shards: Mapping[str, str] = field(default_factory=dict)
-    """For values of data.path, the command that makes the data."""
-    text: str = ""
-    """The file's text, for the record: the file may change while the study runs."""
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """Names of the axes."""
-        return tuple(self.cells[0].labels)
+SHARED_BY_CELLS = ("tracking.", "name")  # beginnings of options
 
 
 def read_study(file: Path, overrides: Sequence[str] = ()) -> Study:
@@ -114,7 +73,7 @@ def parse_study(content: Any, file: str, overrides: Sequence[str] = ()) -> Study
         if key not in KEYS:
             raise UserError(f"{file}: there is no key '{key}': there are {known}")
     reader = _Reader(file, content.get("recipe"), tuple(overrides))
-    reader.override_list("overrides", list(overrides))
+    reader.check_overrides("overrides", overrides)
     axes = reader.axes(content.get("axes"))
     cells = reader.cells(axes, reader.override_list("overrides", content.get("overrides")))
     return Study(
@@ -123,7 +82,7 @@ def parse_study(content: Any, file: str, overrides: Sequence[str] = ()) -> Study
         cells,
         reader.seeds(content.get("seeds", 1)),
         reader.compare(content.get("compare"), next(iter(axes.items()))),
-        tuple(filter(None, dict.fromkeys([content.get("recipe"), *reader.recipes(axes)]))),
+        reader.recipes(axes),
         reader.shards(content.get("shards") or {}),
     )
 
@@ -152,8 +111,11 @@ class _Reader:
             raise self.error("axes", " must map each axis to its labels, as in {method: {bcl: []}}")
         return {str(axis): self._axis(str(axis), labels) for axis, labels in content.items()}
 
-    def recipes(self, axes: Mapping[str, Mapping[str, _Choice]]) -> list[Any]:
-        return [choice.recipe for labels in axes.values() for choice in labels.values()]
+    def recipes(self, axes: Mapping[str, Mapping[str, _Choice]]) -> tuple[str, ...]:
+        named = [self.recipe]
+        for labels in axes.values():
+            named += [choice.recipe for choice in labels.values()]
+        return tuple(recipe for recipe in dict.fromkeys(named) if recipe)
 
     def _axis(self, axis: str, content: Any) -> dict[str, _Choice]:
         key = f"axes.{axis}"
@@ -176,13 +138,16 @@ class _Reader:
         content = [] if content is None else content
         if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
             raise self.error(key, f" must be a list of section.field=value, got {content}")
-        for text in content:
+        self.check_overrides(key, content)
+        return tuple(content)
+
+    def check_overrides(self, key: str, overrides: Sequence[str]) -> None:
+        for text in overrides:
             for option, reason in RESERVED.items():
                 if text.partition("=")[0].strip() == option:
                     raise self.error(key, f": {text} cannot be set: {reason}")
-            if key != "overrides" and text.startswith(WHOLE):
+            if key != "overrides" and text.startswith(SHARED_BY_CELLS):
                 raise self.error(key, f": {text} is of the whole study: move it to overrides")
-        return tuple(content)
 
     def cells(
         self, axes: Mapping[str, Mapping[str, _Choice]], common: tuple[str, ...]

@@ -25,7 +25,7 @@ from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.settings import check_name
-from bcl_ray.tuning.study_file import Cell, Study
+from bcl_ray.tuning.study_cells import Cell, Study
 from bcl_ray.tuning.trials import Trial
 
 
@@ -65,7 +65,7 @@ class CheckedStudy:
     """With absolute paths."""
     manifests: Mapping[str, Manifest]
     """By data.path."""
-    known: Mapping[str, Any] | None
+    recorded: Mapping[str, Any] | None
     """Content of its study.json; None if it is new."""
 
     def manifest(self, cell: Cell) -> Manifest:
@@ -74,7 +74,7 @@ class CheckedStudy:
 
     def cell_digests(self) -> dict[str, str]:
         """A hash of options and data for each cell, by name; for cells of earlier files too."""
-        return dict(self.known["cells"] if self.known else {}) | {
+        return dict(self.recorded["cells"] if self.recorded else {}) | {
             cell.name: f"{cell.experiment.digest()}-{self.manifest(cell).fingerprint[:12]}"
             for cell in self.study.cells
         }
@@ -85,7 +85,7 @@ class CheckedStudy:
         prints = sorted({manifest.fingerprint for manifest in self.manifests.values()})
         ledger = StudyLedger(
             self.uri,
-            self.known["uid"] if self.known else identity.new_uid(),
+            self.recorded["uid"] if self.recorded else identity.new_uid(),
             hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:12],
             " ".join(prints),
             experiment,
@@ -125,10 +125,10 @@ def check_study(name: str, study: Study) -> CheckedStudy:
             raise UserError(f"{study.file}: cell {cell.name}: {error}") from None
     uri = run_folder.run_uri(name, cells[0].experiment.tracking.runs)
     identity.check_holds_no_other(uri, identity.STUDY)
-    known = None
+    recorded = None
     if files.exists(files.join(uri, identity.STUDY.file)):
-        known = identity.read(uri, identity.STUDY)[0]
-    checked = CheckedStudy(uri, replace(study, cells=cells), manifests, known)
+        recorded = identity.read(uri, identity.STUDY)[0]
+    checked = CheckedStudy(uri, replace(study, cells=cells), manifests, recorded)
     _check_cells(checked)
     return checked
 
@@ -150,11 +150,11 @@ def _check_data(study: Study) -> None:
 
 def _check_cells(checked: CheckedStudy) -> None:
     """Refuse a cell that was begun with other options or data."""
-    if checked.known is None:
+    if checked.recorded is None:
         return
     digests = checked.cell_digests()
     for cell in checked.study.cells:
-        if checked.known["cells"].get(cell.name, digests[cell.name]) != digests[cell.name]:
+        if checked.recorded["cells"].get(cell.name, digests[cell.name]) != digests[cell.name]:
             raise UserError(
                 f"study '{paths.name(checked.uri)}' has a cell {cell.name} with other "
                 f"{_difference(checked, cell)}: rename the cell, or give the study another name "

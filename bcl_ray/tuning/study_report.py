@@ -16,7 +16,7 @@ from bcl_ray.tracking.tracker import Tracker
 from bcl_ray.tuning import study_tables
 from bcl_ray.tuning.reporter import publish
 from bcl_ray.tuning.study_ledger import CheckedStudy
-from bcl_ray.tuning.study_tables import CellRuns, shown
+from bcl_ray.tuning.study_tables import CellResult, shown
 from bcl_ray.tuning.trials import Trial
 
 COSINES = [
@@ -48,12 +48,12 @@ def write_report(
         as text by column, `one_seed` (whether an interval is missing), `failed` (reason by run).
     """
     study = checked.study
-    cells = study_tables.runs_of_cells(study, trials)
-    tables = study_tables.tables(study, cells)
+    results = study_tables.runs_of_cells(study, trials)
+    tables = study_tables.tables(study, results)
     failed = {trial.name: trial.reason for trial in trials if trial.status == "failed"}
-    texts = [f"Study {study.file}.", ABOUT, *([ONE_SEED] if _has_one_seed(cells) else [])]
+    texts = [f"Study {study.file}.", ABOUT, *([ONE_SEED] if _has_one_seed(results) else [])]
     texts += [f"Failed: {name}: {reason}" for name, reason in failed.items()]
-    figures = _figures(checked, cells)
+    figures = _figures(checked, results)
     sections = [PageSection("", texts, table=_page_table(tables["summary"]))]
     if "differences" in tables:
         sections.append(
@@ -79,7 +79,7 @@ def write_report(
         "folder": paths.for_display(checked.uri),
         "summary": [shown(row) for row in tables["summary"]],
         "differences": [shown(row) for row in tables.get("differences", [])],
-        "one_seed": _has_one_seed(cells),
+        "one_seed": _has_one_seed(results),
         "failed": failed,
     }
 
@@ -88,8 +88,8 @@ def _page_table(rows: study_tables.Rows) -> PageTable:
     return PageTable(list(rows[0]), [list(shown(row).values()) for row in rows])
 
 
-def _has_one_seed(cells: Sequence[CellRuns]) -> bool:
-    return any(len(cell.finished) == 1 for cell in cells)
+def _has_one_seed(results: Sequence[CellResult]) -> bool:
+    return any(len(result.finished) == 1 for result in results)
 
 
 def _markdown(name: str, texts: Sequence[str], tables: Mapping[str, study_tables.Rows]) -> str:
@@ -99,33 +99,33 @@ def _markdown(name: str, texts: Sequence[str], tables: Mapping[str, study_tables
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _figures(checked: CheckedStudy, cells: Sequence[CellRuns]) -> dict[str, tuple[bytes, str]]:
+def _figures(checked: CheckedStudy, results: Sequence[CellResult]) -> dict[str, tuple[bytes, str]]:
     """Figures as PNG by name, each with a description; one of accuracy per choice of other axes."""
-    groups: dict[str, list[CellRuns]] = {}
-    for cell in cells:
-        if cell.finished:
-            groups.setdefault("-".join(list(cell.cell.labels.values())[1:]), []).append(cell)
+    groups: dict[str, list[CellResult]] = {}
+    for result in results:
+        if result.finished:
+            groups.setdefault("-".join(list(result.cell.labels.values())[1:]), []).append(result)
     drawn = {}
     for name, group in groups.items():
         configurations = [
             Configuration(
-                next(iter(cell.cell.labels.values())),
-                {column: list(cell.by_seed(column).values()) for column in GROUPS},
-                study_tables.curves(cell),
+                next(iter(result.cell.labels.values())),
+                {column: list(result.by_seed(column).values()) for column in GROUPS},
+                study_tables.curves(result),
             )
-            for cell in group
+            for result in group
         ]
         figure = png(comparison(configurations))
         key, where = (f"accuracy-{name}", f" of {name}") if name else ("accuracy", "")
         drawn[key] = (figure, f"Accuracy by shot group and over epochs{where}")
     rows = [
         TailCosines(
-            cell.cell.name,
-            {column: list(cell.by_seed(column).values()) for column in COSINES},
-            -1 / (min(len(checked.manifest(cell.cell).class_names), MAX_CLASSES) - 1),
+            result.cell.name,
+            {column: list(result.by_seed(column).values()) for column in COSINES},
+            -1 / (min(len(checked.manifest(result.cell).class_names), MAX_CLASSES) - 1),
         )
-        for cell in cells
-        if any(cell.by_seed(column) for column in COSINES)
+        for result in results
+        if any(result.by_seed(column) for column in COSINES)
     ]
     if rows:
         drawn["tail_cosines"] = (png(tail_cosines(rows)), TAIL)

@@ -8,7 +8,7 @@ from typing import Any
 from bcl_ray.experiment.metric_names import STUDY_RESULTS
 from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.report.seeds import half_interval, mean_and_deviation, paired_differences, spread
-from bcl_ray.tuning.study_file import Cell, Study
+from bcl_ray.tuning.study_cells import Cell, Study
 from bcl_ray.tuning.trials import Trial
 
 BEST = "best all"  # accuracy of the best epoch, which was chosen on the evaluated images
@@ -33,7 +33,7 @@ Rows = list[dict[str, Any]]  # of a table, by column; a cell is text, a number, 
 
 
 @dataclass(frozen=True)
-class CellRuns:
+class CellResult:
     """A cell of a study, and its runs."""
 
     cell: Cell
@@ -69,23 +69,23 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean_and_deviation(values)[0], half_interval(values))
 
 
-def runs_of_cells(study: Study, trials: Iterable[Trial]) -> list[CellRuns]:
+def runs_of_cells(study: Study, trials: Iterable[Trial]) -> list[CellResult]:
     """The runs of each cell, in the order of the file."""
     by_name = {trial.name: trial for trial in trials}
     results = []
     for cell in study.cells:
         names = [cell.run_name(seed) for seed in study.seeds]
         runs = tuple(by_name[name] for name in names if name in by_name)
-        results.append(CellRuns(cell, runs))
+        results.append(CellResult(cell, runs))
     return results
 
 
-def tables(study: Study, cells: Sequence[CellRuns]) -> dict[str, Rows]:
+def tables(study: Study, results: Sequence[CellResult]) -> dict[str, Rows]:
     """All tables that have rows, by name."""
     found = {
-        "summary": summary(cells),
-        "differences": differences(study, cells),
-        "runs": all_runs(cells),
+        "summary": summary(results),
+        "differences": differences(study, results),
+        "runs": all_runs(results),
     }
     return {name: rows for name, rows in found.items() if rows}
 
@@ -101,35 +101,35 @@ def _values(run: Trial) -> dict[str, float]:
     return {**columns, **best}
 
 
-def _columns(cells: Sequence[CellRuns]) -> list[str]:
+def _columns(results: Sequence[CellResult]) -> list[str]:
     """The results that at least one run has."""
-    last = [column for column in STUDY_RESULTS if any(cell.by_seed(column) for cell in cells)]
+    last = [column for column in STUDY_RESULTS if any(result.by_seed(column) for result in results)]
     position = last.index("all") + 1 if "all" in last else 0
     return [*last[:position], BEST, *last[position:]]
 
 
-def summary(cells: Sequence[CellRuns]) -> Rows:
+def summary(results: Sequence[CellResult]) -> Rows:
     """One row per cell, over its seeds."""
-    columns = _columns(cells)
+    columns = _columns(results)
     return [
         {
-            **cell.cell.labels,
-            "seeds": len(cell.finished),
-            **{column: cell.estimate(column) for column in columns},
-            "minutes": cell.minutes,
-            "hardware": _joined(run.hardware for run in cell.finished),
-            "commit": _joined(run.commit for run in cell.finished),
+            **result.cell.labels,
+            "seeds": len(result.finished),
+            **{column: result.estimate(column) for column in columns},
+            "minutes": result.minutes,
+            "hardware": _joined(run.hardware for run in result.finished),
+            "commit": _joined(run.commit for run in result.finished),
         }
-        for cell in cells
+        for result in results
     ]
 
 
-def all_runs(cells: Sequence[CellRuns]) -> Rows:
+def all_runs(results: Sequence[CellResult]) -> Rows:
     """One row per cell and seed."""
-    columns = _columns(cells)
+    columns = _columns(results)
     return [
         {
-            **cell.cell.labels,
+            **result.cell.labels,
             "seed": run.seed,
             "status": run.status,
             "epochs": run.epochs,
@@ -139,17 +139,17 @@ def all_runs(cells: Sequence[CellRuns]) -> Rows:
             "commit": run.commit,
             "reason": run.reason,
         }
-        for cell in cells
-        for run in cell.runs
+        for result in results
+        for run in result.runs
     ]
 
 
-def differences(study: Study, cells: Sequence[CellRuns]) -> Rows:
+def differences(study: Study, results: Sequence[CellResult]) -> Rows:
     """Differences of accuracy between labels of the first axis, paired by seed."""
     first_axis, *others = study.axes
-    by_labels = {tuple(cell.cell.labels.values()): cell for cell in cells}
+    by_labels = {tuple(result.cell.labels.values()): result for result in results}
     rest = list(dict.fromkeys(labels[1:] for labels in by_labels))
-    columns = [c for c in STUDY_RESULTS if any(cell.by_seed(c) for cell in cells)]
+    columns = [c for c in STUDY_RESULTS if any(result.by_seed(c) for result in results)]
     rows = []
     for labels in rest:
         for one, other in study.compare:
@@ -164,9 +164,9 @@ def differences(study: Study, cells: Sequence[CellRuns]) -> Rows:
     return rows
 
 
-def curves(cell: CellRuns) -> list[Mapping[int, float]]:
+def curves(result: CellResult) -> list[Mapping[int, float]]:
     """Of each finished run, accuracy by epoch, counted from 0."""
-    return [{epochs - 1: value for epochs, value in run.scores.items()} for run in cell.finished]
+    return [{epochs - 1: value for epochs, value in run.scores.items()} for run in result.finished]
 
 
 def _joined(texts: Iterable[str | None]) -> str | None:

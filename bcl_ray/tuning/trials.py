@@ -8,7 +8,7 @@ from typing import Any, Literal
 from bcl_ray.tuning.space import Point
 
 Status = Literal["running", "held up", "finished", "stopped", "failed"]
-"""Held up: by an outage; it goes on with the search. Stopped: by the scheduler."""
+"""Held up: by an outage; it goes on with the sweep. Stopped: by the scheduler."""
 OPEN = ("running", "held up")
 """The status of trials that have not ended."""
 
@@ -18,9 +18,9 @@ class Trial:
     """One trial, with the fields of its file."""
 
     name: str  # of its run
-    number: int  # in its search; 0 has the published values
-    point: Point  # values of the searched options
-    seed: int | None = None  # train.seed of a repeat; None: the search's own trial
+    number: int  # in a search, 0 has the published values; in a study, that of its cell
+    point: Point  # values of the searched options; in a study, labels by axis
+    seed: int | None = None  # train.seed of a repeat, or in a study; None: a search's own trial
     scores: dict[int, float] = field(default_factory=dict)  # by epochs done, of every evaluation
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     status: Status = "running"
@@ -33,7 +33,7 @@ class Trial:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not ended: it runs, or goes on when the search does."""
+        """Whether it has not ended: it runs, or goes on when the sweep does."""
         return self.status in OPEN
 
     @property
@@ -86,13 +86,14 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
     return finished[0] if finished else None
 
 
-def lost(trials: Sequence[Trial]) -> list[Trial]:
+def trials_to_trim(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that are never continued, and whose last checkpoints nothing needs any more.
 
     These are the search's own trials that the scheduler stopped, and those that finished behind the
     best one until now. The checkpoints of a failed trial are kept for a look at the failure. A
     repeat counts in the mean of its trial, which may win when `--confirm` adds seeds. MLflow needs
-    the last checkpoint of a finished trial until it has the trial's model.
+    the last checkpoint of a finished trial until it has the trial's model. None in a study: all its
+    trials have a seed, and nothing is chosen among them.
     """
     best = best_trial(trials)
     return [

@@ -74,7 +74,7 @@ class TuneRunner:
             os.environ.setdefault(name, value)
         # Tune's own state is not needed after this process, because the ledger has everything.
         scratch = Path(tempfile.gettempdir()) / f"bcl_ray-tune-{self.ledger.uid}"
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a driver of this search that died
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a driver of this sweep that died
         scratch.mkdir(mode=0o700)
         tuner = tune.Tuner(
             tune.with_resources(TrialRun, _driver_resources()),

@@ -13,8 +13,8 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.ray_runtime.stopping import StopRequest
 from bcl_ray.runs.events import Follow
 from bcl_ray.tuning.cleanup import Cleaner
-from bcl_ray.tuning.freed_resources import ResourceWatcher
 from bcl_ray.tuning.ledger_writer import LedgerWriter
+from bcl_ray.tuning.placement_groups import ResourceWatcher
 from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.trials import Trial
 
@@ -129,8 +129,8 @@ class TuneSearcher(_PickledEmpty, Searcher):
             "trial": trial.name,
             "experiment": experiment.to_yaml(),
             "metric": self._ledger.metric,
-            "parent": self._ledger.uid,
-            "parent_kind": self._ledger.kind.noun,
+            "sweep": self._ledger.uid,
+            "sweep_kind": self._ledger.kind.noun,
             "reported": trial.epochs,
         }
 

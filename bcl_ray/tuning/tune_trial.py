@@ -20,7 +20,7 @@ from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
 from bcl_ray.training.driver import fit
 from bcl_ray.training.outcome import MissingNodesError, TrainingError
-from bcl_ray.tuning.freed_resources import PlacementGroupRecorder, record_start
+from bcl_ray.tuning.placement_groups import PlacementGroupRecorder, record_start
 from bcl_ray.tuning.score import parse_score
 
 STEP_SECONDS = 2.0  # the longest time that `step` waits for an evaluation
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 class TrialRun(tune.Trainable):
     """The driver of a trial; its process is used again for the next trial.
 
-    Tune's config has `trial`, the name of the run; `experiment`, YAML; `metric`; `parent`, the uid
-    of the search or study; `parent_kind`, which of both it is; and `reported`, the epochs whose
-    scores an earlier process has reported.
+    Tune's config has `trial`, the name of the run; `experiment`, YAML; `metric`; `sweep`, its uid;
+    `sweep_kind`, a search or a study; and `reported`, the epochs whose scores an earlier process
+    has reported.
 
     The result of a step is one of these:
 
@@ -65,16 +65,16 @@ class TrialRun(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ask the workers to save their state and to stop, and wait until they have."""
-        self._stop_request.stop(f"by the {self._parent_kind}, after {self._reported} epochs")
+        self._stop_request.stop(f"by the {self._sweep_kind}, after {self._reported} epochs")
         self._thread.join()
 
     def _start(self, config: dict[str, Any]) -> None:
         self._results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop_request = StopRequest()
-        self._reported, self._parent_kind = int(config["reported"]), config["parent_kind"]
+        self._reported, self._sweep_kind = int(config["reported"]), config["sweep_kind"]
         self._score = parse_score(config["metric"])
         self._experiment = from_stored(config["experiment"])
-        record_start(config["parent"], config["trial"])
+        record_start(config["sweep"], config["trial"])
         self._thread = threading.Thread(
             target=lambda: self._results.put(self._train(config)), daemon=True
         )
@@ -87,9 +87,9 @@ class TrialRun(tune.Trainable):
                 self._experiment,
                 follow=self._follow,
                 restartable=True,
-                parent=config["parent"],
+                parent=config["sweep"],
                 stop_request=self._stop_request,
-                callbacks=[PlacementGroupRecorder(config["parent"], config["trial"])],
+                callbacks=[PlacementGroupRecorder(config["sweep"], config["trial"])],
             )
             result = self._evaluation(outcome["history"][-1])
             return {**result, "end": "finished", "tracked": outcome["tracked"], "done": True}
@@ -119,5 +119,6 @@ class TrialRun(tune.Trainable):
         return {
             "score": self._score.of(record),
             "epochs": int(record["epoch"]) + 1,
+            # Tune would flatten a dict, and join keys by the "/" that names of metrics contain.
             "metrics": json.dumps(record),
         }

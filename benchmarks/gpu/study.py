@@ -20,7 +20,8 @@ from pathlib import Path
 from bcl_ray.experiment.metric_names import GROUPS, accuracy
 from bcl_ray.experiment.overrides import from_stored, with_overrides
 from bcl_ray.machine.versions import git_commit
-from bcl_ray.tuning.study_file import Study, read_study
+from bcl_ray.tuning.study_cells import Study
+from bcl_ray.tuning.study_file import read_study
 from bcl_ray.tuning.trials import Trial
 from benchmarks.gpu.images import prepared
 from benchmarks.gpu.report import FAILED, LATE, OK, Row

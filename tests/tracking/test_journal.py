@@ -40,15 +40,15 @@ def record(path, target, numbers):
 
 def test_entries_arrive_in_order_and_once(tmp_path):
     target = Target()
-    assert record(tmp_path / "j", target, range(100)).drain(PATIENCE)
+    assert record(tmp_path / "j", target, range(100)).drain_and_stop(PATIENCE)
     assert target.taken == list(range(100))
     assert len(target.connections) == 1
 
 
 def test_another_process_begins_with_the_first_entry(tmp_path):
-    record(tmp_path / "j", Target(), range(3)).drain(PATIENCE)
+    record(tmp_path / "j", Target(), range(3)).drain_and_stop(PATIENCE)
     target = Target()
-    assert record(tmp_path / "j", target, [3]).drain(PATIENCE)
+    assert record(tmp_path / "j", target, [3]).drain_and_stop(PATIENCE)
     assert target.taken == [0, 1, 2, 3]
 
 
@@ -56,7 +56,7 @@ def test_another_process_begins_with_the_first_entry(tmp_path):
 def test_whatever_the_target_raises_is_tried_again_with_a_new_connection(tmp_path, fault):
     target = Target(fault, fault)
     delivery = record(tmp_path / "j", target, range(3))
-    assert delivery.drain(PATIENCE)
+    assert delivery.drain_and_stop(PATIENCE)
     assert target.taken == [0, 1, 2]
     assert len(target.connections) == 3
     assert delivery.problem is None, "it was overcome"
@@ -72,14 +72,14 @@ def test_a_target_that_cannot_be_reached_is_tried_again(tmp_path):
 
     delivery = Delivery(Journal(tmp_path / "j"), connect)
     delivery.record({"number": 1})
-    assert delivery.drain(PATIENCE)
+    assert delivery.drain_and_stop(PATIENCE)
     assert target.taken == [1]
 
 
 def test_what_is_refused_is_told_and_does_not_hold_up_the_rest(tmp_path):
     target = Target(RefusedError("number 0 is bad"))
     delivery = record(tmp_path / "j", target, range(3))
-    assert not delivery.drain(PATIENCE), "not everything was handed over"
+    assert not delivery.drain_and_stop(PATIENCE), "not everything was handed over"
     assert target.taken == [1, 2]
     assert delivery.problem == "number 0 is bad"
 
@@ -87,10 +87,10 @@ def test_what_is_refused_is_told_and_does_not_hold_up_the_rest(tmp_path):
 def test_a_target_that_is_down_to_the_end_is_told_with_its_reason(tmp_path):
     delivery = Delivery(Journal(tmp_path / "j"), Target(*[OSError("no\nroute")] * 10**5).connect)
     delivery.record({"number": 1})
-    assert not delivery.drain(0.1)
+    assert not delivery.drain_and_stop(0.1)
     assert delivery.problem == "OSError: no route"
     target = Target()
-    assert Delivery(Journal(tmp_path / "j"), target.connect).drain(PATIENCE)
+    assert Delivery(Journal(tmp_path / "j"), target.connect).drain_and_stop(PATIENCE)
     assert target.taken == [1], "a later process delivers it"
 
 
@@ -100,7 +100,7 @@ def test_a_target_that_never_answers_holds_nobody_up(tmp_path):
     begun = time.monotonic()
     for number in range(1000):
         delivery.record({"number": number})
-    assert not delivery.drain(0.1)
+    assert not delivery.drain_and_stop(0.1)
     assert time.monotonic() - begun < 10, "liveness, not speed"
     assert delivery.problem == "no answer within 0.1 s"
     assert len(Journal(tmp_path / "j").entries()) == 1000
@@ -126,22 +126,22 @@ def test_entries_of_several_threads_arrive_in_the_order_of_the_journal(tmp_path,
         thread.start()
     for thread in threads:
         thread.join()
-    assert delivery.drain(PATIENCE)
+    assert delivery.drain_and_stop(PATIENCE)
     assert len(target.taken) == 800
     assert target.taken == [entry["number"] for entry in Journal(tmp_path / "j").entries()]
 
 
 def test_entries_have_the_time_of_their_recording_not_of_their_delivery(tmp_path):
     before = time.time()
-    record(tmp_path / "j", Target(), [0]).drain(PATIENCE)
+    record(tmp_path / "j", Target(), [0]).drain_and_stop(PATIENCE)
     after = time.time()
     target = Target()
-    record(tmp_path / "j", target, [1]).drain(PATIENCE)
+    record(tmp_path / "j", target, [1]).drain_and_stop(PATIENCE)
     assert before <= target.connections[0] <= after
 
 
 def test_a_last_line_that_was_cut_short_is_left_out_and_what_follows_is_kept(tmp_path):
-    record(tmp_path / "j", Target(), range(3)).drain(PATIENCE)
+    record(tmp_path / "j", Target(), range(3)).drain_and_stop(PATIENCE)
     content = (tmp_path / "j").read_bytes()
     for length in range(content.index(b"\n") + 1, len(content)):
         (tmp_path / "j").write_bytes(content[:length])
@@ -157,7 +157,7 @@ def test_a_last_line_that_was_cut_short_is_left_out_and_what_follows_is_kept(tmp
 def test_reading_a_journal_that_another_process_writes_leaves_it_alone(tmp_path):
     (tmp_path / "j").write_bytes(b'{"number": 0, "time": 1}\n{"number": 1, "ti')
     target = Target()
-    assert Delivery(Journal(tmp_path / "j"), target.connect).drain(PATIENCE)
+    assert Delivery(Journal(tmp_path / "j"), target.connect).drain_and_stop(PATIENCE)
     assert target.taken == [0]
     assert (tmp_path / "j").read_bytes().endswith(b'"ti')
 
@@ -172,7 +172,7 @@ def test_a_line_that_is_no_entry_is_refused_by_its_number(tmp_path, line):
 
 def test_a_journal_without_a_file_is_empty_and_makes_none(tmp_path):
     assert Journal(tmp_path / "j").entries() == []
-    assert Delivery(Journal(tmp_path / "j"), Target().connect).drain(PATIENCE)
+    assert Delivery(Journal(tmp_path / "j"), Target().connect).drain_and_stop(PATIENCE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,7 +191,7 @@ def test_nothing_is_handed_on_while_another_driver_may_have_the_run(tmp_path):
     time.sleep(0.2)
     assert target.connections == []
     lease.valid = True
-    assert delivery.drain(PATIENCE)
+    assert delivery.drain_and_stop(PATIENCE)
     assert target.taken == [0]
 
 
@@ -201,7 +201,7 @@ def test_a_driver_that_was_replaced_hands_on_and_records_nothing_more(tmp_path):
     lease.valid, lease.lost = False, OSError("another has it")
     begun = time.monotonic()
     delivery.record({"number": 0})
-    assert not delivery.drain(PATIENCE), "the entry was dropped"
+    assert not delivery.drain_and_stop(PATIENCE), "the entry was dropped"
     assert delivery.problem == "the run's folder does not answer, or another driver holds it"
     assert time.monotonic() - begun < PATIENCE / 2, "nor does it wait"
     assert target.connections == []

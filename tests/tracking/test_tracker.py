@@ -460,7 +460,7 @@ def test_a_run_is_below_its_parent_which_needs_no_experiment(sqlite):
             search.start()
             start(trial, sqlite, parent="5" * 32)
             trial.metrics(record_of(0), 0)
-            assert search.drain(PATIENCE)
+            assert search.drain_and_stop(PATIENCE)
             assert trial.finish("FINISHED", PATIENCE), trial.problem
     client, recorded = found(sqlite, run)
     parent = client.get_run(search.run_id)
@@ -485,7 +485,7 @@ def test_a_run_whose_parent_is_not_there_yet_does_not_wait_for_it(sqlite):
         assert steps_of(client, tracker.run_id) == [0]
         with search_of(sqlite) as search:
             search.start()
-            assert search.drain(PATIENCE)
+            assert search.drain_and_stop(PATIENCE)
         assert ended.result()
     assert found(sqlite, run)[1].data.tags["mlflow.parentRunId"] == search.run_id
 

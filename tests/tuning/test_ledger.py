@@ -16,9 +16,9 @@ from bcl_ray.tuning.trials import (
     Trial,
     best_trial,
     final_score,
-    lost,
     ranked,
     repeat_scores,
+    trials_to_trim,
     with_repeats,
 )
 
@@ -202,8 +202,10 @@ def test_trials_have_lost_once_they_cannot_win_and_nothing_needs_them():
     finished = [replace(trial(n, score), tracked=True) for n, score in enumerate((50.0, 70.0))]
     stopped, failed, running = trial(2, 90.0, "stopped"), trial(3, 9.0, "failed"), trial(4, 1.0)
     running.status = "running"
-    assert lost([*finished, stopped, failed, running]) == [finished[0], stopped]
-    assert lost([finished[0], stopped]) == [stopped], "the best so far"
-    assert lost([trial(0, 50.0), finished[1]]) == [], "MLflow has not got the model of trial 0"
+    assert trials_to_trim([*finished, stopped, failed, running]) == [finished[0], stopped]
+    assert trials_to_trim([finished[0], stopped]) == [stopped], "the best so far"
+    assert trials_to_trim([trial(0, 50.0), finished[1]]) == [], (
+        "MLflow has not got the model of trial 0"
+    )
     repeats = [replace(trial(0, 80.0, seed=1), tracked=True)]
-    assert lost([*finished, *repeats]) == [finished[1]], "the mean of repeats decides"
+    assert trials_to_trim([*finished, *repeats]) == [finished[1]], "the mean of repeats decides"

@@ -85,7 +85,7 @@ def test_trial_0_has_the_published_values_and_others_are_chosen(search):
     assert {e.tracking.runs for e in experiments} == {search.ledger.uri}
     assert {e.data.eval_split for e in experiments} == {"validation"}
     assert {e.scale.workers for e in experiments} == {1}
-    assert {c["parent"] for c in configs} == {search.ledger.uid}
+    assert {c["sweep"] for c in configs} == {search.ledger.uid}
 
 
 def test_everything_is_written_down_at_once(search):

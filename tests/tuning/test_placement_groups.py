@@ -8,7 +8,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.ray_runtime.connection import Resources
 from bcl_ray.tuning.capacity import DRIVER_BYTES, data_cpus, trial_capacity
-from bcl_ray.tuning.freed_resources import HeldGroup, overdue_groups
+from bcl_ray.tuning.placement_groups import HeldGroup, overdue_groups
 
 GIB = 2**30
 

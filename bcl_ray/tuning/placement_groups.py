@@ -2,7 +2,7 @@
 
 Ray Train reserves them as a placement group. If Ray Train's controller is killed, it relies on
 another process to remove the group, and that process asks Ray's dashboard, which may not run.
-Therefore each trial records its placement groups in Ray's key-value store, and the search removes
+Therefore each trial records its placement groups in Ray's key-value store, and the sweep removes
 those that are left.
 """
 
@@ -32,33 +32,35 @@ class PlacementGroupRecorder(WorkerGroupCallback):
     """Records the placement groups of a run; called in the run's controller.
 
     Args:
-        search: Uid of the search.
+        sweep: Uid of the sweep.
         run: Name of the trial.
     """
 
     REMOVES_PLACEMENT_GROUPS = True  # so Ray Train does not start its own process for that
 
-    def __init__(self, search: str, run: str) -> None:
-        self._search, self._run = search, run
+    def __init__(self, sweep: str, run: str) -> None:
+        self._sweep, self._run = sweep, run
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Record the group of workers that have just started."""
         handle = worker_group.get_worker_group_state().placement_group_handle
-        key = _group_key(self._search, handle.placement_group.id.hex())
+        key = _held(self._sweep) + handle.placement_group.id.hex()
         _internal_kv_put(key, f"{time.time()} {self._run}")
 
 
-def record_start(search: str, run: str) -> None:
+def record_start(sweep: str, run: str) -> None:
     """Record that a run starts or restarts; it no longer uses groups of an earlier start."""
-    _internal_kv_put(_start_key(search, run), str(time.time()))
+    _internal_kv_put(_started(sweep) + run, str(time.time()))
 
 
-def _group_key(search: str, group: str = "") -> str:
-    return f"bcl_ray/tuning/{search}/held/{group}"
+def _held(sweep: str) -> str:
+    """What the keys of groups that are held begin with; the group's id follows."""
+    return f"bcl_ray/tuning/{sweep}/held/"
 
 
-def _start_key(search: str, run: str = "") -> str:
-    return f"bcl_ray/tuning/{search}/begun/{run}"
+def _started(sweep: str) -> str:
+    """What the keys of starts begin with; the run's name follows."""
+    return f"bcl_ray/tuning/{sweep}/begun/"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def overdue_groups(
 class ResourceWatcher:
     """A thread that removes the placement groups of ended trials."""
 
-    search: str  # uid of the search
+    sweep: str  # uid of the sweep
     notify: Callable[[str], None]  # called with messages for the user
     _ends: dict[str, float] = field(default_factory=dict)  # time of each trial's end, by name
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -108,7 +110,7 @@ class ResourceWatcher:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        for key in _internal_kv_list(_start_key(self.search)):
+        for key in _internal_kv_list(_started(self.sweep)):
             _internal_kv_del(key)
 
     def trial_ended(self, run: str) -> None:
@@ -123,9 +125,9 @@ class ResourceWatcher:
                 self.notify(f"cannot check which resources ended trials still hold: {error}")
 
     def _remove_overdue_groups(self) -> None:
-        held = _held_groups(self.search)
+        held = _held_groups(self.sweep)
         starts = {
-            group.run: float(_internal_kv_get(_start_key(self.search, group.run)) or 0)
+            group.run: float(_internal_kv_get(_started(self.sweep) + group.run) or 0)
             for group in held
         }
         for group in overdue_groups(held, starts, dict(self._ends), time.time()):
@@ -136,11 +138,11 @@ class ResourceWatcher:
             )
 
 
-def _held_groups(search: str) -> list[HeldGroup]:
+def _held_groups(sweep: str) -> list[HeldGroup]:
     """Recorded groups that still exist; the records of removed ones are deleted."""
     table = placement_group_table()
     groups = []
-    for key in _internal_kv_list(_group_key(search)):
+    for key in _internal_kv_list(_held(sweep)):
         group_id = key.decode().rpartition("/")[2]
         if table.get(group_id, {"state": "REMOVED"})["state"] == "REMOVED":
             _internal_kv_del(key)
