@@ -57,7 +57,7 @@ class Sweep(ABC):
 
     kind: Kind
     last_event: str  # the kind of the event with the result
-    seeks_best: bool  # of its trials, those with a seed repeat others
+    seeks_best: bool  # among its trials, of which those with a seed repeat others
 
     def __init__(
         self,
