@@ -20,8 +20,6 @@ Event = dict[str, Any]
 Follow = Callable[[Event], None]
 """Takes the events of a run, as a display does."""
 
-Display = TypeVar("Display", bound=Follow)
-
 
 def to_line(event: Event) -> str:
     """Encode an event of `training.driver.fit` as a line of text, as far as a display needs it."""
@@ -91,6 +89,9 @@ class EventWriter:
             self._last_step = at
         sys.stdout.write(to_line({**event, "at": round(at, 1)}) + "\n")
         sys.stdout.flush()
+
+
+Display = TypeVar("Display", bound=Follow)
 
 
 def receiver(display: Display) -> "Display | EventWriter":
