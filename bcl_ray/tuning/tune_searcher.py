@@ -18,7 +18,7 @@ from bcl_ray.tuning.placement_groups import ResourceWatcher
 from bcl_ray.tuning.samplers import Sampler
 from bcl_ray.tuning.trials import Trial
 
-MAX_FAILURES = 3  # a search gives up when so many trials have failed before any evaluation
+MAX_FAILURES = 3  # a sweep gives up when so many trials have failed before any evaluation
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class NewTrials:
 
 
 class _PickledEmpty:
-    """A part of a search that is pickled without its state.
+    """A part of a sweep that is pickled without its state.
 
-    Tune pickles the parts of a search to restore them later. Here a search is restored from its
+    Tune pickles the parts of a sweep to restore them later. Here a sweep is restored from its
     ledger instead.
     """
 
