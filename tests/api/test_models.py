@@ -41,6 +41,16 @@ def test_it_labels_pictures_of_any_kind_alike(model, pictures):
     assert all(best[0][1] >= best[1][1] >= best[2][1] for best in found[0])
 
 
+def test_no_more_classes_are_named_than_there_are(model, pictures):
+    named = model.label(pictures[0], top=20)
+    assert {len(best) for best in named} == {10}
+    assert [best[:3] for best in named] == model.label(pictures[0], top=3)
+
+
+def test_of_no_pictures_there_are_no_labels(model):
+    assert model.label([]) == []
+
+
 def test_logits_and_embeddings_are_those_of_the_network(model, trained, pictures):
     images = model.prepare(pictures[0])
     assert images.shape == (10, 3, 8, 8)
