@@ -90,7 +90,7 @@ class RunDisplay:
         self._print(
             f"data     {for_display(experiment.data.path)}: {event['classes']} classes, "
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
-            f"of {batch}, {budget.eval_images:,} of '{experiment.data.measured_split}' to evaluate"
+            f"of {batch}, {budget.eval_images:,} of '{experiment.data.monitored_split}' to evaluate"
         )
         self._print(f"scale    {experiment.scale.shown_workers} on Ray")
         self._print(f"MLflow   {event['tracking_uri']}")

@@ -34,7 +34,7 @@ class MissingResourcesError(RuntimeError):
 def resource_bundles(experiment: Experiment, per_worker: Amounts, *, data: bool) -> list[Amounts]:
     """What a run requests from an autoscaler: the most workers, and with `data` its data tasks."""
     task = experiment.scale.cpus_per_data_task
-    tasks = math.ceil(experiment.least_data_cpus / task - TOLERANCE) if data else 0
+    tasks = math.ceil(experiment.min_data_cpus / task - TOLERANCE) if data else 0
     return [per_worker] * experiment.scale.max_workers + [{"CPU": task}] * tasks
 
 
@@ -52,7 +52,7 @@ def worker_count(experiment: Experiment, nodes: Iterable[Amounts], per_worker: A
     It is 0 if not even the smallest number fits.
     """
     nodes, scale = list(nodes), experiment.scale
-    cpus = sum(node.get("CPU", 0.0) for node in nodes) - experiment.least_data_cpus
+    cpus = sum(node.get("CPU", 0.0) for node in nodes) - experiment.min_data_cpus
     by_cpus = math.floor(cpus / scale.cpus_per_worker + TOLERANCE)
     capacity = min(worker_capacity(nodes, per_worker), by_cpus)
     return max((count for count in experiment.worker_counts if count <= capacity), default=0)
@@ -62,7 +62,7 @@ def shortage(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amoun
     """What nodes lack for the smallest number of workers, in words."""
     nodes, scale = list(nodes), experiment.scale
     needed = {name: scale.min_workers * amount for name, amount in per_worker.items()}
-    needed["CPU"] += experiment.least_data_cpus
+    needed["CPU"] += experiment.min_data_cpus
     present = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
     parts = [
         f"{needed[name]:g} {name}, and there {'is' if present[name] == 1 else 'are'} "

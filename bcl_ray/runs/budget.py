@@ -133,7 +133,7 @@ def resident_bytes(experiment: Experiment, manifest: Manifest, workers: int) -> 
 def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -> float | None:
     if experiment.data.residency == "device":
         return 0.0
-    scale, least = experiment.scale, experiment.least_data_cpus
+    scale, least = experiment.scale, experiment.min_data_cpus
     if cpus is None:
         return scale.data_cpus
     left = cpus - worker_cpus

@@ -60,7 +60,7 @@ class Probe:
     ) -> None:
         self.experiment, self.manifest, self.class_counts = experiment, manifest, class_counts
         self.device, self.watched = device, watched
-        self.split = manifest.splits[experiment.data.measured_split]
+        self.split = manifest.splits[experiment.data.monitored_split]
 
     def evaluate(
         self,
@@ -123,7 +123,7 @@ class Probe:
             features=features.float().numpy(),
             about={
                 "data": self.experiment.data.path,
-                "split": self.experiment.data.measured_split,
+                "split": self.experiment.data.monitored_split,
                 "fingerprint": self.manifest.fingerprint,
                 "metrics": evaluation.metrics,
                 "bins": evaluation.counts.bins.tolist(),

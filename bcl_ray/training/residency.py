@@ -68,7 +68,7 @@ class ResidentFeed:
         check_crops(self._images, experiment)
         layout = split_layout(experiment, manifest, "evaluation")
         reads = list(evaluation_reads(layout, rank, world_size))
-        images = load(experiment.data.measured_split, reads, evaluation_images)
+        images = load(experiment.data.monitored_split, reads, evaluation_images)
         self._evaluation = evaluation_batches(images)
 
     def training(

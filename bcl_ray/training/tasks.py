@@ -110,7 +110,7 @@ class TaskSource:
 def source_of(experiment: Experiment, manifest: Manifest, *, training: bool) -> TaskSource:
     """The source of the training split's tasks, or of the evaluation split's."""
     data = experiment.data
-    name = data.train_split if training else data.measured_split
+    name = data.train_split if training else data.monitored_split
     split = manifest.splits[name]
     row_bytes = int(split.shards.bytes.sum()) // split.rows
     return TaskSource(

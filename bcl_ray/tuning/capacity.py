@@ -30,7 +30,7 @@ def trial_capacity(
     workers, per_worker = scale.min_workers, {"CPU": scale.cpus_per_worker}
     if uses_gpus(experiment, resources):
         per_worker["GPU"] = scale.gpus_per_worker
-    data = experiment.least_data_cpus
+    data = experiment.min_data_cpus
     limits = {
         "CPUs": resources.cpus / (workers * scale.cpus_per_worker + data),
         "memory for their drivers": driver_bytes / DRIVER_BYTES,

@@ -21,7 +21,8 @@ from bcl_ray.data.sources.base import (
 )
 from bcl_ray.data.sources.files import list_source, parse_list
 from bcl_ray.data.sources.parquet import parquet, parquet_files
-from bcl_ray.experiment.choices import SOURCES, code
+from bcl_ray.experiment.choices import SOURCES
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 
 __all__ = [
