@@ -47,7 +47,8 @@ def submit(
     dashboard = dashboard_address(address)
     quiet()
     arguments = tuple(words or ())
-    request = REQUESTS[kind](parse(kind, arguments), arguments, dashboard)  # as the job will
+    options = parse(kind, arguments)  # as the job will parse them
+    request = REQUESTS[kind](options, arguments, dashboard)
     packed = package(kind, request.words, with_code=with_code)
     cluster = JobClient(dashboard, ca_file)
     check_same_versions(client_versions(), cluster.versions())

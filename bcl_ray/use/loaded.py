@@ -76,7 +76,7 @@ class Model(nn.Module):
         Returns:
             For each image `top` class names with their probabilities, the most probable first.
         """
-        if not images:
+        if len(images) == 0:  # also of an array
             return []
         best = self.probabilities(self.prepare(images)).topk(min(top, len(self.class_names)))
         return [

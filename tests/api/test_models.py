@@ -33,8 +33,8 @@ def test_it_labels_pictures_of_any_kind_alike(model, pictures):
         image.save(buffer, "PNG")
         encoded.append(buffer.getvalue())
     arrays = [np.asarray(image.convert("RGB")) for image in images]
-    found = [model.label(kind, top=3) for kind in (images, encoded, arrays)]
-    assert found[0] == found[1] == found[2]
+    found = [model.label(kind, top=3) for kind in (images, encoded, arrays, np.stack(arrays))]
+    assert found[0] == found[1] == found[2] == found[3]
     names = [best[0][0] for best in found[0]]
     assert np.mean([name == str(label) for name, label in zip(names, labels, strict=True)]) >= 0.8
     assert all(0 <= p <= 1 for best in found[0] for _, p in best)
