@@ -46,9 +46,7 @@ def submit(
 
     dashboard = dashboard_address(address)
     quiet()
-    arguments = tuple(words or ())
-    options = parse(kind, arguments)  # as the job will parse them
-    request = REQUESTS[kind](options, arguments, dashboard)
+    request = _request(kind, tuple(words or ()), dashboard)
     packed = package(kind, request.words, with_code=with_code)
     cluster = JobClient(dashboard, ca_file)
     check_same_versions(client_versions(), cluster.versions())
@@ -60,6 +58,11 @@ def submit(
         screen.print(follow_commands(request.name, address), highlight=False, soft_wrap=True)
         return
     follow_to_exit(cluster, request.name, address, screen)
+
+
+def _request(kind: Kind, words: Words, address: str) -> "JobRequest":
+    """The request of a command, which is parsed here as the job will parse it."""
+    return REQUESTS[kind](parse(kind, words), words, address)
 
 
 def _shard(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
