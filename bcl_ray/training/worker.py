@@ -208,7 +208,8 @@ class Worker:
         """Train on an epoch's remaining batches.
 
         Returns:
-            Metrics, the same on every worker but for time/checkpoint.
+            Metrics, the same on every worker but for time/checkpoint. An epoch whose steps were all
+            done before the last checkpoint has no rates of training.
         """
         begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
@@ -229,17 +230,21 @@ class Worker:
         times = torch.tensor([seconds, waited], dtype=torch.float64, device=self.device)
         seconds, waited = (sum_over_workers(times) / world_size()).tolist()
         last_step, train = self.learner.step - 1, self.experiment.train
-        return {
+        record = {
             **dict(zip(TERMS, (self.learner.sums / self.steps_per_epoch).tolist(), strict=True)),
             "optim/lr": learning_rate(
                 last_step, self.steps_per_epoch, train.epochs, self.experiment.optim
             ),
-            EPOCH_SECONDS: seconds,
-            DATA_SHARE: 100 * waited / seconds,
             CHECKPOINT_SECONDS: self.checkpoints.take_blocked_seconds(),
-            SPEED: images / seconds,
             "scale/workers": float(world_size()),
         }
+        if images:
+            record |= {
+                EPOCH_SECONDS: seconds,
+                DATA_SHARE: 100 * waited / seconds,
+                SPEED: images / seconds,
+            }
+        return record
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Evaluate; returns metrics, the same on every worker but for the time and geometry."""
