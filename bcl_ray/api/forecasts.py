@@ -9,7 +9,7 @@ from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
-from bcl_ray.runs.budget import Budget, budget, check_store
+from bcl_ray.runs.budget import RESIDENT_SHARE, Budget, budget, check_store
 from bcl_ray.runs.forecast import Planned, forecast
 from bcl_ray.runs.limits import Machines
 from bcl_ray.runs.rates import CPU, GPUS, RATES, Rate, recorded_rates
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 GPUS_PER_NODE = 8  # assumptions, for --gpus without a description
 CPUS_PER_GPU = 12
-RESIDENT_SHARE = 0.25  # of a GPU's memory, the most that images take with data.residency=auto
 
 
 def forecast_cluster(

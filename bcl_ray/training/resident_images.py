@@ -173,7 +173,7 @@ def check_residency(experiment: Experiment, manifest: Manifest) -> None:
         UnsupportedError: It cannot be cropped on a device; the text names the image and the rule.
         OSError: Its shard cannot be read.
     """
-    if experiment.data.residency != "device":
+    if not experiment.is_resident:
         return
     read = next(iter(evaluation_reads(split_layout(experiment, manifest, "training"))))
     first_row = read._replace(rows=read.rows[:1])
