@@ -17,19 +17,20 @@ from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.pretrained import check_weights
 from bcl_ray.ray_runtime.autoscaler import Demand
-from bcl_ray.ray_runtime.channel import Event, open_channel
+from bcl_ray.ray_runtime.channel import open_channel
 from bcl_ray.ray_runtime.connection import Resources, connected
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import Budget, preflight
 from bcl_ray.runs.driver_log import log_to_file
+from bcl_ray.runs.events import Event, Follow
 from bcl_ray.storage import paths
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.tracker import Tracker, training_subject
 from bcl_ray.training import outcome
 from bcl_ray.training.launch import Launch, run_workers
-from bcl_ray.training.monitor import Follow, RunMonitor
+from bcl_ray.training.monitor import RunMonitor
 from bcl_ray.training.preparation import (
     await_nodes,
     check_resources,

@@ -26,13 +26,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from bcl_ray.ray_runtime.channel import Event
 from bcl_ray.ray_runtime.node_metrics import NodeSamplers
+from bcl_ray.runs.events import Event, Follow
 from bcl_ray.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
-
-Follow = Callable[[Event], None]
 
 
 class RunMonitor(threading.Thread):

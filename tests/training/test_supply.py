@@ -16,8 +16,8 @@ from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.training import tasks
-from bcl_ray.training.blocks import packed, unpacked
 from bcl_ray.training.deliveries import Assignment
+from bcl_ray.training.tasks import packed, unpacked
 
 pytest.importorskip("ray")
 from bcl_ray.training import supply
