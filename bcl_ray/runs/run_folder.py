@@ -108,7 +108,7 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
         )
     if experiment.digest() != run.digest:
         difference = ", ".join(differences(open_run(run.uri)[1], experiment))
-        run.check_configuration(experiment.digest(), difference)
+        raise run.configuration_changed(difference)
     run.check_data(experiment.data.path, fingerprint)
 
 
