@@ -111,11 +111,11 @@ def _planned(
 ) -> Planned:
     from bcl_ray.method.cost import count_work
 
-    manifest, known = data
+    manifest, data_source = data
     split = manifest.splits[experiment.data.train_split]
     work = count_work(experiment, len(manifest.class_names), needs.bytes_per_epoch / split.rows)
     found = forecast(experiment, needs, work, rates, machines, epochs_done=epochs_done)
-    return Planned(experiment, needs, found, rates, machines, known)
+    return Planned(experiment, needs, found, rates, machines, data_source)
 
 
 def _described(

@@ -9,7 +9,7 @@ In this module `nodes` are the resources of each node, and
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import ray
@@ -113,7 +113,6 @@ class ScalingPolicy(ElasticScalingPolicy):
             self._waiting_since = time.monotonic()
         waited = time.monotonic() - self._waiting_since
         nodes = usable_nodes()
-        workers = self._startable_workers(nodes, released=waited > RELEASE_SECONDS)
         # Raise even if workers would fit: they may have waited in Ray's queue all the time.
         if waited > timeout:
             missing = shortage(self._experiment, nodes.values(), self._per_worker)
@@ -121,23 +120,25 @@ class ScalingPolicy(ElasticScalingPolicy):
                 f"no workers after scale.wait_timeout ({timeout:g} s): the run needs {missing}; "
                 "add nodes, or lower scale.workers"
             )
-        if workers:
+        fit_in_all = worker_count(self._experiment, nodes.values(), self._per_worker)
+        released = waited > RELEASE_SECONDS
+        if workers := self._startable_workers(fit_in_all, nodes, released=released):
             self._known_nodes = set(nodes)
             return self._get_resize_decision(workers)
-        if is_first and not worker_count(self._experiment, nodes.values(), self._per_worker):
+        if is_first and not fit_in_all:
             missing = shortage(self._experiment, nodes.values(), self._per_worker)
             self._notify(f"waiting up to {timeout:g} s for {missing}")
         return NoopDecision()  # `Controller` pauses before it asks again
 
-    def _startable_workers(self, nodes: Mapping[str, Amounts], *, released: bool) -> int:
+    def _startable_workers(self, fit_in_all: int, nodes: Collection[str], *, released: bool) -> int:
         """How many workers can start now; 0 to wait for resources that are still in use.
 
         Args:
-            nodes: Resources of each usable node.
+            fit_in_all: How many fit on all usable nodes.
+            nodes: Ids of these nodes.
             released: Whether ended workers have had time to release their resources.
         """
-        fit_in_all = worker_count(self._experiment, nodes.values(), self._per_worker)
-        fit_in_free = worker_count(self._experiment, free_resources(nodes.keys()), self._per_worker)
+        fit_in_free = worker_count(self._experiment, free_resources(nodes), self._per_worker)
         fewest = self._experiment.worker_counts[0]
         if fit_in_all in (0, fewest) or fit_in_free >= fit_in_all:
             return fit_in_all

@@ -48,7 +48,7 @@ class Planned:
     forecast: Forecast
     rates: Mapping[str, Rate]
     machines: Machines | None
-    data: str
+    data_source: str
     """How the sizes of the data set are known."""
 
     @property

@@ -130,7 +130,7 @@ def _continues(uri: str, *, resume: str | None, restartable: bool) -> bool:
 
 def _as_it_began(uri: str, experiment: Experiment, follow: Follow) -> Experiment:
     """The experiment with those options set back that its run did not have when it began."""
-    experiment, changes = run_folder.with_options_of_then(uri, experiment)
+    experiment, changes = run_folder.with_original_defaults(uri, experiment)
     for change in changes:
         _note(follow, f"goes on with {change}, with which it began")
     return experiment

@@ -15,9 +15,9 @@ from bcl_ray.method.collectives import gather_rows, rank, sum_over_workers, worl
 from bcl_ray.runs.budget import RESIDENT_SHARE, kept_limit, resident_bytes
 from bcl_ray.training.deliveries import Assignment
 from bcl_ray.training.residency import ResidentFeed
-from bcl_ray.training.resident_images import UnsupportedError, Watched
+from bcl_ray.training.resident_images import UnsupportedError, Watch
 from bcl_ray.training.stream import SupplierClient, evaluation_batches, training_batches
-from bcl_ray.training.supply import start_suppliers
+from bcl_ray.training.supplier_placement import start_suppliers
 
 GIB = 2**30
 
@@ -136,7 +136,7 @@ Feed = StreamFeed | ResidentFeed
 
 
 def open_feed(
-    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watched = iter
+    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watch = iter
 ) -> tuple[Feed, str]:
     """Open the feed that data.residency names; all workers call it and get the same kind.
 
@@ -192,7 +192,7 @@ def _on_all_devices(
     experiment: Experiment,
     manifest: Manifest,
     device: torch.device,
-    watched: Watched,
+    watched: Watch,
     *,
     limit: float,
 ) -> tuple[ResidentFeed | None, str]:

@@ -50,6 +50,7 @@ class Launch:
             channel: Handle of the run's `Channel`.
         """
         scale = self.experiment.scale
+        cluster = resources()  # now: nodes may have come since the run was checked
         return Trainer(
             train_worker,
             experiment=self.experiment,
@@ -69,7 +70,7 @@ class Launch:
                 num_workers=(scale.min_workers, scale.max_workers),
                 use_gpu="GPU" in self.per_worker,
                 resources_per_worker=dict(self.per_worker),
-                label_selector=rank_zero_labels(scale.max_workers, resources()),
+                label_selector=rank_zero_labels(scale.max_workers, cluster),
             ),
             run_config=self._run_config(),
         )

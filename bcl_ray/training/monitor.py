@@ -91,7 +91,7 @@ class RunMonitor(threading.Thread):
 
     def stop(self) -> None:
         """Wait until all earlier events have been handled, and end the thread."""
-        self._samplers.wait()
+        self._samplers.close()
         with contextlib.suppress(RayError):  # `run` ends by itself then
             ray.get(self._channel.put.remote({"kind": "stop"}))
         self.join()

@@ -20,7 +20,7 @@ from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.training.resident_images import (
     ResidentImages,
-    Watched,
+    Watch,
     check_crops,
     evaluation_images,
     load_images,
@@ -58,7 +58,7 @@ class ResidentFeed:
         *,
         rank: int = 0,
         world_size: int = 1,
-        watched: Watched = iter,
+        watched: Watch = iter,
     ) -> None:
         self._experiment, self._rank, self._world_size = experiment, rank, world_size
         self._plans = functools.partial(epoch_plan, experiment, manifest)

@@ -25,7 +25,7 @@ from bcl_ray.storage import files
 THREADS = 4  # that read and decode
 COMPARED_IMAGES = 16  # cropped by OpenCV and on the device, to compare both
 
-Watched = Callable[[Iterable[Any]], Iterator[Any]]
+Watch = Callable[[Iterable[Any]], Iterator[Any]]
 Decoder = Callable[[Sequence[bytes], NDArray[np.int64], Experiment], NDArray[np.uint8]]
 
 
@@ -52,7 +52,7 @@ def load_images(
     decode: Decoder,
     *,
     device: torch.device,
-    watched: Watched = iter,
+    watched: Watch = iter,
 ) -> ResidentImages:
     """Read and decode images of a split, and copy them to a device part by part.
 

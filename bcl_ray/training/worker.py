@@ -29,8 +29,8 @@ from bcl_ray.runs import checkpoint, findings
 from bcl_ray.storage import paths
 from bcl_ray.storage.fence import Fence
 from bcl_ray.training.checkpoints import Checkpoints
+from bcl_ray.training.evaluator import Evaluator
 from bcl_ray.training.feed import Feed, open_feed
-from bcl_ray.training.probe import Probe
 from bcl_ray.training.resident_images import UnsupportedError
 from bcl_ray.training.speed import Progress
 
@@ -99,7 +99,7 @@ class Worker:
         self.steps_per_epoch = epoch_plan(experiment, manifest, 0).steps
         self.device = ray.train.torch.get_device()
         self.learner = Learner(experiment, self.class_counts, self.steps_per_epoch, self.device)
-        self.probe = Probe(
+        self.evaluator = Evaluator(
             experiment, manifest, self.class_counts, self.device, self.watchdog.watched
         )
         self.feed: Feed
@@ -208,14 +208,14 @@ class Worker:
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Evaluate; returns metrics, the same on every worker but for the time and geometry."""
         begun = time.perf_counter()
-        evaluation = self.probe.evaluate(
+        evaluation = self.evaluator.evaluate(
             self.learner.evaluation_model,
             self.feed.evaluation(),
             geometry=self.experiment.train.measures_geometry(epoch),
         )
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
             self.fence.check()
-            findings.write(self.probe.findings(evaluation, epoch=epoch), self.run)
+            findings.write(self.evaluator.findings(evaluation, epoch=epoch), self.run)
         return {**evaluation.metrics, EVALUATION_SECONDS: time.perf_counter() - begun}
 
     def _send_progress(self, epoch: int, step: Step) -> None:

@@ -29,7 +29,7 @@ from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.sample import is_sampled, sample_shares
 from bcl_ray.runs.findings import Findings
 from bcl_ray.storage import files
-from bcl_ray.training.resident_images import Watched
+from bcl_ray.training.resident_images import Watch
 from bcl_ray.training.tasks import Task, joined, rebatched, source_of
 
 EVALUATED_IMAGES = 4096  # at most, in the evaluation split's sample
@@ -39,7 +39,7 @@ READ_BYTES = 2 * 2**30  # of shards, about as many as are read for the training 
 THREADS = 4  # that read and decode the training sample
 
 
-class Probe:
+class Evaluator:
     """Evaluates a network on the evaluation split, any number of times.
 
     Args:
@@ -56,7 +56,7 @@ class Probe:
         manifest: Manifest,
         class_counts: NDArray[np.int64],
         device: torch.device,
-        watched: Watched = iter,
+        watched: Watch = iter,
     ) -> None:
         self.experiment, self.manifest, self.class_counts = experiment, manifest, class_counts
         self.device, self.watched = device, watched
