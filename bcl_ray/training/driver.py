@@ -24,6 +24,7 @@ from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import Budget, preflight
 from bcl_ray.runs.driver_log import log_to_file
 from bcl_ray.runs.events import Event, Follow
+from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import paths
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.tracking.connection import tracking_uri
@@ -104,10 +105,8 @@ def fit(
             on_first_step = _provide_nodes(
                 demand, experiment, per_worker, cluster, stop_request=stop, follow=follow
             )
-            if continues():  # ask again: another driver may have created the run meanwhile
-                run = run_folder.open_run(uri)[0]
-            else:
-                run = run_folder.create(uri, experiment, manifest.fingerprint)
+            # Ask again: another driver may have created the run meanwhile.
+            run = _open_run(uri, experiment, manifest, continues=continues())
             launch = Launch(run, experiment, manifest, lease, per_worker, callbacks)
             result = _train(
                 launch,
@@ -126,6 +125,13 @@ def fit(
 def _continues(uri: str, *, resume: str | None, restartable: bool) -> bool:
     """Whether the run of a folder goes on, rather than begins; arguments as of `fit`."""
     return resume is not None or (restartable and run_folder.holds_run(uri))
+
+
+def _open_run(uri: str, experiment: Experiment, manifest: Manifest, *, continues: bool) -> Run:
+    """The run of a folder, which is created unless it goes on."""
+    if continues:
+        return run_folder.open_run(uri)[0]
+    return run_folder.create(uri, experiment, manifest.fingerprint)
 
 
 def _as_it_began(uri: str, experiment: Experiment, follow: Follow) -> Experiment:
