@@ -180,7 +180,9 @@ def _provide_nodes(
     await_nodes(experiment, per_worker, notify=note, stop_request=stop_request)
     check_storage(experiment, per_worker)
     # Ray Data does not use CPUs that are requested: data tasks could not run on those requested
-    # for them. So this part of the request ends when the workers are there and train.
+    # for them. So this part of the request ends when the workers are there and train. The first
+    # tasks run on CPUs of these nodes that nobody requested; where there are none, Ray Data runs
+    # a task only while its execution is idle, which that of a long run never is.
     return functools.partial(request, data=False)
 
 
