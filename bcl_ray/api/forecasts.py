@@ -12,7 +12,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import RECIPES
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
-from bcl_ray.runs.budget import Budget, budget, check_store, resident_bytes
+from bcl_ray.runs.budget import RESIDENT_SHARE, Budget, budget, check_store, resident_bytes
 from bcl_ray.runs.forecast import Planned, forecast
 from bcl_ray.runs.limits import Machines
 from bcl_ray.runs.published import SIZES, expected_manifest
@@ -21,7 +21,6 @@ from bcl_ray.storage import files, paths
 
 GPUS_PER_NODE = 8  # assumptions, for --gpus without a description
 CPUS_PER_GPU = 12
-RESIDENT_SHARE = 0.25  # of a GPU's memory, the most that images take with data.residency=auto
 
 
 def forecast_cluster(
@@ -53,7 +52,7 @@ def forecast_cluster(
     """
     rates = dict(RATES)
     if is_run(name, runs):
-        experiment, history = _history(name, runs)
+        experiment, history, _ = _history(name, runs)
         # Its data CPUs and its object store were others; the speed of its workers stays.
         rates["training"] = recorded_rates(history, name)["training"]
     else:
@@ -90,12 +89,11 @@ def forecast_run(run: str, runs: str = "runs") -> Planned:
     Raises:
         UserError: There is no such run, or it has not finished an epoch.
     """
-    experiment, history = _history(run, runs)
+    experiment, history, epochs_done = _history(run, runs)
     data = _data(experiment)
     needs = budget(experiment, data[0], None)
     rates = {**RATES, **recorded_rates(history, run)}
-    done = int(history[-1]["epoch"]) + 1
-    return _planned(experiment, needs, data, rates, epochs_done=done)
+    return _planned(experiment, needs, data, rates, epochs_done=epochs_done)
 
 
 def _planned(
@@ -109,11 +107,11 @@ def _planned(
 ) -> Planned:
     from bcl_ray.method.cost import count_work
 
-    manifest, known = data
+    manifest, data_source = data
     split = manifest.splits[experiment.data.train_split]
     work = count_work(experiment, len(manifest.class_names), needs.bytes_per_epoch / split.rows)
     found = forecast(experiment, needs, work, rates, machines, epochs_done=epochs_done)
-    return Planned(experiment, needs, found, rates, machines, known)
+    return Planned(experiment, needs, found, rates, machines, data_source)
 
 
 def _described(
@@ -156,14 +154,18 @@ def _with_residency(experiment: Experiment, manifest: Manifest, machines: Machin
     return with_overrides(experiment, [f"data.residency={'device' if kept else 'stream'}"])
 
 
-def _history(run: str, runs: str) -> tuple[Experiment, list[dict[str, float]]]:
-    """A run's experiment, and its records of epochs."""
+def _history(run: str, runs: str) -> tuple[Experiment, list[dict[str, float]], int]:
+    """A run's experiment, its records of epochs with a speed, and the number of all its epochs.
+
+    An epoch has no speed if only its evaluation was left when the run was resumed; earlier versions
+    recorded a speed of 0.
+    """
     from bcl_ray.tracking.tracker import journal_metrics
     from bcl_ray.use.models import last_state
 
     found, experiment = run_folder.open_run(paths.absolute(run_folder.run_uri(run, runs)))
     records = journal_metrics(run_folder.local_folder(found)) or last_state(found).history
-    trained = [record for record in records if SPEED in record]
+    trained = [record for record in records if record.get(SPEED)]
     if not trained:
         raise UserError(f"run '{run}' has not finished an epoch yet: it has no rates to plan with")
-    return experiment, trained
+    return experiment, trained, int(records[-1]["epoch"]) + 1

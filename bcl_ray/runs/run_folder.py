@@ -119,12 +119,12 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
         )
     if experiment.digest() != run.digest:
         difference = ", ".join(differences(open_run(run.uri)[1], experiment))
-        run.check_configuration(experiment.digest(), difference)
+        raise run.configuration_changed(difference)
     run.check_data(experiment.data.path, fingerprint)
 
 
-def with_options_of_then(uri: str, experiment: Experiment) -> tuple[Experiment, list[str]]:
-    """An experiment that is to continue a run, as it would have been when the run began.
+def with_original_defaults(uri: str, experiment: Experiment) -> tuple[Experiment, list[str]]:
+    """Set options that the run did not have when it began back to their behaviour of then.
 
     A job that is started again after an upgrade has new defaults, or a recipe's new values, for
     options that did not exist when its run began.

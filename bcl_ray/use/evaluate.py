@@ -20,9 +20,9 @@ from bcl_ray.ray_runtime.connection import connected, one_line, root_cause
 from bcl_ray.runs import findings
 from bcl_ray.storage.retry import TransientError
 from bcl_ray.training.deliveries import Assignment
-from bcl_ray.training.probe import Probe
+from bcl_ray.training.evaluator import Evaluator
 from bcl_ray.training.stream import SupplierClient, evaluation_batches
-from bcl_ray.training.supply import own_supplier
+from bcl_ray.training.supplier_placement import own_supplier
 from bcl_ray.use.models import OpenModel
 
 MAX_NAMES = 10  # of unknown classes in an error message
@@ -158,20 +158,20 @@ def _evaluate(
     folder: Path | None,
 ) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    probe = Probe(experiment, manifest, np.array(model.state.class_counts), device)
+    evaluator = Evaluator(experiment, manifest, np.array(model.state.class_counts), device)
     assignment = Assignment(
         experiment, manifest, range(1), 1, frozenset(("evaluation",)), evaluate_first=True
     )
     client = SupplierClient(own_supplier(assignment), rank=0)
     batches = evaluation_batches(experiment, manifest, client, world_size=1)
-    evaluation = probe.evaluate(
+    evaluation = evaluator.evaluate(
         model.network(device), _relabelled(batches, labels), labels=labels, trained=False
     )
     if folder is not None:
         # The import of matplotlib takes a second, which other evaluations need not wait for.
         from bcl_ray.report import results, summary  # noqa: PLC0415
 
-        evaluation_findings = probe.findings(evaluation)
+        evaluation_findings = evaluator.findings(evaluation)
         findings.write(evaluation_findings, str(folder))
         summary.write(results.from_state(model.name, model.state, evaluation_findings), folder)
     return evaluation.metrics

@@ -21,7 +21,7 @@ from bcl_ray.data.shards.manifest import ProfileInfo, Progress
 from bcl_ray.data.sources import Rows, Source, SourceSplit
 from bcl_ray.experiment.choices import OnBadImage
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.parallel import Run
+from bcl_ray.machine.parallel import ParallelMap
 
 # A part is what one task checks: a split has PARTS of them, if these are neither so small that
 # starting them takes longer than their work, nor so large that little is done between two records.
@@ -89,7 +89,7 @@ class Selection:
     def check(
         self,
         attempt: Attempt,
-        run: Run,
+        run: ParallelMap,
         *,
         max_pixels: int,
         on_bad_image: OnBadImage,
@@ -111,7 +111,7 @@ class Selection:
             self._select()
 
     def _check_round(
-        self, rows: Rows, attempt: Attempt, run: Run, max_pixels: int, progress: Progress
+        self, rows: Rows, attempt: Attempt, run: ParallelMap, max_pixels: int, progress: Progress
     ) -> None:
         prefix = f"{self.name}-{self._rounds}-"
         self._rounds += 1

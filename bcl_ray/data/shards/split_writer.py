@@ -20,7 +20,7 @@ from bcl_ray.data.shards.manifest import Progress, Split
 from bcl_ray.data.shards.selection import Selection
 from bcl_ray.data.sources import Content, Rows
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.parallel import Run
+from bcl_ray.machine.parallel import ParallelMap
 from bcl_ray.storage import files
 
 SCHEMA = pa.schema(
@@ -46,7 +46,7 @@ class SourceChangedError(UserError):
 def write_split(
     attempt: Attempt,
     selection: Selection,
-    run: Run,
+    run: ParallelMap,
     *,
     num_classes: int,
     shard_bytes: int,

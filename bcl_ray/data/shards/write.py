@@ -31,7 +31,7 @@ from bcl_ray.data.shards.split_writer import SourceChangedError, write_split
 from bcl_ray.data.sources import Source
 from bcl_ray.experiment.choices import OnBadImage, Profile
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.parallel import Run, run_here
+from bcl_ray.machine.parallel import ParallelMap, map_here
 from bcl_ray.storage import files, paths, s3
 from bcl_ray.storage.lease_request import acquire_lease
 
@@ -53,7 +53,7 @@ def write_shards(
     on_bad_image: OnBadImage = "stop",
     max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
-    run: Run = run_here,
+    run: ParallelMap = map_here,
 ) -> Manifest:
     """Write a source's splits as shards: the train split as a profile selects it, the others whole.
 
@@ -121,7 +121,7 @@ def write_shards(
 def _check_rows(
     attempt: Attempt,
     selections: list[Selection],
-    run: Run,
+    run: ParallelMap,
     *,
     max_pixels: int,
     on_bad_image: OnBadImage,
@@ -143,7 +143,7 @@ def _check_rows(
 def _write_splits(
     attempt: Attempt,
     selections: list[Selection],
-    run: Run,
+    run: ParallelMap,
     *,
     num_classes: int,
     shard_bytes: int,

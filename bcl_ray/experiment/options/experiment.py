@@ -97,9 +97,14 @@ class Experiment(Section):
         return tuple(n for n in counts if self.optim.global_batch_size % n == 0)
 
     @property
+    def is_resident(self) -> bool:
+        """Whether images are kept on the workers' devices, and nothing is streamed."""
+        return self.data.residency == "device"
+
+    @property
     def min_data_cpus(self) -> float:
         """CPUs that data tasks need at least, over all workers; 0 if nothing is streamed."""
-        if self.data.residency == "device":
+        if self.is_resident:
             return 0.0
         return max(self.scale.data_cpus or 0.0, self.scale.cpus_per_data_task)
 
