@@ -102,7 +102,7 @@ def fit(
             stop_signals(stop_request) as stop,
             Demand(uri) as demand,
         ):
-            on_first_step = _provide_nodes(
+            on_start = _provide_nodes(
                 demand, experiment, per_worker, cluster, stop_request=stop, follow=follow
             )
             # Ask again: another driver may have created the run meanwhile.
@@ -115,7 +115,7 @@ def fit(
                 parent=parent,
                 stop_request=stop,
                 demand=demand,
-                on_first_step=on_first_step,
+                on_start=on_start,
                 follow=follow,
             )
     follow({"kind": "end", **result})
@@ -169,8 +169,8 @@ def _provide_nodes(
     """Request the run's nodes, and wait for them if the cluster grows.
 
     Returns:
-        What to do at the first step, if the cluster grows: withdraw what was requested for data
-        tasks, so that only the workers' part of the request stays.
+        What to do when the workers have started, if the cluster grows: withdraw what was requested
+        for data tasks, so that only the workers' part of the request stays.
     """
     request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
     request(data=cluster.grows)
@@ -179,10 +179,9 @@ def _provide_nodes(
     note = functools.partial(_note, follow)
     await_nodes(experiment, per_worker, notify=note, stop_request=stop_request)
     check_storage(experiment, per_worker)
-    # Ray Data does not use CPUs that are requested: data tasks could not run on those requested
-    # for them. So this part of the request ends when the workers are there and train. The first
-    # tasks run on CPUs of these nodes that nobody requested; where there are none, Ray Data runs
-    # a task only while its execution is idle, which that of a long run never is.
+    # Ray Data does not use CPUs that are requested, not even for the data tasks that they are
+    # requested for. So this part of the request ends when the workers ask for their first batch.
+    # Not later: where all CPUs are requested, that batch would never come.
     return functools.partial(request, data=False)
 
 
@@ -194,7 +193,7 @@ def _train(
     parent: str | None,
     stop_request: StopRequest,
     demand: Demand,
-    on_first_step: Callable[[], None] | None,
+    on_start: Callable[[], None] | None,
     follow: Follow,
 ) -> Event:
     """Run the workers, and track the run from its beginning to its end; returns its result."""
@@ -210,9 +209,7 @@ def _train(
         channel = open_channel()
         trainer = launch.trainer(channel)
         # Trials run at the same time, and would all measure the same nodes.
-        monitor = RunMonitor(
-            channel, tracker, follow, all_nodes=parent is None, on_first_step=on_first_step
-        )
+        monitor = RunMonitor(channel, tracker, follow, all_nodes=parent is None, on_start=on_start)
         try:
             fit_result = run_workers(run, trainer, monitor, stop_request=stop_request, lease=lease)
             result, state = outcome.collect(run, fit_result, monitor)

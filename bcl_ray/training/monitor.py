@@ -44,7 +44,7 @@ class RunMonitor(threading.Thread):
         tracker: Tracker of the run.
         follow: Shows an event to the user.
         all_nodes: Whether to measure the load of all nodes, or only of the driver's.
-        on_first_step: Called once, when workers have begun to train.
+        on_start: Called once, when all workers have their state and are about to train.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class RunMonitor(threading.Thread):
         follow: Follow,
         *,
         all_nodes: bool = True,
-        on_first_step: Callable[[], None] | None = None,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(name="monitor", daemon=True)
         self.tracker = tracker
         self.failure: Exception | None = None
         self._channel, self._follow = channel, follow
-        self._on_first_step = on_first_step
+        self._on_start = on_start
         self._samplers = NodeSamplers(channel, all_nodes=all_nodes)
         self._tracked_epochs: set[int] = set()
         self._workers_started = False
@@ -77,7 +77,7 @@ class RunMonitor(threading.Thread):
             for event in events:
                 if event["kind"] == "stop":
                     return
-                for handle in (self._notice_first_step, self._track, self._show):
+                for handle in (self._notice_start, self._track, self._show):
                     try:
                         handle(event)
                     except Exception as error:
@@ -105,9 +105,9 @@ class RunMonitor(threading.Thread):
                 self.tracker.metrics(metrics, epoch)
                 self._tracked_epochs.add(epoch)
 
-    def _notice_first_step(self, event: Event) -> None:
-        if self._on_first_step is not None and event["kind"] in ("step", "epoch"):
-            act, self._on_first_step = self._on_first_step, None
+    def _notice_start(self, event: Event) -> None:
+        if self._on_start is not None and event["kind"] == "start":
+            act, self._on_start = self._on_start, None
             act()
 
     def _track(self, event: Event) -> None:

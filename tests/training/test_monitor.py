@@ -12,7 +12,7 @@ from bcl_ray.training.monitor import RunMonitor
 EVENTS = [
     {"kind": "start", "precision": "float32", "residency": "device"},
     {"kind": "step"},
-    {"kind": "step"},
+    {"kind": "start", "precision": "float32", "residency": "device"},
     {"kind": "stop"},
 ]
 
@@ -21,9 +21,9 @@ EVENTS = [
 def monitor(monkeypatch):
     """A function that lets a monitor handle EVENTS."""
 
-    def handle(tracker, follow, on_first_step) -> RunMonitor:
+    def handle(tracker, follow, on_start) -> RunMonitor:
         channel = SimpleNamespace(take=SimpleNamespace(remote=lambda: EVENTS))
-        made = RunMonitor(channel, tracker, follow, on_first_step=on_first_step)
+        made = RunMonitor(channel, tracker, follow, on_start=on_start)
         made.run()
         return made
 
@@ -36,25 +36,27 @@ def tracker(tags=lambda _: None) -> SimpleNamespace:
     return SimpleNamespace(tags=tags, page=None)
 
 
-def test_the_first_step_is_reported_once(monitor):
-    steps, shown = [], []
-    done = monitor(tracker(), shown.append, lambda: steps.append(len(shown)))
+def test_the_start_of_the_workers_is_reported_once_and_before_any_step(monitor):
+    starts, shown = [], []
+    done = monitor(tracker(), shown.append, lambda: starts.append(len(shown)))
     assert done.failure is None
-    assert len(steps) == 1
+    assert starts == [0]
     assert shown == EVENTS[:-1]
 
 
 @pytest.mark.parametrize("broken", ["tracking", "display"])
-def test_the_first_step_is_reported_after_an_error_of_tracking_or_display(monitor, broken):
+def test_the_start_of_the_workers_is_reported_after_an_error_of_tracking_or_display(
+    monitor, broken
+):
     def fail(_):
         raise OSError("no space left on device")
 
-    steps, shown = [], []
+    starts, shown = [], []
     done = monitor(
         tracker(fail) if broken == "tracking" else tracker(),
         fail if broken == "display" else shown.append,
-        lambda: steps.append(1),
+        lambda: starts.append(1),
     )
     assert str(done.failure) == "no space left on device"
     assert shown == [], "after an error events are no longer shown"
-    assert steps == [1]
+    assert starts == [1]
