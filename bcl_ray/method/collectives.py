@@ -126,8 +126,9 @@ class GradientSum:
     not repeat an uninterrupted one bit for bit. Here the order of the parameters determines the
     buckets.
 
-    Batch norm's running statistics are averaged over workers in the same step. They are therefore
-    always the same on all workers, and the state of any worker is the state of the run.
+    Batch norm's running statistics are averaged over workers in the same step, except for those of
+    modules in evaluation mode, which do not change. They are therefore always the same on all
+    workers, and the state of any worker is the state of the run.
 
     Args:
         model: The network, whose gradients and buffers are changed in place.
@@ -135,7 +136,12 @@ class GradientSum:
     """
 
     def __init__(self, model: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._statistics = [
+            (module, buffer)
+            for module in model.modules()
+            for buffer in module.buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
         self._buckets = _buckets(model.parameters(), bucket_bytes)
         self._missing = [len(bucket) for bucket in self._buckets]  # gradients still to come
         self._next = 0  # the first bucket whose sum has not been started
@@ -178,9 +184,10 @@ class GradientSum:
             return
         for bucket in self._buckets[self._next :]:  # those that did not get all their gradients
             self._start_bucket(bucket)
-        if self._statistics:
-            torch._foreach_div_(self._statistics, world_size())
-        self._start_sum([*self._statistics, terms])
+        statistics = [buffer for module, buffer in self._statistics if module.training]
+        if statistics:
+            torch._foreach_div_(statistics, world_size())
+        self._start_sum([*statistics, terms])
         for work, flat, tensors in self._pending:
             work.wait()
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])

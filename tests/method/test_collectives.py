@@ -171,6 +171,22 @@ def trained(here: slice, batch_norm: str) -> dict[str, Any]:
     return {"model": learner.model.state_dict(), "sums": learner.sums, "images": images}
 
 
+def kept_statistics(here: slice, batch_norm: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Buffers of a backbone in evaluation mode, before and after a training step."""
+    torch.manual_seed(0)
+    learner = Learner(experiment(batch_norm), CLASS_COUNTS, 3, torch.device("cpu"))
+    buffers = {n: b for n, b in learner.model.backbone.named_buffers() if b.is_floating_point()}
+    for buffer in buffers.values():
+        buffer.uniform_(0.5, 1.5)
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    learner.begin_epoch(0)
+    learner.model.backbone.eval()
+    views = torch.randn(1 + V, len(range(B)[here]), 3, 8, 8)
+    learner.model(views).features.sum().backward()
+    learner.gradients.finish(torch.zeros(1))
+    return before, buffers
+
+
 def broken_on_one_worker(here: slice) -> str:
     """The message that a worker gets when the weights of the last one turn into NaN."""
     learner = Learner(experiment(), CLASS_COUNTS, 3, torch.device("cpu"))
@@ -252,6 +268,7 @@ def report(worker: int, workers: int) -> dict[str, Any]:
         "summed": sum_over_workers(torch.tensor(worker + 1.0)),
         "trained": trained(here, "per_worker"),
         "trained, sync": trained(here, "sync"),
+        "kept": [kept_statistics(here, norm) for norm in ("frozen", "per_worker")],
         "broken": broken_on_one_worker(here),
         "signalled": signalled_by_one_worker(here),
         "evaluated": evaluated(workers),
@@ -365,6 +382,13 @@ def test_running_statistics_are_the_mean_of_the_workers_own(workers):
         for name in names:
             mean = torch.stack([state[name] for state in own]).mean(0)
             assert_close(worker["per_worker"]["state"][name], mean)
+
+
+def test_statistics_that_training_does_not_change_keep_every_bit(workers):
+    for worker in workers:
+        for before, after in worker["kept"]:
+            assert before
+            assert_same(after, before)
 
 
 @pytest.mark.parametrize("case", ["per_worker", "sync", "trained", "trained, sync"])
