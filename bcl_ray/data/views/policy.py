@@ -121,10 +121,6 @@ def _blur(options: ViewConfig, draws: Floats) -> Stage:
     return kinds, 0.1 + 1.9 * draws[:, 1]
 
 
-def _no_policy(config: ViewsConfig, draw: Draw) -> list[Stage]:  # noqa: ARG001
-    return []
-
-
 def _randaugment(config: ViewsConfig, draw: Draw) -> list[Stage]:
     """One of 15 operations per stage, with probability 1/2 and normally distributed strength."""
     stages = []
@@ -165,7 +161,7 @@ def _randaugment_amounts(share: Floats, sign: Floats) -> dict[str, Floats]:
     }
 
 
-def _cifar10(config: ViewsConfig, draw: Draw) -> list[Stage]:  # noqa: ARG001
+def _cifar10(_config: ViewsConfig, draw: Draw) -> list[Stage]:
     """One of 25 pairs of operations, each operation with its own probability."""
     draws = draw(5, stream=_POLICY)
     kinds, probabilities, amounts = _cifar10_table()
@@ -210,7 +206,7 @@ def _cifar10_amounts(name: str, share: float) -> tuple[float, float]:
 
 
 _POLICIES: dict[str, Callable[[ViewsConfig, Draw], list[Stage]]] = {
-    "none": _no_policy,
+    "none": lambda _config, _draw: [],
     "randaugment": _randaugment,
     "cifar10": _cifar10,
 }
