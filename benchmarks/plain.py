@@ -23,7 +23,7 @@ from bcl_ray.data.longtail import log_prior, shot_groups
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views import resident
-from bcl_ray.data.views.device import transformed
+from bcl_ray.data.views.device import augment
 from bcl_ray.data.views.host import one_thread
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.experiment.options import Experiment
@@ -210,16 +210,16 @@ class PlainLoop:
         ids, seed = self.ids[rows], self.experiment.train.seed
         config = self.experiment.views
         if "crops" in self.ours:
-            drawn = resident.draw_crops(ids, config, num_views=VIEWS, seed=seed, epoch=epoch)
+            drawn = resident.draw_table_crops(ids, config, num_views=VIEWS, seed=seed, epoch=epoch)
             boxes = torch.from_numpy(drawn)
             cropped = resident.apply_crops(self.pixels, torch.from_numpy(rows), boxes).numpy()
         else:
             cropped = self.cropped(rows)
         if "colours" in self.ours:
             batch = {"views": cropped, "labels": self.labels[rows], "ids": ids}
-            sent = self.sender.training([batch], epoch)
+            sent = self.sender.send_training([batch], epoch)
             arrays = sent.arrived()
-            return transformed(arrays["views"], sent.passes, arrays, config)
+            return augment(arrays["views"], sent.passes, arrays, config)
         return torch.stack(
             [
                 torch.stack([self.normalise(self.colours[view](Image.fromarray(one[view])))

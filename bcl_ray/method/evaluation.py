@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from bcl_ray.data.views.device import normalized
+from bcl_ray.data.views.device import normalise
 from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.metric_names import GEOMETRY
 from bcl_ray.experiment.options import Experiment
@@ -94,7 +94,7 @@ def evaluate(
         predictions.append(_predict(ids, labels, logits))
         if shares is not None:
             chosen = np.flatnonzero(is_sampled(host["ids"], host["labels"], shares))
-            positions = sender.arrays({"rows": chosen})["rows"]
+            positions = sender.send_arrays({"rows": chosen})["rows"]
             columns = (ids[positions], labels[positions], embeddings[positions])
             sample.append(_sample_part(model, *columns, experiment))
     counts, all_predictions = counts.over_workers(), _gather_predictions(predictions)
@@ -172,8 +172,8 @@ def _outputs(
     """Each batch with its embeddings, (N, E), and logits, (N, K)."""
     precision = autocast(experiment.train.precision, sender.device)
     for batch in batches:
-        device_batch = batch if isinstance(batch, DeviceBatch) else sender.evaluation([batch])
-        images = normalized(device_batch.arrived()["views"], experiment.views)[0]
+        device_batch = batch if isinstance(batch, DeviceBatch) else sender.send_evaluation([batch])
+        images = normalise(device_batch.arrived()["views"], experiment.views)[0]
         # Without compilation: batches differ in size, and each size would be compiled.
         with precision, torch.compiler.set_stance("force_eager"):
             embeddings = model.embed(images)

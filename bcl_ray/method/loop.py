@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bcl_ray.data.views.device import transformed
+from bcl_ray.data.views.device import augment
 from bcl_ray.data.views.transfer import DeviceBatch
 from bcl_ray.method.collectives import world_size
 from bcl_ray.method.learner import TERMS, Learner, non_finite_error
@@ -95,7 +95,9 @@ def _steps(
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)  # older states have no factors
         device_batch = (
-            batch if isinstance(batch, DeviceBatch) else learner.sender.training([batch], epoch)
+            batch
+            if isinstance(batch, DeviceBatch)
+            else learner.sender.send_training([batch], epoch)
         )
         sums = _train_step(learner, device_batch, signals())
         previous_signals = read_previous()
@@ -115,7 +117,7 @@ def _train_step(learner: Learner, device_batch: DeviceBatch, signals: Signals) -
     """
     experiment = learner.experiment
     arrays, labels = device_batch.arrived(), device_batch.tensors["labels"]
-    views = transformed(arrays["views"], device_batch.passes, arrays, experiment.views)
+    views = augment(arrays["views"], device_batch.passes, arrays, experiment.views)
     learner.seed_step()
     with learner.autocast:
         outputs: Outputs = learner.model(views)

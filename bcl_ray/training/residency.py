@@ -121,7 +121,9 @@ def training_batches(
     def batch(parts: Sequence[Block], epoch: int) -> DeviceBatch:
         rows = np.concatenate([part["rows"] for part in parts])
         host_arrays = {"labels": images.labels[rows], "ids": images.ids[rows]}
-        return sender.resident(images.pixels, rows, host_arrays, num_views=num_views, epoch=epoch)
+        return sender.send_resident(
+            images.pixels, rows, host_arrays, num_views=num_views, epoch=epoch
+        )
 
     return planned_batches(
         experiment, plans, blocks, batch, rank=rank, world_size=world_size, first_step=first_step

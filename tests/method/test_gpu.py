@@ -51,7 +51,7 @@ def test_batches_arrive_whole_while_the_device_is_busy_and_buffers_are_filled_ag
             {name: array[half] for name, array in batch.items()}
             for half in (slice(0, 10), slice(10, 32))
         ]
-        sent.append(sender.training(halves, 0))
+        sent.append(sender.send_training(halves, 0))
         work = work @ work / 4096  # the copies have to wait for nothing of this
     for batch, found in zip(batches, sent, strict=True):
         arrays = found.arrived()

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bcl_ray.data.views.device import normalized
+from bcl_ray.data.views.device import normalise
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.precision import autocast
@@ -75,7 +75,7 @@ class Labeller:
 
     @torch.no_grad()
     def _label(self, views: NDArray[Any]) -> dict[str, Tensor]:
-        images = normalized(self.sender.arrays({"views": views})["views"], self.views)[0]
+        images = normalise(self.sender.send_arrays({"views": views})["views"], self.views)[0]
         with self.precision:
             embeddings = self.network.embed(images)
             logits = self.network.classifier(embeddings)
