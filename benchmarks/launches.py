@@ -108,7 +108,7 @@ def step_launches(learner: Learner) -> Counter[str]:
     }
     parts: list[tuple[Any, str, str]] = [
         (learner.model, "forward", "forward"),
-        (loop, "global_loss", "loss"),
+        (loop, "loss_share", "loss"),
         (torch.Tensor, "backward", BACKWARD),
         (learner.gradients, "finish", GRADIENTS),
         (learner.optimizer, "step", "optimiser"),

@@ -105,11 +105,8 @@ class PlainNetwork(nn.Module):
             columns = torch.empty_like(self.fc.weight).uniform_(-1, 1)
             self.fc.weight.data.copy_(functional.normalize(columns))
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits, (N, K)."""
-        return self._logits(self.backbone(images))
-
-    def _logits(self, embeddings: Tensor) -> Tensor:
+    def classifier(self, embeddings: Tensor) -> Tensor:
+        """Logits, (N, K), of embeddings, (N, E)."""
         if self.scale is None:
             return self.fc(embeddings)  # type: ignore[no-any-return]
         unit = functional.normalize(embeddings)
@@ -122,7 +119,7 @@ class PlainNetwork(nn.Module):
         features = functional.normalize(self.head(embeddings))[images:]
         prototypes = functional.normalize(self.head_fc(self.fc.weight))
         return (
-            self._logits(embeddings[:images]),
+            self.classifier(embeddings[:images]),
             features.view(-1, images, features.shape[1]),
             prototypes,
         )
@@ -272,7 +269,8 @@ class PlainLoop:
         model.eval()
         pixels, labels, _ = decoded(self.experiment, self.manifest, "evaluation")
         images = self.normalise(pixels.permute(0, 3, 1, 2).float() / 255)
-        found = torch.cat([model.classify(part).argmax(1) for part in images.split(256)]).numpy()
+        logits = [model.classifier(model.backbone(part)) for part in images.split(256)]
+        found = torch.cat(logits).argmax(1).numpy()
         shares = np.array(
             [np.mean(found[labels == label] == label) for label in range(len(self.counts))]
         )

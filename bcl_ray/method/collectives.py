@@ -38,6 +38,15 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather(tensor: Tensor) -> list[Tensor]:
+    """All workers' tensors, which have the same shape, in the order of ranks; without gradients."""
+    if world_size() == 1:
+        return [tensor]
+    pieces = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(pieces, tensor)
+    return pieces
+
+
 def gather_with_grad(tensor: Tensor, dim: int) -> Tensor:
     """All workers' tensors, concatenated along `dim` in the order of ranks.
 
@@ -60,14 +69,10 @@ def gather_rows(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
-    rows = [int(size) for size in sizes]
+    rows = [int(size) for size in gather(torch.tensor([len(tensor)], device=tensor.device))]
     padded = tensor.new_zeros(max(rows), *tensor.shape[1:])  # collectives need equal shapes
     padded[: len(tensor)] = tensor
-    pieces = [torch.empty_like(padded) for _ in rows]
-    dist.all_gather(pieces, padded)
-    return torch.cat([piece[:size] for piece, size in zip(pieces, rows, strict=True)])
+    return torch.cat([piece[:size] for piece, size in zip(gather(padded), rows, strict=True)])
 
 
 def broadcast_initial_state(model: nn.Module) -> None:
@@ -79,9 +84,7 @@ def broadcast_initial_state(model: nn.Module) -> None:
     if world_size() == 1:
         return
     tensors = [_in_memory_order(t.detach()) for t in (*model.parameters(), *model.buffers())]
-    own = torch.stack([_checksum(tensor) for tensor in tensors])
-    checksums = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(checksums, own)
+    checksums = gather(torch.stack([_checksum(tensor) for tensor in tensors]))
     if rank() == 0:
         different = [
             str(n) for n, other in enumerate(checksums) if not torch.equal(other, checksums[0])
@@ -106,10 +109,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
-        tensor = tensor.contiguous()
-        pieces = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(pieces, tensor)
-        return torch.cat(pieces, dim)
+        return torch.cat(gather(tensor.contiguous()), dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -29,7 +29,6 @@ from bcl_ray.machine.allocator import keep_freed_memory
 from bcl_ray.method.collectives import rank, sum_over_workers, world_size
 from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.method.loop import SIGNALS, Step, train_epoch
-from bcl_ray.method.optim import learning_rate
 from bcl_ray.method.precision import resolve_precision
 from bcl_ray.ray_runtime.channel import notify
 from bcl_ray.ray_runtime.failures import RestartError
@@ -228,12 +227,9 @@ class Worker:
         seconds = time.perf_counter() - begun
         times = torch.tensor([seconds, waited], dtype=torch.float64, device=self.device)
         seconds, waited = (sum_over_workers(times) / world_size()).tolist()
-        last_step, train = self.learner.step - 1, self.experiment.train
         return {
             **dict(zip(TERMS, (self.learner.sums / self.steps_per_epoch).tolist(), strict=True)),
-            "optim/lr": learning_rate(
-                last_step, self.steps_per_epoch, train.epochs, self.experiment.optim
-            ),
+            "optim/lr": self.learner.learning_rate_at(self.learner.step - 1),
             EPOCH_SECONDS: seconds,
             DATA_SHARE: 100 * waited / seconds,
             CHECKPOINT_SECONDS: self.checkpoints.take_blocked_seconds(),

@@ -29,7 +29,7 @@ from bcl_ray.method.collectives import (
 )
 from bcl_ray.method.evaluation import Evaluation, evaluate, geometry_metrics
 from bcl_ray.method.learner import Learner, NonFiniteLossError
-from bcl_ray.method.loop import global_loss, train_epoch
+from bcl_ray.method.loop import loss_share, train_epoch
 from bcl_ray.method.model import TwoBranch
 
 K, V, B = 4, 2, 12  # B divides by every number of workers
@@ -90,7 +90,7 @@ def one_step(of: Experiment, here: slice, *, norm: bool, bucket_bytes: int) -> d
     shape = (1 + of.num_contrastive, B, 3, 8, 8)
     views = torch.randn(shape, generator=generator, dtype=torch.float64)[:, here]
     prior = torch.from_numpy(np.log(CLASS_COUNTS / CLASS_COUNTS.sum()))
-    share, terms = global_loss(model(views), LABELS[here], prior, of.loss)
+    share, terms = loss_share(model(views), LABELS[here], prior, of.loss)
     share.backward()
     gradients.finish(terms)
     return {

@@ -198,11 +198,11 @@ def test_the_test_above_can_fail(spoil, monkeypatch):
     of = experiment("digits, sync")
     trained = Learner(of, CLASS_COUNTS, STEPS, CARD)
     without_backward(trained, monkeypatch)
-    real = loop.global_loss
+    real = loop.loss_share
     sent = [trained.sender.send_training([batch], 0) for batch in batches(of)]
     list(train_epoch(trained, sent[:1], epoch=0))
     monkeypatch.setattr(
-        loop, "global_loss", lambda *options: (spoil(real(*options)[0]).sum(), real(*options)[1])
+        loop, "loss_share", lambda *options: (spoil(real(*options)[0]).sum(), real(*options)[1])
     )
     with (
         pytest.raises((AssertionError, DataDependentOutputException, RuntimeError)) as raised,
@@ -299,7 +299,7 @@ def test_bfloat16_and_backward_pass_on_a_cpu(tensors, case, monkeypatch):
         views = device.augment(arrays["views"], sent.passes, arrays, of.views)
         with trained.autocast:
             outputs = trained.model(views)
-        total, terms = loop.global_loss(outputs, arrays["labels"], trained.log_prior, of.loss)
+        total, terms = loop.loss_share(outputs, arrays["labels"], trained.log_prior, of.loss)
         total.backward()
         trained.gradients.finish(terms)
         trained.optimizer.step()

@@ -70,7 +70,7 @@ def test_batch_norm_with_kernels_is_torch_s_for_one_worker(shape, tmp_path):
         nn.init.uniform_(norm.weight)
         mean, variance = norm.running_mean.clone(), norm.running_var.clone()
         found, expected = (values.clone().requires_grad_() for _ in range(2))
-        ours = batch_norm._with_kernels(norm, found)
+        ours = batch_norm._normalise_by_cuda_kernels(norm, found)
         (ours * torch.arange(ours.numel(), device=CARD).view_as(ours)).sum().backward()
         gradients = [norm.weight.grad.clone(), norm.bias.grad.clone()]
         norm.zero_grad()

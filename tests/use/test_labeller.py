@@ -38,7 +38,8 @@ def test_probabilities_are_the_softmax_of_calibrated_logits_the_likeliest_first(
     columns = labeller(model)(batch(views))
     with torch.no_grad():
         images = normalise(torch.from_numpy(views), model.experiment.views)[0]
-        expected = (model.network(torch.device("cpu")).classify(images) / 1.25).softmax(1)
+        network = model.network(torch.device("cpu"))
+        expected = (network.classifier(network.embed(images)) / 1.25).softmax(1)
     order = expected.argsort(dim=1, descending=True)
     assert columns["classes"].tolist() == order.tolist()
     assert columns["probabilities"] == pytest.approx(expected.gather(1, order).numpy(), abs=1e-6)
