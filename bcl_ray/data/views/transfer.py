@@ -166,12 +166,10 @@ TRANSFERS = {"cpu": lambda _device: _to_cpu, "cuda": CudaTransfer}
 
 
 class _Slot(NamedTuple):
-    """The place of an array in a buffer."""
+    """The place of an array in a buffer: bytes from `begin` until before `end`."""
 
     begin: int
-    """Its first byte."""
     end: int
-    """The byte after its last one."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
