@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bcl_ray.data.views.transfer import Batch
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
-from bcl_ray.method.evaluation import Batch, collect_sample, geometry_metrics
+from bcl_ray.method.evaluation import collect_sample, geometry_metrics
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.method.sample import Sample

@@ -86,11 +86,6 @@ class TwoBranch(nn.Module):
         features = self.project(contrasted).view(num_views, num_images, -1)
         return Outputs(logits, features, self.prototypes())
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits, (N, K), of normalised images, (N, 3, H, W); the largest is the prediction."""
-        logits: Tensor = self.classifier(self.backbone(images))
-        return logits
-
     def embed(self, images: Tensor) -> Tensor:
         """The backbone's embeddings, (N, E), of normalised images, (N, 3, H, W)."""
         embeddings: Tensor = self.backbone(images)

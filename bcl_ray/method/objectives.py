@@ -26,10 +26,10 @@ from bcl_ray.method.losses import (
 from bcl_ray.method.model import Outputs
 
 
-def global_loss(
+def loss_share(
     outputs: Outputs, labels: Tensor, log_prior: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a training step: a weighted sum of a classification and a contrastive loss.
+    """This worker's share of a step's loss: a weighted classification and contrastive loss.
 
     Args:
         outputs: The network's outputs for this worker's images.

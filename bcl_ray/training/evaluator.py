@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from bcl_ray.data.layout import evaluation_reads, split_layout
 from bcl_ray.data.shards import Manifest, read_row_group
-from bcl_ray.data.views.transfer import DeviceBatch
+from bcl_ray.data.views.transfer import Batch, DeviceBatch
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import rank, world_size
-from bcl_ray.method.evaluation import Batch, Evaluation, collect_sample, evaluate, geometry_metrics
+from bcl_ray.method.evaluation import Evaluation, collect_sample, evaluate, geometry_metrics
 from bcl_ray.method.geometry import class_means
 from bcl_ray.method.metrics import calibrated_bins
 from bcl_ray.method.model import TwoBranch

@@ -54,7 +54,7 @@ class StreamFeed:
 
     def __init__(self, experiment: Experiment, manifest: Manifest, device: torch.device) -> None:
         self._experiment, self._manifest, self._device = experiment, manifest, device
-        self._send_evaluation = Sender(device, experiment.views).evaluation
+        self._send_evaluation = Sender(device, experiment.views).send_evaluation
         self._client: SupplierClient
         self._keeps = False  # whether images of the first evaluation are kept for the others
         self._kept: KeptBatches | None = None
@@ -91,7 +91,7 @@ class StreamFeed:
             self._client,
             world_size=world_size(),
             first_step=first_step,
-            deliver=sender.training,
+            deliver=sender.send_training,
         )
 
     def evaluation(self) -> Iterable[DeviceBatch]:

@@ -90,7 +90,9 @@ class ResidentFeed:
         def batch(parts: Sequence[Block], epoch: int) -> DeviceBatch:
             rows = np.concatenate([part["rows"] for part in parts])
             arrays = {"labels": images.labels[rows], "ids": images.ids[rows]}
-            return sender.resident(images.pixels, rows, arrays, num_views=num_views, epoch=epoch)
+            return sender.send_resident(
+                images.pixels, rows, arrays, num_views=num_views, epoch=epoch
+            )
 
         return planned_batches(
             self._experiment,

@@ -77,7 +77,7 @@ def training_batches(
         world_size: Number of workers.
         first_step: Number of steps of the whole run that are done.
         deliver: Makes a batch, given the list of its parts and the number of its epoch. It is
-            called in the thread that prefetches. `Sender.training` also copies it to a device.
+            called in the thread that prefetches. `Sender.send_training` also copies it to a device.
     """
 
     def blocks(reads: Iterator[tuple[int, Read]]) -> Generator[Batch, None, None]:

@@ -20,7 +20,6 @@ from bcl_ray.machine.allocator import keep_freed_memory
 from bcl_ray.method.collectives import rank, world_size
 from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
 from bcl_ray.method.loop import Step, train_epoch
-from bcl_ray.method.optim import learning_rate
 from bcl_ray.method.precision import resolve_precision
 from bcl_ray.ray_runtime.channel import warnings_sent
 from bcl_ray.ray_runtime.failures import RestartError
@@ -194,12 +193,9 @@ class Worker:
             if in_epoch and step.signals:
                 self._end(step.signals)
         rates = self.progress.epoch_rates()
-        last_step, train = self.learner.step - 1, self.experiment.train
         return {
             **dict(zip(TERMS, (self.learner.sums / self.steps_per_epoch).tolist(), strict=True)),
-            "optim/lr": learning_rate(
-                last_step, self.steps_per_epoch, train.epochs, self.experiment.optim
-            ),
+            "optim/lr": self.learner.learning_rate_at(self.learner.step - 1),
             **rates,
             CHECKPOINT_SECONDS: self.checkpoints.take_blocked_seconds(),
             "scale/workers": float(world_size()),

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 
 from bcl_ray.data.shards import Manifest, read_manifest
+from bcl_ray.data.views.transfer import Batch
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
-from bcl_ray.method.evaluation import Batch
 from bcl_ray.ray_runtime.connection import connected, one_line, root_cause
 from bcl_ray.runs import findings
 from bcl_ray.storage.retry import TransientError

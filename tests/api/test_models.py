@@ -58,7 +58,7 @@ def test_logits_and_embeddings_are_those_of_the_network(model, trained, pictures
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.views.mean, model.views.std))
     with torch.no_grad():
         normalised = (images - mean) / std
-        torch.testing.assert_close(model(images), network.classify(normalised))
+        torch.testing.assert_close(model(images), network.classifier(network.embed(normalised)))
         torch.testing.assert_close(model.embed(images), network.embed(normalised))
         probabilities = model.probabilities(images)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(10))

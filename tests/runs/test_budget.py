@@ -274,7 +274,7 @@ def test_the_largest_batch_that_mixes_freely_is_the_one_that_is_named(batch, ste
 
 def test_the_plan_follows_from_the_options_and_the_manifest():
     plan = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
-    assert (plan.steps, plan.lanes) == (48, 256)
+    assert (plan.steps, plan.num_lanes) == (48, 256)
     assert plan.layout.shard_rows.tolist() == [6203, 6203]
     again = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
     other = epoch_plan(cifar10_lt(), CIFAR, epoch=5)

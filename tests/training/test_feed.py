@@ -26,7 +26,7 @@ def test_batches_are_read_once_and_stay_the_same():
         random, sender = np.random.default_rng(0), Sender(CPU, digits_lt().views)
         for size in SIZES:
             views = random.integers(0, 256, (size, 1, 8, 8, 3), np.uint8)
-            yield sender.evaluation(
+            yield sender.send_evaluation(
                 [{"views": views, "labels": np.zeros(size, int), "ids": np.arange(size)}]
             )
 

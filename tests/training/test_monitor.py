@@ -45,9 +45,7 @@ def test_the_start_of_the_workers_is_reported_once_and_before_any_step(monitor):
 
 
 @pytest.mark.parametrize("broken", ["tracking", "display"])
-def test_the_start_of_the_workers_is_reported_after_an_error(
-    monitor, broken
-):
+def test_the_start_of_the_workers_is_reported_after_an_error(monitor, broken):
     def fail(_):
         raise OSError("no space left on device")
 

@@ -92,7 +92,7 @@ def test_a_block_is_not_copied_out_of_its_table():
     most_reads=st.integers(0, 5),
 )
 def test_portions_keep_all_reads_in_order_and_are_as_large_as_allowed(rows, most_rows, most_reads):
-    reads = [tasks.Read(0, 0, 0, number, np.arange(count)) for number, count in enumerate(rows)]
+    reads = [tasks.Read(0, 0, number, np.arange(count)) for number, count in enumerate(rows)]
     portions = list(tasks._portions(reads, most_rows, most_reads))
     assert [read.row_group for portion in portions for read in portion] == list(range(len(rows)))
 
@@ -133,7 +133,7 @@ def test_deliveries_are_all_reads_of_the_run_in_the_order_of_need(experiment, ev
     for rank in range(2):
         reads = {
             purpose: [
-                (delivery.task.epoch, *read[:4], read.rows.tolist())
+                (delivery.task.epoch, *read[:3], read.rows.tolist())
                 for delivery in deliveries
                 if (delivery.rank, delivery.purpose) == (rank, purpose)
                 for portion in delivery.task.portions
@@ -142,13 +142,13 @@ def test_deliveries_are_all_reads_of_the_run_in_the_order_of_need(experiment, ev
             for purpose in ("training", "evaluation")
         }
         expected = [
-            (epoch, *read[:4], read.rows.tolist())
+            (epoch, *read[:3], read.rows.tolist())
             for epoch, begin, ramp in ((1, first - steps, True), (2, 0, False))
             for read in epoch_plan(experiment, manifest, epoch).reads(rank, 2, begin, ramp=ramp)
         ]
         assert reads["training"] == expected
         layout = split_layout(experiment, manifest, "evaluation")
-        once = [(0, *read[:4], read.rows.tolist()) for read in evaluation_reads(layout, rank, 2)]
+        once = [(0, *read[:3], read.rows.tolist()) for read in evaluation_reads(layout, rank, 2)]
         assert reads["evaluation"] == once * (2 if evaluate_first else 1)
     purposes = [purpose for purpose, _ in itertools.groupby(d.purpose for d in deliveries)]
     assert purposes == ["evaluation"] * evaluate_first + ["training", "evaluation"]

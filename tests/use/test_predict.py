@@ -221,7 +221,7 @@ def relabelled(order: list[int], folder: str) -> str:
         def read(positions, split=split, rows=rows):
             return split.read(rows[positions])
 
-        splits[name] = SourceSplit(labels, read, where=str, random_order=True, ids=rows)
+        splits[name] = SourceSplit(labels, read, where=str, already_shuffled=True, ids=rows)
     write_shards(Source("some", tuple(digits.class_names[n] for n in order), splits), folder)
     return folder
 

@@ -82,7 +82,7 @@ class Selection:
             self._labels,
             counts,
             seed=self._profile.seed,
-            random_order=self.split.random_order,
+            already_shuffled=self.split.already_shuffled,
             bad=bad,
         )
 

@@ -97,7 +97,7 @@ def _cifar_parquet(name: str, path: str, folder_name: str) -> Source:
         )
     # CIFAR's images are in random order, and published subsets are the first n of each class.
     splits = {
-        split: replace(content, random_order=True) for split, content in source.splits.items()
+        split: replace(content, already_shuffled=True) for split, content in source.splits.items()
     }
     return Source(name, source.class_names, splits, source.locations)
 
@@ -120,6 +120,5 @@ def _array_split(pixels: NDArray[np.uint8], labels: Rows) -> SourceSplit:
         labels,
         lambda rows: ArrayImages(pixels[rows]),
         where=lambda row: f"image {row}",
-        random_order=False,
         random_access=True,
     )

@@ -38,7 +38,7 @@ class SourceSplit:
     """
     where: Callable[[int], str]
     """Describes a row in error messages, for example by the path of its file."""
-    random_order: bool
+    already_shuffled: bool = False
     """Whether the rows of a class are in random order, so that the first n are a random sample."""
     ids: Rows | None = None
     """Unique number of each row, (N,); None to use the row's index."""

@@ -131,7 +131,6 @@ def file_split(
         labels,
         lambda rows: ImageFiles(folder, [names[row] for row in rows.tolist()]),
         where=lambda row: names[row],
-        random_order=False,
         faults=faults,
         random_access=True,
     )

@@ -134,7 +134,6 @@ def _table_split(
         np.concatenate(labels),
         read,
         where,
-        random_order=False,
         ids=np.concatenate(ids) if ids else None,
         faults=faults,
         least_rows=piece_rows // PARTS_PER_GROUP,

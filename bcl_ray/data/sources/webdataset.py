@@ -184,7 +184,6 @@ def _tar_split(
         labels,
         lambda chosen: FileParts(uris, numbers[chosen], starts[chosen], sizes[chosen]),
         where=lambda row: f"{tars[numbers[row]]}: {rows[row].name}",
-        random_order=False,
         faults=faults,
         random_access=True,
     )

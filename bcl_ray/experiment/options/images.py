@@ -149,6 +149,10 @@ class ViewsConfig(Section):
         0.5, ge=0, description="Standard deviation of that strength from image to image."
     )
 
+    def of_view(self, view: int) -> ViewConfig:
+        """Options of a view by its number: 0 is for classification, the others are contrastive."""
+        return self.contrastive if view else self.classification
+
     @model_validator(mode="after")
     def _check_ranges(self) -> "ViewsConfig":
         if None not in (self.eval_resize, self.image_size) and self.eval_resize < self.image_size:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bcl_ray.data.decode import Pixels, decode
-from bcl_ray.data.image_check import checker_settings, image_size
+from bcl_ray.data.image_check import checked_size, checker_settings
 from bcl_ray.data.layout import Layout
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, read_row_group
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
@@ -166,7 +166,7 @@ def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list
 def _view(image: Image, config: ViewsConfig) -> Pixels:
     if isinstance(image, str):
         raise UserError(image)
-    width, height = image_size(image, MAX_PIXELS)
+    width, height = checked_size(image, MAX_PIXELS)
     height, width = resized_sides(height, width, config)
     if height * width > MAX_PIXELS:
         raise UserError(

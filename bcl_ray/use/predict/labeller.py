@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bcl_ray.data.views.device import normalized
+from bcl_ray.data.views.device import normalise
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.machine.errors import UserError
-from bcl_ray.method.precision import autocast
+from bcl_ray.method.precision import set_up_precision
 from bcl_ray.use.models import open_checkpoint
 from bcl_ray.use.predict.tables import Columns
 
@@ -47,7 +47,7 @@ class Labeller:
         self.network = model.network(self.device)
         self.views = model.experiment.views
         self.sender = Sender(self.device, self.views)
-        self.precision = autocast(model.experiment.train.precision, self.device)
+        self.precision = set_up_precision(model.experiment.train.precision, self.device)
         self.temperature = model.temperature or 1.0
         self.top, self.embeddings = top, embeddings
 
@@ -75,7 +75,7 @@ class Labeller:
 
     @torch.no_grad()
     def _label(self, views: NDArray[Any]) -> dict[str, Tensor]:
-        images = normalized(self.sender.arrays({"views": views})["views"], self.views)[0]
+        images = normalise(self.sender.send_arrays({"views": views})["views"], self.views)[0]
         with self.precision:
             embeddings = self.network.embed(images)
             logits = self.network.classifier(embeddings)
