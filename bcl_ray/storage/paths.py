@@ -77,6 +77,11 @@ def name(uri: str) -> str:
     return split(uri)[1]
 
 
+def ends_with(uri: str, ending: str) -> bool:
+    """Whether a path or URI, without the URI's options, has an ending, such as '.parquet'."""
+    return _without_options(uri)[0].endswith(ending)
+
+
 def split(uri: str) -> tuple[str, str]:
     """The folder above a path or URI and the last part, both without the URI's options."""
     folder, _, last = _without_options(uri)[0].rstrip("/").rpartition("/")

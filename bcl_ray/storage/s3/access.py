@@ -12,7 +12,7 @@ from typing import Any
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage.retry import TransientError
 from bcl_ray.storage.s3.clients import client, filesystem
-from bcl_ray.storage.s3.diagnosis import explain
+from bcl_ray.storage.s3.diagnosis import WRONG_CLOCK, explain
 from bcl_ray.storage.s3.faults import fault_of
 from bcl_ray.storage.s3.location import Location, parse_uri
 
@@ -84,6 +84,7 @@ class _Check:
             location, connect_seconds=CONNECT_SECONDS, silence_seconds=SILENCE_SECONDS
         )
         self._problems: list[str] = []
+        self._clock_problems: list[str] = []  # those of them that say that the clock is wrong
         self._clock_skew = 0.0  # seconds that this machine's clock is ahead
 
     def run(self, actions: Collection[str]) -> list[str]:
@@ -143,9 +144,13 @@ class _Check:
         try:
             response = request()
         except Exception as error:
-            if fault_of(error) is None and not isinstance(error, OSError):
+            fault = fault_of(error)
+            if fault is None and not isinstance(error, OSError):
                 raise
-            self._problems.append(_problem(explain(error, self._uri, self._location)))
+            problem = _problem(explain(error, self._uri, self._location))
+            self._problems.append(problem)
+            if fault is not None and fault.code in WRONG_CLOCK:
+                self._clock_problems.append(problem)
             self._read_clock(getattr(error, "response", None))
             return None
         self._read_clock(response)
@@ -164,5 +169,5 @@ class _Check:
         return [
             f"{self._uri}: this machine's clock is {abs(self._clock_skew):.0f} s {direction} the "
             "server's, and S3 refuses more than 900 s: set it (NTP)",
-            *(text for text in self._problems if "clock" not in text),
+            *(text for text in self._problems if text not in self._clock_problems),
         ]
