@@ -10,15 +10,17 @@ written-<shard>            rows, bytes and SHA-256 of a shard that is complete (
 Tasks write these files themselves, each as a whole, once its work is complete.
 """
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from bcl_ray.data.shards.manifest import INCOMPLETE
+from bcl_ray.data.shards.manifest import INCOMPLETE, MANIFEST
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 
 FOLDER, IDENTITY = "progress", "identity.txt"
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # what `files.open_write` writes first
 READ_THREADS = 16  # records that are read at the same time
 NOTE = b"`bcl-ray shard` is writing here, or was interrupted; run it again to go on.\n"
 
@@ -62,7 +64,7 @@ class Attempt:
         files.write_bytes(files.join(self.target, INCOMPLETE), NOTE)
         self.write(IDENTITY, identity.encode())
         for name in files.list_files(self.target):
-            if is_named_like_ours(name) and f"written-{name}" not in names:
+            if is_output_name(name) and f"written-{name}" not in names:
                 files.delete(files.join(self.target, name))
 
     def records(self, prefix: str) -> dict[str, bytes]:
@@ -94,7 +96,17 @@ class Attempt:
         files.delete(files.join(self.target, INCOMPLETE))
 
 
-def is_named_like_ours(name: str) -> bool:
-    """Whether a file has a name like those of shards, whoever wrote it."""
-    is_table = name.endswith(".parquet") and not name.startswith(".")  # ._x: made by macOS
-    return is_table or name.endswith(".tmp") or name.startswith("quarantine-")
+def is_output_name(name: str) -> bool:
+    """Whether a file has a name like those of a data set, whole or temporary, whoever wrote it.
+
+    Only the manifest itself has a check of its own.
+    """
+    partial = _PARTIAL.fullmatch(name)
+    if partial is None:
+        return is_table_name(name) or name.startswith("quarantine-")
+    return partial[1] == MANIFEST or is_output_name(partial[1])
+
+
+def is_table_name(name: str) -> bool:
+    """Whether a file has a name like those of shards."""
+    return name.endswith(".parquet") and not name.startswith(".")  # ._x: made by macOS

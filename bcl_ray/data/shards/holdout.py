@@ -125,4 +125,9 @@ def _part(whole: SourceSplit, rows: Rows) -> SourceSplit:
         read=lambda part_rows: whole.read(rows[part_rows]),
         where=lambda row: whole.where(int(rows[row])),
         ids=ids[rows],
+        faults={
+            part_row: whole.faults[row]
+            for part_row, row in enumerate(rows.tolist())
+            if row in whole.faults
+        },
     )

@@ -14,7 +14,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from bcl_ray.data.shards.attempt import Attempt, is_named_like_ours
+from bcl_ray.data.shards.attempt import Attempt, is_output_name
 from bcl_ray.data.shards.manifest import (
     FORMAT_VERSION,
     INCOMPLETE,
@@ -211,7 +211,7 @@ def _check_target(target: str) -> None:
             f"{target} already holds a data set: choose another target, or delete that one first"
         )
     # Where an attempt was interrupted, such files are its own.
-    if INCOMPLETE not in names and any(is_named_like_ours(name) for name in names):
+    if INCOMPLETE not in names and any(map(is_output_name, names)):
         raise UserError(
             f"{target} holds Parquet files that `bcl-ray shard` did not write: choose another "
             "target"

@@ -73,7 +73,7 @@ def _features(uri: str, table: TableFile) -> dict[str, Any]:
     """What `datasets` says of the columns: in the file's metadata, or in a file beside it."""
     content = _json((table.schema.metadata or {}).get(b"huggingface", b"null"))
     beside = files.join(paths.parent(uri) or ".", "dataset_info.json")
-    if content is None and uri.endswith(".arrow") and files.exists(beside):
+    if content is None and paths.ends_with(uri, ".arrow") and files.exists(beside):
         content = {"info": _json(files.read_bytes(beside))}
     try:
         features = content["info"]["features"]

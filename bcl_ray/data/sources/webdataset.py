@@ -76,7 +76,7 @@ def open_webdataset(request: SourceRequest) -> Source:
 
 def _tars(path: str) -> dict[str, list[str]]:
     """The tars of a folder, by the split that their names have, or the folders that they are in."""
-    if path.endswith(".tar"):
+    if paths.ends_with(path, ".tar"):
         return {"train": [path]}
     found: dict[str, list[str]] = {}
     for file in files.walk(path):
@@ -156,7 +156,7 @@ def _label(file: Any, extension: str, request: SourceRequest) -> str | None:
         record = json.loads(text)
     except ValueError:
         return None
-    columns = (request.label_column, "cls", *LABEL_COLUMNS.split())
+    columns = (request.label_column, "cls", *LABEL_COLUMNS)
     values = (record.get(name) for name in columns if isinstance(record, dict))
     return next((str(value) for value in values if isinstance(value, str | int)), None)
 
