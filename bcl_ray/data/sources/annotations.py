@@ -26,11 +26,11 @@ LABEL_COLUMNS = (
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set")
 
 
-class Labelled(NamedTuple):
+class AnnotatedRow(NamedTuple):
     """An image as an annotation file names it, its class, and its split where the file says it."""
 
     image: str
-    name: str
+    class_name: str
     split: str | None = None
 
 
@@ -38,7 +38,7 @@ class Labelled(NamedTuple):
 class Annotations:
     """The images of an annotation file."""
 
-    rows: Sequence[Labelled]
+    rows: Sequence[AnnotatedRow]
     class_order: Sequence[str] = ()
     """Classes in the order of their labels, where the file has one."""
 
@@ -58,10 +58,12 @@ def _coco(text: str, request: SourceRequest) -> Annotations | None:
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     if len(set(names.values())) < len(names):
         names = {number: f"{name} ({number})" for number, name in names.items()}
-    marks = [mark for mark in content["annotations"] if "category_id" in mark]
     rows = [
-        Labelled(images[mark["image_id"]], names.get(mark["category_id"], str(mark["category_id"])))
-        for mark in marks
+        AnnotatedRow(
+            images[one["image_id"]], names.get(one["category_id"], str(one["category_id"]))
+        )
+        for one in content["annotations"]
+        if "category_id" in one
     ]
     return Annotations(rows, tuple(names.values())) if rows else None
 
@@ -97,7 +99,7 @@ def _of_records(records: Iterable[Mapping[str, Any]], request: SourceRequest) ->
         return _of_classes(rows, image, [column for column in columns if column != image])
     return Annotations(
         [
-            Labelled(str(row[image]).strip(), str(row[label]).strip(), _split_in(row, split))
+            AnnotatedRow(str(row[image]).strip(), str(row[label]).strip(), _split_in(row, split))
             for row in rows
             if row.get(image) not in (None, "") and row.get(label) not in (None, "")
         ]
@@ -121,7 +123,7 @@ def _of_classes(
     if not classes or any(cell not in ("0", "1") for row in cells for cell in row):
         return None
     named = [
-        Labelled(str(row[image]).strip(), name)
+        AnnotatedRow(str(row[image]).strip(), name)
         for row, ones in zip(rows, cells, strict=True)
         for name, one in zip(classes, ones, strict=True)
         if one == "1"
@@ -138,7 +140,7 @@ def _plain(text: str, _: SourceRequest) -> Annotations | None:
     for line in lines_of(text):
         fields = line.strip().split("\t") if "\t" in line.strip() else line.strip().rsplit(None, 1)
         if len(fields) >= 2:
-            rows.append(Labelled(fields[0], fields[1]))
+            rows.append(AnnotatedRow(fields[0], fields[1]))
         elif line.strip():
             return None
     return Annotations(rows)

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from bcl_ray.data.sources.base import (
-    Content,
-    Rows,
-    Source,
-    SourceRequest,
-    SourceSplit,
-    names_of_classes,
-)
+from bcl_ray.data.sources.base import Content, Rows, Source, SourceRequest, SourceSplit
+from bcl_ray.data.sources.class_names import numbers_as_names, read_class_names
 from bcl_ray.data.sources.table_columns import Columns, find_columns
 from bcl_ray.data.sources.table_files import TableFile, open_table
 from bcl_ray.machine.errors import UserError
@@ -86,13 +80,15 @@ def tables(by_split: Mapping[str, Sequence[str]], request: SourceRequest) -> Sou
     notes = [f"split '{name}' is left out, because no image in it has a label" for name in empty]
     splits = {name: split for name, split in splits.items() if name not in empty}
     locations = tuple(sorted({paths.parent(uri) for uris in by_split.values() for uri in uris}))
-    default = files.join(paths.parent(first) or ".", "classes.txt")
-    if request.classes is None and known is not None:
+    beside = files.join(paths.parent(first) or ".", "classes.txt")
+    if request.classes is not None:
+        names = read_class_names(request.classes)
+    elif known is not None:
         names = known
-    elif request.classes is None and files.exists(default):
-        names = names_of_classes(default, splits["train"].labels)
+    elif files.exists(beside):
+        names = read_class_names(beside)
     else:
-        names = names_of_classes(request.classes, splits["train"].labels)
+        names = numbers_as_names(splits["train"].labels)
     return Source(request.name, names, splits, locations, tuple(notes))
 
 
@@ -134,7 +130,6 @@ def _table_split(
         np.concatenate(labels),
         read,
         where,
-        random_order=False,
         ids=np.concatenate(ids) if ids else None,
         faults=faults,
         least_rows=piece_rows // PARTS_PER_GROUP,

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from bcl_ray.data.sources.base import read_ahead, shorten
+from bcl_ray.data.sources.base import shorten
+from bcl_ray.data.sources.reading import read_ahead
 from bcl_ray.storage import files, paths
 
 SPLITS = {
@@ -113,6 +114,11 @@ def split_of(name: str) -> str | None:
     words = [name.lower()] if name.lower() in _SPLIT_OF else re.findall("[a-z]+", name.lower())
     splits = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
     return splits.pop() if len(splits) == 1 else None
+
+
+def split_of_path(path: str) -> str | None:
+    """The split that a part of a path names; the last part that names one counts."""
+    return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
 
 
 def split_folders(names: Collection[str]) -> dict[str, str]:
