@@ -11,17 +11,18 @@ Tasks write these files themselves, each as a whole, once its work is complete.
 """
 
 import re
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from bcl_ray.data.shards.manifest import INCOMPLETE, MANIFEST
+from bcl_ray.data.sources import read_ahead
+from bcl_ray.machine.parallel import Progress, Run
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 
 FOLDER, IDENTITY = "progress", "identity.txt"
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # what `files.open_write` writes first
-READ_THREADS = 16  # records that are read at the same time
 NOTE = b"`bcl-ray shard` is writing here, or was interrupted; run it again to go on.\n"
 
 
@@ -49,10 +50,12 @@ class Attempt:
         names = files.list_files(self.folder)
         shown = paths.for_display(self.target)
         if IDENTITY in names and self.read(IDENTITY) == identity.encode():
-            counts = [sum(name.startswith(kind) for name in names) for kind in ("checked", "writ")]
+            checked, written = (
+                sum(name.startswith(kind) for name in names) for kind in ("checked-", "written-")
+            )
             notify(
-                f"{shown}: going on after an interrupted attempt, which has checked {counts[0]:,} "
-                f"parts of the source, and written {counts[1]:,} shards"
+                f"{shown}: going on after an interrupted attempt, which has checked {checked:,} "
+                f"parts of the source, and written {written:,} shards"
             )
         elif names:
             notify(
@@ -66,12 +69,6 @@ class Attempt:
         for name in files.list_files(self.target):
             if is_output_name(name) and f"written-{name}" not in names:
                 files.delete(files.join(self.target, name))
-
-    def records(self, prefix: str) -> dict[str, bytes]:
-        """All records whose names begin with a prefix."""
-        names = [name for name in files.list_files(self.folder) if name.startswith(prefix)]
-        with ThreadPoolExecutor(READ_THREADS) as threads:
-            return dict(zip(names, threads.map(self.read, names), strict=True))
 
     def read(self, name: str) -> bytes:
         """The content of a record."""
@@ -94,6 +91,42 @@ class Attempt:
         """Delete all that is not part of the data set."""
         self.forget()
         files.delete(files.join(self.target, INCOMPLETE))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of an attempt: tasks that are independent of each other."""
+
+    attempt: Attempt
+    run: Run
+    """Runs the tasks, here or elsewhere."""
+    progress: Progress
+
+    def results(
+        self,
+        kind: str,
+        parts: Collection[str],
+        task_of: Callable[[str], Any],
+        function: Callable[[Any], Any],
+        parse: Callable[[bytes], Any],
+    ) -> Iterator[tuple[str, Any]]:
+        """The result of each part; first come those that an earlier attempt has recorded.
+
+        Args:
+            kind: What records of such results are called before the part's name.
+            parts: Names of the parts.
+            task_of: Makes the task of a part.
+            function: Does a task, and records its result.
+            parse: Makes a result of the content of its record.
+        """
+        records = {part: f"{kind}-{part}" for part in parts}
+        names = files.list_files(self.attempt.folder)
+        done = [part for part, record in records.items() if record in names]
+        contents = read_ahead(self.attempt.read, [records[part] for part in done])
+        yield from zip(done, map(parse, contents), strict=True)
+        waiting = [part for part, record in records.items() if record not in names]
+        for position, result in self.run(function, map(task_of, waiting)):
+            yield waiting[position], result
 
 
 def is_output_name(name: str) -> bool:

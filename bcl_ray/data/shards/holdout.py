@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bcl_ray.data.shards.manifest import Manifest, Progress, no_progress, read_manifest
+from bcl_ray.data.shards.manifest import Manifest, read_manifest
 from bcl_ray.data.shards.write import write_shards
 from bcl_ray.data.sources import Rows, Source, SourceSplit, parquet
 from bcl_ray.experiment.options import DataConfig, Experiment
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.parallel import Progress, no_progress
 from bcl_ray.storage import files
 
 VALIDATION = ("validation", "val")  # names that a data set's own validation split may have

@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 
 from bcl_ray.data.shards.attempt import is_table_name
 from bcl_ray.data.shards.columns import ShardInfo
-from bcl_ray.data.shards.manifest import (
-    MANIFEST,
-    SHARDS_FILE,
-    Progress,
-    Split,
-    load_manifest,
-    no_progress,
-)
+from bcl_ray.data.shards.manifest import MANIFEST, SHARDS_FILE, Split, load_manifest
+from bcl_ray.machine.parallel import Progress, no_progress
 from bcl_ray.storage import files
 
 

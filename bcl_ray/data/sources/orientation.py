@@ -8,7 +8,7 @@ from PIL import Image
 
 from bcl_ray.data.decode import FORMATS, decode
 from bcl_ray.data.image_check import checker_settings
-from bcl_ray.data.sources.base import Content, Source
+from bcl_ray.data.sources.base import Content, Source, SourceSplit
 
 _ORIENTATION = 0x0112  # tag of EXIF; 1, or no tag: the image is upright
 _TURNS = {
@@ -29,12 +29,11 @@ def with_orientation_applied(source: Source, max_pixels: int) -> Source:
         source: The source.
         max_pixels: Larger images are left as they are; their check says so.
     """
-    splits = {
-        name: replace(
-            split, read=lambda rows, read=split.read: UprightImages(read(rows), max_pixels)
-        )
-        for name, split in source.splits.items()
-    }
+
+    def turned(split: SourceSplit) -> SourceSplit:
+        return replace(split, read=lambda rows: UprightImages(split.read(rows), max_pixels))
+
+    splits = {name: turned(split) for name, split in source.splits.items()}
     return replace(source, name=f"{source.name}, EXIF orientation applied", splits=splits)
 
 
