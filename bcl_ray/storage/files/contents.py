@@ -115,7 +115,7 @@ def create_bytes(uri: str, data: bytes) -> None:
         FileExistsError: The file exists.
     """
     if s3.is_s3(uri):
-        s3.create_object(s3.parse_uri(uri), data, lambda attempt: with_retries(attempt, uri))
+        s3.create_object(s3.parse_uri(uri), data, partial(with_retries, uri=uri))
         return
     filesystem, path = filesystems.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -135,8 +135,7 @@ def open_write(uri: str) -> Iterator[Any]:
     of the new one.
     """
     if s3.is_s3(uri):
-        retry = partial(with_retries, uri=uri)
-        with s3.open_upload(s3.parse_uri(uri), retry) as sink:
+        with s3.open_upload(s3.parse_uri(uri), partial(with_retries, uri=uri)) as sink:
             yield sink
         return
     filesystem, path = filesystems.resolve(uri)

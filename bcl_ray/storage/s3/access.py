@@ -11,13 +11,13 @@ from typing import Any
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage.retry import TransientError
-from bcl_ray.storage.s3.clients import client, filesystem
+from bcl_ray.storage.s3.clients import Timeouts, client, filesystem
 from bcl_ray.storage.s3.diagnosis import WRONG_CLOCK, explain
 from bcl_ray.storage.s3.faults import fault_of
 from bcl_ray.storage.s3.location import Location, parse_uri
 
 CHECK_SECONDS = 15.0  # time limit for a whole check
-CONNECT_SECONDS, SILENCE_SECONDS = 3.0, 5.0  # time limits for each of its requests
+TIMEOUTS = Timeouts(connect=3.0, silence=5.0)  # of each of its requests
 MAX_CLOCK_SKEW = 300.0  # seconds; S3 refuses 900
 ACTIONS = ("list", "read", "write", "delete")
 PROBE = b"bcl_ray looks whether it may write here; may be deleted"
@@ -80,9 +80,7 @@ class _Check:
 
     def __init__(self, uri: str, location: Location) -> None:
         self._uri, self._location = uri, location
-        self._s3 = client(
-            location, connect_seconds=CONNECT_SECONDS, silence_seconds=SILENCE_SECONDS
-        )
+        self._s3 = client(location, timeouts=TIMEOUTS)
         self._problems: list[str] = []
         self._clock_problems: list[str] = []  # those of them that say that the clock is wrong
         self._clock_skew = 0.0  # seconds that this machine's clock is ahead
@@ -101,8 +99,7 @@ class _Check:
         return self._with_clock_problem()
 
     def _check_writing(self, actions: Collection[str]) -> None:
-        name = f".bcl-ray-probe-{secrets.token_hex(8)}"
-        key = f"{self._location.key}/{name}" if self._location.key else name
+        key = f"{self._location.prefix}.bcl-ray-probe-{secrets.token_hex(8)}"
         probe = {"Bucket": self._location.bucket, "Key": key}
         if self._try(lambda: self._s3.put_object(**probe, Body=PROBE)) is None:
             return
@@ -117,12 +114,7 @@ class _Check:
                 self._s3.delete_object(**probe)
 
     def _write_with_pyarrow(self, key: str) -> None:
-        arrow = filesystem(
-            self._location,
-            attempts=0,
-            connect_seconds=CONNECT_SECONDS,
-            silence_seconds=SILENCE_SECONDS,
-        )
+        arrow = filesystem(self._location, attempts=0, timeouts=TIMEOUTS)
         with arrow.open_output_stream(f"{self._location.bucket}/{key}") as sink:
             sink.write(PROBE)
 

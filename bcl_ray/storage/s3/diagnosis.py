@@ -66,7 +66,7 @@ def clarify(error: BaseException, location: Location) -> BaseException:
 
 
 @contextmanager
-def explain_errors(uri: str, location: Location) -> Iterator[None]:
+def explained_faults(uri: str, location: Location) -> Iterator[None]:
     """Raise S3 errors of the block as those of `explain`; other errors pass unchanged."""
     try:
         yield
