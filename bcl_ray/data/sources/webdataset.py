@@ -117,8 +117,7 @@ def _images(uri: str, request: SourceRequest) -> Iterator[TarImage]:
         buffer = REMOTE_BUFFER if "://" in uri else LOCAL_BUFFER
         try:
             with tarfile.open(fileobj=io.BufferedReader(handle, buffer), mode="r:") as tar:
-                # A name that begins with a dot is macOS's.
-                members = (m for m in tar if m.isfile() and m.name.rpartition("/")[2][:1] != ".")
+                members = (member for member in tar if member.isfile() and _has_key(member))
                 for _, sample in groupby(members, lambda member: _key_and_extension(member)[0]):
                     yield from _image_of(tar, sample, request)
         except tarfile.TarError as error:
@@ -147,6 +146,11 @@ def _key_and_extension(member: tarfile.TarInfo) -> tuple[str, str]:
     folder, slash, file = member.name.rpartition("/")
     key, _, extension = file.partition(".")
     return f"{folder}{slash}{key}", extension.lower()
+
+
+def _has_key(member: tarfile.TarInfo) -> bool:
+    """Whether a file belongs to a sample; one that macOS adds begins with a dot."""
+    return member.name.rpartition("/")[2][:1] not in ("", ".")
 
 
 def _label(file: Any, extension: str, request: SourceRequest) -> str | None:
