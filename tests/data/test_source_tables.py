@@ -15,7 +15,7 @@ from bcl_ray.machine.parallel import run_in_processes
 from bcl_ray.storage import files
 from bcl_ray.storage.files import filesystems
 from tests.data.test_shards import files_of, read_split
-from tests.data.test_sources import contents, png, write_table
+from tests.data.test_sources import contents, png, write_table, write_tree
 
 
 def hub_metadata(names: list, label: str = "label", image: str = "image") -> dict:
@@ -333,6 +333,22 @@ def test_a_tar_whose_uri_has_options_is_one(tmp_path, with_options):
     write_tar(tmp_path / "d/a.tar", ("1.jpg", png(1)), ("1.cls", b"0"))
     source = open_source("webdataset", with_options("d/a.tar"))
     assert contents(source.splits["train"]) == [png(1)]
+
+
+def test_folders_and_lists_whose_uris_have_options_name_their_images(tmp_path, with_options):
+    write_tree(
+        tmp_path, {f"d/{name}.png": png(7) for name in ("train/x/1", "train/y/2", "test/x/3")}
+    )
+    splits = {name: with_options(f"d/{name}") for name in ("train", "test")}
+    source = open_source("folder", splits=splits)
+    assert [contents(split) for split in source.splits.values()] == [[png(7)] * 2, [png(7)]]
+    other = splits | {"test": str(tmp_path / "d/test")}
+    with pytest.raises(ValueError, match="must be on one disk, or in one bucket"):
+        open_source("folder", splits=other)
+    (tmp_path / "list").write_text("test://b/d/train/x/1.png 0\ntest/x/3.png 0\n")
+    listed = open_source("list", with_options("d"), splits={"train": str(tmp_path / "list")})
+    assert contents(listed.splits["train"]) == [png(7)] * 2
+    assert not listed.splits["train"].faults
 
 
 def test_a_file_that_is_missing_beside_a_table_is_not_the_table(tmp_path, monkeypatch):

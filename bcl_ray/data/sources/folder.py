@@ -65,10 +65,11 @@ def _image_folders(request: SourceRequest) -> Source:
         raise UserError("source 'folder' needs --split train=FOLDER, or --from")
     trees = {split: [list_tree(root) for root in roots] for split, roots in request.splits.items()}
     base = _common([tree.root for of_split in trees.values() for tree in of_split])
+    begin = len(paths.split_options(base)[0])
     images: Images = {}
     for split, of_split in trees.items():
         for tree in of_split:
-            above = paths.absolute(tree.root)[len(base) :].strip("/")
+            above = paths.split_options(paths.absolute(tree.root))[0][begin:].strip("/")
             above = unquote(above) if "://" in base else above
             for path in tree.images:
                 name, slash, _ = path.partition("/")
@@ -82,13 +83,15 @@ def _image_folders(request: SourceRequest) -> Source:
 
 def _common(roots: Sequence[str]) -> str:
     """The folder above all roots, absolute."""
-    parts = [paths.absolute(root).rstrip("/").split("/") for root in roots]
+    located = [paths.split_options(paths.absolute(root)) for root in roots]
+    parts = [folder.rstrip("/").split("/") for folder, _ in located]
+    options = {options for _, options in located}
     same = [
         some[0] for some in takewhile(lambda some: len(set(some)) == 1, zip(*parts, strict=False))
     ]
-    if len(same) < (3 if "://" in roots[0] else 1):
+    if len(same) < (3 if "://" in roots[0] else 1) or len(options) > 1:
         raise UserError(f"{shorten(roots)} must be on one disk, or in one bucket: copy them there")
-    return "/".join(same) or "/"
+    return ("/".join(same) or "/") + options.pop()
 
 
 def _subfolders(uri: str) -> list[str]:

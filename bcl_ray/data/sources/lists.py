@@ -57,7 +57,7 @@ def _below(root: str, name: str) -> str | None:
     """A path relative to a root; None if it is absolute, and not below the root."""
     if not name.startswith("/") and "://" not in name:
         return name
-    prefix = paths.absolute(root).rstrip("/") + "/"
+    prefix = paths.split_options(paths.absolute(root))[0].rstrip("/") + "/"
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
