@@ -94,7 +94,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardWork:
     """The work of an attempt: tasks that are independent of each other."""
 
     attempt: Attempt

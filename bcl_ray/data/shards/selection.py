@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcl_ray.data.longtail import class_counts_for, select_rows
-from bcl_ray.data.shards.attempt import Work
+from bcl_ray.data.shards.attempt import ShardWork
 from bcl_ray.data.shards.checking import CheckedRows, CheckTask, check_images, parse_check
 from bcl_ray.data.shards.manifest import ProfileInfo
 from bcl_ray.data.shards.options import ShardOptions
@@ -83,7 +83,7 @@ class Selection:
             bad=bad,
         )
 
-    def check(self, work: Work, options: ShardOptions) -> None:
+    def check(self, work: ShardWork, options: ShardOptions) -> None:
         """Check the selected rows, and those that replace the bad ones.
 
         If bad rows are to stop the work, none is replaced, since they are going to be an error.
@@ -94,7 +94,7 @@ class Selection:
                 return
             self._select()
 
-    def _check_round(self, rows: Rows, work: Work, max_pixels: int) -> None:
+    def _check_round(self, rows: Rows, work: ShardWork, max_pixels: int) -> None:
         size = max(self.split.least_rows, min(max(len(rows) // PARTS, MIN_ROWS), MAX_ROWS))
         parts = {
             f"{self.name}-{self._rounds}-{start // size:05d}": rows[start : start + size]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bcl_ray.data.shards.attempt import Attempt, Work
+from bcl_ray.data.shards.attempt import Attempt, ShardWork
 from bcl_ray.data.shards.columns import ShardColumns, ShardInfo
 from bcl_ray.data.shards.manifest import Split
 from bcl_ray.data.shards.selection import Selection
@@ -43,7 +43,7 @@ class SourceChangedError(UserError):
     """An image is not the one that was checked."""
 
 
-def write_split(work: Work, selection: Selection, shard_bytes: int) -> Split:
+def write_split(work: ShardWork, selection: Selection, shard_bytes: int) -> Split:
     """Write a split's shards and, if some rows are bad, quarantine-<name>.jsonl, which lists them.
 
     Args:

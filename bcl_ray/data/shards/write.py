@@ -14,7 +14,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from bcl_ray.data.shards.attempt import Attempt, Work, is_output_name
+from bcl_ray.data.shards.attempt import Attempt, ShardWork, is_output_name
 from bcl_ray.data.shards.manifest import (
     FORMAT_VERSION,
     INCOMPLETE,
@@ -91,7 +91,7 @@ def write_shards(
         _check_target(target)  # again: another process may have written in between
         attempt = Attempt(paths.absolute(target), lease.fence)
         attempt.begin(_identity(source, options), logger.warning)
-        work = Work(attempt, run, progress)
+        work = ShardWork(attempt, run, progress)
         _check_rows(work, selections, options)
         splits = _write_splits(work, selections, shard_bytes)
         lease.check()
@@ -100,7 +100,7 @@ def write_shards(
         return manifest
 
 
-def _check_rows(work: Work, selections: list[Selection], options: ShardOptions) -> None:
+def _check_rows(work: ShardWork, selections: list[Selection], options: ShardOptions) -> None:
     """The first pass; a user's mistake ends the attempt, so that the target is free again."""
     try:
         for selection in selections:
@@ -112,7 +112,9 @@ def _check_rows(work: Work, selections: list[Selection], options: ShardOptions) 
         raise
 
 
-def _write_splits(work: Work, selections: list[Selection], shard_bytes: int) -> dict[str, Split]:
+def _write_splits(
+    work: ShardWork, selections: list[Selection], shard_bytes: int
+) -> dict[str, Split]:
     """The second pass; if the source has changed, the first one is needed again."""
     try:
         return {

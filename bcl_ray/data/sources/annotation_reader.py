@@ -11,7 +11,7 @@ from bcl_ray.data.sources.annotations import FORMATS, AnnotatedRow, Annotations
 from bcl_ray.data.sources.base import SourceRequest, read_text
 from bcl_ray.data.sources.tree import Tree, split_of, split_of_path
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import paths
+from bcl_ray.storage import files
 
 
 class LabelledImage(NamedTuple):
@@ -67,7 +67,7 @@ class AnnotationReader:
         parse = FORMATS.get(PurePosixPath(file).suffix.lower())
         if parse is None:
             return ()
-        uri = paths.file_in(self.tree.root, file)
+        uri = files.file_in(self.tree.root, file)
         try:
             found = parse(read_text(uri), self.request)
         except UserError as error:

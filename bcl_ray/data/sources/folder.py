@@ -141,7 +141,7 @@ def _train_folders(tree: Tree, train: Sequence[LabelledImage]) -> list[str]:
         if image.fault is None:
             parts = image.path.split("/")
             above.add("/".join(parts[: parts.index(image.class_name, 1)]))
-    return sorted({name for top in above for name in _subfolders(paths.file_in(tree.root, top))})
+    return sorted({name for top in above for name in _subfolders(files.file_in(tree.root, top))})
 
 
 def _completed(folders: Images, reader: AnnotationReader) -> Images:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bcl_ray.data.sources.base import shorten
 from bcl_ray.data.sources.reading import read_ahead
-from bcl_ray.storage import files, paths
+from bcl_ray.storage import files
 
 SPLITS = {
     "train": ("train", "training"),
@@ -67,7 +67,7 @@ def list_tree(root: str) -> Tree:
         (top,) = tops
         if top.lower() in _SPLIT_OF or not any(path.count("/") > 1 for path in found):
             break
-        root, found = paths.file_in(root, top), [path[len(top) + 1 :] for path in found]
+        root, found = files.file_in(root, top), [path[len(top) + 1 :] for path in found]
     is_image = {path: is_image_name(path) for path in found}
     unknown = [
         path for path in found if not (is_image[path] or _NO_IMAGES.fullmatch(_extension(path)))
