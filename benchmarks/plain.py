@@ -285,7 +285,7 @@ def decoded(
 ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
     """A split in the order of its layout: pixels uint8 (R, H, W, 3), labels and ids (R,)."""
     data = experiment.data
-    name = data.train_split if kind == "training" else data.measured_split
+    name = data.train_split if kind == "training" else data.monitored_split
     shards = [shard.file for shard in manifest.splits[name].shards]
     pixels, labels, ids = [], [], []
     with one_thread():

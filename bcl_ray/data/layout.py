@@ -96,7 +96,7 @@ def split_layout(
         ValueError: The manifest has no such split.
     """
     data = experiment.data
-    option = "train_split" if kind == "training" else data.measured_option
+    option = "train_split" if kind == "training" else data.monitored_option
     name = getattr(data, option)
     if name not in manifest.splits:
         others = [split for split in manifest.splits if split != data.train_split]

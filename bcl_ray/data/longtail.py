@@ -146,6 +146,13 @@ def shot_groups(class_counts: ArrayLike) -> dict[str, NDArray[np.int64]]:
     return {name: classes for name, classes in groups.items() if classes.size}
 
 
+def group_names(class_counts: ArrayLike) -> list[str]:
+    """The shot group of each class, (K,)."""
+    groups = shot_groups(class_counts)
+    names = {k: name for name, classes in groups.items() for k in classes.tolist()}
+    return [names[k] for k in range(len(names))]
+
+
 def log_prior(class_counts: ArrayLike) -> NDArray[np.float64]:
     """Logarithm of each class's share of the training images, (K,).
 

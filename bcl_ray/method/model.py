@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bcl_ray.experiment.choices import BACKBONES, code
+from bcl_ray.experiment.choices import BACKBONES
 from bcl_ray.experiment.options import ModelConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.batch_norm import NORMS
 from bcl_ray.method.precision import at_least_float32

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcl_ray.experiment.choices import LOSSES, code
+from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.options import LossConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.method.collectives import gather_with_grad, rank, world_size
 from bcl_ray.method.losses import (
     Keys,

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bcl_ray.experiment.choices import BACKBONES, code
+from bcl_ray.experiment.choices import BACKBONES
 from bcl_ray.experiment.options import Experiment, ModelConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.storage import files
@@ -40,9 +41,9 @@ def load_backbone(model: TwoBranch, config: ModelConfig) -> str | None:
         OSError: The file cannot be read.
     """
     if config.weights_file is None:
-        published = BACKBONES[config.backbone].published
-        assert published is not None, "the option was checked"
-        model.backbone.load_state_dict(code(published)(config))
+        download = BACKBONES[config.backbone].download_weights
+        assert download is not None, "the option was checked"
+        model.backbone.load_state_dict(code(download)(config))
         return None
     uri, network = config.weights_file, model.backbone
     found = _fitted(_state_dict(_load(uri), uri), network)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,8 @@ MARK = "bcl_ray event: "  # comes before the JSON of an event
 STEP_SECONDS = 1.0  # between two lines of steps: a job's log keeps all lines
 
 Event = dict[str, Any]
+Follow = Callable[[Event], None]
+"""Takes the events of a run, as a display does."""
 
 
 def to_line(event: Event) -> str:

@@ -27,7 +27,7 @@ class Sizes:
     mean_bytes: int
     validation: int  # 0 without such a split
     one_size: bool  # whether all images have views.image_size
-    known: str
+    source: str
 
 
 SIZES = {
@@ -68,7 +68,7 @@ def expected_manifest(experiment: Experiment) -> Manifest:
     return Manifest(
         class_names=tuple(map(str, range(sizes.classes))),
         splits={name: _split(name, count, sizes.mean_bytes) for name, count in rows.items()},
-        source=sizes.known,
+        source=sizes.source,
         profile=ProfileInfo(name="natural", imbalance_factor=None, max_per_class=None, seed=0),
         fingerprint="",
     )

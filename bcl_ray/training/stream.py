@@ -13,7 +13,6 @@ from bcl_ray.data.layout import Read
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.training.blocks import unpacked
 from bcl_ray.training.deliveries import Purpose, evaluation_tasks, training_tasks
 from bcl_ray.training.tasks import (
     EVALUATION_ROWS,
@@ -23,6 +22,7 @@ from bcl_ray.training.tasks import (
     joined,
     rebatched,
     split_block,
+    unpacked,
 )
 
 REQUESTED_BLOCKS = 2  # that a worker asks for ahead of time

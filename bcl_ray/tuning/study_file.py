@@ -25,11 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import load_recipe
+from bcl_ray.experiment.yaml_text import parse, read_text
 from bcl_ray.machine.errors import UserError
 
 KEYS = ("recipe", "overrides", "axes", "seeds", "compare", "shards")
@@ -92,15 +91,7 @@ def read_study(file: Path, overrides: Sequence[str] = ()) -> Study:
         ValueError: The file cannot be read or is wrong; the message names the file, the key, the
             value and the rule.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {str(error.strerror).lower()}; name a YAML file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not UTF-8 text: name a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_study(content, str(file), overrides)
+    return parse_study(parse(read_text(file), str(file)), str(file), overrides)
 
 
 def parse_study(content: Any, file: str, overrides: Sequence[str] = ()) -> Study:

@@ -16,7 +16,7 @@ from bcl_ray.method.evaluation import collect_sample, evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.runs import checkpoint
-from bcl_ray.runs.snapshot import Snapshots
+from bcl_ray.runs.checkpoint import Snapshots
 
 pytestmark = [
     pytest.mark.gpu,

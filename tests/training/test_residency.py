@@ -61,10 +61,13 @@ def plans_of(experiment, rows):
     )
 
 
-def epochs_of(experiment, images, **options):
-    plans = plans_of(experiment, len(images.ids))
+def epochs_of(experiment, images, *, rank=0, world_size=1, first_step=0):
+    feed = object.__new__(residency.ResidentFeed)  # without shards
+    feed._experiment, feed._images = experiment, images
+    feed._plans = plans_of(experiment, len(images.ids))
+    feed._rank, feed._world_size = rank, world_size
     sender = Sender(CPU, experiment.views, experiment.train.seed)
-    return residency.training_batches(experiment, plans, images, sender, **options)
+    return feed.training(sender, first_step)
 
 
 # Crops

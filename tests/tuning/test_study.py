@@ -117,7 +117,7 @@ def test_trials_have_the_options_of_their_cell_and_their_seed(there):
 def test_cells_are_evaluated_on_test_data_though_their_recipe_selects_on_others(there):
     ledger = check_study("tested", study("data.validation_split=validation")).write()
     experiment = ledger.experiment_of(Trial("bcl-seed-1", 1, {}, 1))
-    assert experiment.data.measured_split == "test"
+    assert experiment.data.monitored_split == "test"
 
 
 def trials(folder):

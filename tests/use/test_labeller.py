@@ -30,8 +30,8 @@ def labeller(model, **options) -> Labeller:
 
 
 def batch(views, unreadable=()) -> dict[str, np.ndarray]:
-    fault = np.array(["broken" if row in unreadable else "" for row in range(len(views))])
-    return {"id": np.arange(len(views)), "views": views, "fault": fault}
+    error = np.array(["broken" if row in unreadable else "" for row in range(len(views))])
+    return {"id": np.arange(len(views)), "views": views, "error": error}
 
 
 def test_probabilities_are_the_softmax_of_calibrated_logits_the_likeliest_first(model, views):

@@ -17,7 +17,7 @@ from typing import Any
 
 from bcl_ray.data.shards.manifest import INCOMPLETE, MANIFEST
 from bcl_ray.data.sources import read_ahead
-from bcl_ray.machine.parallel import Progress, Run
+from bcl_ray.machine.parallel import ParallelMap, Progress
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 
@@ -98,7 +98,7 @@ class ShardWork:
     """The work of an attempt: tasks that are independent of each other."""
 
     attempt: Attempt
-    run: Run
+    run: ParallelMap
     """Runs the tasks, here or elsewhere."""
     progress: Progress
 

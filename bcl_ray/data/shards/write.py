@@ -30,7 +30,7 @@ from bcl_ray.data.shards.split_writer import SourceChangedError, write_split
 from bcl_ray.data.sources import Source
 from bcl_ray.experiment.choices import OnBadImage, Profile
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.parallel import Progress, Run, no_progress, run_here
+from bcl_ray.machine.parallel import ParallelMap, Progress, map_here, no_progress
 from bcl_ray.storage import files, paths, s3
 from bcl_ray.storage.lease_request import acquire_lease
 
@@ -49,7 +49,7 @@ def write_shards(
     on_bad_image: OnBadImage = "stop",
     max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
-    run: Run = run_here,
+    run: ParallelMap = map_here,
 ) -> Manifest:
     """Write a source's splits as shards: the train split as a profile selects it, the others whole.
 

@@ -13,7 +13,8 @@ from bcl_ray.data.sources.class_names import with_unique_names
 from bcl_ray.data.sources.lists import parse_list
 from bcl_ray.data.sources.parquet import parquet
 from bcl_ray.data.sources.reading import FileParts, read_ahead
-from bcl_ray.experiment.choices import SOURCES, code
+from bcl_ray.experiment.choices import SOURCES
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 
 __all__ = [

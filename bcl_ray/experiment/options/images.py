@@ -55,13 +55,13 @@ class DataConfig(Section):
     )
 
     @property
-    def measured_option(self) -> Literal["validation_split", "eval_split"]:
-        """The option that names the split of the evaluations in training."""
+    def monitored_option(self) -> Literal["validation_split", "eval_split"]:
+        """The option that names the split evaluated during training."""
         return "eval_split" if self.validation_split is None else "validation_split"
 
     @property
-    def measured_split(self) -> str:
-        """The split of the evaluations in training."""
+    def monitored_split(self) -> str:
+        """The split evaluated during training."""
         return self.validation_split or self.eval_split
 
 

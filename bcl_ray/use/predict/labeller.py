@@ -55,7 +55,7 @@ class Labeller:
         """Label a batch of views.
 
         Args:
-            batch: `views`, uint8 (N, 1, H, W, 3), and `fault` (N,), "" for an image that has a
+            batch: `views`, uint8 (N, 1, H, W, 3), and `error` (N,), "" for an image that has a
                 view. Other columns are passed on.
 
         Returns:
@@ -65,7 +65,7 @@ class Labeller:
         """
         views = batch["views"]
         columns = {name: column for name, column in batch.items() if name != "views"}
-        readable = torch.from_numpy(batch["fault"] == "")
+        readable = torch.from_numpy(batch["error"] == "")
         # The network needs at least one image; without a readable one, the result is not used.
         network_input = views[readable.numpy()] if readable.any() else views[:1]
         for name, values in self._label(network_input).items():
