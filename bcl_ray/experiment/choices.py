@@ -165,7 +165,7 @@ _SOURCES = "bcl_ray.data.sources"
 SOURCES = Table(
     "source",
     SourceKind(
-        "digits", "the 1,797 digits of scikit-learn, 8 x 8 pixels", f"{_SOURCES}.arrays:open_digits"
+        "digits", "the 1,797 digits of scikit-learn, 8 x 8 pixels", f"{_SOURCES}.arrays:digits"
     ),
     SourceKind(
         "cifar10", "CIFAR-10; without --from it is downloaded", f"{_SOURCES}.arrays:open_cifar"
@@ -181,7 +181,7 @@ SOURCES = Table(
         takes_lists=True,
     ),
     SourceKind(
-        "list", "text files of paths and labels", f"{_SOURCES}.files:open_list", takes_lists=True
+        "list", "text files of paths and labels", f"{_SOURCES}.lists:open_list", takes_lists=True
     ),
     SourceKind(
         "parquet",

@@ -17,6 +17,11 @@ from bcl_ray.machine.errors import FailedError, UserError
 
 # Applies a function to items; yields the position of an item and its result, in any order.
 ParallelMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+Progress = Callable[[str, int, int], None]  # ("reading train", rows done, rows in total)
+
+
+def no_progress(stage: str, done: int, rows: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 def map_here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:

@@ -22,6 +22,7 @@ from pyarrow import fs
 from bcl_ray.data.decode import decode
 from bcl_ray.data.image_check import MODES, checker_settings, image_fault
 from bcl_ray.data.shards import (
+    MANIFEST,
     NumberedNames,
     ShardColumns,
     ShardInfo,
@@ -418,6 +419,21 @@ def test_a_target_in_use_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds Parquet files that `bcl-ray shard` did not write"):
         write_shards(balanced(20), str(tmp_path))
     assert files_of(tmp_path).items() <= before.items()
+
+
+def test_temporary_files_of_others_are_left_alone(tmp_path, monkeypatch):
+    """The lease's thread writes one while an attempt begins, and a kill may leave it."""
+    others = [tmp_path / ".driver.lease.123.tmp", tmp_path / "notes.tmp"]
+    for file in others:
+        file.write_bytes(b"")
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(balanced(200), str(tmp_path), progress=interrupt_at("writing train", 50))
+    own = [f".{name}.0123abcd.tmp" for name in ("a-00000.parquet", "quarantine-a.jsonl", MANIFEST)]
+    for name in own:
+        (tmp_path / name).write_bytes(b"")
+    write_shards(balanced(200), str(tmp_path))
+    assert all(file.exists() for file in others)
+    assert not any((tmp_path / name).exists() for name in own)
 
 
 class Pngs:
