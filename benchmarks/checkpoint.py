@@ -17,7 +17,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import imagenet_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.runs import checkpoint
-from bcl_ray.runs.snapshot import Snapshots
+from bcl_ray.runs.checkpoint import Snapshots
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.s3 import parts
 from benchmarks import alternate, print_table

@@ -11,8 +11,9 @@ import time
 import numpy as np
 import torch
 
+from bcl_ray.data.views.transfer import Batch
 from bcl_ray.experiment.recipes import imagenet_lt
-from bcl_ray.method.evaluation import Batch, evaluate
+from bcl_ray.method.evaluation import evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from benchmarks import alternate, print_table

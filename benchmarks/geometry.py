@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bcl_ray.data.views.transfer import Batch
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
-from bcl_ray.method.evaluation import Batch, collect_sample, geometry_metrics
+from bcl_ray.method.evaluation import collect_sample, geometry_metrics
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.method.sample import Sample
-from bcl_ray.training.probe import EVALUATED_IMAGES, Probe
+from bcl_ray.training.evaluator import EVALUATED_IMAGES, Evaluator
 from benchmarks import print_table
 from benchmarks.images import cifar_shards
 
@@ -56,9 +57,9 @@ def main() -> None:
         counts = np.array(manifest.splits["train"].class_counts)
         device = torch.device("cpu")
         learner = Learner(experiment, counts, STEPS, device)
-        probe = Probe(experiment, manifest, counts, device)
-        first = seconds(lambda: probe._training_sample)
-    model, sample = learner.model, probe._training_sample
+        evaluator = Evaluator(experiment, manifest, counts, device)
+        first = seconds(lambda: evaluator._training_sample)
+    model, sample = learner.model, evaluator._training_sample
     steps = [batch(random, 256, 3) for _ in range(MEASURED)]
     # The test split's sample passes by anyway: its embeddings cost nothing more.
     tested = collect_sample(

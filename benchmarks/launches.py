@@ -90,9 +90,9 @@ def views_launches(config: ViewsConfig, num_images: int) -> int:
             shape = (num_images, 3, size, size, 3)
             views = torch.empty(shape, dtype=torch.uint8, device="cuda:0")
             constants.cache_clear()
-            device.transformed(views, drawn.passes, arrays, config)  # sends constants once
+            device.augment(views, drawn.passes, arrays, config)  # sends constants once
             with Launches() as launches:
-                device.transformed(views, drawn.passes, arrays, config)
+                device.augment(views, drawn.passes, arrays, config)
             constants.cache_clear()
         counts.append(launches.counts.total())
     return int(statistics.median(counts))  # of an odd number of them
@@ -108,7 +108,7 @@ def step_launches(learner: Learner) -> Counter[str]:
     }
     parts: list[tuple[Any, str, str]] = [
         (learner.model, "forward", "forward"),
-        (loop, "global_loss", "loss"),
+        (loop, "loss_share", "loss"),
         (torch.Tensor, "backward", BACKWARD),
         (learner.gradients, "finish", GRADIENTS),
         (learner.optimizer, "step", "optimiser"),
@@ -116,11 +116,11 @@ def step_launches(learner: Learner) -> Counter[str]:
     ]
     views = torch.rand(3, 4, 3, size, size)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(loop, "transformed", return_value=views))
+        stack.enter_context(mock.patch.object(loop, "augment", return_value=views))
         for owner, name, part in parts:
             function = counted.counted_as(part, getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, function))
-        sent = learner.sender.training([batch], 0)
+        sent = learner.sender.send_training([batch], 0)
         loop._train_step(learner, sent, frozenset())  # the optimiser makes its buffers
         stack.enter_context(counted)
         counted.counts.clear()

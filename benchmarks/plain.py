@@ -23,7 +23,7 @@ from bcl_ray.data.longtail import log_prior, shot_groups
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest, read_row_group
 from bcl_ray.data.views import resident
-from bcl_ray.data.views.device import transformed
+from bcl_ray.data.views.device import augment
 from bcl_ray.data.views.host import one_thread
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.experiment.options import Experiment
@@ -105,11 +105,8 @@ class PlainNetwork(nn.Module):
             columns = torch.empty_like(self.fc.weight).uniform_(-1, 1)
             self.fc.weight.data.copy_(functional.normalize(columns))
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits, (N, K)."""
-        return self._logits(self.backbone(images))
-
-    def _logits(self, embeddings: Tensor) -> Tensor:
+    def classifier(self, embeddings: Tensor) -> Tensor:
+        """Logits, (N, K), of embeddings, (N, E)."""
         if self.scale is None:
             return self.fc(embeddings)  # type: ignore[no-any-return]
         unit = functional.normalize(embeddings)
@@ -122,7 +119,7 @@ class PlainNetwork(nn.Module):
         features = functional.normalize(self.head(embeddings))[images:]
         prototypes = functional.normalize(self.head_fc(self.fc.weight))
         return (
-            self._logits(embeddings[:images]),
+            self.classifier(embeddings[:images]),
             features.view(-1, images, features.shape[1]),
             prototypes,
         )
@@ -210,16 +207,16 @@ class PlainLoop:
         ids, seed = self.ids[rows], self.experiment.train.seed
         config = self.experiment.views
         if "crops" in self.ours:
-            drawn = resident.draw_crops(ids, config, num_views=VIEWS, seed=seed, epoch=epoch)
+            drawn = resident.draw_table_crops(ids, config, num_views=VIEWS, seed=seed, epoch=epoch)
             boxes = torch.from_numpy(drawn)
             cropped = resident.apply_crops(self.pixels, torch.from_numpy(rows), boxes).numpy()
         else:
             cropped = self.cropped(rows)
         if "colours" in self.ours:
             batch = {"views": cropped, "labels": self.labels[rows], "ids": ids}
-            sent = self.sender.training([batch], epoch)
+            sent = self.sender.send_training([batch], epoch)
             arrays = sent.arrived()
-            return transformed(arrays["views"], sent.passes, arrays, config)
+            return augment(arrays["views"], sent.passes, arrays, config)
         return torch.stack(
             [
                 torch.stack([self.normalise(self.colours[view](Image.fromarray(one[view])))
@@ -272,7 +269,8 @@ class PlainLoop:
         model.eval()
         pixels, labels, _ = decoded(self.experiment, self.manifest, "evaluation")
         images = self.normalise(pixels.permute(0, 3, 1, 2).float() / 255)
-        found = torch.cat([model.classify(part).argmax(1) for part in images.split(256)]).numpy()
+        logits = [model.classifier(model.backbone(part)) for part in images.split(256)]
+        found = torch.cat(logits).argmax(1).numpy()
         shares = np.array(
             [np.mean(found[labels == label] == label) for label in range(len(self.counts))]
         )
@@ -285,7 +283,7 @@ def decoded(
 ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
     """A split in the order of its layout: pixels uint8 (R, H, W, 3), labels and ids (R,)."""
     data = experiment.data
-    name = data.train_split if kind == "training" else data.measured_split
+    name = data.train_split if kind == "training" else data.monitored_split
     shards = [shard.file for shard in manifest.splits[name].shards]
     pixels, labels, ids = [], [], []
     with one_thread():

@@ -96,7 +96,6 @@ def write_large_manifest(folder: str) -> None:
         shards=columns,
     )
     manifest = Manifest(
-        format_version=2,
         class_names=tuple(map(str, range(CLASSES))),
         splits={"train": split},
         source="benchmark",

@@ -31,9 +31,10 @@ from bcl_ray.experiment.recipes import imagenet_lt
 from bcl_ray.method.learner import Learner
 from bcl_ray.runs import checkpoint, run_folder
 from bcl_ray.storage import files
+from bcl_ray.use.models import open_model
 from bcl_ray.use.predict import job, labelling
 from bcl_ray.use.predict.labelling import Labelling
-from bcl_ray.use.predict.listing import Lists, Supply
+from bcl_ray.use.predict.listing import Listing, Lists
 from bcl_ray.use.predict.pool import ActorPool
 from bcl_ray.use.predict.request import PredictionOptions
 from benchmarks import print_table
@@ -71,7 +72,7 @@ def label_batches(model: tuple[str, str], batches: int, start: Any, ends: Any) -
     torch.set_num_threads(1)
     labeller = Labeller(*model, top=5, embeddings=False)
     views = np.random.default_rng(0).integers(0, 256, (BATCH, 1, 224, 224, 3), np.uint8)
-    batch = {"views": views, "fault": np.full(BATCH, "")}
+    batch = {"views": views, "error": np.full(BATCH, "")}
     labeller(batch)
     start.wait()
     for _ in range(batches):
@@ -107,7 +108,7 @@ def predicted(model: str, images: Path, target: Path) -> float:
             progress.append((time.perf_counter(), event["done"]))
 
     options = PredictionOptions(batch_size=BATCH, part_size=4 * BATCH)
-    job.predict(model, str(images), str(target), options, cpus=PROCESSES, follow=follow)
+    job.predict(open_model(model), str(images), str(target), options, cpus=PROCESSES, follow=follow)
     # The first quarter is left out: perhaps not all actors have started.
     begun = next(entry for entry in progress if entry[1] >= progress[-1][1] / 4)
     return (progress[-1][1] - begun[1]) / (progress[-1][0] - begun[0])
@@ -121,14 +122,14 @@ class InstantActor:
 
     def label(self, batch: Columns) -> Columns:
         """Return what a labeller returns, without having looked."""
-        size = len(batch["fault"])
+        size = len(batch["error"])
         return {**batch, "classes": np.zeros((size, 5), int), "probabilities": np.zeros((size, 5))}
 
 
 def instant_read(start: int, stop: int) -> Columns:
     """Keys of images without views."""
     paths = np.array([f"class/{number:012d}.jpg" for number in range(start, stop)])
-    return {"path": paths, "fault": np.full(stop - start, "")}
+    return {"path": paths, "error": np.full(stop - start, "")}
 
 
 def driver_memory(images: int, folder: Path) -> tuple[float, float, float]:
@@ -145,12 +146,12 @@ def driver_memory(images: int, folder: Path) -> tuple[float, float, float]:
     with (
         mock.patch.object(files, "walk", paths),
         mock.patch.object(labelling, "LabellerActor", InstantActor),
-        contextlib.closing(Supply(counts)) as supply,
+        contextlib.closing(Listing(counts)) as listing,
         Labelling(
-            supply, first=0, batch_size=128, read=instant_read, model=("", "", 5, False), pool=pool
+            listing, first=0, batch_size=128, read=instant_read, model=("", "", 5, False), pool=pool
         ) as running,
     ):
-        labelled = sum(len(block["fault"]) for block in running.blocks())
+        labelled = sum(len(block["error"]) for block in running.blocks())
     assert labelled == images
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -28,7 +28,7 @@ from bcl_ray.experiment.recipes import cifar10_lt, imagenet_lt
 from bcl_ray.training import stream
 from bcl_ray.training.deliveries import Assignment, training_tasks
 from bcl_ray.training.stream import SupplierClient
-from bcl_ray.training.supply import own_supplier
+from bcl_ray.training.supplier_placement import own_supplier
 from bcl_ray.training.tasks import Batch, joined, source_of
 from benchmarks import print_table
 from benchmarks.images import cifar_shards, jpeg_shards

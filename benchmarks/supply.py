@@ -28,7 +28,7 @@ from bcl_ray.experiment.recipes import imagenet_lt
 from bcl_ray.ray_runtime.internals import _AutoscalingCoordinatorActor
 from bcl_ray.training.deliveries import Assignment
 from bcl_ray.training.stream import SupplierClient, training_batches
-from bcl_ray.training.supply import grouped_nodes, own_supplier
+from bcl_ray.training.supplier_placement import grouped_nodes, own_supplier
 from benchmarks import print_table
 from benchmarks.images import jpeg_shards
 from benchmarks.stream import POOL, bare

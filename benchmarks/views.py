@@ -28,7 +28,7 @@ from torchvision import transforms
 from bcl_ray.data.decode import Pixels, decode
 from bcl_ray.data.views import host, train_views
 from bcl_ray.data.views.crops import random_boxes
-from bcl_ray.data.views.device import device_views
+from bcl_ray.data.views.device import augment, draw_augmentations
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 from benchmarks import alternate, print_table
 from benchmarks.images import encoded, pictures
@@ -166,7 +166,7 @@ def filters(photos: Sequence[Pixels]) -> None:
     config = ViewConfig(crop="resized")
     draws = np.random.default_rng(0).random((len(photos), 23))
     sides = np.array([pixels.shape[:2] for pixels in photos])
-    boxes, crops = random_boxes(sides[:, 0], sides[:, 1], config, draws), []
+    boxes, crops = random_boxes(sides, 224, config, draws), []
     for pixels, box in zip(photos, boxes, strict=True):
         top, left, height, width = box
         crops.append(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
@@ -215,11 +215,16 @@ def halves(name: str, config: ViewsConfig, images: Sequence[bytes]) -> tuple[flo
     def our_host() -> Pixels:
         return train_views(images, ids, config, num_contrastive=2, seed=0, epoch=0)
 
+    def our_colour(cropped: torch.Tensor) -> torch.Tensor:
+        drawn = draw_augmentations(ids, config, num_views=3, seed=0, epoch=0)
+        arrays = {name: torch.from_numpy(array) for name, array in drawn.arrays.items()}
+        return augment(cropped, drawn.passes, arrays, config)
+
     def our_device() -> torch.Tensor:
-        return device_views(views, ids, config, seed=0, epoch=0)
+        return our_colour(views)
 
     def our_both() -> torch.Tensor:
-        return device_views(torch.from_numpy(our_host()), ids, config, seed=0, epoch=0)
+        return our_colour(torch.from_numpy(our_host()))
 
     parts: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         ("host half : whole pipeline", our_host, per_image),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bcl_ray.data.decode import FORMATS, decode, is_for_opencv
-from bcl_ray.data.image_check import checker_settings, image_fault, image_size
+from bcl_ray.data.image_check import checked_size, checker_settings, image_fault
 from bcl_ray.data.sources import parse_list
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_yaml, with_overrides
@@ -82,7 +82,7 @@ def test_images_are_decoded_to_the_size_of_their_header_or_refused(content):
         if fault is not None:
             assert one_line(fault)
             return
-        width, height = image_size(content, 10_000)
+        width, height = checked_size(content, 10_000)
         pixels = decode(content)
         assert pixels.shape == (height, width, 3)
         if not is_for_opencv(content):

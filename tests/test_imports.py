@@ -41,7 +41,6 @@ HEAVY = {  # of those, the modules that need PyTorch, or Ray
     "data.views.transfer",
     "ops.local.node",
     "runs.checkpoint",
-    "runs.snapshot",
 }
 
 

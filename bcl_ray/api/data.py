@@ -15,7 +15,7 @@ from bcl_ray.experiment.choices import OnBadImage, Orientation, Profile, load_pl
 from bcl_ray.machine import container
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.messages import notify
-from bcl_ray.machine.parallel import Run, run_in_processes
+from bcl_ray.machine.parallel import ParallelMap, run_in_processes
 from bcl_ray.storage import paths
 
 if TYPE_CHECKING:
@@ -107,18 +107,18 @@ def shard(
 
 
 @contextmanager
-def _workers(source: Source, target: str, cpus: int | None) -> Iterator[Run]:
+def _workers(source: Source, target: str, cpus: int | None) -> Iterator[ParallelMap]:
     """Processes of this machine, or of the cluster if there is one."""
     ray = sys.modules.get("ray")
     address = os.environ.get("RAY_ADDRESS", "")
     is_dashboard = address.startswith(("http://", "https://"))  # it takes jobs, not drivers
     if (address and not is_dashboard) or (ray is not None and ray.is_initialized()):
+        from bcl_ray.ray_runtime.cluster_map import map_on_cluster
         from bcl_ray.ray_runtime.connection import connected
-        from bcl_ray.ray_runtime.everywhere import run_everywhere
 
         with connected() as resources:
             _check_locations(source, paths.absolute(target), resources)
-            yield functools.partial(run_everywhere, cpus=cpus)
+            yield functools.partial(map_on_cluster, cpus=cpus)
         return
     if is_dashboard:
         notify("sharding on this machine; `bcl-ray submit shard ...` does it on the cluster")

@@ -45,7 +45,7 @@ def plan(experiment: Experiment) -> "tuple[Budget, float | None]":
     experiment = resolved(experiment)
     manifest = read_manifest(experiment.data.path)
     budget_and_store = preflight(experiment, manifest)
-    if experiment.data.residency == "device":
+    if experiment.is_resident:
         from bcl_ray.training.resident_images import check_residency
 
         check_residency(experiment, manifest)

@@ -2,24 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from bcl_ray.api.experiments import recipe
+from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
 from bcl_ray.experiment.metric_names import SPEED
 from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
+from bcl_ray.experiment.recipes import RECIPES
 from bcl_ray.machine.errors import UserError
-from bcl_ray.runs.budget import Budget, budget, check_store
+from bcl_ray.runs import run_folder
+from bcl_ray.runs.budget import RESIDENT_SHARE, Budget, budget, check_store, resident_bytes
 from bcl_ray.runs.forecast import Planned, forecast
 from bcl_ray.runs.limits import Machines
+from bcl_ray.runs.published import SIZES, expected_manifest
 from bcl_ray.runs.rates import CPU, GPUS, RATES, Rate, recorded_rates
-
-if TYPE_CHECKING:
-    from bcl_ray.data.shards import Manifest
+from bcl_ray.storage import files, paths
 
 GPUS_PER_NODE = 8  # assumptions, for --gpus without a description
 CPUS_PER_GPU = 12
-RESIDENT_SHARE = 0.25  # of a GPU's memory, the most that images take with data.residency=auto
 
 
 def forecast_cluster(
@@ -49,11 +50,9 @@ def forecast_cluster(
     Raises:
         UserError: The run cannot work there; the message names what to change.
     """
-    from bcl_ray.api.experiments import recipe
-
     rates = dict(RATES)
     if is_run(name, runs):
-        experiment, history = _history(name, runs)
+        experiment, history, _ = _history(name, runs)
         # Its data CPUs and its object store were others; the speed of its workers stays.
         rates["training"] = recorded_rates(history, name)["training"]
     else:
@@ -79,10 +78,6 @@ def forecast_cluster(
 
 def is_run(name: str, runs: str = "runs") -> bool:
     """Whether a name is that of a run, and not of a recipe or a YAML file."""
-    from bcl_ray.experiment.recipes import RECIPES
-    from bcl_ray.runs import run_folder
-    from bcl_ray.storage import paths
-
     if name in RECIPES or name.endswith((".yaml", ".yml")):
         return False
     return run_folder.holds_run(paths.absolute(run_folder.run_uri(name, runs)))
@@ -94,18 +89,17 @@ def forecast_run(run: str, runs: str = "runs") -> Planned:
     Raises:
         UserError: There is no such run, or it has not finished an epoch.
     """
-    experiment, history = _history(run, runs)
+    experiment, history, epochs_done = _history(run, runs)
     data = _data(experiment)
     needs = budget(experiment, data[0], None)
     rates = {**RATES, **recorded_rates(history, run)}
-    done = int(history[-1]["epoch"]) + 1
-    return _planned(experiment, needs, data, rates, epochs_done=done)
+    return _planned(experiment, needs, data, rates, epochs_done=epochs_done)
 
 
 def _planned(
     experiment: Experiment,
     needs: Budget,
-    data: tuple["Manifest", str],
+    data: tuple[Manifest, str],
     rates: Mapping[str, Rate],
     *,
     machines: Machines | None = None,
@@ -113,11 +107,11 @@ def _planned(
 ) -> Planned:
     from bcl_ray.method.cost import count_work
 
-    manifest, known = data
+    manifest, data_source = data
     split = manifest.splits[experiment.data.train_split]
     work = count_work(experiment, len(manifest.class_names), needs.bytes_per_epoch / split.rows)
     found = forecast(experiment, needs, work, rates, machines, epochs_done=epochs_done)
-    return Planned(experiment, needs, found, rates, machines, known)
+    return Planned(experiment, needs, found, rates, machines, data_source)
 
 
 def _described(
@@ -141,23 +135,16 @@ def _gpus(gpu: str, workers: int, cpus: float | None, price: float | None) -> Ma
     return Machines(gpu, workers, nodes, 0, cpus or CPUS_PER_GPU * workers, price=price)
 
 
-def _data(experiment: Experiment) -> tuple["Manifest", str]:
+def _data(experiment: Experiment) -> tuple[Manifest, str]:
     """The manifest of the shards, or the one that they would have; and how it is known."""
-    from bcl_ray.data.shards import MANIFEST, read_manifest
-    from bcl_ray.runs.published import expected_manifest
-    from bcl_ray.storage import files
-
     if files.exists(files.join(experiment.data.path, MANIFEST)):
         return read_manifest(experiment.data.path), f"shards in {experiment.data.path}"
     manifest = expected_manifest(experiment)
     return manifest, f"no shards in {experiment.data.path}: {manifest.source}"
 
 
-def _with_residency(experiment: Experiment, manifest: "Manifest", machines: Machines) -> Experiment:
+def _with_residency(experiment: Experiment, manifest: Manifest, machines: Machines) -> Experiment:
     """The experiment with data.residency as the run would resolve it on these machines."""
-    from bcl_ray.runs.budget import resident_bytes
-    from bcl_ray.runs.published import SIZES
-
     if experiment.data.residency != "auto" or machines.device == CPU:
         return experiment
     memory = RESIDENT_SHARE * GPUS[machines.device].memory_gib * 2**30
@@ -167,16 +154,18 @@ def _with_residency(experiment: Experiment, manifest: "Manifest", machines: Mach
     return with_overrides(experiment, [f"data.residency={'device' if kept else 'stream'}"])
 
 
-def _history(run: str, runs: str) -> tuple[Experiment, list[dict[str, float]]]:
-    """A run's experiment, and its records of epochs."""
-    from bcl_ray.runs import run_folder
-    from bcl_ray.storage import paths
+def _history(run: str, runs: str) -> tuple[Experiment, list[dict[str, float]], int]:
+    """A run's experiment, its records of epochs with a speed, and the number of all its epochs.
+
+    An epoch has no speed if only its evaluation was left when the run was resumed; earlier versions
+    recorded a speed of 0.
+    """
     from bcl_ray.tracking.tracker import journal_metrics
     from bcl_ray.use.models import last_state
 
     found, experiment = run_folder.open_run(paths.absolute(run_folder.run_uri(run, runs)))
     records = journal_metrics(run_folder.local_folder(found)) or last_state(found).history
-    trained = [record for record in records if SPEED in record]
+    trained = [record for record in records if record.get(SPEED)]
     if not trained:
         raise UserError(f"run '{run}' has not finished an epoch yet: it has no rates to plan with")
-    return experiment, trained
+    return experiment, trained, int(records[-1]["epoch"]) + 1

@@ -57,21 +57,19 @@ def predict(
         KeyboardInterrupt: Ctrl-C was pressed; `resume` continues.
     """
     quiet()
-    from bcl_ray.use.models import find_checkpoint
+    from bcl_ray.use.models import open_model
 
-    find_checkpoint(model, runs, last=last)  # fails before Ray is imported, which takes seconds
+    opened = open_model(model, runs, last=last)  # fails before Ray is imported, which takes seconds
     from bcl_ray.use.predict.job import predict as label
     from bcl_ray.use.predict.request import PredictionOptions
 
     try:
         with silence_ray_core(), receiver(RunDisplay(console())) as follow:
             return label(
-                model,
+                opened,
                 images,
                 output,
                 PredictionOptions(top, embeddings, csv, batch_size, part_size),
-                root=runs,
-                last=last,
                 split=split,
                 resume=resume,
                 gpus=gpus,

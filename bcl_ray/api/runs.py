@@ -7,7 +7,7 @@ from pathlib import Path
 from bcl_ray.api.experiments import plan
 from bcl_ray.display.run import RunDisplay
 from bcl_ray.display.terminal import console, quiet
-from bcl_ray.experiment.options import Experiment, TrackingConfig
+from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
@@ -82,9 +82,7 @@ def train(
 
 def _resumed(resume: str, changes: Sequence[str]) -> tuple[str, Experiment]:
     """The absolute path or URI of a run's folder, and its experiment with changes."""
-    roots = [change.partition("=")[2] for change in changes if change.startswith("tracking.runs=")]
-    root = roots[-1] if roots else TrackingConfig().runs
-    uri = paths.absolute(run_folder.run_uri(resume, root))
+    uri = paths.absolute(run_folder.resumed_uri(resume, changes))
     _, experiment = run_folder.open_run(uri)
     return uri, with_overrides(experiment, [*changes, f"tracking.runs={paths.parent(uri)}"])
 
@@ -114,11 +112,11 @@ def evaluate(
         ValueError: There is no such model, or the data has classes that it has not learned.
     """
     quiet()
-    from bcl_ray.use.models import find_checkpoint
+    from bcl_ray.use.models import open_model
 
-    for name in models:  # fails before Ray is imported, which takes seconds
-        find_checkpoint(name, runs, last=not best)
+    # It fails before Ray is imported, which takes seconds.
+    opened = [open_model(name, runs, last=not best) for name in models]
     from bcl_ray.use.evaluate import evaluate_models
 
-    results = evaluate_models(models, runs, best=best, data=data, split=split, out=out)
+    results = evaluate_models(opened, models, data=data, split=split, out=out)
     return {model.name: (model.experiment, metrics) for model, metrics in results}

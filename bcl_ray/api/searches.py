@@ -6,7 +6,7 @@ from typing import Any
 
 from bcl_ray.display.search import SearchDisplay
 from bcl_ray.display.terminal import console, quiet
-from bcl_ray.experiment.options import Experiment, TrackingConfig
+from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import run_folder
@@ -59,8 +59,14 @@ def search(
         bcl_ray.tuning.driver.UnfinishedError: No trial was completed.
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped the search; `resume` continues.
     """
-    identity = {"name": name, "resume": resume, "restartable": restartable, "overrides": overrides}
-    request = resolve_search(experiment, options | identity)
+    request = resolve_search(
+        experiment,
+        name=name,
+        resume=resume,
+        restartable=restartable,
+        overrides=overrides,
+        **options,
+    )
     checked = check_search(
         request.name,
         request.experiment,
@@ -87,19 +93,22 @@ class SearchRequest:
     resume: bool
 
 
-def resolve_search(experiment: Experiment | None, arguments: Mapping[str, Any]) -> SearchRequest:
+def resolve_search(
+    experiment: Experiment | None,
+    *,
+    name: str | None = None,
+    resume: str | None = None,
+    restartable: bool = False,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> SearchRequest:
     """Complete the options of a search with defaults, or with those of the search that it resumes.
 
-    Args:
-        experiment: The experiment that trials change; None to resume a search.
-        arguments: Other arguments of `search`, by name; None for one that was not given.
+    The arguments are those of `search`; an option that is None was not given.
 
     Raises:
         ValueError: An option is unknown or missing, or options exclude each other.
     """
-    options = dict(arguments)
-    name, resume = options.pop("name", None), options.pop("resume", None)
-    restartable, overrides = options.pop("restartable", False), options.pop("overrides", ())
     fields = [*Settings.__dataclass_fields__, *Extent.__dataclass_fields__]
     if unknown := sorted(options.keys() - set(fields)):
         raise UserError(f"a search has no option '{unknown[0]}': there are {', '.join(fields)}")
@@ -134,8 +143,7 @@ def _resumed(
     overrides: Sequence[str],
     options: Mapping[str, Any],
 ) -> SearchRequest:
-    roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
-    uri = paths.absolute(run_folder.run_uri(resume, roots[-1] if roots else TrackingConfig().runs))
+    uri = paths.absolute(run_folder.resumed_uri(resume, overrides))
     ledger = open_search(uri)
     return SearchRequest(
         ledger.name,

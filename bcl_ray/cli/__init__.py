@@ -1,5 +1,6 @@
 """The command line `bcl-ray`. Ray, torch and other slow imports happen inside the commands."""
 
+import json
 import os
 import sys
 
@@ -63,11 +64,11 @@ def main(*command: str) -> None:
 
 
 def _run(*command: str) -> None:
-    from bcl_ray.machine.versions import CLIENT, check_client
+    from bcl_ray.machine.versions import CLIENT, check_same_versions, client_versions
 
     try:
         if client := os.environ.get(CLIENT):  # only in a job
-            check_client(client)
+            check_same_versions(json.loads(client), client_versions())
         app([*command, *sys.argv[1:]], prog_name="bcl-ray")
     except KeyboardInterrupt:
         sys.exit(130)

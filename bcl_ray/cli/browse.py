@@ -45,7 +45,7 @@ def compare(
     screen = console()
     screen.print(comparison_table(rows))
     if any(len(row.names) == 1 for row in rows):
-        screen.print("of one seed: differences under 0.5 points mean nothing", highlight=False)
+        screen.print("of one seed: small differences may be chance", highlight=False)
     _draw(rows, figure)
     screen.print(f"figure: {figure}", highlight=False)
 
@@ -56,8 +56,8 @@ def _as_dict(row: "Row") -> dict[str, object]:
 
 
 def _draw(rows: "list[Row]", file: Path) -> None:
-    from bcl_ray.report.figures import png
     from bcl_ray.report.figures.comparison import Configuration, comparison
+    from bcl_ray.report.figures.style import png
 
     lines = [
         Configuration(

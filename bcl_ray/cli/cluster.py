@@ -1,11 +1,12 @@
 """Commands on clusters: one on this machine, and files for real ones."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 import typer.exceptions
 
+from bcl_ray.cli.options import parse
 from bcl_ray.display.terminal import console
 from bcl_ray.machine.errors import UserError
 
@@ -58,11 +59,8 @@ def _check_command(kind: str, words: list[str]) -> None:
     Raises:
         ValueError: The command does not parse; names the field, and the mistake.
     """
-    from bcl_ray.cli import app as commands
-
-    group: Any = typer.main.get_command(commands)
     try:
-        group.commands[kind].make_context(kind, list(words))
+        parse(kind, words)
     except typer.exceptions.TyperException as error:
         raise UserError(f"jobs.{kind}: bcl-ray {kind}: {error.format_message()}") from None
 

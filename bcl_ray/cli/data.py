@@ -10,6 +10,7 @@ from bcl_ray.cli.options import one_of
 from bcl_ray.display.terminal import console, print_line, progress_bars
 from bcl_ray.experiment.choices import SOURCES, OnBadImage, Orientation, Profile
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.versions import command
 
 MIB = 2**20
 
@@ -118,18 +119,16 @@ def _show_next(source: str, target: str, splits: Collection[str]) -> None:
 
     from bcl_ray.experiment.recipes import RECIPES
 
+    screen = console()
     held = next((name for name in ("test", "val", "validation") if name in splits), None)
+    if held is None:
+        print_line(screen, "next: shard again with images for evaluation: --split test=...")
+        return
     recipe = f"{source}_lt" if f"{source}_lt" in RECIPES else "finetune"
     options = [f"data.path={target}", *([f"data.eval_split={held}"] if held != "test" else [])]
     chosen = " ".join(map(shlex.quote, (recipe, *options)))
-    lines = [
-        f"bcl-ray plan {chosen}",
-        f"bcl-ray train {chosen} tracking.run=first",
-    ]
-    if held is None:
-        lines = ["shard again with images for evaluation: --split test=..."]
-    for number, line in enumerate(lines):
-        print_line(console(), ("next: " if number == 0 else "      ") + line)
+    print_line(screen, f"next: bcl-ray plan {chosen}")
+    print_line(screen, f"      {command()} train {chosen} tracking.run=first")
 
 
 def _parse_splits(texts: list[str]) -> dict[str, list[str]]:

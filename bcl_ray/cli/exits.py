@@ -15,13 +15,13 @@ from bcl_ray.machine.messages import notify
 
 
 @contextlib.contextmanager
-def exit_status() -> Iterator[None]:
-    """Exit with 1 if the work fails, and with 128 and the signal's number if it is stopped."""
+def report_stop() -> Iterator[None]:
+    """Report the reason of a stop, and exit with 128 and the signal's number.
+
+    Typer turns Ctrl-C into a silent 130 before `main` sees it.
+    """
     try:
         yield
-    except FailedError as error:
-        notify(str(error))
-        raise typer.Exit(1) from None
     except KeyboardInterrupt as stop:
         notify(str(stop) or "stopped")
         raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None

@@ -107,7 +107,8 @@ def jobs_stop(name: Name, address: Address = None, ca_file: CaFile = None) -> No
     if job.status.is_terminal():
         raise UserError(f"job {name} has ended before: {status_of(job)}")
     variables = (job.runtime_env or {}).get("env_vars", {})
-    # A job that `submit` did not send has neither: the head's hold, which are unknown here.
+    # Jobs not sent by `submit` lack both variables; the head node's defaults apply, which this
+    # process does not know.
     signal, seconds = (variables.get(f"RAY_JOB_STOP_{n}") for n in ("SIGNAL", "WAIT_TIME_S"))
     lines_before = len(cluster.get_job_logs(name).split("\n")) - 1
     begin = time.monotonic()

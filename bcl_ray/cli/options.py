@@ -1,11 +1,11 @@
 """Options and arguments that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from bcl_ray.experiment.choices import Table
+from bcl_ray.experiment.table import Table
 
 Overrides = Annotated[
     list[str] | None,
@@ -36,6 +36,24 @@ CaFile = Annotated[
         help="Certificates to trust for https; by default REQUESTS_CA_BUNDLE or SSL_CERT_FILE."
     ),
 ]
+
+
+def parse(kind: str, words: Sequence[str]) -> dict[str, Any]:
+    """The options and arguments of a command, by name.
+
+    Raises:
+        typer.exceptions.TyperException: The command does not parse.
+    """
+    from bcl_ray.cli import app
+
+    group: Any = typer.main.get_command(app)
+    options: dict[str, Any] = group.commands[kind].make_context(kind, list(words)).params
+    return options
+
+
+def with_recipe_as_override(recipe: str | None, overrides: list[str] | None) -> list[str]:
+    """The overrides of a command with --resume, whose first argument is one too."""
+    return [*([recipe] if recipe else []), *(overrides or [])]
 
 
 def one_of(table: Table[Any]) -> Callable[[typer.Context, str | None], str | None]:

@@ -33,7 +33,11 @@ def plan(
         typer.Option(help="Forecast the run on this cluster, such as cluster/cluster.yaml."),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Or on so many GPUs, one for each worker.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Forecast the run on this many GPUs, one for each worker, instead of --cluster.",
+        ),
     ] = None,
     gpu: Annotated[
         str | None, typer.Option(help="Kind of GPU, such as h100; by default the description's.")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import bcl_ray
-from bcl_ray.cli.exits import exit_status
-from bcl_ray.cli.options import Overrides, one_of
+from bcl_ray.cli.exits import report_stop
+from bcl_ray.cli.options import Overrides, one_of, with_recipe_as_override
 from bcl_ray.machine.errors import UserError
 from bcl_ray.tuning.choices import SCHEDULERS, SEARCHERS
 
@@ -93,21 +93,23 @@ def search(
 ) -> None:
     """Try many values of some options, and find the best ones on validation data."""
     experiment, options = api_arguments(locals())  # at this point, all options and nothing else
-    with exit_status():
+    with report_stop():
         bcl_ray.search(experiment, **options)
 
 
 def api_arguments(options: dict[str, Any]) -> "tuple[Experiment | None, dict[str, Any]]":
     """The command's options as `bcl_ray.search` takes them."""
+    from bcl_ray.experiment.yaml_text import read_text
+
     options = dict(options)
     recipe, overrides = options.pop("recipe"), list(options["overrides"] or [])
     if options["resume"] is not None and recipe is not None and "=" in recipe:
-        recipe, overrides = None, [recipe, *overrides]  # the first argument is an override too
+        recipe, overrides = None, with_recipe_as_override(recipe, overrides)
     space, confirm = options["space"], options["confirm"]
     options |= {
         "overrides": overrides,
         "workers": options.pop("workers_per_trial"),
-        "space": None if space is None else _read(space),
+        "space": None if space is None else read_text(space, option="--space"),
         "confirm": None if confirm is None else parse_confirm(confirm),
     }
     return None if recipe is None else bcl_ray.recipe(recipe), options
@@ -124,12 +126,3 @@ def parse_confirm(text: str) -> tuple[int, int]:
         raise UserError(f"--confirm {text} must be K,N: two positive integers, as in 3,3")
     k, n = map(int, parts)
     return k, n
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"--space {file}: {str(error.strerror).lower()}; name a YAML file"
-        ) from None

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import bcl_ray
-from bcl_ray.cli.exits import exit_status
+from bcl_ray.cli.exits import report_stop
 from bcl_ray.cli.options import Overrides
 
 app = typer.Typer()
@@ -36,5 +36,5 @@ def study(
 
     The same command continues a study: runs that have ended are not trained again.
     """
-    with exit_status():
+    with report_stop():
         bcl_ray.study(file, *(overrides or []), name=name, max_concurrent=max_concurrent)

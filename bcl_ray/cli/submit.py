@@ -7,7 +7,7 @@ import typer
 
 import bcl_ray
 from bcl_ray.cli.job_log import follow_commands, follow_to_exit
-from bcl_ray.cli.options import Address, CaFile
+from bcl_ray.cli.options import Address, CaFile, parse, with_recipe_as_override
 from bcl_ray.display.terminal import console, print_line, quiet
 from bcl_ray.machine.errors import UserError
 
@@ -62,11 +62,7 @@ def submit(
 
 def _request(kind: Kind, words: Words, address: str) -> "JobRequest":
     """The request of a command, which is parsed here as the job will parse it."""
-    from bcl_ray.cli import app as commands
-
-    group: Any = typer.main.get_command(commands)
-    options = group.commands[kind].make_context(kind, list(words)).params
-    return REQUESTS[kind](options, words, address)
+    return REQUESTS[kind](parse(kind, words), words, address)
 
 
 def _shard(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
@@ -90,15 +86,11 @@ def _train(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
 
 
 def _resume(options: dict[str, Any], words: Words) -> "JobRequest":
-    from bcl_ray.experiment.options import TrackingConfig
     from bcl_ray.ops.jobs.request import resume_request
     from bcl_ray.runs import run_folder
 
-    # With --resume, the first argument is an override too.
-    overrides = [options["recipe"] or "", *(options["overrides"] or [])]
-    roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
-    uri = run_folder.run_uri(options["resume"], roots[-1] if roots else TrackingConfig().runs)
-    return resume_request(uri, words)
+    overrides = with_recipe_as_override(options["recipe"], options["overrides"])
+    return resume_request(run_folder.resumed_uri(options["resume"], overrides), words)
 
 
 def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
@@ -134,10 +126,9 @@ def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest"
     from bcl_ray.ops.jobs.request import trials_request
 
     # Not restartable here: only the job may be able to read the folder of an earlier search.
-    search = resolve_search(*api_arguments(options | {"restartable": False}))
-    recipe = options["recipe"]
-    if recipe and "=" in recipe:  # with --resume, the first argument is an override too
-        recipe = None
+    experiment, arguments = api_arguments(options | {"restartable": False})
+    search = resolve_search(experiment, **arguments)
+    recipe = None if experiment is None else options["recipe"]
     if not (options["name"] or options["resume"]):  # else the job would make up another name
         words = (*words, "--name", search.name)
     return trials_request(

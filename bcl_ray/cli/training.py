@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 import bcl_ray
-from bcl_ray.cli.exits import exit_status
-from bcl_ray.cli.options import Overrides, Run, Runs
+from bcl_ray.cli.exits import report_stop
+from bcl_ray.cli.options import Overrides, Run, Runs, with_recipe_as_override
 from bcl_ray.display.terminal import console, quiet
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import command
@@ -48,13 +48,13 @@ def train(
 ) -> None:
     """Train, evaluate and track a run."""
     experiment, changes = None, overrides or []
-    if resume is not None:  # the first argument is an override too
-        changes = [*([recipe] if recipe else []), *changes]
+    if resume is not None:
+        changes = with_recipe_as_override(recipe, overrides)
     elif recipe is not None:
         experiment = bcl_ray.recipe(recipe)
     else:
         raise UserError("train needs a recipe's name or a YAML file, or --resume RUN")
-    with exit_status():
+    with report_stop():
         trained = bcl_ray.train(
             experiment, resume=resume, overrides=changes, restartable=restartable
         )

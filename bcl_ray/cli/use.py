@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import bcl_ray
-from bcl_ray.cli.exits import exit_status
+from bcl_ray.cli.exits import report_stop
 from bcl_ray.cli.options import Last, Runs
 from bcl_ray.display.terminal import console, print_line, quiet
 from bcl_ray.use.formats import FORMATS, format_of
@@ -63,7 +63,7 @@ def predict(
     ] = False,
 ) -> None:
     """Label images with their most probable classes and calibrated probabilities."""
-    with exit_status():
+    with report_stop():
         summary = bcl_ray.predict(
             model,
             images,

@@ -43,23 +43,24 @@ def planned_batches(
         The number of an epoch, and its batches.
     """
     first_epoch, skipped_steps = divmod(first_step, plans(0).steps)
-    # Of the rows that workers hold, half are in use: see `EpochPlan.open_rows`.
+    # `open_rows` counts the rows in use and as many again that are read ahead; the second half is
+    # what the thread may hold.
     rows_ahead = max(1, plans(0).open_rows // 2 // world_size)
 
-    def remaining() -> Iterator[tuple[int, EpochPlan, int]]:
+    def remaining() -> Iterator[tuple[int, EpochPlan, dict[str, Any]]]:
+        """Epochs with their plans, and the options with which reads and batches agree."""
         for epoch in range(first_epoch, experiment.train.epochs):
-            yield epoch, plans(epoch), skipped_steps if epoch == first_epoch else 0
+            first = {"first_step": skipped_steps, "ramp": True} if epoch == first_epoch else {}
+            yield epoch, plans(epoch), {"rank": rank, "world_size": world_size, **first}
 
     def reads() -> Iterator[tuple[int, Read]]:
-        for epoch, plan, begin in remaining():
-            ramp = epoch == first_epoch
-            yield from ((epoch, read) for read in plan.reads(rank, world_size, begin, ramp=ramp))
+        for epoch, plan, options in remaining():
+            yield from ((epoch, read) for read in plan.reads(**options))
 
     def batches() -> Iterator[tuple[int, Any]]:
-        with contextlib.closing(prefetch(blocks_of(reads()), rows_ahead, num_rows)) as blocks:
-            for epoch, plan, begin in remaining():
-                ramp = epoch == first_epoch
-                for pieces in plan.batches(blocks, rank, world_size, begin, ramp=ramp):
+        with contextlib.closing(prefetch(blocks_of(reads()), rows_ahead, _num_rows)) as blocks:
+            for epoch, plan, options in remaining():
+                for pieces in plan.batches(blocks, **options):
                     yield epoch, deliver(pieces, epoch)
 
     prefetched = prefetch(batches(), experiment.scale.prefetch_batches)
@@ -67,17 +68,12 @@ def planned_batches(
         yield epoch, (batch for _, batch in pairs)
 
 
-def num_rows(block: Block) -> int:
-    """Rows of a block."""
+def _num_rows(block: Block) -> int:
     return len(next(iter(block.values())))
 
 
-def _one(_: Any) -> int:
-    return 1
-
-
 def prefetch(
-    items: Iterable[Item], depth: int, size: Callable[[Item], int] = _one
+    items: Iterable[Item], depth: int, size: Callable[[Item], int] = lambda _: 1
 ) -> Generator[Item, None, None]:
     """The same items, which a thread makes before they are needed.
 

@@ -56,14 +56,14 @@ def image_fault(content: bytes, max_pixels: int) -> str | None:
     training, because a truncated file may have a valid header.
     """
     try:
-        image_size(content, max_pixels)
+        checked_size(content, max_pixels)
         decode(content)
     except ValueError as error:
         return str(error)
     return None
 
 
-def image_size(content: bytes, max_pixels: int) -> tuple[int, int]:
+def checked_size(content: bytes, max_pixels: int) -> tuple[int, int]:
     """Width and height by an image's header; to be called within `checker_settings`.
 
     Raises:

@@ -10,21 +10,26 @@ Axes: B images of a global batch, R rows of a full row group.
 import heapq
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from bcl_ray.data.layout import Read
 from bcl_ray.data.sequence import RowSequence
 
-Shared = tuple[Read, list[tuple[int, int]]]
-"""A read, and the lanes that share its rows in order, each with its number of rows."""
+
+class LaneRead(NamedTuple):
+    """A read, and how many of its rows, in order, each lane gets."""
+
+    read: Read
+    shares: list[tuple[int, int]]
+    """Lanes, each with its number of rows."""
 
 
 class Lanes(Protocol):
     """The lanes of an epoch."""
 
-    number: int
+    count: int
     """How many; every allowed number of workers divides it, and it divides B."""
     open_rows: int
     """Rows that all workers together hold at the same time, about the largest number."""
@@ -32,7 +37,7 @@ class Lanes(Protocol):
     def of_worker(self, rank: int, world_size: int) -> range:
         """A worker's lanes."""
 
-    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Shared]:
+    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[LaneRead]:
         """The reads of a worker's lanes, in the order of need; see `EpochPlan.reads`."""
 
 
@@ -53,39 +58,42 @@ class ContiguousLanes:
         self, sequence: RowSequence, steps: int, global_batch_size: int, max_workers: int
     ) -> None:
         allowed = (d for d in range(1, max_workers + 1) if global_batch_size % d == 0)
-        self.number = math.lcm(*allowed)
-        self.open_rows = self.number * sequence.layout.row_group_rows
+        self.count = math.lcm(*allowed)
+        self.open_rows = self.count * sequence.layout.row_group_rows
         self._sequence, self._steps = sequence, steps
-        self._per_step = global_batch_size // self.number
+        self._per_step = global_batch_size // self.count
 
     def of_worker(self, rank: int, world_size: int) -> range:
         """Neighbouring lanes."""
-        return _neighbours(self.number, rank, world_size)
+        return _neighbours(self.count, rank, world_size)
 
-    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Shared]:  # noqa: ARG002
-        """The reads of all lanes by the step that needs them; the first ones are few anyway."""
+    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[LaneRead]:  # noqa: ARG002
+        """The reads of all lanes, in the order of the steps that need them.
+
+        `ramp` changes nothing: the first batch needs one row group per lane in any case.
+        """
         by_lane = (self._lane_reads(lane, first_step) for lane in lanes)
-        for read in heapq.merge(*by_lane, key=lambda read: (read.step, read.lane)):
-            yield read, [(read.lane, len(read.rows))]
+        return heapq.merge(*by_lane, key=lambda one: (one.read.step, one.shares[0][0]))
 
-    def _lane_reads(self, lane: int, first_step: int) -> Iterator[Read]:
+    def _lane_reads(self, lane: int, first_step: int) -> Iterator[LaneRead]:
         lane_begin, lane_end = (n * self._steps * self._per_step for n in (lane, lane + 1))
         first = lane_begin + first_step * self._per_step
         for group in self._sequence.groups(first, lane_end):
             row = max(group.begin, first)
             rows = self._sequence.shuffled(group)[row - group.begin : lane_end - group.begin]
             step = (row - lane_begin) // self._per_step
-            yield Read(step, lane, group.shard, group.row_group, rows)
+            yield LaneRead(Read(step, group.shard, group.row_group, rows), [(lane, len(rows))])
 
 
 class WindowedLanes:
     """Version 2: B lanes of one row a step, which begin anew in every window of R steps or more.
 
     A window of S steps has the next B * S rows of the sequence: lane j has rows j * S to
-    (j + 1) * S of them, and step s takes row s of every lane. Rows that meet in a batch are
-    multiples of S apart in the sequence, and rows of one row group less than R, so these never meet
-    while S >= R. An epoch of fewer than R steps is one window, in which the rows of a row group
-    meet in a batch, but in neighbouring lanes: those belong to different workers then.
+    (j + 1) * S of them, and step s takes row s of every lane. Two rows that meet in a batch are a
+    multiple of S apart in the sequence. Two rows of one row group are less than R apart. So rows of
+    one row group never meet while S >= R. An epoch of fewer than R steps is one window, in which
+    the rows of a row group meet in a batch, but in neighbouring lanes: those belong to different
+    workers then.
 
     The price is memory: when a window begins, all of it has been read, and the next one is read
     while it is used. A row group is read again where two workers or two windows meet in it.
@@ -97,7 +105,7 @@ class WindowedLanes:
     def __init__(
         self, sequence: RowSequence, steps: int, global_batch_size: int, _max_workers: int
     ) -> None:
-        self.number = global_batch_size
+        self.count = global_batch_size
         self._sequence, self._steps = sequence, steps
         rows = sequence.layout.row_group_rows
         self.never_meet = steps >= rows
@@ -108,10 +116,10 @@ class WindowedLanes:
     def of_worker(self, rank: int, world_size: int) -> range:
         """Neighbouring lanes, which share row groups; distant ones if rows would meet."""
         if self.never_meet:
-            return _neighbours(self.number, rank, world_size)
-        return range(rank, self.number, world_size)
+            return _neighbours(self.count, rank, world_size)
+        return range(rank, self.count, world_size)
 
-    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[Shared]:
+    def reads(self, lanes: range, first_step: int, *, ramp: bool) -> Iterator[LaneRead]:
         """The reads of one window after another, lane by lane.
 
         With `ramp` the rest of the first window is read in parts of 1, 4, 16, ... steps, so that
@@ -120,23 +128,24 @@ class WindowedLanes:
         first_window = -(-self._windows * (first_step + 1) // self._steps) - 1
         for window in range(first_window, self._windows):
             begin, end = (self._steps * w // self._windows for w in (window, window + 1))
-            part_begin, steps = max(begin, first_step), 1 if ramp else end - begin
+            part_begin, part_steps = max(begin, first_step), 1 if ramp else end - begin
             while part_begin < end:
-                part = range(part_begin, min(part_begin + steps, end))
+                part = range(part_begin, min(part_begin + part_steps, end))
                 yield from self._part_reads(range(begin, end), part, lanes)
-                part_begin, steps = part.stop, 4 * steps
+                part_begin, part_steps = part.stop, 4 * part_steps
             ramp = False
 
-    def _part_reads(self, window: range, part: range, lanes: range) -> Iterator[Shared]:
+    def _part_reads(self, window: range, part: range, lanes: range) -> Iterator[LaneRead]:
         """The reads of the steps `part` of a window, for some lanes."""
-        steps, base = len(window), window.start * self.number
+        window_steps, base = len(window), window.start * self.count
         offsets = (part.start - window.start, part.stop - window.start)
-        first, last = base + lanes[0] * steps, base + (lanes[-1] + 1) * steps
+        first, last = base + lanes[0] * window_steps, base + (lanes[-1] + 1) * window_steps
         for group in self._sequence.groups(first, last):
             rows = range(max(group.begin, first), min(group.end, last))
             pieces = []  # of the row group: lane, begin and end of the rows of the part
-            for lane in range((rows.start - base) // steps, (rows[-1] - base) // steps + 1):
-                lane_begin = base + lane * steps
+            first_lane, last_lane = ((row - base) // window_steps for row in (rows[0], rows[-1]))
+            for lane in range(first_lane, last_lane + 1):
+                lane_begin = base + lane * window_steps
                 begin = max(rows.start, lane_begin + offsets[0])
                 end = min(rows.stop, lane_begin + offsets[1])
                 if begin < end and lane in lanes:
@@ -144,8 +153,8 @@ class WindowedLanes:
             if pieces:
                 order = self._sequence.shuffled(group)
                 chosen = np.concatenate([order[begin:end] for _, begin, end in pieces])
-                read = Read(part.start, pieces[0][0], group.shard, group.row_group, chosen)
-                yield read, [(lane, end - begin) for lane, begin, end in pieces]
+                read = Read(part.start, group.shard, group.row_group, chosen)
+                yield LaneRead(read, [(lane, end - begin) for lane, begin, end in pieces])
 
 
 def _neighbours(lanes: int, rank: int, world_size: int) -> range:

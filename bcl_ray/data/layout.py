@@ -25,9 +25,7 @@ class Read(NamedTuple):
     """Rows to read from one row group: all of them, or those that a worker uses together."""
 
     step: int
-    """The training step before which the rows are needed."""
-    lane: int
-    """The first lane of the epoch plan that has some of the rows; -1 in evaluation."""
+    """The training step before which the rows are needed; in evaluation, the read's number."""
     shard: int
     """Position of the shard in the manifest."""
     row_group: int
@@ -96,7 +94,7 @@ def split_layout(
         ValueError: The manifest has no such split.
     """
     data = experiment.data
-    option = "train_split" if kind == "training" else data.measured_option
+    option = "train_split" if kind == "training" else data.monitored_option
     name = getattr(data, option)
     if name not in manifest.splits:
         others = [split for split in manifest.splits if split != data.train_split]
@@ -131,4 +129,4 @@ def evaluation_reads(layout: Layout, rank: int = 0, world_size: int = 1) -> Iter
         shards, groups_in_shard, _, sizes = layout.locate(chunk)
         columns = (column.tolist() for column in (chunk - begin, shards, groups_in_shard, sizes))
         for step, shard, group, size in zip(*columns, strict=True):
-            yield Read(step, -1, shard, group, np.arange(size, dtype=np.int64))
+            yield Read(step, shard, group, np.arange(size, dtype=np.int64))

@@ -106,7 +106,7 @@ def select_rows(
     class_counts: NDArray[np.int64],
     *,
     seed: int,
-    random_order: bool,
+    already_shuffled: bool,
     bad: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Rows of the source that a profile selects, rising.
@@ -119,7 +119,7 @@ def select_rows(
         labels: Class of each row, (N,). Rows with a label outside 0..K-1 are never selected.
         class_counts: Rows to select of each class, (K,), at most as many as are not bad.
         seed: Seed of the order within each class.
-        random_order: Whether the rows of a class are in random order already, which is then used.
+        already_shuffled: Whether the rows of a class are in random order, which is then used.
         bad: Which rows are never selected, (N,), and yet have their place in the order.
     """
     by_class = np.argsort(labels, kind="stable")
@@ -127,7 +127,7 @@ def select_rows(
     selected = []
     for label, count in enumerate(class_counts):
         rows = by_class[bounds[label] : bounds[label + 1]]
-        if not random_order and count < len(rows):
+        if not already_shuffled and count < len(rows):
             rows = np.random.default_rng([seed, label]).permutation(rows)
         if bad is not None:
             rows = rows[~bad[rows]]
@@ -144,6 +144,13 @@ def shot_groups(class_counts: ArrayLike) -> dict[str, NDArray[np.int64]]:
     group = np.where(counts > MANY, 0, np.where(counts >= FEW, 1, 2))
     groups = {name: np.flatnonzero(group == k) for k, name in enumerate(SHOT_GROUPS)}
     return {name: classes for name, classes in groups.items() if classes.size}
+
+
+def group_names(class_counts: ArrayLike) -> list[str]:
+    """The shot group of each class, (K,)."""
+    groups = shot_groups(class_counts)
+    names = {k: name for name, classes in groups.items() for k in classes.tolist()}
+    return [names[k] for k in range(len(names))]
 
 
 def log_prior(class_counts: ArrayLike) -> NDArray[np.float64]:

@@ -10,21 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bcl_ray.data.keyed import mix
+
 Numbers = NDArray[np.int64]
 
 ROUNDS = 8  # assumption: twice what suffices for large sizes, so that small ones are mixed as well
-
-# Multipliers of SplitMix64's finaliser. Steele, Lea and Flood, "Fast Splittable Pseudorandom
-# Number Generators", OOPSLA 2014.
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
-
-
-def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Hash 64-bit words: a bijection in which every input bit affects every output bit."""
-    words = (words ^ (words >> np.uint64(30))) * _FIRST
-    words = (words ^ (words >> np.uint64(27))) * _SECOND
-    return words ^ (words >> np.uint64(31))
 
 
 class Permutation:

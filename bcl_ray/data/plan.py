@@ -67,10 +67,10 @@ class EpochPlan:
             )
         self.layout = layout
         sequence = RowSequence(layout, seed=seed, epoch=epoch)
-        self._lanes = VERSIONS[version](sequence, self.steps, global_batch_size, max_workers)
-        self.lanes = self._lanes.number
-        self.rows_per_lane_and_step = global_batch_size // self.lanes
-        self.open_rows = self._lanes.open_rows
+        self._cut = VERSIONS[version](sequence, self.steps, global_batch_size, max_workers)
+        self.num_lanes = self._cut.count
+        self.rows_per_lane_and_step = global_batch_size // self.num_lanes
+        self.open_rows = self._cut.open_rows
         """Rows that all workers together hold at the same time, about the largest number."""
 
     def reads(
@@ -84,8 +84,8 @@ class EpochPlan:
         Raises:
             ValueError: The number of workers does not divide the number of lanes.
         """
-        lanes = self._lanes_of(rank, world_size)
-        return (read for read, _ in self._lanes.reads(lanes, first_step, ramp=ramp))
+        own_lanes = self._lanes_of(rank, world_size)
+        return (of_lanes.read for of_lanes in self._cut.reads(own_lanes, first_step, ramp=ramp))
 
     def batches(
         self,
@@ -106,20 +106,20 @@ class EpochPlan:
         Yields:
             The pieces of one batch, which are to be concatenated.
         """
-        lanes, blocks = self._lanes_of(rank, world_size), iter(blocks)
-        queues: dict[int, deque[tuple[Block, int, int]]] = {lane: deque() for lane in lanes}
-        reads = self._lanes.reads(lanes, first_step, ramp=ramp)
+        own_lanes, blocks = self._lanes_of(rank, world_size), iter(blocks)
+        queues: dict[int, deque[tuple[Block, int, int]]] = {lane: deque() for lane in own_lanes}
+        reads = self._cut.reads(own_lanes, first_step, ramp=ramp)
         upcoming = next(reads, None)
         for step in range(first_step, self.steps):
-            while upcoming is not None and upcoming[0].step <= step:
+            while upcoming is not None and upcoming.read.step <= step:
                 block, begin = next(blocks), 0
-                for lane, rows in upcoming[1]:
+                for lane, rows in upcoming.shares:
                     queues[lane].append((block, begin, begin + rows))
                     begin += rows
                 upcoming = next(reads, None)
             yield [
                 piece
-                for lane in lanes
+                for lane in own_lanes
                 for piece in _take(queues[lane], self.rows_per_lane_and_step)
             ]
 
@@ -132,13 +132,13 @@ class EpochPlan:
         return np.concatenate([piece["rows"] for piece in pieces])
 
     def _lanes_of(self, rank: int, world_size: int) -> range:
-        if self.lanes % world_size or not 0 <= rank < world_size:
+        if self.num_lanes % world_size or not 0 <= rank < world_size:
             raise UserError(
-                f"worker {rank} of {world_size} has no share of {self.lanes} lanes: scale.workers "
-                "must divide optim.global_batch_size, and be at most data.max_workers if data.plan "
-                "is 1"
+                f"worker {rank} of {world_size} has no share of {self.num_lanes} lanes: "
+                "scale.workers must divide optim.global_batch_size, and be at most "
+                "data.max_workers if data.plan is 1"
             )
-        return self._lanes.of_worker(rank, world_size)
+        return self._cut.of_worker(rank, world_size)
 
 
 def _take(queue: deque[tuple[Block, int, int]], rows: int) -> list[Block]:

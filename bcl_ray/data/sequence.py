@@ -48,18 +48,17 @@ class RowSequence:
         first = begin - skipped  # first row of the next row group
         while first < end:
             full_groups = -(-(end - first) // self.layout.row_group_rows)
-            number = min(full_groups, GROUPS_AT_ONCE, self._order.size - position)
-            chunk = np.arange(position, position + number)
-            numbers = self._order.at(chunk)
-            shards, groups_in_shard, _, sizes = self.layout.locate(numbers)
+            count = min(full_groups, GROUPS_AT_ONCE, self._order.size - position)
+            group_ids = self._order.at(np.arange(position, position + count))
+            shards, groups_in_shard, _, sizes = self.layout.locate(group_ids)
             ends = first + np.cumsum(sizes)
-            columns = (numbers, shards, groups_in_shard, ends - sizes, ends)
+            columns = (group_ids, shards, groups_in_shard, ends - sizes, ends)
             for row in zip(*(column.tolist() for column in columns), strict=True):
                 group = Group(*row)
                 if group.begin >= end:
                     return
                 yield group
-            position, first = position + number, int(ends[-1])
+            position, first = position + count, int(ends[-1])
 
     def shuffled(self, group: Group) -> Indices:
         """The rows of a row group in the sequence's order, as positions in the row group."""

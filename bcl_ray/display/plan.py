@@ -44,7 +44,7 @@ def forecast_rows(planned: Planned) -> list[tuple[str, str, str]]:
     found, rates, known = planned.forecast, planned.rates, planned.budget
     speed = f"{found.images_per_second:,.0f}"
     rows = [
-        ("data set", f"{known.images_per_epoch:,} images an epoch", planned.data),
+        ("data set", f"{known.images_per_epoch:,} images an epoch", planned.data_source),
         ("images a second", speed, f"the lowest limit: {found.limits[0].name}"),
         *(
             (f"  limit: {limit.name}", f"{limit.images_per_second:,.0f}", limit.known)
@@ -59,7 +59,7 @@ def forecast_rows(planned: Planned) -> list[tuple[str, str, str]]:
     return [
         *rows,
         ("requests of the store", f"{found.requests:,.0f}", "one for each row group that is read"),
-        ("bytes of the store", _size(found.read_bytes), planned.data),
+        ("bytes of the store", _size(found.read_bytes), planned.data_source),
         (
             "a checkpoint",
             f"{_size(found.checkpoint_bytes)}, training waits {_short(found.checkpoint_seconds)}",

@@ -7,7 +7,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from bcl_ray.display.base import Display
 from bcl_ray.experiment.choices import LOSSES
-from bcl_ray.experiment.metric_names import GROUPS, WORKER_RATES, accuracy
+from bcl_ray.experiment.metric_names import (
+    DATA_SHARE,
+    EPOCH_SECONDS,
+    EVALUATION_SECONDS,
+    GROUPS,
+    SPEED,
+    WORKER_RATES,
+    accuracy,
+)
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.runs.events import Event
 from bcl_ray.storage.paths import for_display
@@ -70,7 +78,7 @@ class RunDisplay(Display):
         self._print(
             f"data     {for_display(experiment.data.path)}: {event['classes']} classes, "
             f"{budget.images_per_epoch:,} training images in {budget.steps_per_epoch:,} steps "
-            f"of {batch}, {budget.eval_images:,} of '{experiment.data.measured_split}' to evaluate"
+            f"of {batch}, {budget.eval_images:,} of '{experiment.data.monitored_split}' to evaluate"
         )
         self._print(f"scale    {experiment.scale.shown_workers} on Ray")
         self._print(f"MLflow   {event['tracking_uri']}")
@@ -114,11 +122,9 @@ class RunDisplay(Display):
         ]
         groups = [f"{g} {record[accuracy(g)]:.1f}" for g in GROUPS if accuracy(g) in record]
         parts += ["accuracy " + "  ".join(groups)] if groups else []
-        parts += [
-            f"{record['throughput/images_per_second']:,.0f} images/s",
-            f"data {record['time/data_share']:.0f} %",
-            f"{record['time/epoch'] + record.get('time/evaluate', 0):.1f} s",
-        ]
+        if SPEED in record:  # an epoch that was only evaluated after a restart has no such rates
+            parts += [f"{record[SPEED]:,.0f} images/s", f"data {record[DATA_SHARE]:.0f} %"]
+        parts.append(f"{record.get(EPOCH_SECONDS, 0) + record.get(EVALUATION_SECONDS, 0):.1f} s")
         self._print("   ".join(parts))
 
     def _predicting(self, event: Event) -> None:

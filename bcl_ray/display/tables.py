@@ -105,7 +105,7 @@ def comparison_table(rows: "Sequence[Row]") -> Table:
                 "\n".join(row.names),
                 row.label.replace(", ", "\n"),
                 *([epoch] if epoch_column else []),
-                *(cell(row.mean_and_spread(metric)) for metric in metrics.values()),
+                *(cell(row.mean_and_deviation(metric)) for metric in metrics.values()),
             )
             for row, epoch in zip(rows, epochs, strict=True)
         ],

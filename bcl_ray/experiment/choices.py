@@ -1,9 +1,5 @@
 """Tables of the losses, backbones and sources that an experiment chooses by name.
 
-An entry has a name, one line of text, and a reference to its code: an object, or an address
-"package.module:object". An address is imported at its first use, so that a configuration can be
-read and checked without torch. Options, help texts and error messages list the tables' entries.
-
 A module that an experiment lists under `plugins` adds entries when it is imported:
 
     from bcl_ray.experiment.choices import LOSSES, Loss
@@ -11,110 +7,22 @@ A module that an experiment lists under `plugins` adds entries when it is import
     LOSSES.add(Loss("my_focal", "focal loss", classification=focal_loss))
 """
 
-import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
+from bcl_ray.experiment.table import Choice, Code, Table
 from bcl_ray.machine.errors import UserError
 
-Code = str | Callable[..., Any]
 Profile = Literal["exponential", "step", "natural"]
 """How class sizes fall from the largest class to the smallest; `data.longtail` has formulas."""
 OnBadImage = Literal["stop", "skip"]
 """What sharding does about a row whose image cannot be decoded."""
 Orientation = Literal["ignore", "apply"]
 """Whether sharding turns images as their EXIF orientation says."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An entry of a table."""
-
-    name: str
-    text: str
-    """One line, for help texts and documentation."""
-
-
-EntryType = TypeVar("EntryType", bound=Choice)
-
-
-class Table(Generic[EntryType]):
-    """The choices of one option, in the order in which they are listed.
-
-    Args:
-        option: Name of the option in error messages, such as "loss.kind".
-        entries: The built-in choices.
-    """
-
-    def __init__(self, option: str, *entries: EntryType) -> None:
-        self.option = option
-        self._entries = {entry.name: entry for entry in entries}
-
-    def __iter__(self) -> Iterator[EntryType]:
-        return iter(self._entries.values())
-
-    def __getitem__(self, name: str) -> EntryType:
-        """The entry with this name.
-
-        Raises:
-            ValueError: There is none; the message suggests the nearest name.
-        """
-        family = f"{name.partition('/')[0]}/*"  # an entry for all names with this beginning
-        if name != family and family in self._entries:
-            return self._entries[family]
-        if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"{self.option} '{name}' must be one of {', '.join(self.names)}{hint}")
-        return self._entries[name]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all entries."""
-        return tuple(self._entries)
-
-    def checked(self, name: str) -> str:
-        """The name itself, if the table has such an entry; for use as a validator.
-
-        Raises:
-            ValueError: There is none.
-        """
-        self[name]
-        return name
-
-    def add(self, entry: EntryType) -> None:
-        """Add an entry. An equal entry may be added again.
-
-        Raises:
-            ValueError: The table has a different entry with this name.
-        """
-        present = self._entries.setdefault(entry.name, entry)
-        if present != entry:
-            raise UserError(
-                f"{self.option} '{entry.name}' exists already ({present.text}): "
-                "give yours another name"
-            )
-
-    def described(self) -> str:
-        """All entries with their texts, for a help text."""
-        return "; ".join(f"{entry.name}: {entry.text}" for entry in self)
-
-
-def code(reference: Code) -> Any:
-    """The object that an entry refers to, imported if the reference is an address.
-
-    Raises:
-        ImportError: The module does not exist, or one of its own imports fails.
-        AttributeError: The module has no such object.
-    """
-    if not isinstance(reference, str):
-        return reference
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def load_plugins(modules: Any) -> None:
@@ -139,7 +47,13 @@ def load_plugins(modules: Any) -> None:
             ) from error
 
 
-CONTRASTIVE = ("temperature", "contrastive_weight", "classification_weight", "tau", "anchor_mean")
+CONTRASTIVE_OPTIONS = (
+    "temperature",
+    "contrastive_weight",
+    "classification_weight",
+    "tau",
+    "anchor_mean",
+)
 
 
 @dataclass(frozen=True)
@@ -174,14 +88,14 @@ LOSSES = Table(
         "logit-adjusted cross-entropy and the supervised contrastive loss",
         "supervised contrastive",
         contrastive="bcl_ray.method.objectives:supervised_contrastive",
-        uses=CONTRASTIVE,
+        uses=CONTRASTIVE_OPTIONS,
     ),
     Loss(
         "bcl",
         "logit-adjusted cross-entropy and the balanced contrastive loss",
         "BCL",
         contrastive="bcl_ray.method.objectives:balanced_contrastive",
-        uses=CONTRASTIVE,
+        uses=CONTRASTIVE_OPTIONS,
     ),
 )
 
@@ -195,10 +109,10 @@ class Backbone(Choice):
     """Initialisation of the linear layers in the classifier and the projections. True: normal with
     variance 2 / fan-in, as in the published code for CIFAR. False: torch's default, whose variance
     is a sixth of that."""
-    inputs: Code | None = None
+    view_defaults: Code | None = None
     """Function of the name and of views.image_size (or None) that returns the options of `views`
     that the network was made for, by name, and `input_size` if it takes no other size."""
-    published: Code | None = None
+    download_weights: Code | None = None
     """Function of ModelConfig that downloads the weights that model.weights 'timm' means."""
     is_layered: bool = False
     """Whether it has numbered layers and drop path."""
@@ -206,33 +120,23 @@ class Backbone(Choice):
 
 _BACKBONES = "bcl_ray.method.backbones"
 _TIMM = "bcl_ray.method.timm_networks"
-_SMALL = f"{_BACKBONES}:small_resnet"
 BACKBONES = Table(
     "model.backbone",
-    Backbone(
-        "resnet8",
-        "8 layers in three stages, for images of about 32 pixels",
-        _SMALL,
-        kaiming_linear=True,
-    ),
-    Backbone(
-        "resnet20",
-        "20 layers in three stages, for images of about 32 pixels",
-        _SMALL,
-        kaiming_linear=True,
-    ),
-    Backbone(
-        "resnet32",
-        "32 layers in three stages, for images of about 32 pixels",
-        _SMALL,
-        kaiming_linear=True,
+    *(
+        Backbone(
+            f"resnet{layers}",
+            f"{layers} layers in three stages, for images of about 32 pixels",
+            f"{_BACKBONES}:small_resnet",
+            kaiming_linear=True,
+        )
+        for layers in (8, 20, 32)
     ),
     *(
         Backbone(
             name,
             "from torchvision, for images of about 224 pixels",
             f"{_BACKBONES}:torchvision_network",
-            inputs=f"{_BACKBONES}:torchvision_inputs",
+            view_defaults=f"{_BACKBONES}:torchvision_inputs",
         )
         for name in ("resnet18", "resnet50", "resnext50_32x4d")
     ),
@@ -241,8 +145,8 @@ BACKBONES = Table(
         "any image classifier of timm by its name there, such as timm/vit_tiny_patch16_224; needs "
         "bcl-ray[timm]",
         f"{_TIMM}:timm_network",
-        inputs=f"{_TIMM}:timm_inputs",
-        published=f"{_TIMM}:published_weights",
+        view_defaults=f"{_TIMM}:timm_inputs",
+        download_weights=f"{_TIMM}:published_weights",
         is_layered=True,
     ),
 )
@@ -261,7 +165,7 @@ _SOURCES = "bcl_ray.data.sources"
 SOURCES = Table(
     "source",
     SourceKind(
-        "digits", "the 1,797 digits of scikit-learn, 8 x 8 pixels", f"{_SOURCES}.arrays:open_digits"
+        "digits", "the 1,797 digits of scikit-learn, 8 x 8 pixels", f"{_SOURCES}.arrays:digits"
     ),
     SourceKind(
         "cifar10", "CIFAR-10; without --from it is downloaded", f"{_SOURCES}.arrays:open_cifar"
@@ -277,7 +181,7 @@ SOURCES = Table(
         takes_lists=True,
     ),
     SourceKind(
-        "list", "text files of paths and labels", f"{_SOURCES}.files:open_list", takes_lists=True
+        "list", "text files of paths and labels", f"{_SOURCES}.lists:open_list", takes_lists=True
     ),
     SourceKind(
         "parquet",

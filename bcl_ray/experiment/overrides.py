@@ -15,7 +15,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from bcl_ray.experiment.options import BEFORE_IT_EXISTED, Experiment
+from bcl_ray.experiment.options import VALUES_BEFORE_ADDED, Experiment
+from bcl_ray.experiment.yaml_text import parse_mapping, read_text
 from bcl_ray.machine.errors import UserError
 
 
@@ -34,43 +35,29 @@ def from_yaml(text: str, *, origin: str = "experiment") -> Experiment:
 def from_stored(text: str, *, origin: str = "experiment") -> Experiment:
     """Read an experiment that `Experiment.to_yaml` wrote, in this version or an older one.
 
-    All options of its time are in it. So an option that is missing did not exist, and gets the
-    value of then instead of today's default: a run goes on as it began.
+    All options of its time are in it. So an option that is missing did not exist, and gets its
+    value from VALUES_BEFORE_ADDED, not today's default, so that a run goes on as it began.
 
-    Args, Raises: As of `from_yaml`.
+    Arguments and errors are those of `from_yaml`.
     """
     content = _sections(text, origin)
-    for (section, option), value in BEFORE_IT_EXISTED.items():
+    for (section, option), value in VALUES_BEFORE_ADDED.items():
         if isinstance(content.get(section), dict):
             content[section].setdefault(option, value)
     return _validated(content, origin)
 
 
 def _sections(text: str, origin: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{origin} must be a YAML mapping of sections, got {type(content).__name__}"
-        )
-    return content
+    return parse_mapping(text, origin, of=" of sections")
 
 
-def from_file(path: Path) -> Experiment:
-    """Read an experiment from a YAML file.
+def from_file(file: str | Path) -> Experiment:
+    """Read an experiment from the path or URI of a YAML file.
 
     Raises:
         ValueError: The file cannot be read, or its content is invalid: see `from_yaml`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {str(error.strerror).lower()}; name a YAML file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: name a YAML file") from None
-    return from_yaml(text, origin=str(path))
+    return from_yaml(read_text(file), origin=str(file))
 
 
 def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experiment:

@@ -11,7 +11,6 @@ AAAI 2024; ConCutMix, TIP 2024; ProCo, TPAMI 2024).
 
 import difflib
 from collections.abc import Callable
-from pathlib import Path
 
 from bcl_ray.experiment.options import (
     DataConfig,
@@ -24,9 +23,8 @@ from bcl_ray.experiment.options import (
     ViewConfig,
     ViewsConfig,
 )
-from bcl_ray.experiment.overrides import from_file, from_yaml
+from bcl_ray.experiment.overrides import from_file
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import files
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -283,6 +281,4 @@ def load_recipe(name: str) -> Experiment:
         return RECIPES[name]()
     if not name.endswith((".yaml", ".yml")):
         raise UserError(f"'{name}' is no recipe and no .yaml file: {suggest_recipe(name)}")
-    if "://" in name:  # such as the winner of a search in a bucket
-        return from_yaml(files.read_bytes(name).decode(), origin=name)
-    return from_file(Path(name))
+    return from_file(name)

@@ -16,18 +16,23 @@ from typing import Any
 from bcl_ray.machine.errors import FailedError, UserError
 
 # Applies a function to items; yields the position of an item and its result, in any order.
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+ParallelMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+Progress = Callable[[str, int, int], None]  # ("reading train", rows done, rows in total)
 
 
-def run_here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """Apply the function in this process; a `Run`."""
+def no_progress(stage: str, done: int, rows: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def map_here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Apply the function in this process; a `ParallelMap`."""
     for position, item in enumerate(items):
         yield position, function(item)
 
 
 @contextlib.contextmanager
-def run_in_processes(count: int) -> Iterator[Run]:
-    """A `Run` with several processes, which start when they are needed and end with the block.
+def run_in_processes(count: int) -> Iterator[ParallelMap]:
+    """A `ParallelMap` with several processes, which start when needed and end with the block.
 
     Functions, items and results are pickled. An error of the function is raised here. Items are
     made when a process is free for them, so that they need not all be in memory.
@@ -40,7 +45,7 @@ def run_in_processes(count: int) -> Iterator[Run]:
         ValueError: An item cannot be pickled.
     """
     if count == 1:
-        yield run_here
+        yield map_here
         return
     with contextlib.ExitStack() as stack:
         idle: list[_Process] = []

@@ -85,18 +85,6 @@ def client_versions() -> dict[str, str]:
     return {"bcl_ray": __version__, "Python": python, "Ray": version("ray")}
 
 
-def check_client(text: str) -> None:
-    """Refuse to run the job of a submitter with other versions.
-
-    Args:
-        text: The submitter's `client_versions`, as JSON.
-
-    Raises:
-        ValueError: A version differs; the text names both.
-    """
-    check_same_versions(json.loads(text), client_versions())
-
-
 def check_same_versions(client: dict[str, str], cluster: dict[str, str]) -> None:
     """Refuse a job whose submitter and cluster have different versions.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bcl_ray.method.collectives import gather_with_grad, world_size
+from bcl_ray.method.collectives import gather, gather_with_grad, world_size
 from bcl_ray.method.precision import at_least_float32
 
 
@@ -35,7 +35,7 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or world_size() == 1:
             return super().forward(input)
         self.num_batches_tracked.add_(1)
-        return IMPLEMENTATIONS[input.device.type](self, input)
+        return BY_DEVICE[input.device.type](self, input)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of axes: projections have (N, C), the backbone has (N, C, H, W)."""
@@ -73,7 +73,7 @@ NORMS: dict[str, tuple[type[_BatchNorm], type[_BatchNorm]]] = {
 }
 
 
-def _with_operations(norm: SyncBatchNorm, input: Tensor) -> Tensor:
+def _normalise_by_torch_ops(norm: SyncBatchNorm, input: Tensor) -> Tensor:
     axes = [axis for axis in range(input.ndim) if axis != 1]
     variances, means = torch.var_mean(at_least_float32(input), axes, correction=0)
     pieces = gather_with_grad(torch.stack([means, variances])[None], dim=0)  # (W, 2, C)
@@ -88,7 +88,7 @@ def _with_operations(norm: SyncBatchNorm, input: Tensor) -> Tensor:
     return (input * scale.view(shape) + shift).to(input.dtype)
 
 
-def _with_kernels(norm: SyncBatchNorm, input: Tensor) -> Tensor:
+def _normalise_by_cuda_kernels(norm: SyncBatchNorm, input: Tensor) -> Tensor:
     if not input.is_contiguous(memory_format=torch.channels_last):
         input = input.contiguous()
     normalised: Tensor = _KernelBatchNorm.apply(
@@ -114,9 +114,7 @@ class _KernelBatchNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         own = torch.stack(torch.batch_norm_stats(input, eps))  # (2, C): mean, 1 / deviation
-        pieces = [torch.empty_like(own) for _ in range(world_size())]
-        dist.all_gather(pieces, own)
-        means, inverses = torch.stack(pieces, dim=1)  # (W, C) each
+        means, inverses = torch.stack(gather(own), dim=1)  # (W, C) each
         counts = means.new_full((world_size(),), input.numel() // input.shape[1])
         mean, inverse = torch.batch_norm_gather_stats_with_counts(
             input, means, inverses, *running, eps, counts
@@ -143,4 +141,4 @@ class _KernelBatchNorm(torch.autograd.Function):
 
 
 # By the type of the device.
-IMPLEMENTATIONS = {"cpu": _with_operations, "cuda": _with_kernels}
+BY_DEVICE = {"cpu": _normalise_by_torch_ops, "cuda": _normalise_by_cuda_kernels}

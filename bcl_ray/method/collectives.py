@@ -38,6 +38,15 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather(tensor: Tensor) -> list[Tensor]:
+    """All workers' tensors, which have the same shape, in the order of ranks; without gradients."""
+    if world_size() == 1:
+        return [tensor]
+    pieces = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(pieces, tensor)
+    return pieces
+
+
 def gather_with_grad(tensor: Tensor, dim: int) -> Tensor:
     """All workers' tensors, concatenated along `dim` in the order of ranks.
 
@@ -60,14 +69,10 @@ def gather_rows(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
-    rows = [int(size) for size in sizes]
+    rows = [int(size) for size in gather(torch.tensor([len(tensor)], device=tensor.device))]
     padded = tensor.new_zeros(max(rows), *tensor.shape[1:])  # collectives need equal shapes
     padded[: len(tensor)] = tensor
-    pieces = [torch.empty_like(padded) for _ in rows]
-    dist.all_gather(pieces, padded)
-    return torch.cat([piece[:size] for piece, size in zip(pieces, rows, strict=True)])
+    return torch.cat([piece[:size] for piece, size in zip(gather(padded), rows, strict=True)])
 
 
 def broadcast_initial_state(model: nn.Module) -> None:
@@ -79,9 +84,7 @@ def broadcast_initial_state(model: nn.Module) -> None:
     if world_size() == 1:
         return
     tensors = [_in_memory_order(t.detach()) for t in (*model.parameters(), *model.buffers())]
-    own = torch.stack([_checksum(tensor) for tensor in tensors])
-    checksums = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(checksums, own)
+    checksums = gather(torch.stack([_checksum(tensor) for tensor in tensors]))
     if rank() == 0:
         different = [
             str(n) for n, other in enumerate(checksums) if not torch.equal(other, checksums[0])
@@ -106,10 +109,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
-        tensor = tensor.contiguous()
-        pieces = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(pieces, tensor)
-        return torch.cat(pieces, dim)
+        return torch.cat(gather(tensor.contiguous()), dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -126,8 +126,9 @@ class GradientSum:
     not repeat an uninterrupted one bit for bit. Here the order of the parameters determines the
     buckets.
 
-    Batch norm's running statistics are averaged over workers in the same step. They are therefore
-    always the same on all workers, and the state of any worker is the state of the run.
+    Batch norm's running statistics are averaged over workers in the same step, except for those of
+    modules in evaluation mode, which do not change. They are therefore always the same on all
+    workers, and the state of any worker is the state of the run.
 
     Args:
         model: The network, whose gradients and buffers are changed in place.
@@ -135,7 +136,12 @@ class GradientSum:
     """
 
     def __init__(self, model: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._statistics = [
+            (module, buffer)
+            for module in model.modules()
+            for buffer in module.buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
         self._buckets = _buckets(model.parameters(), bucket_bytes)
         self._missing = [len(bucket) for bucket in self._buckets]  # gradients still to come
         self._next = 0  # the first bucket whose sum has not been started
@@ -178,9 +184,10 @@ class GradientSum:
             return
         for bucket in self._buckets[self._next :]:  # those that did not get all their gradients
             self._start_bucket(bucket)
-        if self._statistics:
-            torch._foreach_div_(self._statistics, world_size())
-        self._start_sum([*self._statistics, terms])
+        statistics = [buffer for module, buffer in self._statistics if module.training]
+        if statistics:
+            torch._foreach_div_(statistics, world_size())
+        self._start_sum([*statistics, terms])
         for work, flat, tensors in self._pending:
             work.wait()
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])

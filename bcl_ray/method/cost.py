@@ -26,7 +26,9 @@ def count_work(experiment: Experiment, num_classes: int, encoded_bytes: float) -
     """
     config = experiment.model.model_copy(update={"batch_norm": "per_worker", "weights": None})
     views, size = 1 + experiment.num_contrastive, experiment.views.image_size
-    network = TwoBranch(config, num_classes).train()  # some of timm's read values as they are made
+    # Built with real tensors: some of timm's constructors read values, which fake tensors do not
+    # have.
+    network = TwoBranch(config, num_classes).train()
     fake = FakeTensorMode()  # tensors without memory
     with FakeCopyMode(fake):
         model = copy.deepcopy(network)

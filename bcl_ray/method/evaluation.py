@@ -14,18 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from bcl_ray.data.views.device import normalized
-from bcl_ray.data.views.transfer import DeviceBatch, Sender
+from bcl_ray.data.views.device import normalise
+from bcl_ray.data.views.transfer import Batch, DeviceBatch, Sender
 from bcl_ray.experiment.metric_names import GEOMETRY
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method import metrics
 from bcl_ray.method.collectives import gather_rows
 from bcl_ray.method.geometry import geometry
 from bcl_ray.method.model import CosineClassifier, TwoBranch
-from bcl_ray.method.precision import at_least_float32, autocast
+from bcl_ray.method.precision import at_least_float32, set_up_precision
 from bcl_ray.method.sample import Sample, gather_sample, is_sampled
-
-Batch = dict[str, np.ndarray]
 
 
 class Predictions(NamedTuple):
@@ -84,8 +82,9 @@ def evaluate(
     """
     model.eval()
     counts = metrics.empty_counts(len(class_counts), device)
-    predictions = [_no_predictions(device)]
-    sample = [_empty_sample(model, experiment, device)]
+    no_ids, no_labels, no_embeddings = _no_images(model, device)
+    predictions = [_predict(no_ids, no_labels, model.classifier(no_embeddings))]
+    sample = [_sample_part(model, no_ids, no_labels, no_embeddings, experiment)]
     sender = Sender(device, experiment.views)
     for device_batch, embeddings, logits in _outputs(model, batches, experiment, sender):
         labels, ids = device_batch.tensors["labels"], device_batch.tensors["ids"]
@@ -94,7 +93,7 @@ def evaluate(
         predictions.append(_predict(ids, labels, logits))
         if shares is not None:
             chosen = np.flatnonzero(is_sampled(host["ids"], host["labels"], shares))
-            positions = sender.arrays({"rows": chosen})["rows"]
+            positions = sender.send_arrays({"rows": chosen})["rows"]
             columns = (ids[positions], labels[positions], embeddings[positions])
             sample.append(_sample_part(model, *columns, experiment))
     counts, all_predictions = counts.over_workers(), _gather_predictions(predictions)
@@ -125,7 +124,7 @@ def collect_sample(
         device: Where the model is.
     """
     model.eval()
-    parts = [_empty_sample(model, experiment, device)]
+    parts = [_sample_part(model, *_no_images(model, device), experiment)]
     sender = Sender(device, experiment.views)
     for device_batch, embeddings, _ in _outputs(model, batches, experiment, sender):
         labels, ids = device_batch.tensors["labels"], device_batch.tensors["ids"]
@@ -170,10 +169,10 @@ def _outputs(
     sender: Sender,
 ) -> Iterator[tuple[DeviceBatch, Tensor, Tensor]]:
     """Each batch with its embeddings, (N, E), and logits, (N, K)."""
-    precision = autocast(experiment.train.precision, sender.device)
+    precision = set_up_precision(experiment.train.precision, sender.device)
     for batch in batches:
-        device_batch = batch if isinstance(batch, DeviceBatch) else sender.evaluation([batch])
-        images = normalized(device_batch.arrived()["views"], experiment.views)[0]
+        device_batch = batch if isinstance(batch, DeviceBatch) else sender.send_evaluation([batch])
+        images = normalise(device_batch.arrived()["views"], experiment.views)[0]
         # Without compilation: batches differ in size, and each size would be compiled.
         with precision, torch.compiler.set_stance("force_eager"):
             embeddings = model.embed(images)
@@ -186,9 +185,11 @@ def _predict(ids: Tensor, labels: Tensor, logits: Tensor) -> Predictions:
     return Predictions(ids, labels, classes[:, 0], classes[:, 1], probabilities[:, 0])
 
 
-def _no_predictions(device: torch.device) -> Predictions:
-    no_ids = _empty_ids(device)
-    return Predictions(no_ids, no_ids, no_ids, no_ids, no_ids.float())
+def _no_images(model: TwoBranch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, labels and embeddings of no images, so that workers without batches have the columns."""
+    no_ids = torch.empty(0, dtype=torch.int64, device=device)
+    weight = at_least_float32(model.classifier.weight)
+    return no_ids, no_ids, weight.new_empty(0, weight.shape[1])
 
 
 def _gather_predictions(parts: list[Predictions]) -> Predictions:
@@ -217,19 +218,6 @@ def _sample_part(
     if experiment.loss.is_contrastive:
         return Sample(ids, labels, embeddings, model.project(embeddings))
     return Sample(ids, labels, embeddings, embeddings[:, :0])
-
-
-def _empty_sample(model: TwoBranch, experiment: Experiment, device: torch.device) -> Sample:
-    """A part without images, so that a worker without batches has the same columns."""
-    weight = at_least_float32(model.classifier.weight)
-    width = model.feature_dim if experiment.loss.is_contrastive else 0
-    no_ids = _empty_ids(device)
-    no_features = weight.new_empty(0, width)
-    return Sample(no_ids, no_ids, weight.new_empty(0, weight.shape[1]), no_features)
-
-
-def _empty_ids(device: torch.device) -> Tensor:
-    return torch.empty(0, dtype=torch.int64, device=device)
 
 
 def _with_prefix(where: str, values: dict[str, float]) -> dict[str, float]:

@@ -12,8 +12,8 @@ from bcl_ray.data.views.transfer import Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import GradientSum, broadcast_initial_state, rank
 from bcl_ray.method.model import TwoBranch
-from bcl_ray.method.optim import make_optimizer
-from bcl_ray.method.precision import autocast
+from bcl_ray.method.optim import learning_rate, make_optimizer
+from bcl_ray.method.precision import set_up_precision
 from bcl_ray.method.pretrained import load_backbone
 from bcl_ray.runs.checkpoint import State
 
@@ -65,7 +65,7 @@ class Learner:
             self.model.compile_stages()
         self.log_prior = torch.from_numpy(log_prior(class_counts)).float().to(device)
         self.sender = Sender(device, experiment.views, experiment.train.seed)
-        self.autocast = autocast(experiment.train.precision, device)
+        self.autocast = set_up_precision(experiment.train.precision, device)
         self.step = 0
         # TERMS summed over the steps of the current epoch.
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
@@ -84,6 +84,11 @@ class Learner:
         if self.experiment.model.drop_path:
             entropy = (self.experiment.train.seed, self.step, rank())
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step of the run, without the factors of groups of parameters."""
+        train, optim = self.experiment.train, self.experiment.optim
+        return learning_rate(step, self.steps_per_epoch, train.epochs, optim)
 
     def clip_gradients(self) -> None:
         """Scale the global batch's gradient to optim.clip_norm, if it is longer."""

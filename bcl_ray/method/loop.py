@@ -11,20 +11,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bcl_ray.data.views.device import transformed
-from bcl_ray.data.views.transfer import DeviceBatch
+from bcl_ray.data.views.device import augment
+from bcl_ray.data.views.transfer import Batch, DeviceBatch
 from bcl_ray.method.collectives import world_size
 from bcl_ray.method.learner import TERMS, Learner, non_finite_error
 from bcl_ray.method.model import Outputs
-from bcl_ray.method.objectives import global_loss
-from bcl_ray.method.optim import learning_rate
+from bcl_ray.method.objectives import loss_share
 from bcl_ray.method.precision import cudnn_benchmark
 
-Batch = dict[str, np.ndarray]
 Signals = frozenset[str]
 SIGNALS = ("stop", "restart")  # what a worker can ask all workers to do
 
@@ -86,16 +83,13 @@ def _steps(
     requested = time.perf_counter()
     for batch in batches:
         waited = time.perf_counter() - requested
-        lr = learning_rate(
-            learner.step,
-            learner.steps_per_epoch,
-            learner.experiment.train.epochs,
-            learner.experiment.optim,
-        )
+        lr = learner.learning_rate_at(learner.step)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)  # older states have no factors
         device_batch = (
-            batch if isinstance(batch, DeviceBatch) else learner.sender.training([batch], epoch)
+            batch
+            if isinstance(batch, DeviceBatch)
+            else learner.sender.send_training([batch], epoch)
         )
         sums = _train_step(learner, device_batch, signals())
         previous_signals = read_previous()
@@ -115,11 +109,11 @@ def _train_step(learner: Learner, device_batch: DeviceBatch, signals: Signals) -
     """
     experiment = learner.experiment
     arrays, labels = device_batch.arrived(), device_batch.tensors["labels"]
-    views = transformed(arrays["views"], device_batch.passes, arrays, experiment.views)
+    views = augment(arrays["views"], device_batch.passes, arrays, experiment.views)
     learner.seed_step()
     with learner.autocast:
         outputs: Outputs = learner.model(views)
-    total, terms = global_loss(outputs, labels, learner.log_prior, experiment.loss)
+    total, terms = loss_share(outputs, labels, learner.log_prior, experiment.loss)
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()
     # Filled on the device: the host would have to wait for a list to be copied there.

@@ -12,14 +12,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from bcl_ray.data.keyed import Stream, uniforms
 from bcl_ray.data.longtail import shot_groups
-from bcl_ray.data.views.keyed import uniforms
 from bcl_ray.experiment import metric_names
 from bcl_ray.method.collectives import sum_over_workers
 
 CALIBRATION_BINS = 15  # Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599
 TEMPERATURES = np.geomspace(0.1, 10, 33)  # (T,); each is 15 % larger than the one before
-STREAM = 8  # of random numbers; views and samples are drawn from other streams
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def count_batch(logits: Tensor, labels: Tensor, ids: NDArray[np.int64]) -> Evalu
     label_logits = logits.gather(1, labels[:, None])[:, 0]
     hit = (predicted == labels).double()
     ones = torch.ones_like(hit)
-    half = torch.from_numpy(uniforms(0, 0, ids, 0, 1, stream=STREAM)[:, 0] < 0.5).long()
+    half = torch.from_numpy(uniforms(0, 0, ids, 0, 1, stream=Stream.HALVES)[:, 0] < 0.5).long()
     half = half.to(logits.device, non_blocking=True)
     # One temperature after another: all at once would need T times the memory of the logits.
     normalizers = [(logits / t).logsumexp(dim=1) for t in (1.0, *TEMPERATURES.tolist())]
@@ -161,9 +160,11 @@ def calibrated_bins(counts: EvaluationCounts) -> Tensor | None:
     """
     if (counts.tempered_bins[:, 0, :, 0].sum(1) == 0).any():
         return None
-    fitted = [abs(np.log(TEMPERATURES / best_temperature(nll))) for nll in counts.tempered_nll]
-    halves = zip(counts.tempered_bins, fitted[::-1], strict=True)
-    return torch.stack([bins[int(distance.argmin())] for bins, distance in halves]).sum(0)
+    fitted = [best_temperature(nll) for nll in counts.tempered_nll]
+    nearest = [int(abs(np.log(TEMPERATURES / temperature)).argmin()) for temperature in fitted]
+    # Reversed: each half is judged at the temperature that was fitted to the other.
+    halves = zip(counts.tempered_bins, reversed(nearest), strict=True)
+    return torch.stack([bins[temperature] for bins, temperature in halves]).sum(0)
 
 
 def class_accuracy(correct: Tensor, total: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bcl_ray.experiment.choices import BACKBONES, code
+from bcl_ray.experiment.choices import BACKBONES
 from bcl_ray.experiment.options import ModelConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.batch_norm import NORMS
 from bcl_ray.method.precision import at_least_float32
@@ -84,11 +85,6 @@ class TwoBranch(nn.Module):
         # its part in the projection's batch statistics. Here that view is not projected.
         features = self.project(contrasted).view(num_views, num_images, -1)
         return Outputs(logits, features, self.prototypes())
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits, (N, K), of normalised images, (N, 3, H, W); the largest is the prediction."""
-        logits: Tensor = self.classifier(self.backbone(images))
-        return logits
 
     def embed(self, images: Tensor) -> Tensor:
         """The backbone's embeddings, (N, E), of normalised images, (N, 3, H, W)."""

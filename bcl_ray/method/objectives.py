@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcl_ray.experiment.choices import LOSSES, code
+from bcl_ray.experiment.choices import LOSSES
 from bcl_ray.experiment.options import LossConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.method.collectives import gather_with_grad, rank, world_size
 from bcl_ray.method.losses import (
     Keys,
@@ -25,10 +26,10 @@ from bcl_ray.method.losses import (
 from bcl_ray.method.model import Outputs
 
 
-def global_loss(
+def loss_share(
     outputs: Outputs, labels: Tensor, log_prior: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a training step: a weighted sum of a classification and a contrastive loss.
+    """This worker's share of a step's loss: a weighted classification and contrastive loss.
 
     Args:
         outputs: The network's outputs for this worker's images.

@@ -44,14 +44,15 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "bfloat16" if native else "float32"
 
 
-def autocast(name: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a forward pass.
-
-    A call also sets, for the whole process, whether cuDNN uses TF32.
+def set_up_precision(name: str, device: torch.device) -> torch.autocast:
+    """Set whether cuDNN uses TF32, for the whole process, and make the autocast context.
 
     Args:
         name: Value of train.precision.
         device: Where the network is.
+
+    Returns:
+        The context for every forward pass.
     """
     dtype, tf32 = PRECISIONS[resolve_precision(name, device)]
     # cuDNN uses TF32 by default. These are torch's older switches: once the newer ones

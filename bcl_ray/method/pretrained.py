@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bcl_ray.experiment.choices import BACKBONES, code
+from bcl_ray.experiment.choices import BACKBONES
 from bcl_ray.experiment.options import Experiment, ModelConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.storage import files
@@ -40,12 +41,12 @@ def load_backbone(model: TwoBranch, config: ModelConfig) -> str | None:
         OSError: The file cannot be read.
     """
     if config.weights_file is None:
-        published = BACKBONES[config.backbone].published
-        assert published is not None, "the option was checked"
-        model.backbone.load_state_dict(code(published)(config))
+        download = BACKBONES[config.backbone].download_weights
+        assert download is not None, "the option was checked"
+        model.backbone.load_state_dict(code(download)(config))
         return None
     uri, network = config.weights_file, model.backbone
-    found = _fitted(_state_dict(_load(uri), uri), network)
+    found = _match(_state_dict(_load(uri), uri), network)
     differences = list(_differences(found, network.state_dict()))
     if differences:
         hidden = len(differences) - MAX_SHOWN
@@ -104,32 +105,32 @@ def _state_dict(content: Any, uri: str) -> Entries:
     return content
 
 
-class _Fitted(NamedTuple):
+class _Match(NamedTuple):
     entries: Entries  # by their names in the backbone
-    unexpected: list[str]  # names with the backbone's prefix that it does not have
-    heads: list[str]  # those of them that belong to a classifier
+    unexpected: list[str]  # names with the backbone's prefix that neither it nor a classifier has
+    heads: list[str]  # names with the prefix that belong to a classifier
     others: list[str]  # names without the prefix
 
 
-def _fitted(state: Entries, network: nn.Module) -> _Fitted:
+def _match(state: Entries, network: nn.Module) -> _Match:
     """The entries that fit a backbone, under the scheme of names and the prefix that fit best."""
     expected = network.state_dict()
-    found = _renamed(state, network)
+    found = _match_names(state, network)
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is not None and list(_differences(found, expected)):
         # timm's own conversion, for weights as their authors publish them, or for another size.
         prefixed = {name: state[name] for name in found.unexpected}
         try:
-            renamed = _renamed(convert(found.entries | prefixed, network), network)
+            converted = _match_names(convert(found.entries | prefixed, network), network)
         except Exception:  # it takes the file to be of this network, and that it is not
             return found
-        found = renamed._replace(heads=found.heads + renamed.heads, others=found.others)
+        found = converted._replace(heads=found.heads + converted.heads, others=found.others)
     # Files from before torch 0.4.1 have no counters of batch norm, and nothing uses them.
     counters = {name: expected[name] for name in expected if name.endswith("num_batches_tracked")}
     return found._replace(entries=counters | found.entries)
 
 
-def _renamed(state: Entries, network: nn.Module) -> _Fitted:
+def _match_names(state: Entries, network: nn.Module) -> _Match:
     names = list(network.state_dict())
     candidates = [
         (prefix, scheme)
@@ -137,17 +138,17 @@ def _renamed(state: Entries, network: nn.Module) -> _Fitted:
         for prefix in _prefixes(state, scheme)
     ]
 
-    def fitting(candidate: tuple[str, Names]) -> int:
+    def num_matching(candidate: tuple[str, Names]) -> int:
         return sum(candidate[0] + name in state for name in candidate[1].values())
 
-    prefix, scheme = max(candidates, key=fitting)  # the first of equal ones
+    prefix, scheme = max(candidates, key=num_matching)  # the first of equal ones
     of_file = {prefix + theirs: own for own, theirs in scheme.items()}
     rest = [name for name in state if name not in of_file]
-    unexpected = [name for name in rest if name.startswith(prefix)]
-    heads = [name for name in unexpected if name.removeprefix(prefix).startswith(HEADS)]
-    return _Fitted(
+    prefixed = [name for name in rest if name.startswith(prefix)]
+    heads = [name for name in prefixed if name.removeprefix(prefix).startswith(HEADS)]
+    return _Match(
         {of_file[name]: entry for name, entry in state.items() if name in of_file},
-        [name for name in unexpected if name not in heads],
+        [name for name in prefixed if name not in heads],
         heads,
         [name for name in rest if not name.startswith(prefix)],
     )
@@ -214,7 +215,7 @@ SCHEMES: dict[str, Callable[[nn.Module, list[str]], Names]] = {
 return nothing for a network that the scheme has no names for."""
 
 
-def _differences(found: _Fitted, expected: Entries) -> Iterator[str]:
+def _differences(found: _Match, expected: Entries) -> Iterator[str]:
     for name, entry in expected.items():
         if name not in found.entries:
             if not name.endswith("num_batches_tracked"):
@@ -225,7 +226,7 @@ def _differences(found: _Fitted, expected: Entries) -> Iterator[str]:
     yield from (f"{name} is unexpected" for name in found.unexpected)
 
 
-def _left_out(found: _Fitted, uri: str) -> str | None:
+def _left_out(found: _Match, uri: str) -> str | None:
     """What of a file is not the backbone's."""
     parts = [f"its classifier ({', '.join(found.heads[:MAX_SHOWN])})"] if found.heads else []
     if found.others:

@@ -16,8 +16,8 @@ def prototype_terms(
     anchors: Tensor,
     prototypes: Tensor,
     anchor_labels: Tensor,
-    log_own: Tensor,
-    log_other: Tensor,
+    own_log_divisor: Tensor,
+    class_log_divisors: Tensor,
     *,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
@@ -29,8 +29,8 @@ def prototype_terms(
         anchors: Unit-norm features, (A, D), in float32 or float64.
         prototypes: Unit-norm, (K, D).
         anchor_labels: Class of each anchor, (A,), int64 in [0, K).
-        log_own: Log of the divisor of each anchor's own class, (A,).
-        log_other: Log of each class's divisor for anchors of other classes, (K,).
+        own_log_divisor: Log of the divisor of each anchor's own class, (A,).
+        class_log_divisors: Log of each class's divisor for anchors of other classes, (K,).
         temperature: Divides the similarities; > 0.
 
     Returns:
@@ -39,7 +39,12 @@ def prototype_terms(
         `anchors` and `prototypes`.
     """
     terms: tuple[Tensor, Tensor] = _PrototypeTerms.apply(
-        anchors, at_least_float32(prototypes), anchor_labels, log_own, log_other, temperature
+        anchors,
+        at_least_float32(prototypes),
+        anchor_labels,
+        own_log_divisor,
+        class_log_divisors,
+        temperature,
     )
     return terms
 
@@ -57,15 +62,17 @@ class _PrototypeTerms(torch.autograd.Function):
         anchors: Tensor,
         prototypes: Tensor,
         own: Tensor,
-        log_own: Tensor,
-        log_other: Tensor,
+        own_log_divisor: Tensor,
+        class_log_divisors: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         # (K, A) rather than (A, K): its three products are a quarter faster on a CPU (measured).
-        block = torch.addmm(-log_other[:, None], prototypes, anchors.T, alpha=1 / temperature)
+        block = torch.addmm(
+            -class_log_divisors[:, None], prototypes, anchors.T, alpha=1 / temperature
+        )
         row = own[None]  # (1, A)
-        to_own = block.gather(0, row) + log_other[row]
-        block.scatter_(0, row, to_own - log_own)
+        to_own = block.gather(0, row) + class_log_divisors[row]
+        block.scatter_(0, row, to_own - own_log_divisor)
         highest = block.amax(0)
         total = block.sub_(highest).exp_().sum(0)
         ctx.save_for_backward(anchors, prototypes, own, block, total)

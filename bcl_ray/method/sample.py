@@ -14,11 +14,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bcl_ray.data.views.keyed import uniforms
+from bcl_ray.data.keyed import Stream, uniforms
 from bcl_ray.method.collectives import gather_rows
 
 MAX_CLASSES = 512  # their cosines are a dense matrix
-STREAM = 7  # of random numbers; crops and colours are drawn from other streams
 
 
 class Sample(NamedTuple):
@@ -88,4 +87,4 @@ def gather_sample(parts: Sequence[Sample]) -> Sample:
 
 def _random_numbers(ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """A number in [0, 1) for each image, (N,), which depends on its id alone."""
-    return uniforms(0, 0, ids, 0, 1, stream=STREAM)[:, 0]
+    return uniforms(0, 0, ids, 0, 1, stream=Stream.SAMPLE)[:, 0]

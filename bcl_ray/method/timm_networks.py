@@ -109,7 +109,8 @@ def _create(config: ModelConfig, *, pretrained: bool = False) -> Any:
     settings = _settings(config.backbone)
     import timm  # noqa: PLC0415
 
-    # Some networks do not take these, and some have other defaults than 0.
+    # timm tells which options a network takes only by refusing them: leave out those that are off,
+    # and try again. Some networks have other defaults than 0.
     options: dict[str, Any] = {"drop_path_rate": config.drop_path, "drop_rate": 0.0}
     if config.input_size not in (None, settings["input_size"][-1]):
         options["img_size"] = config.input_size
@@ -125,7 +126,7 @@ def _create(config: ModelConfig, *, pretrained: bool = False) -> Any:
                 size = settings["input_size"][-1]
                 text = _REFUSED[refused].format(size=size)
                 raise UserError(f"model.backbone '{config.backbone}' {text}") from error
-            del options[refused]  # what it does not have is off
+            del options[refused]
 
 
 def _replace_norms(network: nn.Module, norm: Any) -> None:

@@ -1,27 +1,30 @@
 """Messages between a run's driver and its workers: events to the driver, requests to workers."""
 
-from typing import Any
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-Event = dict[str, Any]
+if TYPE_CHECKING:  # the channel's process starts sooner without it
+    from bcl_ray.runs.events import Event
 
 
 class Channel:
     """An actor that holds messages in memory; it runs on the driver's node, see `open_channel`."""
 
     def __init__(self) -> None:
-        import asyncio  # noqa: PLC0415  these belong to the actor's loop
-
         self._events: Any = asyncio.Queue()
         self._stop, self._restart = asyncio.Event(), asyncio.Event()
 
-    async def put(self, event: Event) -> None:
+    async def put(self, event: "Event") -> None:
         """Add an event for the driver."""
         await self._events.put(event)
 
-    async def take(self) -> list[Event]:
+    async def take(self) -> "list[Event]":
         """Wait for an event, and return all events that have come."""
         events = [await self._events.get()]
         while not self._events.empty():
@@ -55,11 +58,22 @@ def open_channel() -> Any:
     return actor.remote()
 
 
-def notify(channel: Any, text: str) -> None:
-    """Send the driver a message for the user, from any process."""
-    channel.put.remote({"kind": "note", "text": text})
+def send_note(channel: Any, text: str) -> Any:
+    """Send the driver a message for the user, from any process; returns the call's reference."""
+    return channel.put.remote({"kind": "note", "text": text})
 
 
-def request_restart(channel: Any) -> None:
-    """Ask workers to save their state and to end, so that more of them can start."""
-    channel.request_restart.remote()
+@contextlib.contextmanager
+def warnings_sent(channel: Any, sender: str) -> Iterator[None]:
+    """Send warnings of bcl_ray's modules to the user, with their sender, while the block lasts."""
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            send_note(channel, f"{sender}: {record.getMessage()}")
+
+    handler, package_logger = Forward(logging.WARNING), logging.getLogger("bcl_ray")
+    package_logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        package_logger.removeHandler(handler)

@@ -8,42 +8,25 @@ In this module `nodes` are the resources of each node, and
 `per_worker` those of one worker.
 """
 
-import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import ray
 from ray.train.v2.api.config import ScalingConfig
 
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.amounts import parts_in
+from bcl_ray.ray_runtime.capacity import Amounts, worker_capacity
 from bcl_ray.ray_runtime.internals import ElasticScalingPolicy, NoopDecision, time_monotonic
 from bcl_ray.ray_runtime.internals import state as cluster_state
 
-Amounts = Mapping[str, float]  # of resources by Ray's name, such as CPU and GPU
-
 RELEASE_SECONDS = 10.0  # in which the resources of ended workers become free
 GROWTH_INTERVAL = 60.0  # seconds of training, at least, before a restart with more workers
-TOLERANCE = 1e-9  # of floating point: 0.3 CPU hold three tasks of 0.1 CPU, but 0.3 / 0.1 < 3
 
 
 class MissingResourcesError(RuntimeError):
     """The cluster had too few resources for the fewest workers during scale.wait_timeout."""
-
-
-def resource_bundles(experiment: Experiment, per_worker: Amounts, *, data: bool) -> list[Amounts]:
-    """What a run requests from an autoscaler: the most workers, and with `data` its data tasks."""
-    task = experiment.scale.cpus_per_data_task
-    tasks = math.ceil(experiment.least_data_cpus / task - TOLERANCE) if data else 0
-    return [per_worker] * experiment.scale.max_workers + [{"CPU": task}] * tasks
-
-
-def worker_capacity(nodes: Iterable[Amounts], per_worker: Amounts) -> int:
-    """How many workers fit on nodes; a worker cannot be split between nodes."""
-    return sum(
-        min(math.floor(node.get(name, 0.0) / need + TOLERANCE) for name, need in per_worker.items())
-        for node in nodes
-    )
 
 
 def worker_count(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amounts) -> int:
@@ -52,8 +35,8 @@ def worker_count(experiment: Experiment, nodes: Iterable[Amounts], per_worker: A
     It is 0 if not even the smallest number fits.
     """
     nodes, scale = list(nodes), experiment.scale
-    cpus = sum(node.get("CPU", 0.0) for node in nodes) - experiment.least_data_cpus
-    by_cpus = math.floor(cpus / scale.cpus_per_worker + TOLERANCE)
+    cpus = sum(node.get("CPU", 0.0) for node in nodes) - experiment.min_data_cpus
+    by_cpus = parts_in(cpus, scale.cpus_per_worker)
     capacity = min(worker_capacity(nodes, per_worker), by_cpus)
     return max((count for count in experiment.worker_counts if count <= capacity), default=0)
 
@@ -62,7 +45,7 @@ def shortage(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amoun
     """What nodes lack for the smallest number of workers, in words."""
     nodes, scale = list(nodes), experiment.scale
     needed = {name: scale.min_workers * amount for name, amount in per_worker.items()}
-    needed["CPU"] += experiment.least_data_cpus
+    needed["CPU"] += experiment.min_data_cpus
     present = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
     parts = [
         f"{needed[name]:g} {name}, and there {'is' if present[name] == 1 else 'are'} "
@@ -130,7 +113,6 @@ class ScalingPolicy(ElasticScalingPolicy):
             self._waiting_since = time.monotonic()
         waited = time.monotonic() - self._waiting_since
         nodes = usable_nodes()
-        workers = self._startable_workers(nodes, released=waited > RELEASE_SECONDS)
         # Raise even if workers would fit: they may have waited in Ray's queue all the time.
         if waited > timeout:
             missing = shortage(self._experiment, nodes.values(), self._per_worker)
@@ -138,23 +120,25 @@ class ScalingPolicy(ElasticScalingPolicy):
                 f"no workers after scale.wait_timeout ({timeout:g} s): the run needs {missing}; "
                 "add nodes, or lower scale.workers"
             )
-        if workers:
+        fit_in_all = worker_count(self._experiment, nodes.values(), self._per_worker)
+        released = waited > RELEASE_SECONDS
+        if workers := self._startable_workers(fit_in_all, nodes, released=released):
             self._known_nodes = set(nodes)
             return self._get_resize_decision(workers)
-        if is_first and not worker_count(self._experiment, nodes.values(), self._per_worker):
+        if is_first and not fit_in_all:
             missing = shortage(self._experiment, nodes.values(), self._per_worker)
             self._notify(f"waiting up to {timeout:g} s for {missing}")
         return NoopDecision()  # `Controller` pauses before it asks again
 
-    def _startable_workers(self, nodes: Mapping[str, Amounts], *, released: bool) -> int:
+    def _startable_workers(self, fit_in_all: int, nodes: Collection[str], *, released: bool) -> int:
         """How many workers can start now; 0 to wait for resources that are still in use.
 
         Args:
-            nodes: Resources of each usable node.
+            fit_in_all: How many fit on all usable nodes.
+            nodes: Ids of these nodes.
             released: Whether ended workers have had time to release their resources.
         """
-        fit_in_all = worker_count(self._experiment, nodes.values(), self._per_worker)
-        fit_in_free = worker_count(self._experiment, free_resources(nodes.keys()), self._per_worker)
+        fit_in_free = worker_count(self._experiment, free_resources(nodes), self._per_worker)
         fewest = self._experiment.worker_counts[0]
         if fit_in_all in (0, fewest) or fit_in_free >= fit_in_all:
             return fit_in_all

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
+from bcl_ray.machine.messages import last_line
 from bcl_ray.ray_runtime.connection import one_line, root_cause
 from bcl_ray.ray_runtime.internals import DefaultFailurePolicy, FailureDecision
 from bcl_ray.runs.checkpoint import UnusableCheckpointError
@@ -55,7 +56,10 @@ class FailurePolicy(DefaultFailurePolicy):
         elif isinstance(error, PreemptionError):
             self._notify("a node was taken away: starting again from the last checkpoint")
         else:
-            message = f"workers did not start ({_last_line(error)}): trying again"
+            # It begins with a worker's traceback.
+            failure = getattr(error, "controller_failure", error)
+            reason = last_line(str(failure), type(failure).__name__).strip()
+            message = f"workers did not start ({reason}): trying again"
             if message != self._last_startup_message:  # it may come every few seconds
                 self._last_startup_message = message
                 self._notify(message)
@@ -70,12 +74,6 @@ def find_cause(error: Exception, kind: type[ErrorType]) -> ErrorType | None:
 
 def _cause(failure: BaseException) -> BaseException:
     return root_cause(getattr(failure, "_base_exc", failure))
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of a controller's failure, which begins with a worker's traceback."""
-    failure = getattr(error, "controller_failure", error)
-    return (str(failure).strip().splitlines() or [type(failure).__name__])[-1].strip()
 
 
 def _first_failure(error: WorkerGroupError) -> str:

@@ -2,11 +2,10 @@
 
     from bcl_ray.ray_runtime.internals import TrainController
 
-No other module of bcl_ray imports a private part of Ray. PRIVATE lists the imported names.
-METHODS lists the methods that are called or overridden and are private, or belong to a private
-class. A test compares names and signatures with the installed Ray, so that an upgrade of Ray
-fails in the test, not in a run. A name is imported only when it is first used, since a process
-rarely needs more than a few.
+No other module of bcl_ray imports a private part of Ray. PRIVATE lists the imported names. A test
+compares names and signatures with the installed Ray, also those of private methods, so that an
+upgrade of Ray fails in the test, not in a run. A name is imported only when it is first used, since
+a process rarely needs more than a few.
 """
 
 import importlib
@@ -73,8 +72,6 @@ class Private:
     """An imported name."""
 
     module: str
-    parameters: tuple[str, ...] | None
-    """Parameters of a function or class, in order; None if they do not matter."""
     why: str
     """Its purpose, and why no public part of Ray serves it."""
 
@@ -87,185 +84,108 @@ _DATA_ACTORS = (
 PRIVATE = {
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR": Private(
         "ray._common.constants",
-        None,
         "Silences a warning that Ray Train's controller blocks its own loop; no public option.",
     ),
     "ray_constants": Private(
         "ray._private",
-        None,
         "ENABLE_RAY_CLUSTER: lets nodes on the loopback interface form a cluster; `ray start` has "
         "no option.",
     ),
     "services": Private(
         "ray._private",
-        None,
         "resolve_ip_for_localhost: Ray replaces 127.0.0.1 by an external address.",
     ),
     "worker": Private(
         "ray._private",
-        None,
         "print_to_stdstream: Ray prints messages of the autoscaler into the progress display, even "
         "with log_to_driver=False.",
     ),
     "DEBUG_AUTOSCALING_STATUS": Private(
         "ray._private.ray_constants",
-        None,
         "Whether an autoscaler runs; `ray status` reads the same key, no public API returns it.",
     ),
     "state": Private(
         "ray._private.state",
-        None,
         "Nodes that will be taken away, and free resources of each node; ray.nodes() has neither.",
     ),
     "is_autoscaler_v2": Private(
         "ray.autoscaler.v2.utils",
-        ("fetch_from_server", "gcs_client"),
         "Whether an autoscaler of version 2 runs; the public state API does not tell.",
     ),
     "_AutoscalingCoordinatorActor": Private(
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
-        ("get_current_time", "send_resources_request", "get_cluster_nodes"),
         "Computes which CPUs executions of Ray Data get, in tests and in benchmarks/supply.py, for "
         "clusters that are not there; no public API does.",
     ),
     "ResourceRequestPriority": Private(
         "ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator",
-        None,
         "Needed with get_or_create_autoscaling_coordinator.",
     ),
     "get_or_create_autoscaling_coordinator": Private(
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
-        (),
         "Adds up the requests of several programs. The public request_resources holds one request "
         "for the whole cluster: each call replaces those of other programs.",
     ),
     "ExecutionCallback": Private(
         "ray.data._internal.execution.execution_callback",
-        (),
         "Pauses Ray Data's control loop, which otherwise keeps the interpreter busy; no option.",
     ),
     "ResourceManager": Private(
         "ray.data._internal.execution.resource_manager",
-        None,
         "Its limits are unknown when an execution begins, and Ray Data asks again a second later; "
         "no option.",
     ),
-    "get_or_create_stats_actor": Private("ray.data._internal.stats", (), _DATA_ACTORS),
-    "get_or_create_usage_collection_actor": Private(
-        "ray.data._internal.usage.actor", (), _DATA_ACTORS
-    ),
-    "usage_collection_disabled": Private("ray.data._internal.usage.collector", (), _DATA_ACTORS),
-    "_internal_kv_get": Private("ray.experimental.internal_kv", ("key", "namespace"), _KV),
-    "_internal_kv_put": Private(
-        "ray.experimental.internal_kv", ("key", "value", "overwrite", "namespace"), _KV
-    ),
-    "_internal_kv_list": Private("ray.experimental.internal_kv", ("prefix", "namespace"), _KV),
-    "_internal_kv_del": Private(
-        "ray.experimental.internal_kv", ("key", "del_by_prefix", "namespace"), _KV
-    ),
+    "get_or_create_stats_actor": Private("ray.data._internal.stats", _DATA_ACTORS),
+    "get_or_create_usage_collection_actor": Private("ray.data._internal.usage.actor", _DATA_ACTORS),
+    "usage_collection_disabled": Private("ray.data._internal.usage.collector", _DATA_ACTORS),
+    "_internal_kv_get": Private("ray.experimental.internal_kv", _KV),
+    "_internal_kv_put": Private("ray.experimental.internal_kv", _KV),
+    "_internal_kv_list": Private("ray.experimental.internal_kv", _KV),
+    "_internal_kv_del": Private("ray.experimental.internal_kv", _KV),
     "DatasetsCallback": Private(
         "ray.train.v2._internal.callbacks.datasets",
-        ("train_run_context", "datasets"),
         _CALLBACK,
     ),
     "PlacementGroupCleanerCallback": Private(
-        "ray.train.v2._internal.callbacks.placement_group_callback", None, _CALLBACK
+        "ray.train.v2._internal.callbacks.placement_group_callback", _CALLBACK
     ),
     "get_env_vars_to_propagate": Private(
         "ray.train.v2._internal.constants",
-        (),
         "The environment that Ray Train gives its controller, which we start ourselves.",
     ),
     "WorkerGroupCallback": Private(
         "ray.train.v2._internal.execution.callback",
-        (),
         "Learns of a run's placement groups; ray.train.UserCallback is only called for reports.",
     ),
     "get_train_context": Private(
         "ray.train.v2._internal.execution.context",
-        (),
         "Whether a node will be taken away. The public ray.train.get_preemption_info is a barrier "
         "for all workers, which takes 2.6 ms at every step.",
     ),
     "TrainController": Private(
         "ray.train.v2._internal.execution.controller",
-        (
-            "train_fn_ref",
-            "train_run_context",
-            "scaling_policy",
-            "failure_policy",
-            "callbacks",
-            "validation_config",
-        ),
         "A policy that waits blocks its loop, and no public method ends it.",
     ),
     "FailureDecision": Private(
         "ray.train.v2._internal.execution.failure_handling",
-        None,
         "Needed with DefaultFailurePolicy.",
     ),
     "DefaultFailurePolicy": Private(
         "ray.train.v2._internal.execution.failure_handling.default",
-        ("failure_config",),
         "A requested restart does not count as a failure; FailureConfig has no such rule.",
     ),
     "ElasticScalingPolicy": Private(
         "ray.train.v2._internal.execution.scaling_policy",
-        ("scaling_config",),
         "Ray's policy starts numbers of workers that do not divide the batch, counts nodes that "
         "will be taken away, and waits without end; the public ScalingConfig has no options.",
     ),
     "NoopDecision": Private(
-        "ray.train.v2._internal.execution.scaling_policy", (), "Needed with ElasticScalingPolicy."
+        "ray.train.v2._internal.execution.scaling_policy", "Needed with ElasticScalingPolicy."
     ),
     "time_monotonic": Private(
-        "ray.train.v2._internal.util", (), "The clock of a worker group's start_time."
+        "ray.train.v2._internal.util", "The clock of a worker group's start_time."
     ),
 }
-
-METHODS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("TrainController", "_step"): (),
-    ("TrainController", "abort"): (),
-    ("TrainController", "get_result"): (),
-    ("TrainController", "get_state"): (),
-    ("TrainController", "run"): (),
-    ("ElasticScalingPolicy", "_get_resize_decision"): ("num_workers",),
-    ("ElasticScalingPolicy", "_send_resource_request"): (),
-    ("ElasticScalingPolicy", "make_decision_for_non_running_worker_group"): (),
-    ("ElasticScalingPolicy", "make_decision_for_running_worker_group"): (
-        "worker_group_state",
-        "worker_group_status",
-    ),
-    ("DefaultFailurePolicy", "make_decision"): ("training_failed_error",),
-    ("WorkerGroupCallback", "after_worker_group_start"): ("worker_group",),
-    ("ExecutionCallback", "on_execution_step"): ("executor",),
-    ("_AutoscalingCoordinatorActor", "request_resources"): (
-        "requester_id",
-        "resources",
-        "expire_after_s",
-        "request_remaining",
-        "priority",
-        "label_selectors",
-        "subcluster_selector",
-        "strategy",
-    ),
-    ("_AutoscalingCoordinatorActor", "get_reserved_resources"): ("requester_id", "recompute"),
-    ("ray.data.Dataset", "iter_internal_ref_bundles"): (),
-    ("ray.train.torch.TorchTrainer", "_create_default_callbacks"): (),
-    ("ray.train.torch.TorchTrainer", "_initialize_and_run_controller"): ("controller_init_kwargs",),
-    ("ray.job_submission.JobSubmissionClient", "_do_request"): (
-        "method",
-        "endpoint",
-        "data",
-        "json_data",
-        "kwargs",
-    ),
-    ("services", "resolve_ip_for_localhost"): ("host",),
-    ("worker", "print_to_stdstream"): ("data", "ignore_prefix"),
-    ("state", "available_resources_per_node"): (),
-    ("state", "get_draining_nodes"): (),
-}
-"""Parameters without self, by owner (a name in PRIVATE, or a public class) and method."""
 
 
 def generator_limit(objects: int) -> dict[str, Any]:

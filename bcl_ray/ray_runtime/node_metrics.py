@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import psutil
@@ -91,11 +92,12 @@ class NodeSamplers:
         self._sampler = NodeSampler()
         self._actors: dict[str, Any] = {}  # by node id
         self._pending: list[Any] = []  # results of the actors' last `send`
-        self._start_actors()
+        self._start_actors(_living_nodes())
 
     def send(self, epoch: int) -> None:
         """Send the metrics of an epoch that has ended; nodes that are gone send none."""
-        names = self._start_actors()
+        names = _living_nodes()
+        self._start_actors(names)
         self._pending = [
             actor.send.remote(self._channel, names[node], epoch)
             for node, actor in self._actors.items()
@@ -103,22 +105,26 @@ class NodeSamplers:
         ]
         self._sampler.send(self._channel, names[self._this_node], epoch)
 
-    def wait(self) -> None:
-        """Wait until the last metrics are sent, FINAL_TIMEOUT seconds at most; end the sampling."""
+    def close(self) -> None:
+        """End the sampling, and wait FINAL_TIMEOUT seconds at most for the last metrics."""
         self._sampler.end()
         if self._pending:
             ray.wait(self._pending, num_returns=len(self._pending), timeout=FINAL_TIMEOUT)
 
-    def _start_actors(self) -> dict[str, str]:
-        """Start an actor on each new node; returns the names of all living nodes by id."""
-        names = {node["NodeID"]: name_of(node) for node in ray.nodes() if node["Alive"]}
-        new = names.keys() - self._actors.keys() - {self._this_node} if self._all_nodes else ()
-        for node in new:
+    def _start_actors(self, nodes: Iterable[str]) -> None:
+        """Start an actor on each node of these ids that has none yet."""
+        if not self._all_nodes:
+            return
+        for node in set(nodes) - self._actors.keys() - {self._this_node}:
             strategy = NodeAffinitySchedulingStrategy(node, soft=False)
             remote: Any = ray.remote  # its types do not know this strategy
             actor = remote(num_cpus=0, scheduling_strategy=strategy)(NodeSampler)
             self._actors[node] = actor.remote()
-        return names
+
+
+def _living_nodes() -> dict[str, str]:
+    """Names of all living nodes by id."""
+    return {node["NodeID"]: name_of(node) for node in ray.nodes() if node["Alive"]}
 
 
 def name_of(node: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 CHECKPOINT_SECONDS = 60.0  # that workers have to write a last checkpoint
@@ -93,13 +94,13 @@ def run_stoppable(
     Raises:
         Stopped: A stop was requested, and the function did not end in CHECKPOINT_SECONDS.
     """
-    outcome: dict[str, Any] = {}
+    outcome = Future[Any]()
 
     def call() -> None:
         try:
-            outcome["result"] = function()
+            outcome.set_result(function())
         except BaseException as error:
-            outcome["error"] = error
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=call, name="trainer", daemon=True)
     thread.start()
@@ -117,6 +118,4 @@ def run_stoppable(
         terminate()
         thread.join(TERMINATION_SECONDS)
         raise
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
+    return outcome.result()

@@ -47,11 +47,23 @@ class Trainer(TorchTrainer):
         super().__init__(*args, **options)
         self._experiment, self._notify = experiment, notify
         self._request_restart = request_restart
-        self._controller = ControllerProcess()
+        self._lock = threading.Lock()
+        self._controller: Any = None  # an actor, while training lasts
+        self._terminated = False
 
     def terminate(self) -> None:
-        """End training at once, while another thread is in `fit`."""
-        self._controller.terminate()
+        """End training at once, while another thread is in `fit`.
+
+        Ends the workers, and the controller, which would start them again.
+        """
+        with self._lock:
+            self._terminated, controller = True, self._controller
+        if controller is None:
+            return
+        with contextlib.suppress(RayError):  # the actor exits, and so does not answer
+            ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
+        with contextlib.suppress(RayError):
+            ray.kill(controller)
 
     def _create_default_callbacks(self) -> list[Any]:
         """Ray Train's callbacks without those that start processes we do not need."""
@@ -63,6 +75,11 @@ class Trainer(TorchTrainer):
         return [each for each in callbacks if not isinstance(each, unused)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        """Run a controller in a process of its own, which `terminate` may end.
+
+        Raises:
+            RayError: The process was ended, or it died.
+        """
         options["scaling_policy"] = ScalingPolicy(
             self.scaling_config,  # type: ignore[arg-type]  # Ray's stub has version 1's
             self._experiment,
@@ -70,7 +87,15 @@ class Trainer(TorchTrainer):
             self._request_restart,
         )
         options["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._notify)
-        return self._controller.run(**options)
+        with self._lock:
+            if self._terminated:
+                raise RayError("training was ended before it began")
+            controller = self._controller = _controller_class().remote(**options)
+        try:
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+        finally:
+            self._controller = None  # the process ends when nothing refers to it
 
 
 class Controller(TrainController):
@@ -86,55 +111,18 @@ class Controller(TrainController):
         return result
 
 
-class ControllerProcess:
-    """Runs a controller in a process of its own, which another thread may end."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._actor: Any = None
-        self._terminated = False
-
-    def run(self, **options: Any) -> Any:
-        """Run a controller on this node, and return Ray Train's result.
-
-        Args:
-            options: The controller's.
-
-        Raises:
-            RayError: The process was ended, or it died.
-        """
-        this_node = NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        remote: Any = ray.remote  # its types do not know this strategy
-        actor_class = remote(
-            num_cpus=0,
-            scheduling_strategy=this_node,
-            # Ray Train's controller blocks its loop on purpose: Ray need not warn of it.
-            runtime_env={
-                "env_vars": {
-                    RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: "0",
-                    **get_env_vars_to_propagate(),
-                }
-            },
-        )(Controller)
-        with self._lock:
-            if self._terminated:
-                raise RayError("training was ended before it began")
-            actor = self._actor = actor_class.remote(**options)
-        try:
-            ray.get(actor.run.remote())
-            return ray.get(actor.get_result.remote())
-        finally:
-            self._actor = None  # the process ends when nothing refers to it
-
-    def terminate(self) -> None:
-        """End the workers and the controller, which would start them again."""
-        with self._lock:
-            self._terminated, actor = True, self._actor
-        if actor is None:
-            return
-        with contextlib.suppress(RayError):  # the actor exits, and so does not answer
-            ray.get(actor.abort.remote(), timeout=ABORT_SECONDS)
-        with contextlib.suppress(RayError):
-            ray.kill(actor)
+def _controller_class() -> Any:
+    """The class of the actor that controls a run, on this process's node."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote  # its types do not know this strategy
+    return remote(
+        num_cpus=0,
+        scheduling_strategy=this_node,
+        # Ray Train's controller blocks its loop on purpose: Ray need not warn of it.
+        runtime_env={
+            "env_vars": {
+                RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: "0",
+                **get_env_vars_to_propagate(),
+            }
+        },
+    )(Controller)

@@ -16,10 +16,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
+import torch
 from ray.exceptions import RayError
 
-from bcl_ray.method.collectives import rank
-from bcl_ray.ray_runtime.channel import notify
+from bcl_ray.method.collectives import rank, sum_over_workers
+from bcl_ray.method.loop import SIGNALS
+from bcl_ray.ray_runtime.channel import send_note
 from bcl_ray.ray_runtime.internals import get_train_context
 
 Item = TypeVar("Item")
@@ -54,6 +56,19 @@ class Watchdog:
             "restart": self.has_notice or self._restart.is_set(),
         }
         return frozenset(name for name, is_given in signals.items() if is_given)
+
+    def signals_of_all(self, device: torch.device) -> frozenset[str]:
+        """Those that any worker gives now; the same on all workers, which wait for each other.
+
+        Within an epoch signals are summed with the gradients; this is for the time between epochs.
+
+        Args:
+            device: This worker's device.
+        """
+        own = self.signals()
+        flags = torch.tensor([float(name in own) for name in SIGNALS], device=device)
+        counts = zip(SIGNALS, sum_over_workers(flags).tolist(), strict=True)
+        return frozenset(name for name, count in counts if count)
 
     @property
     def has_notice(self) -> bool:
@@ -96,13 +111,12 @@ class Watchdog:
             if idle > WARN_SECONDS and last_warned != last_progress:
                 last_warned = last_progress
                 text = f"worker {rank()}: no progress for {idle:.0f} s, still waiting"
-                notify(self._channel, text)
+                send_note(self._channel, text)
 
     def _end_process(self, idle: float) -> None:
         what = f"worker {rank()} made no progress for {idle:.0f} s (scale.hang_timeout)"
         try:
-            event = {"kind": "note", "text": f"{what}: it ends itself"}
-            sent = self._channel.put.remote(event)
+            sent = send_note(self._channel, f"{what}: it ends itself")
             sys.stderr.write(f"{what}; its threads:\n")
             faulthandler.dump_traceback(all_threads=True)
             sys.stderr.flush()

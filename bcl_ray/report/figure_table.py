@@ -2,15 +2,24 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from bcl_ray.experiment.choices import Choice, Code, Table, code
 from bcl_ray.experiment.metric_names import ACCURACY, TEMPERATURE
-from bcl_ray.report import figures
-from bcl_ray.report.figures import Figure
-from bcl_ray.report.figures.curves import SPACES, Space
+from bcl_ray.report.figures.calibration import reliability
+from bcl_ray.report.figures.classes import accuracy_by_class
+from bcl_ray.report.figures.confusion import confusion
+from bcl_ray.report.figures.curves import (
+    SPACES,
+    Space,
+    accuracy_over_epochs,
+    geometry_over_epochs,
+)
+from bcl_ray.report.figures.mistakes import mistake_grid
+from bcl_ray.report.figures.representation import class_cosines
 from bcl_ray.report.results import Results, find_mistakes
 
 logger = logging.getLogger(__name__)
@@ -46,17 +55,20 @@ REPRESENTATION = ReportSection(
 
 
 @dataclass(frozen=True)
-class ReportFigure(Choice):
-    """A figure of a report; its text describes it to people who cannot see it."""
+class ReportFigure:
+    """A figure of a report."""
 
+    name: str
+    text: str
+    """One line that describes it to people who cannot see it."""
     section: ReportSection
-    draw: Code
-    """Called with Results; returns a Figure, or None if there is nothing to show."""
+    draw: Callable[[Results], Figure | None]
+    """Returns None if there is nothing to show."""
 
 
 def draw_figures(results: Results) -> dict[str, Figure]:
     """Draw all figures for which there is something to show, by name."""
-    drawn = {figure.name: code(figure.draw)(results) for figure in REPORT_FIGURES}
+    drawn = {figure.name: figure.draw(results) for figure in FIGURES}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -69,11 +81,11 @@ def _classes(results: Results) -> Figure | None:
     correct = np.bincount(hits, minlength=len(results.class_names))
     with np.errstate(invalid="ignore"):
         accuracy = 100 * correct / total
-    return figures.accuracy_by_class(accuracy, results.class_counts, results.class_names)
+    return accuracy_by_class(accuracy, results.class_counts, results.class_names)
 
 
 def _epochs(results: Results) -> Figure | None:
-    return figures.accuracy_over_epochs(results.history) if _has_curve(results) else None
+    return accuracy_over_epochs(results.history) if _has_curve(results) else None
 
 
 def _has_curve(results: Results) -> bool:
@@ -85,9 +97,7 @@ def _confusion(results: Results) -> Figure | None:
     findings = results.findings
     if findings is None:
         return None
-    return figures.confusion(
-        findings.labels, findings.predicted, results.class_counts, results.class_names
-    )
+    return confusion(findings.labels, findings.predicted, results.class_counts, results.class_names)
 
 
 def _mistakes(results: Results) -> Figure | None:
@@ -98,16 +108,14 @@ def _mistakes(results: Results) -> Figure | None:
     except (OSError, ValueError) as error:  # the images may have been moved since
         logger.warning("the report has no grid of mistakes: %s", error)
         return None
-    return figures.mistake_grid(mistakes) if mistakes else None
+    return mistake_grid(mistakes) if mistakes else None
 
 
 def _reliability(results: Results) -> Figure | None:
     if results.findings is None:
         return None
     about = results.findings.about
-    return figures.reliability(
-        about["bins"], about["calibrated_bins"], about["metrics"][TEMPERATURE]
-    )
+    return reliability(about["bins"], about["calibrated_bins"], about["metrics"][TEMPERATURE])
 
 
 def _cosines(space: Space, results: Results) -> Figure | None:
@@ -117,7 +125,7 @@ def _cosines(space: Space, results: Results) -> Figure | None:
     means = {"feature": findings.features, "embedding": findings.embeddings}[space]
     if not means.shape[1] or len(means) < 2:
         return None
-    return figures.class_cosines(
+    return class_cosines(
         means,
         results.class_counts[findings.classes],
         [results.class_names[k] for k in findings.classes],
@@ -132,11 +140,10 @@ def _geometry(space: Space, results: Results) -> Figure | None:
         return None
     findings = results.findings
     classes = len(results.class_names if findings is None else findings.classes)
-    return figures.geometry_over_epochs(results.history, classes, space=space)
+    return geometry_over_epochs(results.history, classes, space=space)
 
 
-REPORT_FIGURES = Table(
-    "figure",
+FIGURES = (
     ReportFigure(
         "classes", "Accuracy of each class by number of training images", ACCURACIES, _classes
     ),

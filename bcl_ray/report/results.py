@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcl_ray.data.decode import decode
-from bcl_ray.data.longtail import shot_groups
+from bcl_ray.data.longtail import group_names, shot_groups
 from bcl_ray.data.shards import find_images, read_manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import from_stored
 from bcl_ray.machine.errors import UserError
-from bcl_ray.report.figures import Mistake
+from bcl_ray.report.figures.mistakes import Mistake
 from bcl_ray.report.page import PageTable
 from bcl_ray.runs.checkpoint import State
 from bcl_ray.runs.findings import Findings
@@ -54,8 +54,7 @@ class Results:
     @cached_property
     def group_of(self) -> list[str]:
         """The shot group of each class, (K,)."""
-        names = {k: name for name, classes in self.groups.items() for k in classes.tolist()}
-        return [names[k] for k in range(len(self.class_names))]
+        return group_names(self.class_counts)
 
 
 def from_state(name: str, state: State, findings: Findings | None) -> Results:

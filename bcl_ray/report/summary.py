@@ -20,10 +20,10 @@ from bcl_ray.experiment.metric_names import (
     TITLES,
     accuracy,
 )
-from bcl_ray.experiment.options import Experiment
+from bcl_ray.experiment.options import Experiment, by_full_name
 from bcl_ray.machine.csv_text import csv_text
-from bcl_ray.report.figure_table import REPORT_FIGURES, draw_figures
-from bcl_ray.report.figures import png
+from bcl_ray.report.figure_table import FIGURES, draw_figures
+from bcl_ray.report.figures.style import png
 from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.report.results import Results, class_table
 
@@ -57,7 +57,7 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 def _report(results: Results, images: Mapping[str, bytes], table: PageTable | None) -> str:
     sections = [PageSection("", _summary(results), table=_metrics(results))]
-    for section, figures in itertools.groupby(REPORT_FIGURES, lambda figure: figure.section):
+    for section, figures in itertools.groupby(FIGURES, lambda figure: figure.section):
         drawn = [(images[f.name], f.text) for f in figures if f.name in images]
         if drawn:
             text = [section.text] if section.text else []
@@ -102,12 +102,8 @@ def _metrics(results: Results) -> PageTable | None:
 
 
 def _options(experiment: Experiment) -> PageTable:
-    rows = [
-        (f"{section}.{name}", str(value))
-        for section, options in experiment.model_dump(mode="json").items()
-        if isinstance(options, dict)
-        for name, value in options.items()
-    ]
+    content = experiment.model_dump(mode="json", exclude={"name", "plugins"})
+    rows = [(name, str(value)) for name, value in by_full_name(content).items()]
     return PageTable(("option", "value"), rows)
 
 

@@ -12,6 +12,7 @@ from bcl_ray.data.shards import Manifest, Split
 from bcl_ray.data.shards.split_writer import row_group_rows
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine import container
+from bcl_ray.machine.amounts import parts_in
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 
@@ -19,6 +20,9 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Ray keeps its object stor
 STORE_SHARE = 0.3  # of a node's memory, Ray's default for its object store
 # Bytes of views that a data task returns at a time; each costs Ray some 10 ms (measured 2026-11).
 BLOCK_BYTES = 32 * 2**20
+RESIDENT_SHARE = 0.25  # of a GPU's memory, the most that images take with data.residency=auto
+KEPT_SHARE = 0.1  # of a GPU's memory, for evaluation images that are kept for the next evaluation
+KEPT_CPU_BYTES = 256 * 2**20  # the same of a worker without a GPU
 LESS_MEMORY = {  # by version of the epoch plan
     1: "data.max_workers (fewer lanes)",
     2: "optim.global_batch_size (smaller windows), or set data.plan=1, which mixes less",
@@ -63,11 +67,11 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
     image_bytes = 3 * experiment.views.image_size**2 * (1 + experiment.num_contrastive)
     worker_cpus = workers * experiment.scale.cpus_per_worker
     data_cpus = _data_cpus(experiment, worker_cpus, cpus)
-    is_resident = experiment.data.residency == "device"
-    tasks = int(data_cpus / experiment.scale.cpus_per_data_task) if data_cpus else workers
+    tasks = parts_in(data_cpus, experiment.scale.cpus_per_data_task) if data_cpus else workers
     task_rows = max(split.row_group_rows, BLOCK_BYTES // image_bytes)
     # Of small data sets, that may be all of an epoch, and of the next one.
     open_rows = min(2 * split.rows, plan.open_rows + tasks * task_rows)
+    readers = _readers(experiment, split, plan.steps)
     rows_in_flight = open_rows + experiment.scale.prefetch_batches * batch
     return Budget(
         steps_per_epoch=plan.steps,
@@ -81,10 +85,12 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
         mixing=_mixing(experiment, split, plan.steps),
         worker_cpus=worker_cpus,
         data_cpus=data_cpus,
-        store_bytes=0 if is_resident else image_bytes * rows_in_flight,
-        resident_bytes=resident_bytes(experiment, manifest, workers) if is_resident else 0,
-        readers=_readers(experiment, split, plan.steps),
-        reads_per_epoch=int(plan.layout.first_groups[-1]) * _readers(experiment, split, plan.steps),
+        store_bytes=0 if experiment.is_resident else image_bytes * rows_in_flight,
+        resident_bytes=resident_bytes(experiment, manifest, workers)
+        if experiment.is_resident
+        else 0,
+        readers=readers,
+        reads_per_epoch=int(plan.layout.first_groups[-1]) * readers,
     )
 
 
@@ -130,10 +136,19 @@ def resident_bytes(experiment: Experiment, manifest: Manifest, workers: int) -> 
     return 3 * experiment.views.image_size**2 * (train_rows + -(-eval_rows // workers))
 
 
+def kept_limit(gpu_memory: float) -> float:
+    """Most bytes of evaluation images that a worker keeps for the next evaluations.
+
+    Args:
+        gpu_memory: Bytes of the worker's GPU; 0 without one.
+    """
+    return KEPT_SHARE * gpu_memory if gpu_memory else KEPT_CPU_BYTES
+
+
 def _data_cpus(experiment: Experiment, worker_cpus: float, cpus: float | None) -> float | None:
-    if experiment.data.residency == "device":
+    if experiment.is_resident:
         return 0.0
-    scale, least = experiment.scale, experiment.least_data_cpus
+    scale, least = experiment.scale, experiment.min_data_cpus
     if cpus is None:
         return scale.data_cpus
     left = cpus - worker_cpus

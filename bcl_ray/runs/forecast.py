@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.runs.budget import Budget
+from bcl_ray.runs.budget import Budget, kept_limit
 from bcl_ray.runs.limits import LIMITS, PASSES, Limit, Machines, Situation, Work, worker_speed
 from bcl_ray.runs.rates import CPU, GPUS, Rate
 
-KEPT_SHARE = 0.1  # of a GPU's memory, for evaluation images that stay there
 SNAPSHOTS = 2  # copies of a state in host memory: one is written while the next one is made
-BFLOAT16 = {True: 0.5, False: 1.0}  # bytes of an activation, relative to float32
+HALF = 0.5  # bytes of a bfloat16, relative to float32
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Planned:
     forecast: Forecast
     rates: Mapping[str, Rate]
     machines: Machines | None
-    data: str
+    data_source: str
     """How the sizes of the data set are known."""
 
     @property
@@ -88,7 +87,7 @@ def forecast(
     epochs = experiment.train.epochs - epochs_done
     epoch_seconds = _epoch_seconds(run, limits[0].images_per_second)
     hours = epochs * epoch_seconds / 3600
-    reads = run.epoch_reads * epochs / experiment.train.epochs
+    reads = run.reads_of_run * epochs / experiment.train.epochs
     requests = reads * budget.reads_per_epoch
     return Forecast(
         images_per_second=limits[0].images_per_second,
@@ -113,7 +112,7 @@ def _device_memory(run: Situation) -> float:
     """Bytes of the state, of gradients, of images that stay, and of activations of a batch."""
     precision, batch = run.experiment.train.precision, run.experiment.optim.global_batch_size
     halved = run.on_gpu and precision in ("auto", "bfloat16")
-    activations = batch // run.workers * run.work.activation_bytes * BFLOAT16[halved]
+    activations = batch // run.workers * run.work.activation_bytes * (HALF if halved else 1.0)
     return run.state_bytes + run.work.parameter_bytes + run.budget.resident_bytes + activations
 
 
@@ -134,7 +133,7 @@ def _evaluation_seconds(run: Situation, evaluations: int) -> float:
     forward = images / (run.workers * worker_speed(run).value * PASSES * work.views)
     decoding = images * run.data_seconds / work.views / (run.budget.data_cpus or run.workers)
     kept_bytes = 3 * images * work.image_size**2 / run.workers
-    decoded = 1 if kept_bytes <= KEPT_SHARE * run.gpu_memory else evaluations
+    decoded = 1 if kept_bytes <= kept_limit(run.gpu_memory) else evaluations
     return (evaluations - decoded) * forward + decoded * max(forward, decoding)
 
 

@@ -100,21 +100,12 @@ class Identity:
             f"({self.kind.name_option})"
         )
 
-    def check_configuration(self, digest: str, difference: str) -> None:
-        """Refuse to resume with another configuration.
-
-        Args:
-            digest: Hash of the configuration to resume with.
-            difference: How it differs, for the message.
-
-        Raises:
-            UserError: It differs.
-        """
-        if digest != self.digest:
-            raise UserError(
-                f"{self.kind.noun} '{self.name}' was begun with another configuration "
-                f"({difference}): only {self.kind.mutable} may change on --resume"
-            )
+    def configuration_changed(self, difference: str) -> UserError:
+        """The error for a resume with another configuration, which differs as described."""
+        return UserError(
+            f"{self.kind.noun} '{self.name}' was begun with another configuration "
+            f"({difference}): only {self.kind.mutable} may change on --resume"
+        )
 
     def check_data(self, path: str, fingerprint: str) -> None:
         """Refuse to resume with other data.

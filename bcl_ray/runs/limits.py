@@ -86,10 +86,9 @@ class Situation:
         return self.machines.workers if self.machines else self.experiment.scale.max_workers
 
     @property
-    def epoch_reads(self) -> int:
+    def reads_of_run(self) -> int:
         """How often all training images are read."""
-        is_resident = self.experiment.data.residency == "device"
-        return self.workers if is_resident else self.experiment.train.epochs
+        return self.workers if self.experiment.is_resident else self.experiment.train.epochs
 
     @property
     def data_seconds(self) -> float:
@@ -158,7 +157,7 @@ def _data(run: Situation) -> list[Limit]:
         remedy = "more CPUs for data, as workers waited for them"
         return [Limit("data", recorded.value, recorded.known, remedy)]
     cpus = run.budget.data_cpus
-    if run.machines is None or run.experiment.data.residency == "device" or not cpus:
+    if run.machines is None or run.experiment.is_resident or not cpus:
         return []
     wanted = run.workers * worker_speed(run).value * run.data_seconds
     remedy = f"{wanted:.0f} CPUs for data, now {cpus:g} (data.max_nodes, or scale.data_cpus)"
@@ -166,7 +165,7 @@ def _data(run: Situation) -> list[Limit]:
 
 
 def _receiving(run: Situation) -> list[Limit]:
-    if run.machines is None or run.experiment.data.residency == "device":
+    if run.machines is None or run.experiment.is_resident:
         return []
     rate = run.rates["receiving"]
     speed = run.workers * rate.value / run.work.view_bytes
@@ -179,8 +178,8 @@ def _network(run: Situation) -> list[Limit]:
     if machines is None:
         return []
     nodes = machines.worker_nodes + machines.data_nodes
-    streamed = run.experiment.data.residency != "device"
-    foreign = (nodes - 1) / nodes if streamed else 0.0  # views that other nodes made
+    # Views that other nodes made.
+    foreign = 0.0 if run.experiment.is_resident else (nodes - 1) / nodes
     views = foreign * run.work.view_bytes / machines.worker_nodes  # bytes an image, into a node
     sums = 2 * run.work.parameter_bytes * (machines.worker_nodes > 1)  # bytes a step, likewise
     needed = views + sums / run.experiment.optim.global_batch_size
@@ -193,7 +192,7 @@ def _network(run: Situation) -> list[Limit]:
 def _object_store(run: Situation) -> list[Limit]:
     """Requests of the store, and encoded images through the networks of all nodes."""
     machines = run.machines
-    if machines is None or run.experiment.data.residency == "device":
+    if machines is None or run.experiment.is_resident:
         return []
     requests, network = run.rates["requests"], run.rates["network"]
     nodes, images = machines.worker_nodes + machines.data_nodes, run.budget.images_per_epoch

@@ -4,9 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bcl_ray.data.shards import Manifest, NumberedNames, ProfileInfo, ShardColumns, Split
+from bcl_ray.data.shards import (
+    SHARD_BYTES,
+    Manifest,
+    NumberedNames,
+    ProfileInfo,
+    ShardColumns,
+    Split,
+)
 from bcl_ray.data.shards.split_writer import num_shards, row_group_rows
-from bcl_ray.data.shards.write import SHARD_BYTES
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 
@@ -21,7 +27,7 @@ class Sizes:
     mean_bytes: int
     validation: int  # 0 without such a split
     one_size: bool  # whether all images have views.image_size
-    known: str
+    source: str
 
 
 SIZES = {
@@ -60,10 +66,9 @@ def expected_manifest(experiment: Experiment) -> Manifest:
     if data.validation_split is not None and sizes.validation:
         rows[data.validation_split] = sizes.validation
     return Manifest(
-        format_version=2,
         class_names=tuple(map(str, range(sizes.classes))),
         splits={name: _split(name, count, sizes.mean_bytes) for name, count in rows.items()},
-        source=sizes.known,
+        source=sizes.source,
         profile=ProfileInfo(name="natural", imbalance_factor=None, max_per_class=None, seed=0),
         fingerprint="",
     )

@@ -12,14 +12,14 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bcl_ray.experiment.options import BEFORE_IT_EXISTED, Experiment
+from bcl_ray.experiment.options import VALUES_BEFORE_ADDED, Experiment, TrackingConfig
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
 from bcl_ray.runs import identity
@@ -51,6 +51,17 @@ def run_uri(run: str, runs: str) -> str:
         runs: Folder of the runs that are given by name.
     """
     return run if "/" in run else files.join(runs, run)
+
+
+def resumed_uri(name: str, overrides: Iterable[str]) -> str:
+    """The folder of a run or search to resume.
+
+    Args:
+        name: Its name, or path or URI of its folder.
+        overrides: Changes to its experiment, the last of which to tracking.runs says where it is.
+    """
+    roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
+    return run_uri(name, roots[-1] if roots else TrackingConfig().runs)
 
 
 def default_name(experiment: Experiment) -> str:
@@ -108,12 +119,12 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
         )
     if experiment.digest() != run.digest:
         difference = ", ".join(differences(open_run(run.uri)[1], experiment))
-        run.check_configuration(experiment.digest(), difference)
+        raise run.configuration_changed(difference)
     run.check_data(experiment.data.path, fingerprint)
 
 
-def with_options_of_then(uri: str, experiment: Experiment) -> tuple[Experiment, list[str]]:
-    """An experiment that is to continue a run, as it would have been when the run began.
+def with_original_defaults(uri: str, experiment: Experiment) -> tuple[Experiment, list[str]]:
+    """Set options that the run did not have when it began back to their behaviour of then.
 
     A job that is started again after an upgrade has new defaults, or a recipe's new values, for
     options that did not exist when its run began.
@@ -124,7 +135,7 @@ def with_options_of_then(uri: str, experiment: Experiment) -> tuple[Experiment, 
     stored = yaml.safe_load(files.read_bytes(files.join(uri, EXPERIMENT_FILE)))
     changes = [
         f"{section}.{option}={json.dumps(value)}"
-        for (section, option), value in BEFORE_IT_EXISTED.items()
+        for (section, option), value in VALUES_BEFORE_ADDED.items()
         if option not in stored[section] and getattr(getattr(experiment, section), option) != value
     ]
     return with_overrides(experiment, changes), changes
@@ -132,7 +143,7 @@ def with_options_of_then(uri: str, experiment: Experiment) -> tuple[Experiment, 
 
 def differences(before: Experiment, now: Experiment) -> Iterator[str]:
     """Options whose values differ, each with both values."""
-    old, new = before.computed_options(), now.computed_options()
+    old, new = before.result_options(), now.result_options()
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{name} was {old.get(name)}, now {new.get(name)}"

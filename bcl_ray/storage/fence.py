@@ -41,7 +41,11 @@ class Fence:
             raise self.lost_to(record)
 
     def __call__(self) -> None:
-        """Same as `check`: a fence can be the guard of `files.atomic_filesystem`."""
+        """Same as `check`: a fence can be the guard of `files.atomic_filesystem`.
+
+        The cache of filesystems hashes their guards: equal fences are equal keys, and bound methods
+        of equal fences are not.
+        """
         self.check()
 
     def lost_to(self, record: LeaseRecord | None) -> LeaseLostError:

@@ -17,9 +17,10 @@ from dataclasses import replace
 
 from bcl_ray.storage import files, s3
 from bcl_ray.storage.fence import Fence, LeaseLostError, LeaseNotRenewedError
+from bcl_ray.storage.file_version import ChangedError, FileVersion
 from bcl_ray.storage.lease_record import LeaseRecord, parse_record
 from bcl_ray.storage.retry import RETRY_SECONDS as OUTAGE_SECONDS
-from bcl_ray.storage.versioned_file import ChangedError, FileVersion, VersionedFile
+from bcl_ray.storage.versioned_file import VersionedFile
 
 RENEWAL_SECONDS = 5.0  # between two renewals
 RENEWAL_RETRY_SECONDS = 1.0  # between two attempts to renew

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bcl_ray.machine.versions import cluster_tags
-from bcl_ray.storage.versioned_file import FileVersion
+from bcl_ray.storage.file_version import FileVersion
 
 LEASE_FILE = "driver.lease"
 LEASE_SECONDS = 30.0  # a lease runs out that long after its last renewal

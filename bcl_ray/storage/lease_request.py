@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import LeaseHeldError
+from bcl_ray.storage.file_version import ChangedError, FileVersion
 from bcl_ray.storage.lease import RENEWAL_SECONDS, Lease, clock
 from bcl_ray.storage.lease_record import LEASE_FILE, LeaseRecord, new_record, parse_record
-from bcl_ray.storage.versioned_file import ChangedError, FileVersion, versioned_file
+from bcl_ray.storage.versioned_file import versioned_file
 
 POLL_SECONDS = 1.0  # between two looks at another driver's lease
 # How long to wait for a holder that is alive. One that was asked to stop takes up to 60 s, and then

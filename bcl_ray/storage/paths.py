@@ -54,7 +54,7 @@ def is_local(uri: str) -> bool:
 
 def join(uri: str, *parts: str) -> str:
     """The URI of a file below a folder; the URI's options, after '?', stay at the end."""
-    base, options = _without_options(uri)
+    base, options = split_options(uri)
     slash = "/" if base and not base.endswith("/") else ""
     return base + slash + "/".join(parts) + options
 
@@ -69,7 +69,7 @@ def file_in(folder: str, path: str) -> str:
 
 def parent(uri: str) -> str:
     """The folder above a path or URI, with the URI's options."""
-    return split(uri)[0] + _without_options(uri)[1]
+    return split(uri)[0] + split_options(uri)[1]
 
 
 def name(uri: str) -> str:
@@ -77,10 +77,21 @@ def name(uri: str) -> str:
     return split(uri)[1]
 
 
+def ends_with(uri: str, ending: str) -> bool:
+    """Whether a path or URI, without the URI's options, has an ending, such as '.parquet'."""
+    return split_options(uri)[0].endswith(ending)
+
+
 def split(uri: str) -> tuple[str, str]:
     """The folder above a path or URI and the last part, both without the URI's options."""
-    folder, _, last = _without_options(uri)[0].rstrip("/").rpartition("/")
+    folder, _, last = split_options(uri)[0].rstrip("/").rpartition("/")
     return folder, last
+
+
+def split_options(uri: str) -> tuple[str, str]:
+    """A path or URI without its options, and the options with the '?' before them."""
+    base, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return base, question + options
 
 
 def user_cache() -> Path:
@@ -96,8 +107,3 @@ def user_cache() -> Path:
             f"user {os.getuid()} has no home: set HOME, or XDG_CACHE_HOME, to a folder that it may "
             "write to"
         ) from None
-
-
-def _without_options(uri: str) -> tuple[str, str]:
-    base, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return base, question + options

@@ -34,9 +34,8 @@ def retry(
         attempt: The operation; must be safe to repeat.
         name: Path or URI of the file, for the log.
         retry_seconds: For how many seconds an error is retried, counted from when it first came; 0
-            raises it at once. When an error comes that is retried for longer, the seconds of those
-            that are retried for less are counted anew. For example, a denial that comes between
-            throttled requests may only be due to the throttling.
+            raises it at once. Each duration has its own deadline. An error with a longer one resets
+            the shorter ones: a denial between throttled requests is probably throttling.
         summary: Text of an error for the log.
     """
     failures = _Failures(name, retry_seconds, summary)

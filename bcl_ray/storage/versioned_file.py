@@ -17,12 +17,10 @@ from typing import Protocol
 from pyarrow import fs
 
 from bcl_ray.storage import files, s3
-from bcl_ray.storage.s3 import ChangedError, FileVersion
+from bcl_ray.storage.file_version import ChangedError, FileVersion
 
 LOCK_SECONDS = 10.0  # time limit for the lock, which writers need for moments only
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # filesystems without flock
-
-__all__ = ["ChangedError", "FileVersion", "VersionedFile", "versioned_file"]
 
 
 class VersionedFile(Protocol):
@@ -59,9 +57,21 @@ def versioned_file(uri: str) -> VersionedFile:
     return _LocalFile(Path(path)) if isinstance(filesystem, fs.LocalFileSystem) else _OtherFile(uri)
 
 
-class _S3Object:
+class _RemoteFile(VersionedFile):
+    """A file that `remove` compares before it is deleted, without a lock."""
+
     def __init__(self, uri: str) -> None:
-        self._uri, self._location = uri, s3.parse_uri(uri)
+        self._uri = uri
+
+    def remove(self, own: FileVersion) -> None:
+        if self.read() == own:
+            files.delete(self._uri)
+
+
+class _S3Object(_RemoteFile):
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self._location = s3.parse_uri(uri)
 
     def read(self) -> FileVersion | None:
         return s3.read_version(self._location)

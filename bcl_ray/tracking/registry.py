@@ -162,7 +162,7 @@ def _tags(
         "recipe": experiment.name,
         METRIC: metric,
         VALUE: repr(record[metric]),
-        SPLIT: experiment.data.measured_split,
+        SPLIT: experiment.data.monitored_split,
         DATA: state.fingerprint,
     }
 

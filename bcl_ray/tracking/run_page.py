@@ -22,7 +22,7 @@ def describe_run(
     """
     origin = (
         f"Recipe `{experiment.name}`, seed {experiment.train.seed}, data "
-        f"`{manifest.fingerprint[:12]}`, evaluated on split `{experiment.data.measured_split}`."
+        f"`{manifest.fingerprint[:12]}`, evaluated on split `{experiment.data.monitored_split}`."
     )
     return "\n\n".join([_method(experiment, manifest), *_table(experiment, evaluated), origin])
 

@@ -107,7 +107,7 @@ class Tracker:
         self.text("class_counts.json", json.dumps(counts, indent=1))
         self.dataset(manifest, data.path, data.train_split, "training")
         context = "test" if data.validation_split is None else "validation"
-        self.dataset(manifest, data.path, data.measured_split, context)
+        self.dataset(manifest, data.path, data.monitored_split, context)
         self._update_description()
 
     def dataset(self, manifest: Manifest, uri: str, split: str, context: str) -> None:

@@ -8,10 +8,9 @@ older one if the newer one is damaged.
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import Future
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,41 +21,10 @@ from ray.train.collective import broadcast_from_rank_zero
 from bcl_ray.method.collectives import rank
 from bcl_ray.runs import checkpoint
 from bcl_ray.runs.run_folder import BEST, LAST
-from bcl_ray.runs.snapshot import Snapshots
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointUpload:
-    """Writes a checkpoint when Ray Train's thread calls it, while others may wait for its end.
-
-    Args:
-        write: Writes the checkpoint.
-    """
-
-    def __init__(self, write: Callable[[], None]) -> None:
-        self._write = write
-        self._has_ended = threading.Event()
-        self._error: BaseException | None = None
-
-    def __call__(self, reported: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
-        """Write the checkpoint, and return where it was reported to be."""
-        try:
-            self._write()
-        except BaseException as error:
-            self._error = error
-            raise  # Ray Train ends the training
-        finally:
-            self._has_ended.set()
-        return reported
-
-    def wait(self) -> None:
-        """Wait for the end, and raise the error of an upload that failed."""
-        self._has_ended.wait()
-        if self._error is not None:
-            raise self._error
 
 
 class Checkpoints:
@@ -69,8 +37,8 @@ class Checkpoints:
 
     def __init__(self, run: str, fence: Fence) -> None:
         self._run, self._fence = run, fence
-        self._snapshots = Snapshots()
-        self._upload: CheckpointUpload | None = None  # the last one, on rank 0
+        self._snapshots = checkpoint.Snapshots()
+        self._upload: Future[None] | None = None  # the last one, on rank 0
         self.blocked = 0.0
         """Seconds in which `save` has held up training."""
         self._taken = 0.0  # of these
@@ -125,21 +93,31 @@ class Checkpoints:
             OSError: It could not be written.
         """
         if self._upload is not None:
-            self._upload.wait()
+            self._upload.result()
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
 
     def _prepare(self, state: checkpoint.State, *, best: bool) -> dict[str, Any]:
         """Copy the state; returns arguments of `ray.train.report` that have the copy written."""
         if self._upload is not None:
-            self._upload.wait()  # its memory is used again
+            self._upload.result()  # its memory is used again
         snapshot = self._snapshots.take(state)
         # The name is new even if workers wrote the same step before they were started again.
         folder = files.join(self._run, f"{LAST}{state.step:08d}_{secrets.token_hex(4)}")
-        self._upload = CheckpointUpload(partial(self._write, snapshot, folder, best=best))
+        written = self._upload = Future[None]()
+
+        def upload(reported: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
+            try:
+                self._write(snapshot, folder, best=best)
+            except BaseException as error:
+                written.set_exception(error)
+                raise  # Ray Train ends the training
+            written.set_result(None)
+            return reported
+
         filesystem, path = files.atomic_filesystem(folder, self._fence)
         return {
             "checkpoint": ray.train.Checkpoint(path, filesystem),
-            "checkpoint_upload_fn": self._upload,
+            "checkpoint_upload_fn": upload,
         }
 
     def _write(self, state: checkpoint.State, folder: str, *, best: bool) -> None:

@@ -58,7 +58,8 @@ class Assignment:
         train = self.experiment.train
         first_epoch, begin = divmod(self.first_step, epoch_plan(*self._data, 0).steps)
         for epoch in range(first_epoch, train.epochs):
-            yield from self._training(epoch, begin if epoch == first_epoch else 0)
+            is_first = epoch == first_epoch
+            yield from self._training(epoch, begin if is_first else 0, ramp=is_first)
             if "evaluation" in self.purposes and train.evaluates(epoch) and evaluations:
                 yield from self._evaluation()
                 evaluations -= 1
@@ -74,10 +75,9 @@ class Assignment:
     def _data(self) -> tuple[Experiment, Manifest]:
         return self.experiment, self.manifest
 
-    def _training(self, epoch: int, begin: int) -> Iterator[WorkerTask]:
+    def _training(self, epoch: int, begin: int, *, ramp: bool) -> Iterator[WorkerTask]:
+        """Deliveries of an epoch from step `begin`; with `ramp` its first batch comes sooner."""
         plan = epoch_plan(*self._data, epoch)
-
-        ramp = epoch * plan.steps <= self.first_step  # the first epoch of the stream
 
         def of_worker(rank: int) -> Iterator[tuple[int, int, WorkerTask]]:
             reads = plan.reads(rank, self.world_size, begin, ramp=ramp)

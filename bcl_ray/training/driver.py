@@ -17,19 +17,21 @@ from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.pretrained import check_weights
 from bcl_ray.ray_runtime.autoscaler import Demand
-from bcl_ray.ray_runtime.channel import Event, open_channel
+from bcl_ray.ray_runtime.channel import open_channel
 from bcl_ray.ray_runtime.connection import Resources, connected
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import Budget, preflight
 from bcl_ray.runs.driver_log import log_to_file
+from bcl_ray.runs.events import Event, Follow
+from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import paths
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.tracker import Tracker, training_subject
 from bcl_ray.training import outcome
 from bcl_ray.training.launch import Launch, run_workers
-from bcl_ray.training.monitor import Follow, RunMonitor
+from bcl_ray.training.monitor import RunMonitor
 from bcl_ray.training.preparation import (
     await_nodes,
     check_resources,
@@ -80,17 +82,12 @@ def fit(
         Stopped: SIGINT or SIGTERM came (in the main thread), or a stop was requested. A checkpoint
             was written, unless workers were too slow or a second signal came.
     """
-
-    def continues() -> bool:
-        return resume is not None or (restartable and run_folder.holds_run(uri))
-
     experiment = run_folder.with_absolute_paths(resolved(experiment))
     name = experiment.tracking.run or run_folder.default_name(experiment)
     uri = resume or run_folder.run_uri(name, experiment.tracking.runs)
+    continues = functools.partial(_continues, uri, resume=resume, restartable=restartable)
     if resume is None and continues():
-        experiment, changes = run_folder.with_options_of_then(uri, experiment)
-        for change in changes:
-            _note(follow, f"goes on with {change}, with which it began")
+        experiment = _as_it_began(uri, experiment, follow)
     manifest = read_manifest(experiment.data.path)
     mlflow_uri = tracking_uri(experiment)
     run_budget = _check(experiment, manifest, uri, continues=continues(), restartable=restartable)
@@ -105,13 +102,11 @@ def fit(
             stop_signals(stop_request) as stop,
             Demand(uri) as demand,
         ):
-            follow = _provide_nodes(
+            on_start = _provide_nodes(
                 demand, experiment, per_worker, cluster, stop_request=stop, follow=follow
             )
-            if continues():  # ask again: another driver may have created the run meanwhile
-                run = run_folder.open_run(uri)[0]
-            else:
-                run = run_folder.create(uri, experiment, manifest.fingerprint)
+            # Ask again: another driver may have created the run meanwhile.
+            run = _open_run(uri, experiment, manifest, continues=continues())
             launch = Launch(run, experiment, manifest, lease, per_worker, callbacks)
             result = _train(
                 launch,
@@ -120,10 +115,31 @@ def fit(
                 parent=parent,
                 stop_request=stop,
                 demand=demand,
+                on_start=on_start,
                 follow=follow,
             )
     follow({"kind": "end", **result})
     return result
+
+
+def _continues(uri: str, *, resume: str | None, restartable: bool) -> bool:
+    """Whether the run of a folder goes on, rather than begins; arguments as of `fit`."""
+    return resume is not None or (restartable and run_folder.holds_run(uri))
+
+
+def _open_run(uri: str, experiment: Experiment, manifest: Manifest, *, continues: bool) -> Run:
+    """The run of a folder, which is created unless it goes on."""
+    if continues:
+        return run_folder.open_run(uri)[0]
+    return run_folder.create(uri, experiment, manifest.fingerprint)
+
+
+def _as_it_began(uri: str, experiment: Experiment, follow: Follow) -> Experiment:
+    """The experiment with those options set back that its run did not have when it began."""
+    experiment, changes = run_folder.with_original_defaults(uri, experiment)
+    for change in changes:
+        _note(follow, f"goes on with {change}, with which it began")
+    return experiment
 
 
 def _check(
@@ -149,23 +165,24 @@ def _provide_nodes(
     *,
     stop_request: StopRequest,
     follow: Follow,
-) -> Follow:
+) -> Callable[[], None] | None:
     """Request the run's nodes, and wait for them if the cluster grows.
 
     Returns:
-        The `follow` to use from here on. At the first step it withdraws what was requested for data
-        tasks, and only the workers' part of the request stays.
+        What to do when the workers have started, if the cluster grows: withdraw what was requested
+        for data tasks, so that only the workers' part of the request stays.
     """
     request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
     request(data=cluster.grows)
     if not cluster.grows:
-        return follow
+        return None
     note = functools.partial(_note, follow)
     await_nodes(experiment, per_worker, notify=note, stop_request=stop_request)
     check_storage(experiment, per_worker)
-    # Ray Data does not use CPUs that are requested: data tasks could not run on those requested
-    # for them. So this part of the request ends when the workers are there and train.
-    return _call_at_first_step(functools.partial(request, data=False), follow)
+    # Ray Data does not use CPUs that are requested, not even for the data tasks that they are
+    # requested for. So this part of the request ends when the workers ask for their first batch.
+    # Not later: where all CPUs are requested, that batch would never come.
+    return functools.partial(request, data=False)
 
 
 def _train(
@@ -176,6 +193,7 @@ def _train(
     parent: str | None,
     stop_request: StopRequest,
     demand: Demand,
+    on_start: Callable[[], None] | None,
     follow: Follow,
 ) -> Event:
     """Run the workers, and track the run from its beginning to its end; returns its result."""
@@ -191,7 +209,7 @@ def _train(
         channel = open_channel()
         trainer = launch.trainer(channel)
         # Trials run at the same time, and would all measure the same nodes.
-        monitor = RunMonitor(channel, tracker, follow, all_nodes=parent is None)
+        monitor = RunMonitor(channel, tracker, follow, all_nodes=parent is None, on_start=on_start)
         try:
             fit_result = run_workers(run, trainer, monitor, stop_request=stop_request, lease=lease)
             result, state = outcome.collect(run, fit_result, monitor)
@@ -224,16 +242,3 @@ def _begin_event(launch: Launch, mlflow_uri: str, run_budget: Budget) -> Event:
         "classes": len(launch.manifest.class_names),
         "budget": run_budget,
     }
-
-
-def _call_at_first_step(act: Callable[[], None], follow: Follow) -> Follow:
-    """The same `follow`, which also calls a function, once, when workers begin to train."""
-    pending = [act]
-
-    def call_and_follow(event: Event) -> None:
-        if pending and event["kind"] in ("step", "epoch"):
-            pending.clear()
-            act()
-        follow(event)
-
-    return call_and_follow

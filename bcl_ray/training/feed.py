@@ -7,20 +7,38 @@ import ray
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
+from bcl_ray.data.layout import split_layout
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import gather_rows, rank, sum_over_workers, world_size
-from bcl_ray.runs.budget import resident_bytes
+from bcl_ray.runs.budget import RESIDENT_SHARE, kept_limit, resident_bytes
 from bcl_ray.training.deliveries import Assignment
-from bcl_ray.training.kept_batches import KeptBatches, may_keep
 from bcl_ray.training.residency import ResidentFeed
-from bcl_ray.training.resident_images import UnsupportedError, Watched
+from bcl_ray.training.resident_images import UnsupportedError, Watch
 from bcl_ray.training.stream import SupplierClient, evaluation_batches, training_batches
-from bcl_ray.training.supply import start_suppliers
+from bcl_ray.training.supplier_placement import start_suppliers
 
-MEMORY_SHARE = 0.25  # of a GPU's memory, the most that images take if data.residency is 'auto'
 GIB = 2**30
+
+
+class KeptBatches:
+    """A worker's batches of a split, any number of times, of which only the first reads them.
+
+    Args:
+        batches: Batches, which are read once.
+    """
+
+    def __init__(self, batches: Iterable[DeviceBatch]) -> None:
+        self._batches = iter(batches)
+        self._kept: list[DeviceBatch] = []
+
+    def __iter__(self) -> Iterator[DeviceBatch]:
+        """All batches, in the same order each time."""
+        yield from self._kept
+        for batch in self._batches:
+            self._kept.append(batch)
+            yield batch
 
 
 class StreamFeed:
@@ -36,7 +54,7 @@ class StreamFeed:
 
     def __init__(self, experiment: Experiment, manifest: Manifest, device: torch.device) -> None:
         self._experiment, self._manifest, self._device = experiment, manifest, device
-        self._send_evaluation = Sender(device, experiment.views).evaluation
+        self._send_evaluation = Sender(device, experiment.views).send_evaluation
         self._client: SupplierClient
         self._keeps = False  # whether images of the first evaluation are kept for the others
         self._kept: KeptBatches | None = None
@@ -54,7 +72,7 @@ class StreamFeed:
         Returns:
             Each remaining epoch's number, with this worker's batches of it.
         """
-        self._keeps = may_keep(self._experiment, self._manifest, self._device)
+        self._keeps = _may_keep(self._experiment, self._manifest, self._device)
         whole = Assignment(
             self._experiment,
             self._manifest,
@@ -73,7 +91,7 @@ class StreamFeed:
             self._client,
             world_size=world_size(),
             first_step=first_step,
-            deliver=sender.training,
+            deliver=sender.send_training,
         )
 
     def evaluation(self) -> Iterable[DeviceBatch]:
@@ -92,6 +110,21 @@ class StreamFeed:
         return self._kept or batches
 
 
+def _may_keep(experiment: Experiment, manifest: Manifest, device: torch.device) -> bool:
+    """Whether every worker has room to keep its part of the evaluation split.
+
+    All workers call it, and get the same answer.
+    """
+    rows = split_layout(experiment, manifest, "evaluation").rows
+    size = 3 * experiment.views.image_size**2 * rows / world_size()
+    return not _any_worker(size > kept_limit(_gpu_memory(device)), device)
+
+
+def _any_worker(flag: bool, device: torch.device) -> bool:
+    """Whether any worker gives the flag; all workers call it, and get the same answer."""
+    return bool(sum_over_workers(torch.tensor([float(flag)], device=device)).any())
+
+
 def _gather_nodes(device: torch.device) -> list[str]:
     """Ids of the nodes of all workers, in the order of ranks."""
     name = ray.get_runtime_context().get_node_id()
@@ -103,7 +136,7 @@ Feed = StreamFeed | ResidentFeed
 
 
 def open_feed(
-    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watched = iter
+    experiment: Experiment, manifest: Manifest, device: torch.device, watched: Watch = iter
 ) -> tuple[Feed, str]:
     """Open the feed that data.residency names; all workers call it and get the same kind.
 
@@ -125,9 +158,16 @@ def open_feed(
     if limit is None:
         return StreamFeed(experiment, manifest, device), ""
     feed, reason = _on_all_devices(experiment, manifest, device, watched, limit=limit)
-    if feed is None and experiment.data.residency == "device":
+    if feed is None and experiment.is_resident:
         raise UnsupportedError(f"data.residency is 'device': {reason}")
     return feed or StreamFeed(experiment, manifest, device), reason
+
+
+def _gpu_memory(device: torch.device) -> float:
+    """Bytes of a GPU; 0 for a CPU."""
+    if device.type != "cuda":
+        return 0.0
+    return float(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _free_memory(device: torch.device) -> float:
@@ -137,7 +177,7 @@ def _free_memory(device: torch.device) -> float:
 def _gpu_share(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    return MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return RESIDENT_SHARE * _gpu_memory(device)
 
 
 # Bytes of a device that images may take, by data.residency; None: they are streamed.
@@ -152,7 +192,7 @@ def _on_all_devices(
     experiment: Experiment,
     manifest: Manifest,
     device: torch.device,
-    watched: Watched,
+    watched: Watch,
     *,
     limit: float,
 ) -> tuple[ResidentFeed | None, str]:
@@ -175,7 +215,6 @@ def _on_all_devices(
             )
         except UnsupportedError as error:
             reason = str(error)
-    failed = torch.tensor([float(feed is None)], device=device)
-    if not sum_over_workers(failed).any():
+    if not _any_worker(feed is None, device):
         return feed, ""
     return None, "another worker's device cannot hold them" if feed else reason

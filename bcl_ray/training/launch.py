@@ -13,7 +13,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.versions import command
-from bcl_ray.ray_runtime.channel import notify, request_restart
+from bcl_ray.ray_runtime.channel import send_note
 from bcl_ray.ray_runtime.connection import resources
 from bcl_ray.ray_runtime.failures import find_cause
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable
@@ -50,11 +50,12 @@ class Launch:
             channel: Handle of the run's `Channel`.
         """
         scale = self.experiment.scale
+        cluster = resources()  # now: nodes may have come since the run was checked
         return Trainer(
             train_worker,
             experiment=self.experiment,
-            notify=functools.partial(notify, channel),
-            request_restart=functools.partial(request_restart, channel),
+            notify=functools.partial(send_note, channel),
+            request_restart=functools.partial(_request_restart, channel),
             train_loop_config={
                 "experiment": self.experiment.to_yaml(),
                 "manifest": self.manifest,
@@ -69,7 +70,7 @@ class Launch:
                 num_workers=(scale.min_workers, scale.max_workers),
                 use_gpu="GPU" in self.per_worker,
                 resources_per_worker=dict(self.per_worker),
-                label_selector=rank_zero_labels(scale.max_workers, resources()),
+                label_selector=rank_zero_labels(scale.max_workers, cluster),
             ),
             run_config=self._run_config(),
         )
@@ -87,6 +88,10 @@ class Launch:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=list(self.callbacks),
         )
+
+
+def _request_restart(channel: Any) -> None:
+    channel.request_restart.remote()
 
 
 def run_workers(

@@ -26,35 +26,41 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from bcl_ray.ray_runtime.channel import Event
 from bcl_ray.ray_runtime.node_metrics import NodeSamplers
+from bcl_ray.runs.events import Event, Follow
 from bcl_ray.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
-
-Follow = Callable[[Event], None]
 
 
 class RunMonitor(threading.Thread):
     """Takes the events of a run's workers until `stop`; tracks and shows them.
 
-    Training goes on if that fails, for lack of a terminal or of disk space: the first error is kept
-    in `failure`.
+    Training goes on if that fails, for lack of a terminal or of disk space. After the first error,
+    which is kept in `failure`, events are still tracked, but no longer shown.
 
     Args:
         channel: Handle of the run's `Channel`.
         tracker: Tracker of the run.
         follow: Shows an event to the user.
         all_nodes: Whether to measure the load of all nodes, or only of the driver's.
+        on_start: Called once, when all workers have their state and are about to train.
     """
 
     def __init__(
-        self, channel: Any, tracker: Tracker, follow: Follow, *, all_nodes: bool = True
+        self,
+        channel: Any,
+        tracker: Tracker,
+        follow: Follow,
+        *,
+        all_nodes: bool = True,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(name="monitor", daemon=True)
         self.tracker = tracker
         self.failure: Exception | None = None
         self._channel, self._follow = channel, follow
+        self._on_start = on_start
         self._samplers = NodeSamplers(channel, all_nodes=all_nodes)
         self._tracked_epochs: set[int] = set()
         self._workers_started = False
@@ -71,7 +77,7 @@ class RunMonitor(threading.Thread):
             for event in events:
                 if event["kind"] == "stop":
                     return
-                for handle in (self._track, self._show):
+                for handle in (self._notice_start, self._track, self._show):
                     try:
                         handle(event)
                     except Exception as error:
@@ -85,7 +91,7 @@ class RunMonitor(threading.Thread):
 
     def stop(self) -> None:
         """Wait until all earlier events have been handled, and end the thread."""
-        self._samplers.wait()
+        self._samplers.close()
         with contextlib.suppress(RayError):  # `run` ends by itself then
             ray.get(self._channel.put.remote({"kind": "stop"}))
         self.join()
@@ -98,6 +104,11 @@ class RunMonitor(threading.Thread):
                 metrics = {name: value for name, value in record.items() if name != "epoch"}
                 self.tracker.metrics(metrics, epoch)
                 self._tracked_epochs.add(epoch)
+
+    def _notice_start(self, event: Event) -> None:
+        if self._on_start is not None and event["kind"] == "start":
+            act, self._on_start = self._on_start, None
+            act()
 
     def _track(self, event: Event) -> None:
         self.track_records(event.get("records", []))

@@ -10,9 +10,9 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from bcl_ray.machine.errors import FailedError
 from bcl_ray.machine.versions import command
-from bcl_ray.ray_runtime.channel import Event
 from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.runs import checkpoint, run_folder
+from bcl_ray.runs.events import Event
 from bcl_ray.runs.run_folder import Run
 from bcl_ray.storage import files
 from bcl_ray.tracking.tracker import Tracker

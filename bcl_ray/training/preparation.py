@@ -3,14 +3,17 @@
 In this module `per_worker` are the resources of one worker.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.amounts import TOLERANCE
 from bcl_ray.ray_runtime import access
 from bcl_ray.ray_runtime.autoscaler import Demand, wait_for_nodes
-from bcl_ray.ray_runtime.connection import Resources, check_cluster, uses_gpus
-from bcl_ray.ray_runtime.elastic import cluster_shortage, resource_bundles
+from bcl_ray.ray_runtime.capacity import check_cluster, uses_gpus
+from bcl_ray.ray_runtime.connection import Resources
+from bcl_ray.ray_runtime.elastic import cluster_shortage
 from bcl_ray.ray_runtime.node_groups import MARKET
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest
 from bcl_ray.runs.budget import budget, check_store
@@ -76,8 +79,11 @@ def request_nodes(
     data: bool,
 ) -> None:
     """Request the nodes of the largest number of workers, and with `data` those of data tasks."""
-    bundles = resource_bundles(experiment, per_worker, data=data)
-    labels = rank_zero_labels(experiment.scale.max_workers, cluster) or []
+    scale = experiment.scale
+    tasks = math.ceil(experiment.min_data_cpus / scale.cpus_per_data_task - TOLERANCE)
+    of_tasks = [{"CPU": scale.cpus_per_data_task}] * tasks if data else []
+    bundles = [per_worker] * scale.max_workers + of_tasks
+    labels = rank_zero_labels(scale.max_workers, cluster) or []
     demand.request(bundles, labels + [{}] * (len(bundles) - len(labels)))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from bcl_ray.data.batches import Plans, planned_batches
+from bcl_ray.data.batches import planned_batches
 from bcl_ray.data.layout import Read, evaluation_reads, split_layout
 from bcl_ray.data.plan import Block, epoch_plan
 from bcl_ray.data.shards import Manifest
@@ -20,7 +20,7 @@ from bcl_ray.data.views.transfer import DeviceBatch, Sender
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.training.resident_images import (
     ResidentImages,
-    Watched,
+    Watch,
     check_crops,
     evaluation_images,
     load_images,
@@ -58,7 +58,7 @@ class ResidentFeed:
         *,
         rank: int = 0,
         world_size: int = 1,
-        watched: Watched = iter,
+        watched: Watch = iter,
     ) -> None:
         self._experiment, self._rank, self._world_size = experiment, rank, world_size
         self._plans = functools.partial(epoch_plan, experiment, manifest)
@@ -68,7 +68,7 @@ class ResidentFeed:
         check_crops(self._images, experiment)
         layout = split_layout(experiment, manifest, "evaluation")
         reads = list(evaluation_reads(layout, rank, world_size))
-        images = load(experiment.data.measured_split, reads, evaluation_images)
+        images = load(experiment.data.monitored_split, reads, evaluation_images)
         self._evaluation = evaluation_batches(images)
 
     def training(
@@ -79,11 +79,26 @@ class ResidentFeed:
         evaluate_first: bool = False,  # noqa: ARG002  it makes no difference here
     ) -> Generator[tuple[int, Iterator[DeviceBatch]], None, None]:
         """Each remaining epoch's number, with this worker's batches of it."""
-        return training_batches(
+        positions = self._plans(0).layout.positions
+        num_views = 1 + self._experiment.num_contrastive
+        images = self._images
+
+        def blocks(reads: Iterator[tuple[int, Read]]) -> Generator[Block, None, None]:
+            for _, read in reads:
+                yield {"rows": positions(read)}
+
+        def batch(parts: Sequence[Block], epoch: int) -> DeviceBatch:
+            rows = np.concatenate([part["rows"] for part in parts])
+            arrays = {"labels": images.labels[rows], "ids": images.ids[rows]}
+            return sender.send_resident(
+                images.pixels, rows, arrays, num_views=num_views, epoch=epoch
+            )
+
+        return planned_batches(
             self._experiment,
             self._plans,
-            self._images,
-            sender,
+            blocks,
+            batch,
             rank=self._rank,
             world_size=self._world_size,
             first_step=first_step,
@@ -92,40 +107,6 @@ class ResidentFeed:
     def evaluation(self) -> Iterable[DeviceBatch]:
         """Batches of this worker's part of the evaluation split."""
         return self._evaluation
-
-
-def training_batches(
-    experiment: Experiment,
-    plans: Plans,
-    images: ResidentImages,
-    sender: Sender,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    first_step: int = 0,
-) -> Generator[tuple[int, Iterator[DeviceBatch]], None, None]:
-    """Each remaining epoch's number, with the worker's batches of it for `loop.train_epoch`.
-
-    Args:
-        images: The whole training split, in the order of the plan's layout.
-        sender: Sender to the device that has the images.
-        experiment, plans, rank, world_size, first_step: As of `planned_batches`.
-    """
-    positions = plans(0).layout.positions
-    num_views = 1 + experiment.num_contrastive
-
-    def blocks(reads: Iterator[tuple[int, Read]]) -> Generator[Block, None, None]:
-        for _, read in reads:
-            yield {"rows": positions(read)}
-
-    def batch(parts: Sequence[Block], epoch: int) -> DeviceBatch:
-        rows = np.concatenate([part["rows"] for part in parts])
-        host_arrays = {"labels": images.labels[rows], "ids": images.ids[rows]}
-        return sender.resident(images.pixels, rows, host_arrays, num_views=num_views, epoch=epoch)
-
-    return planned_batches(
-        experiment, plans, blocks, batch, rank=rank, world_size=world_size, first_step=first_step
-    )
 
 
 def evaluation_batches(images: ResidentImages) -> list[DeviceBatch]:

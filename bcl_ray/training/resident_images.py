@@ -25,7 +25,7 @@ from bcl_ray.storage import files
 THREADS = 4  # that read and decode
 COMPARED_IMAGES = 16  # cropped by OpenCV and on the device, to compare both
 
-Watched = Callable[[Iterable[Any]], Iterator[Any]]
+Watch = Callable[[Iterable[Any]], Iterator[Any]]
 Decoder = Callable[[Sequence[bytes], NDArray[np.int64], Experiment], NDArray[np.uint8]]
 
 
@@ -52,7 +52,7 @@ def load_images(
     decode: Decoder,
     *,
     device: torch.device,
-    watched: Watched = iter,
+    watched: Watch = iter,
 ) -> ResidentImages:
     """Read and decode images of a split, and copy them to a device part by part.
 
@@ -173,7 +173,7 @@ def check_residency(experiment: Experiment, manifest: Manifest) -> None:
         UnsupportedError: It cannot be cropped on a device; the text names the image and the rule.
         OSError: Its shard cannot be read.
     """
-    if experiment.data.residency != "device":
+    if not experiment.is_resident:
         return
     read = next(iter(evaluation_reads(split_layout(experiment, manifest, "training"))))
     first_row = read._replace(rows=read.rows[:1])

@@ -13,7 +13,6 @@ from bcl_ray.data.layout import Read
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.training.blocks import unpacked
 from bcl_ray.training.deliveries import Purpose, evaluation_tasks, training_tasks
 from bcl_ray.training.tasks import (
     EVALUATION_ROWS,
@@ -23,6 +22,7 @@ from bcl_ray.training.tasks import (
     joined,
     rebatched,
     split_block,
+    unpacked,
 )
 
 REQUESTED_BLOCKS = 2  # that a worker asks for ahead of time
@@ -77,7 +77,7 @@ def training_batches(
         world_size: Number of workers.
         first_step: Number of steps of the whole run that are done.
         deliver: Makes a batch, given the list of its parts and the number of its epoch. It is
-            called in the thread that prefetches. `Sender.training` also copies it to a device.
+            called in the thread that prefetches. `Sender.send_training` also copies it to a device.
     """
 
     def blocks(reads: Iterator[tuple[int, Read]]) -> Generator[Batch, None, None]:

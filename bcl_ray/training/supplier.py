@@ -33,9 +33,8 @@ from ray.data import Dataset, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bcl_ray.ray_runtime.internals import ExecutionCallback, ResourceManager, generator_limit
-from bcl_ray.training.blocks import packed
 from bcl_ray.training.deliveries import Assignment, Purpose
-from bcl_ray.training.tasks import TaskSource
+from bcl_ray.training.tasks import TaskSource, packed
 
 ISSUED_TASKS = 1024  # given to Ray Data and not complete, at most; each is a few kB
 ISSUED_AT_ONCE = 16

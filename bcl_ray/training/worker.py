@@ -4,47 +4,34 @@ Workers import this module, and not those of the driver, whose libraries would t
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import ray.train.torch
-import torch
 
 from bcl_ray.data.plan import epoch_plan
 from bcl_ray.data.shards import Manifest
 from bcl_ray.data.views.transfer import DeviceBatch
-from bcl_ray.experiment.metric_names import (
-    ACCURACY,
-    CHECKPOINT_SECONDS,
-    DATA_SHARE,
-    EPOCH_SECONDS,
-    EVALUATION_SECONDS,
-    SPEED,
-)
+from bcl_ray.experiment.metric_names import ACCURACY, CHECKPOINT_SECONDS, EVALUATION_SECONDS
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.machine.allocator import keep_freed_memory
-from bcl_ray.method.collectives import rank, sum_over_workers, world_size
+from bcl_ray.method.collectives import rank, world_size
 from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
-from bcl_ray.method.loop import SIGNALS, Step, train_epoch
-from bcl_ray.method.optim import learning_rate
+from bcl_ray.method.loop import Step, train_epoch
 from bcl_ray.method.precision import resolve_precision
-from bcl_ray.ray_runtime.channel import notify
+from bcl_ray.ray_runtime.channel import warnings_sent
 from bcl_ray.ray_runtime.failures import RestartError
-from bcl_ray.ray_runtime.gauges import WorkerGauges
 from bcl_ray.ray_runtime.watchdog import Watchdog
 from bcl_ray.runs import checkpoint, findings
 from bcl_ray.storage import paths
 from bcl_ray.storage.fence import Fence
 from bcl_ray.training.checkpoints import Checkpoints
+from bcl_ray.training.evaluator import Evaluator
 from bcl_ray.training.feed import Feed, open_feed
-from bcl_ray.training.probe import Probe
 from bcl_ray.training.resident_images import UnsupportedError
-from bcl_ray.training.speed import SpeedMeter, device_load
-
-PROGRESS_INTERVAL = 0.5  # seconds between two progress events of a worker
+from bcl_ray.training.speed import Progress
 
 
 class StoppedError(Exception):
@@ -63,7 +50,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         would only repeat: a loss that is not finite, or images that the device cannot hold.
     """
     keep_freed_memory()
-    with _warnings_shown(config["channel"]):
+    with warnings_sent(config["channel"], f"worker {rank()}"):
         worker = Worker(config)
         try:
             worker.open_feed()
@@ -90,22 +77,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-@contextlib.contextmanager
-def _warnings_shown(channel: Any) -> Iterator[None]:
-    """Show warnings of bcl_ray's modules to the user, from every worker."""
-
-    class Forward(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            notify(channel, f"worker {rank()}: {record.getMessage()}")
-
-    handler, package_logger = Forward(logging.WARNING), logging.getLogger("bcl_ray")
-    package_logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        package_logger.removeHandler(handler)
-
-
 class Worker:
     """One worker's training. All workers call each method together.
 
@@ -127,14 +98,12 @@ class Worker:
         self.steps_per_epoch = epoch_plan(experiment, manifest, 0).steps
         self.device = ray.train.torch.get_device()
         self.learner = Learner(experiment, self.class_counts, self.steps_per_epoch, self.device)
-        self.probe = Probe(
+        self.evaluator = Evaluator(
             experiment, manifest, self.class_counts, self.device, self.watchdog.watched
         )
         self.feed: Feed
         self.history: list[dict[str, float]] = []  # a record of metrics per finished epoch
-        self.last_progress = time.monotonic()
-        self.speed = SpeedMeter(device_load(self.device))
-        self.gauges = WorkerGauges(paths.name(self.run), rank())
+        self.progress = Progress(paths.name(self.run), self.device)
 
     def open_feed(self) -> None:
         """Open the stream, or copy the images to the device.
@@ -188,7 +157,7 @@ class Worker:
     def run_epoch(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
         """Train on an epoch's remaining batches, evaluate if that is due, save and send metrics."""
         record = {"epoch": float(epoch), **self._train(epoch, batches)}
-        signals, train = self._signals_of_all(), self.experiment.train
+        signals, train = self.watchdog.signals_of_all(self.device), self.experiment.train
         if train.evaluates(epoch):
             if signals:
                 # An evaluation may take longer than a notice lasts, or than a user wants to wait.
@@ -201,23 +170,21 @@ class Worker:
         self.learner.sums.zero_()
         self._save(best=best)
         self.send("epoch", epochs=train.epochs, records=[record])
-        if epoch + 1 < train.epochs and (signals := self._signals_of_all()):
+        if epoch + 1 < train.epochs and (signals := self.watchdog.signals_of_all(self.device)):
             self._end(signals)
 
     def _train(self, epoch: int, batches: Iterator[DeviceBatch]) -> dict[str, float]:
         """Train on an epoch's remaining batches.
 
         Returns:
-            Metrics, the same on every worker but for time/checkpoint.
+            Metrics, the same on every worker but for time/checkpoint. An epoch whose steps were all
+            done before the last checkpoint has no rates of training.
         """
-        begun, waited, images = time.perf_counter(), 0.0, 0
         every = self.experiment.train.checkpoint_every_steps
-        self.speed.begin_epoch()
+        self.progress.begin_epoch()
         for step in train_epoch(
             self.learner, self.watchdog.watched(batches), epoch=epoch, signals=self.watchdog.signals
         ):
-            waited += step.waited
-            images += step.images
             self._send_progress(epoch, step)
             in_epoch = step.step % self.steps_per_epoch != 0
             if in_epoch and (step.signals or (every and step.step % every == 0)):
@@ -225,55 +192,32 @@ class Worker:
                 self._save()
             if in_epoch and step.signals:
                 self._end(step.signals)
-        seconds = time.perf_counter() - begun
-        times = torch.tensor([seconds, waited], dtype=torch.float64, device=self.device)
-        seconds, waited = (sum_over_workers(times) / world_size()).tolist()
-        last_step, train = self.learner.step - 1, self.experiment.train
+        rates = self.progress.epoch_rates()
         return {
             **dict(zip(TERMS, (self.learner.sums / self.steps_per_epoch).tolist(), strict=True)),
-            "optim/lr": learning_rate(
-                last_step, self.steps_per_epoch, train.epochs, self.experiment.optim
-            ),
-            EPOCH_SECONDS: seconds,
-            DATA_SHARE: 100 * waited / seconds,
+            "optim/lr": self.learner.learning_rate_at(self.learner.step - 1),
+            **rates,
             CHECKPOINT_SECONDS: self.checkpoints.take_blocked_seconds(),
-            SPEED: images / seconds,
             "scale/workers": float(world_size()),
         }
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Evaluate; returns metrics, the same on every worker but for the time and geometry."""
         begun = time.perf_counter()
-        evaluation = self.probe.evaluate(
+        evaluation = self.evaluator.evaluate(
             self.learner.evaluation_model,
             self.feed.evaluation(),
             geometry=self.experiment.train.measures_geometry(epoch),
         )
         if rank() == 0 and epoch + 1 == self.experiment.train.epochs:
             self.fence.check()
-            findings.write(self.probe.findings(evaluation, epoch=epoch), self.run)
+            findings.write(self.evaluator.findings(evaluation, epoch=epoch), self.run)
         return {**evaluation.metrics, EVALUATION_SECONDS: time.perf_counter() - begun}
 
     def _send_progress(self, epoch: int, step: Step) -> None:
-        self.speed.add(step)
-        if time.monotonic() - self.last_progress > PROGRESS_INTERVAL:
-            self.last_progress = time.monotonic()
+        if rates := self.progress.add(step, self.checkpoints.blocked):
             in_epoch, steps = step.step - epoch * self.steps_per_epoch, self.steps_per_epoch
-            rates = self.speed.take(self.checkpoints.blocked)
             self.send("step", epoch=epoch, step=in_epoch, steps=steps, rates=rates)
-            self.gauges.set(
-                rates | {"images_per_second": rates["images_per_second"] / world_size()}
-            )
-
-    def _signals_of_all(self) -> frozenset[str]:
-        """Those of SIGNALS that any worker gives now; the same on all, which wait for each other.
-
-        Within an epoch signals are summed with the gradients; this is for the time between epochs.
-        """
-        own = self.watchdog.signals()
-        flags = torch.tensor([float(name in own) for name in SIGNALS], device=self.device)
-        counts = zip(SIGNALS, sum_over_workers(flags).tolist(), strict=True)
-        return frozenset(name for name, count in counts if count)
 
     def _save(self, *, best: bool = False) -> None:
         self.checkpoints.save(self._state, self.learner.step, best=best)

@@ -4,9 +4,10 @@ import math
 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
+from bcl_ray.machine.amounts import TOLERANCE
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ray_runtime.connection import Resources, uses_gpus
-from bcl_ray.ray_runtime.elastic import TOLERANCE, worker_capacity
+from bcl_ray.ray_runtime.capacity import uses_gpus, worker_capacity
+from bcl_ray.ray_runtime.connection import Resources
 from bcl_ray.runs.budget import budget
 
 DRIVER_BYTES = 1 << 30  # of a trial's driver, beside its workers (measured 2026-11: 0.7 GiB)
@@ -30,7 +31,7 @@ def trial_capacity(
     workers, per_worker = scale.min_workers, {"CPU": scale.cpus_per_worker}
     if uses_gpus(experiment, resources):
         per_worker["GPU"] = scale.gpus_per_worker
-    data = experiment.least_data_cpus
+    data = experiment.min_data_cpus
     limits = {
         "CPUs": resources.cpus / (workers * scale.cpus_per_worker + data),
         "memory for their drivers": driver_bytes / DRIVER_BYTES,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bcl_ray.experiment.choices import Choice, Code, Table
+from bcl_ray.experiment.table import Choice, Code, Table
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bcl_ray.tracking.tracker import journal_metrics
 from bcl_ray.tuning.ledger import Ledger
 from bcl_ray.tuning.ledger_writer import LedgerWriter
 from bcl_ray.tuning.trials import Trial, trials_to_trim
-from bcl_ray.use.models import load_state
+from bcl_ray.use.models import last_state
 
 THREADS = 8
 
@@ -100,5 +100,5 @@ def _keep_only_best(ledger: Ledger, trial: Trial) -> None:
     if run_folder.why_only_best(run) is None:  # else the history was saved before
         recorded_history = journal_metrics(run_folder.local_folder(run))
         # Without a journal here, another machine trained it.
-        history = load_state(run).history if recorded_history is None else recorded_history
+        history = last_state(run).history if recorded_history is None else recorded_history
     run_folder.keep_only_best(run, f"lost its search, {ledger.name}", history)

@@ -12,7 +12,8 @@ from bcl_ray.machine.errors import FailedError, UserError
 from bcl_ray.machine.versions import command
 from bcl_ray.ray_runtime import node_groups
 from bcl_ray.ray_runtime.autoscaler import start_ray_data_actors
-from bcl_ray.ray_runtime.connection import Resources, check_cluster, connected
+from bcl_ray.ray_runtime.capacity import check_cluster
+from bcl_ray.ray_runtime.connection import Resources, connected
 from bcl_ray.ray_runtime.stopping import Stopped, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.driver_log import log_to_file

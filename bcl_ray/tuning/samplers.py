@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bcl_ray.experiment.choices import code
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 from bcl_ray.tuning.choices import SEARCHERS
 from bcl_ray.tuning.space import Parameter, Point, Space

@@ -12,8 +12,8 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
-from bcl_ray.experiment.choices import code
 from bcl_ray.experiment.options import TrainConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.tuning.choices import SCHEDULERS
 from bcl_ray.tuning.trials import Trial
 

@@ -226,7 +226,8 @@ def check_resumable(
         ValueError: The configuration or the data differ.
     """
     new_digest = digest(settings, experiment)
-    ledger.check_configuration(new_digest, f"digest {ledger.digest}, now {new_digest}")
+    if new_digest != ledger.digest:
+        raise ledger.configuration_changed(f"digest {ledger.digest}, now {new_digest}")
     ledger.check_data(experiment.data.path, fingerprint)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from bcl_ray.experiment.metric_names import ACCURACY
 from bcl_ray.machine.csv_text import csv_text
-from bcl_ray.report import figures
+from bcl_ray.report.figures.search import search_figure
+from bcl_ray.report.figures.style import png
 from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.report.seeds import mean_and_deviation, spread
 from bcl_ray.tracking.tracker import Tracker
@@ -66,7 +67,7 @@ def _parameter_figure(ledger: SearchLedger, own: Sequence[Trial], winner: str) -
     ]
     names = [parameter.name for parameter in parameters]
     scales = {parameter.name: parameter.scale for parameter in parameters}
-    return figures.png(figures.search.parameters(rows, metric, names, scales))
+    return png(search_figure(rows, metric, names, scales))
 
 
 def ordered(trials: Sequence[Trial]) -> list[Trial]:

@@ -24,12 +24,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.options.section import NAME
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import load_recipe
+from bcl_ray.experiment.yaml_text import parse, read_text
 from bcl_ray.machine.errors import UserError
 from bcl_ray.tuning.study_cells import Cell, Study
 
@@ -52,16 +51,9 @@ def read_study(file: Path, overrides: Sequence[str] = ()) -> Study:
         ValueError: The file cannot be read or is wrong; the message names the file, the key, the
             value and the rule.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {str(error.strerror).lower()}; name a YAML file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not UTF-8 text: name a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    study = parse_study(content, str(file), overrides)
-    return replace(study, text=file.read_text(encoding="utf-8"))
+    text = read_text(file)
+    study = parse_study(parse(text, str(file)), str(file), overrides)
+    return replace(study, text=text)
 
 
 def parse_study(content: Any, file: str, overrides: Sequence[str] = ()) -> Study:

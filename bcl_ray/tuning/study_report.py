@@ -7,8 +7,8 @@ from typing import Any
 
 from bcl_ray.experiment.metric_names import FEATURE_TAIL_COSINE, GROUPS, STUDY_RESULTS, TAIL_COSINE
 from bcl_ray.method.sample import MAX_CLASSES
-from bcl_ray.report.figures import png
 from bcl_ray.report.figures.comparison import Configuration, comparison
+from bcl_ray.report.figures.style import png
 from bcl_ray.report.figures.tail_cosines import TailCosines, tail_cosines
 from bcl_ray.report.page import PageSection, PageTable, page
 from bcl_ray.storage import paths

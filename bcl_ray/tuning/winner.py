@@ -16,6 +16,7 @@ from bcl_ray.tuning.search_report import write_report
 from bcl_ray.tuning.space import overrides
 from bcl_ray.tuning.trials import Trial, best_trial, final_score, ranked, repeat_scores
 from bcl_ray.use.evaluate import evaluate_models
+from bcl_ray.use.models import open_model
 
 WINNER_FILE, RECIPE_FILE = "winner.json", "winner.yaml"
 
@@ -100,7 +101,8 @@ def _test_metrics(
     except FileNotFoundError:
         content = {}
     if content.get("runs") != runs or content.get("fingerprint") != manifest.fingerprint:
-        evaluations = evaluate_models(runs, ledger.uri, data=data.path, split=data.eval_split)
+        models = [open_model(run, ledger.uri, last=True) for run in runs]
+        evaluations = evaluate_models(models, runs, data=data.path, split=data.eval_split)
         metrics = [metrics for _, metrics in evaluations]
         content = {
             "runs": runs,

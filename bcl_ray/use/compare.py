@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bcl_ray.experiment.metric_names import RESULTS
+from bcl_ray.experiment.metric_names import ACCURACY, RESULTS
 from bcl_ray.experiment.options.section import NAME
 from bcl_ray.machine.errors import UserError
 from bcl_ray.report.seeds import mean_and_deviation
@@ -19,8 +19,6 @@ from bcl_ray.use.models import last_state
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-METRICS = tuple(RESULTS.values())
-ACCURACY = METRICS[0]  # over all classes, in per cent
 SEED, DATA = "train.seed", "data"
 IRRELEVANT_OPTIONS = ("scale.", "tracking.", "data.path")  # they do not change a run's result
 
@@ -50,7 +48,7 @@ class Row:
         """A metric of each run that has it."""
         return [record[metric] for record in self.records if metric in record]
 
-    def mean_and_spread(self, metric: str) -> tuple[float, float | None] | None:
+    def mean_and_deviation(self, metric: str) -> tuple[float, float | None] | None:
         """Mean and standard deviation over seeds.
 
         The deviation is None with only one seed, and the result is None if no run has the metric.
@@ -170,7 +168,7 @@ def _from_mlflow(name: str, root: str) -> list[ComparedRun]:
 
 def _from_mlflow_run(client: "MlflowClient", run: Any) -> ComparedRun:
     epochs: dict[int, dict[str, float]] = {}
-    for name in METRICS:
+    for name in RESULTS.values():
         if name in run.data.metrics:
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {"epoch": metric.step})[name] = metric.value
@@ -191,7 +189,7 @@ def _compared_run(
     records: Iterable[Record],
 ) -> ComparedRun:
     """A run with the options, records and metrics that are compared."""
-    columns = ("epoch", *METRICS)
+    columns = ("epoch", *RESULTS.values())
     return ComparedRun(
         location,
         name,

@@ -12,27 +12,26 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 
 from bcl_ray.data.shards import Manifest, read_manifest
+from bcl_ray.data.views.transfer import Batch
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.machine.errors import UserError
-from bcl_ray.method.evaluation import Batch
 from bcl_ray.ray_runtime.connection import connected, one_line, root_cause
 from bcl_ray.runs import findings
 from bcl_ray.storage.retry import TransientError
 from bcl_ray.training.deliveries import Assignment
-from bcl_ray.training.probe import Probe
+from bcl_ray.training.evaluator import Evaluator
 from bcl_ray.training.stream import SupplierClient, evaluation_batches
-from bcl_ray.training.supply import own_supplier
-from bcl_ray.use.models import OpenModel, open_model
+from bcl_ray.training.supplier_placement import own_supplier
+from bcl_ray.use.models import OpenModel
 
 MAX_NAMES = 10  # of unknown classes in an error message
 
 
 def evaluate_models(
+    models: Sequence[OpenModel],
     names: Sequence[str],
-    root: str,
     *,
-    best: bool = False,
     data: str | None = None,
     split: str | None = None,
     out: Path | None = None,
@@ -40,9 +39,8 @@ def evaluate_models(
     """Evaluate each model on its own data or on other shards, and return their metrics.
 
     Args:
-        names: Models, named as `open_model` takes them.
-        root: Folder or URI that holds runs.
-        best: Take the best checkpoint of a run instead of its last.
+        models: The models.
+        names: How the user named each, which tells models of one name apart.
         data: Folder or URI of shards to evaluate on instead of the models' own. Their classes must
             be the model's, or some of them, in any order.
         split: Split to evaluate on, instead of the data.eval_split of the model's run.
@@ -50,15 +48,13 @@ def evaluate_models(
             each has a folder in it.
 
     Raises:
-        ValueError: There is no such model, it is named twice, it has no checkpoint, or it has
-            other classes than the data; nothing was evaluated yet. Or an image does not decode.
+        ValueError: A model is named twice, or has other classes than the data; nothing was
+            evaluated yet. Or an image does not decode.
         OSError: `out` cannot be written.
         TransientError: Ray failed, for example because a node was lost.
     """
     with connected():
-        models = _with_unique_names(
-            [open_model(name, root, last=not best) for name in names], names
-        )
+        models = _with_unique_names(models, names)
         inputs = [_evaluation_data(model, data, split) for model in models]
         folders = [_folder(out, model, several=len(models) > 1) for model in models]
         try:
@@ -162,20 +158,20 @@ def _evaluate(
     folder: Path | None,
 ) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    probe = Probe(experiment, manifest, np.array(model.state.class_counts), device)
+    evaluator = Evaluator(experiment, manifest, np.array(model.state.class_counts), device)
     assignment = Assignment(
         experiment, manifest, range(1), 1, frozenset(("evaluation",)), evaluate_first=True
     )
     client = SupplierClient(own_supplier(assignment), rank=0)
     batches = evaluation_batches(experiment, manifest, client, world_size=1)
-    evaluation = probe.evaluate(
+    evaluation = evaluator.evaluate(
         model.network(device), _relabelled(batches, labels), labels=labels, trained=False
     )
     if folder is not None:
         # The import of matplotlib takes a second, which other evaluations need not wait for.
         from bcl_ray.report import results, summary  # noqa: PLC0415
 
-        evaluation_findings = probe.findings(evaluation)
+        evaluation_findings = evaluator.findings(evaluation)
         findings.write(evaluation_findings, str(folder))
         summary.write(results.from_state(model.name, model.state, evaluation_findings), folder)
     return evaluation.metrics

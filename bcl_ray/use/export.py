@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bcl_ray.experiment.choices import code
 from bcl_ray.experiment.options import ModelConfig
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 from bcl_ray.method.model import Classifier, TwoBranch
 from bcl_ray.storage import files
@@ -57,7 +57,7 @@ def export(model: OpenModel, target: str) -> Exported:
     original = Classifier(network, views.mean, views.std).eval()
     images = sample_images(views.image_size)
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / f"model{Path(target).suffix}"
+        file = Path(scratch) / f"model{file_format.name}"
         with _suppressed_output():
             code(file_format.write)(original, metadata(model), file)
             difference, allowed = compare(original, code(file_format.load)(file), images)

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from bcl_ray.experiment.choices import Choice, Code, Table
+from bcl_ray.experiment.table import Choice, Code, Table
 from bcl_ray.machine.errors import UserError
 
 

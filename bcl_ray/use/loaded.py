@@ -71,12 +71,14 @@ class Model(nn.Module):
 
         Args:
             images: Images, as `prepare` takes them.
-            top: Number of classes per image.
+            top: Number of classes per image, at most all.
 
         Returns:
             For each image `top` class names with their probabilities, the most probable first.
         """
-        best = self.probabilities(self.prepare(images)).topk(top)
+        if len(images) == 0:  # also of an array
+            return []
+        best = self.probabilities(self.prepare(images)).topk(min(top, len(self.class_names)))
         return [
             [(self.class_names[k], p) for k, p in zip(classes, probabilities, strict=True)]
             for classes, probabilities in zip(

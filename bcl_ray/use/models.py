@@ -89,8 +89,13 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool | None = None) 
     uri = paths.absolute(run_folder.run_uri(name, root))
     if run_folder.holds_run(uri):
         run, experiment = run_folder.open_run(uri)
-        if last is None:
-            last = _must_be_last(run, experiment)
+        if last is None and (last := _uses_last(run, experiment)):
+            notify(
+                f"the last checkpoint of '{run.name}', not its best: the run was evaluated on "
+                f"'{experiment.data.eval_split}' alone, and what is selected there looks better "
+                "than it is; --best takes the best, and data.validation_split selects it on other "
+                "images"
+            )
         return last_checkpoint(run) if last else best_checkpoint(run)
     if files.exists(files.join(uri, checkpoint.FILE)):
         return uri
@@ -100,25 +105,9 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool | None = None) 
     )
 
 
-def _must_be_last(run: Run, experiment: Experiment) -> bool:
+def _uses_last(run: Run, experiment: Experiment) -> bool:
     """Whether to use a run's last checkpoint, because its best was selected on test data."""
-    if selected_on(experiment) is not None or run_folder.why_only_best(run):
-        return False
-    notify(
-        f"the last checkpoint of '{run.name}', not its best: the run was evaluated on "
-        f"'{experiment.data.eval_split}' alone, and what is selected there looks better than it "
-        "is; --best takes the best, and data.validation_split selects it on other images"
-    )
-    return True
-
-
-def load_state(run: Run, *, best: bool = False) -> checkpoint.State:
-    """The last checkpoint of a run, or its best.
-
-    Raises:
-        ValueError: The run has no such checkpoint.
-    """
-    return checkpoint.load(best_checkpoint(run) if best else last_checkpoint(run))
+    return selected_on(experiment) is None and not run_folder.why_only_best(run)
 
 
 def last_state(run: Run) -> checkpoint.State:
@@ -132,8 +121,8 @@ def last_state(run: Run) -> checkpoint.State:
     """
     history = run_folder.saved_history(run)
     if history is None:
-        return load_state(run)
-    return replace(load_state(run, best=True), history=history)
+        return checkpoint.load(last_checkpoint(run))
+    return replace(checkpoint.load(best_checkpoint(run)), history=history)
 
 
 def best_checkpoint(run: Run) -> str:

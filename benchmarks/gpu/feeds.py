@@ -38,7 +38,7 @@ class Pooled:
             self._experiment,
             functools.partial(epoch_plan, self._experiment, self._manifest),
             self._training_blocks,
-            sender.training,
+            sender.send_training,
             first_step=first_step,
         )
 
@@ -47,7 +47,7 @@ class Pooled:
         sender = Sender(self._device, self._experiment.views)
         tasks = evaluation_tasks(self._experiment, self._manifest, 0, 1)
         for parts in rebatched(self._blocks(tasks, training=False), EVALUATION_ROWS):
-            yield sender.evaluation(parts)
+            yield sender.send_evaluation(parts)
 
     def _training_blocks(self, reads: Iterator[tuple[int, Read]]) -> Generator[Block, None, None]:
         tasks = training_tasks(self._experiment, self._manifest, reads, 1)

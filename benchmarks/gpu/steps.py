@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bcl_ray.data.batches import prefetch
-from bcl_ray.data.views.device import transformed
+from bcl_ray.data.views.device import augment
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar100_lt, inat18
@@ -102,7 +102,7 @@ def some_batches(experiment: Experiment, classes: int) -> list[dict[str, np.ndar
 def endless(learner: Learner, batches: list[dict[str, np.ndarray]]) -> Iterator[Step]:
     """Steps on batches that a thread sends ahead, as a worker's; each with draws of its own."""
     sent = (
-        learner.sender.training([batch], epoch)
+        learner.sender.send_training([batch], epoch)
         for epoch, batch in enumerate(itertools.cycle(batches))
     )
     return train_epoch(learner, prefetch(sent, learner.experiment.scale.prefetch_batches), epoch=0)
@@ -113,9 +113,9 @@ class Bare:
 
     def __init__(self, learner: Learner, batch: dict[str, np.ndarray]) -> None:
         self.backbone, self.autocast = learner.model.backbone, learner.autocast
-        sent = learner.sender.training([batch], 0)
+        sent = learner.sender.send_training([batch], 0)
         arrays = sent.arrived()
-        views = transformed(arrays["views"], sent.passes, arrays, learner.experiment.views)
+        views = augment(arrays["views"], sent.passes, arrays, learner.experiment.views)
         self.images = views.flatten(0, 1)
 
     def __call__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from bcl_ray.data.views.device import device_views, draw_augmentations, transformed
+from bcl_ray.data.views.device import augment, draw_augmentations
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 from bcl_ray.experiment.recipes import cifar100_lt, inat18
 from benchmarks.gpu.machine import device_of, profile, versus
@@ -76,19 +76,19 @@ class Drawn:
 
     def __call__(self) -> Tensor:
         self.epoch += 1
-        return device_views(self.views, self.ids, self.config, seed=0, epoch=self.epoch)
+        return OnDevice(self.views, self.ids, self.config, self.epoch)()
 
 
 class OnDevice:
     """Ours, without what the thread that runs ahead does: the same draws at every call."""
 
-    def __init__(self, views: Tensor, ids: np.ndarray, config: ViewsConfig) -> None:
-        drawn = draw_augmentations(ids, config, num_views=1 + V, seed=0, epoch=0)
+    def __init__(self, views: Tensor, ids: np.ndarray, config: ViewsConfig, epoch: int = 0) -> None:
+        drawn = draw_augmentations(ids, config, num_views=views.shape[1], seed=0, epoch=epoch)
         self.views, self.passes, self.config = views, drawn.passes, config
         self.arrays = {key: torch.from_numpy(a).to(views.device) for key, a in drawn.arrays.items()}
 
     def __call__(self) -> Tensor:
-        return transformed(self.views, self.passes, self.arrays, self.config)
+        return augment(self.views, self.passes, self.arrays, self.config)
 
 
 class PerImage:

@@ -12,7 +12,7 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import imagenet_lt
 from bcl_ray.training.deliveries import Assignment
 from bcl_ray.training.stream import SupplierClient, training_batches
-from bcl_ray.training.supply import own_supplier
+from bcl_ray.training.supplier_placement import own_supplier
 from benchmarks.peers import BATCH, RATIO, SCALE, SIZE, WORKERS
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import bcl_ray
 from bcl_ray.experiment.recipes import digits_lt
+from bcl_ray.machine.errors import UserError
 
 
 def test_everything_that_is_named_is_there():
@@ -36,6 +37,9 @@ def test_a_recipe_is_changed_as_on_the_command_line(tmp_path):
     assert bcl_ray.recipe(str(file)) == experiment
     assert bcl_ray.recipe(f"file://{file}") == experiment
     assert bcl_ray.recipe("digits_lt") == digits_lt()
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match=r"^file://.*picture.yaml is not UTF-8 text: name a YAML"):
+        bcl_ray.recipe(f"file://{tmp_path}/picture.yaml")
     with pytest.raises(ValueError, match="'digit_lt' is no recipe"):
         bcl_ray.recipe("digit_lt")
 

@@ -33,12 +33,22 @@ def test_it_labels_pictures_of_any_kind_alike(model, pictures):
         image.save(buffer, "PNG")
         encoded.append(buffer.getvalue())
     arrays = [np.asarray(image.convert("RGB")) for image in images]
-    found = [model.label(kind, top=3) for kind in (images, encoded, arrays)]
-    assert found[0] == found[1] == found[2]
+    found = [model.label(kind, top=3) for kind in (images, encoded, arrays, np.stack(arrays))]
+    assert found[0] == found[1] == found[2] == found[3]
     names = [best[0][0] for best in found[0]]
     assert np.mean([name == str(label) for name, label in zip(names, labels, strict=True)]) >= 0.8
     assert all(0 <= p <= 1 for best in found[0] for _, p in best)
     assert all(best[0][1] >= best[1][1] >= best[2][1] for best in found[0])
+
+
+def test_no_more_classes_are_named_than_there_are(model, pictures):
+    named = model.label(pictures[0], top=20)
+    assert {len(best) for best in named} == {10}
+    assert [best[:3] for best in named] == model.label(pictures[0], top=3)
+
+
+def test_of_no_pictures_there_are_no_labels(model):
+    assert model.label([]) == []
 
 
 def test_logits_and_embeddings_are_those_of_the_network(model, trained, pictures):
@@ -48,7 +58,7 @@ def test_logits_and_embeddings_are_those_of_the_network(model, trained, pictures
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.views.mean, model.views.std))
     with torch.no_grad():
         normalised = (images - mean) / std
-        torch.testing.assert_close(model(images), network.classify(normalised))
+        torch.testing.assert_close(model(images), network.classifier(network.embed(normalised)))
         torch.testing.assert_close(model.embed(images), network.embed(normalised))
         probabilities = model.probabilities(images)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(10))

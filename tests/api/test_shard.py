@@ -134,10 +134,10 @@ def test_paths_of_one_machine_are_refused_on_two_nodes(two_nodes, images, tmp_pa
 def test_an_error_of_a_task_is_the_error_of_the_command(two_nodes, images, tmp_path):
     with pytest.raises(ValueError, match=r"1 of 600 rows are bad.*\n  train row 70, 70\.png: the"):
         shard("list", f"file://{images}", f"file://{tmp_path}/target", on_bad_image="stop")
-    from bcl_ray.ray_runtime.everywhere import run_everywhere
+    from bcl_ray.ray_runtime.cluster_map import map_on_cluster
 
     with pytest.raises(ZeroDivisionError):
-        list(run_everywhere(divide, [1, 0]))
+        list(map_on_cluster(divide, [1, 0]))
 
 
 def divide(number):

@@ -265,6 +265,14 @@ def test_a_factor_alone_means_exponential_and_the_end_says_how_to_go_on(bcl_ray,
     )
 
 
+def test_a_job_that_sharded_says_how_its_submitter_goes_on(bcl_ray, tmp_path, monkeypatch):
+    monkeypatch.setenv("BCL_RAY_CLIENT", "{}")
+    status, out, _ = bcl_ray("shard", "digits", str(tmp_path / "digits"))
+    assert status == 0
+    assert f"next: bcl-ray plan digits_lt data.path={tmp_path}/digits\n" in out
+    assert f"      bcl-ray submit train digits_lt data.path={tmp_path}/digits " in out
+
+
 def test_what_is_left_out_of_a_folder_is_said(bcl_ray, tmp_path):
     for name in ("train/a/1.png", "valid/a/2.png", "extra/a/3.png", "train/a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,18 @@ def run(tmp_path):
     return tmp_path
 
 
+def test_the_rest_of_a_run_is_planned_from_its_last_epoch_that_trained(bcl_ray, run):  # noqa: F811
+    before = forecast(bcl_ray, str(run / "mine"))
+    false_rates = {"throughput/images_per_second": 0.0, "time/data_share": 0.0}
+    for epoch, rates in ((2, false_rates), (3, {})):
+        entry = {"kind": "metrics", "epoch": epoch, "values": {"scale/workers": 4.0} | rates}
+        with (run / "mine" / "journal.jsonl").open("a") as journal:
+            journal.write(json.dumps(entry) + "\n")
+        found = forecast(bcl_ray, str(run / "mine"))
+        assert found["epochs"] == 90 - epoch - 1
+        assert found["images_per_second"] == before["images_per_second"]
+
+
 def test_a_cluster_is_planned_for_from_its_description_and_without_shards(bcl_ray):  # noqa: F811
     status, out, error = bcl_ray("plan", "imagenet_lt", "--cluster", CLUSTER)
     assert (status, error) == (0, "")

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests import read
 from bcl_ray.ops.manifests.description import ClusterDescription
 from tests.cluster.conftest import ROOT
@@ -83,6 +84,14 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
     with pytest.raises(
         ValueError, match=r"cluster.yaml (must be a YAML mapping|is not valid YAML)"
     ):
+        read(file)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_bytes(b"\xff\xfe\x00")
+    message = r"cluster.yaml is not UTF-8 text: name a description with --description"
+    with pytest.raises(UserError, match=message):
         read(file)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bcl_ray.data.decode import FORMATS, decode
-from bcl_ray.data.image_check import PILLOW_PIXELS, checker_settings, image_fault, image_size
+from bcl_ray.data.image_check import PILLOW_PIXELS, checked_size, checker_settings, image_fault
 
 ROWS, COLUMNS = np.mgrid[:24, :32]
 COLOURS = np.stack([8 * COLUMNS, 10 * ROWS, 255 - 4 * COLUMNS], axis=-1).astype(np.uint8)
@@ -173,5 +173,5 @@ def test_pillow_gets_no_image_beyond_its_own_limit():
     side = 14_000
     assert side**2 > PILLOW_PIXELS
     with checker_settings(), pytest.raises(ValueError, match="more than Pillow decodes"):
-        image_size(b"P5 %d %d 255\n" % (side, side), 10**9)
+        checked_size(b"P5 %d %d 255\n" % (side, side), 10**9)
     assert Image.MAX_IMAGE_PIXELS * 2 == PILLOW_PIXELS

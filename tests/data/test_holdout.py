@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcl_ray.data.shards import verify_shards, write_shards
-from bcl_ray.data.shards.holdout import hold_out, own_validation, validation_counts
-from bcl_ray.data.sources import open_source
+from bcl_ray.data.shards.holdout import _part, hold_out, own_validation, validation_counts
+from bcl_ray.data.sources import SourceSplit, open_source
 from bcl_ray.experiment.options import DataConfig
 
 
@@ -94,3 +94,11 @@ def test_a_validation_split_of_its_own_is_found(digits, tmp_path):
     assert own_validation(cut, DataConfig(path="", eval_split="validation")) is None, (
         "the winner is tested on it"
     )
+
+
+def test_a_part_has_the_faults_of_its_own_rows():
+    labels = np.arange(6)
+    whole = SourceSplit(labels, lambda rows: rows, str, ids=labels, faults={1: "a", 4: "b"})
+    part = _part(whole, np.array([0, 2, 4, 5]))
+    assert part.faults == {2: "b"}
+    assert part.where(2) == "4"

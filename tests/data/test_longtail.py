@@ -73,8 +73,8 @@ def test_impossible_profiles_are_refused(profile, available, factor, largest, me
         class_counts_for(profile, available, imbalance_factor=factor, max_per_class=largest)
 
 
-@pytest.mark.parametrize("random_order", [True, False])
-def test_a_larger_imbalance_keeps_a_subset(random_order):
+@pytest.mark.parametrize("already_shuffled", [True, False])
+def test_a_larger_imbalance_keeps_a_subset(already_shuffled):
     labels = np.random.default_rng(0).integers(0, 5, 1000)
     available = np.bincount(labels)
     kept = []
@@ -82,7 +82,7 @@ def test_a_larger_imbalance_keeps_a_subset(random_order):
         counts = class_counts_for(
             "exponential", available, imbalance_factor=factor, max_per_class=150
         )
-        rows = select_rows(labels, counts, seed=3, random_order=random_order)
+        rows = select_rows(labels, counts, seed=3, already_shuffled=already_shuffled)
         assert np.bincount(labels[rows]).tolist() == counts.tolist()
         assert (np.diff(rows) > 0).all()
         kept.append(set(rows.tolist()))
@@ -92,9 +92,9 @@ def test_a_larger_imbalance_keeps_a_subset(random_order):
 def test_ordered_sources_are_sampled_and_random_ones_cut():
     labels = np.zeros(1000, dtype=np.int64)
     counts = np.array([100])
-    cut = select_rows(labels, counts, seed=0, random_order=True)
-    sampled = select_rows(labels, counts, seed=0, random_order=False)
-    other = select_rows(labels, counts, seed=1, random_order=False)
+    cut = select_rows(labels, counts, seed=0, already_shuffled=True)
+    sampled = select_rows(labels, counts, seed=0, already_shuffled=False)
+    other = select_rows(labels, counts, seed=1, already_shuffled=False)
     assert cut.tolist() == list(range(100))
     assert sampled.max() > 900
     assert sampled.tolist() != other.tolist()
@@ -102,7 +102,7 @@ def test_ordered_sources_are_sampled_and_random_ones_cut():
 
 def test_rows_outside_the_classes_are_never_kept():
     labels = np.array([-1, 0, 2, 1, -1, 0])
-    rows = select_rows(labels, np.array([2, 1]), seed=0, random_order=False)
+    rows = select_rows(labels, np.array([2, 1]), seed=0, already_shuffled=False)
     assert rows.tolist() == [1, 3, 5]
 
 

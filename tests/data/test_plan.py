@@ -77,7 +77,7 @@ def worker_batches(
 
 
 def batch_size(plan: EpochPlan) -> int:
-    return plan.lanes * plan.rows_per_lane_and_step
+    return plan.num_lanes * plan.rows_per_lane_and_step
 
 
 def allowed_workers(plan: EpochPlan) -> list[int]:
@@ -140,7 +140,7 @@ def test_a_row_group_is_read_in_one_piece_but_where_lanes_begin(plan, data):
     row_groups = int(plan.layout.first_groups[-1])
     workers = data.draw(st.sampled_from(allowed_workers(plan)))
     reads = [read for rank in range(workers) for read in plan.reads(rank, workers)]
-    assert len(reads) <= row_groups + plan.lanes - 1
+    assert len(reads) <= row_groups + plan.num_lanes - 1
 
 
 @settings(deadline=None, max_examples=80)
@@ -156,9 +156,10 @@ def test_a_row_group_is_read_again_only_where_workers_or_windows_meet_in_it(plan
 @settings(deadline=None, max_examples=50)
 @given(plan=plans(), ramp=st.booleans())
 def test_reads_come_in_the_order_of_need_and_hold_rows_of_their_group(plan, ramp):
-    reads = list(plan.reads(ramp=ramp))
-    assert [read[:2] for read in reads] == sorted(read[:2] for read in reads)
-    for read in reads:
+    reads = list(plan._cut.reads(range(plan.num_lanes), 0, ramp=ramp))
+    order = [(one.read.step, one.shares[0][0]) for one in reads]
+    assert order == sorted(order)
+    for read, _ in reads:
         size = plan.layout.shard_rows[read.shard] - read.row_group * plan.layout.row_group_rows
         assert 0 < len(read.rows) <= min(size, plan.layout.row_group_rows)
         assert read.rows.min() >= 0
@@ -276,7 +277,7 @@ def test_rows_of_a_row_group_are_shuffled_anew_each_epoch():
     [(1, 1), (2, 2), (12, 12), (30, 30), (32, 16), (256, 16), (250, 10), (34, 2)],
 )
 def test_lanes_of_version_1_are_the_fewest_that_all_allowed_workers_divide(batch, lanes):
-    assert plan_of(layout_of([256], 8), batch, version=1).lanes == lanes
+    assert plan_of(layout_of([256], 8), batch, version=1).num_lanes == lanes
 
 
 def test_fewer_rows_than_a_batch_are_refused():
@@ -315,8 +316,9 @@ def test_version_1_stays_what_it_was(
     plan = plan_of(layout_of(shards, group), batch, seed, epoch, version=1)
     found = hashlib.sha256()
     for rank in range(workers):
-        for read in plan.reads(rank, workers, first_step):
-            found.update(np.array([*read[:4], *read.rows], np.int64).tobytes())
+        for read, shares in plan._cut.reads(plan._lanes_of(rank, workers), first_step, ramp=False):
+            numbers = (read.step, shares[0][0], read.shard, read.row_group, *read.rows)
+            found.update(np.array(numbers, np.int64).tobytes())
         for batch_rows in worker_batches(plan, rank, workers, first_step):
             found.update(np.array(batch_rows, np.int64).tobytes())
     assert found.hexdigest()[:16] == digest

@@ -22,6 +22,7 @@ from pyarrow import fs
 from bcl_ray.data.decode import decode
 from bcl_ray.data.image_check import MODES, checker_settings, image_fault
 from bcl_ray.data.shards import (
+    MANIFEST,
     NumberedNames,
     ShardColumns,
     ShardInfo,
@@ -64,7 +65,7 @@ def tiff(mode: str) -> bytes:
 def split_of(labels, images=None, **options) -> SourceSplit:
     labels = np.array(labels, dtype=np.int64)
     images = images or [png(row % 256) for row in range(len(labels))]
-    options = {"random_order": True, "where": lambda row: f"image {row}"} | options
+    options = {"already_shuffled": True, "where": lambda row: f"image {row}"} | options
     return SourceSplit(labels, lambda rows: (images[row] for row in rows.tolist()), **options)
 
 
@@ -333,16 +334,16 @@ def test_skipped_images_are_listed_and_counted(tmp_path):
     assert verify_shards(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize("random_order", [True, False])
-def test_bad_rows_are_replaced_so_that_the_profile_has_its_sizes(tmp_path, random_order):
+@pytest.mark.parametrize("already_shuffled", [True, False])
+def test_bad_rows_are_replaced_so_that_the_profile_has_its_sizes(tmp_path, already_shuffled):
     """By others of their class; the good ones among the chosen stay."""
     labels, options = np.arange(400) % 4, {"profile": "exponential", "imbalance_factor": 8}
     options |= {"max_per_class": 40, "on_bad_image": "skip"}
-    good = source_of(split_of(labels, random_order=random_order), 4)
+    good = source_of(split_of(labels, already_shuffled=already_shuffled), 4)
     first = write_shards(good, str(tmp_path / "good"), **options)
     chosen = read_split(tmp_path / "good", first.splits["train"])["id"].to_pylist()
     images = [b"" if row in chosen[::3] else png(row % 256) for row in range(400)]
-    some = source_of(split_of(labels, images, random_order=random_order), 4)
+    some = source_of(split_of(labels, images, already_shuffled=already_shuffled), 4)
     manifest = write_shards(some, str(tmp_path / "some"), **options)
     train = manifest.splits["train"]
     assert train.class_counts == first.splits["train"].class_counts == (40, 20, 10, 5)
@@ -420,6 +421,21 @@ def test_a_target_in_use_is_left_alone(tmp_path):
     assert files_of(tmp_path).items() <= before.items()
 
 
+def test_temporary_files_of_others_are_left_alone(tmp_path, monkeypatch):
+    """The lease's thread writes one while an attempt begins, and a kill may leave it."""
+    others = [tmp_path / ".driver.lease.123.tmp", tmp_path / "notes.tmp"]
+    for file in others:
+        file.write_bytes(b"")
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(balanced(200), str(tmp_path), progress=interrupt_at("writing train", 50))
+    own = [f".{name}.0123abcd.tmp" for name in ("a-00000.parquet", "quarantine-a.jsonl", MANIFEST)]
+    for name in own:
+        (tmp_path / name).write_bytes(b"")
+    write_shards(balanced(200), str(tmp_path))
+    assert all(file.exists() for file in others)
+    assert not any((tmp_path / name).exists() for name in own)
+
+
 class Pngs:
     """Images that other processes can read, too."""
 
@@ -432,7 +448,7 @@ class Pngs:
 
 def numbered(rows: int, **options) -> Source:
     labels = np.arange(rows) % 2
-    options = {"random_order": True, "where": lambda row: f"image {row}"} | options
+    options = {"already_shuffled": True, "where": lambda row: f"image {row}"} | options
     return source_of(SourceSplit(labels, lambda rows: Pngs(rows.tolist()), **options))
 
 
@@ -477,7 +493,7 @@ def test_finished_tasks_of_an_interrupted_attempt_are_not_repeated(tmp_path):
         reads.extend(rows.tolist())
         return Pngs(rows.tolist())
 
-    source = source_of(SourceSplit(np.arange(1000) % 2, counted, str, random_order=True))
+    source = source_of(SourceSplit(np.arange(1000) % 2, counted, str, already_shuffled=True))
     for stage, rows in (("reading train", 512), ("writing train", 625)):
         with pytest.raises(KeyboardInterrupt):
             write_shards(source, str(tmp_path), progress=interrupt_at(stage, rows))
@@ -742,7 +758,7 @@ def read(rows):
     for row in rows:
         yield image + bytes(1000)  # decoders stop at the image's end; each row is a new object
 
-train = SourceSplit(np.arange(rows) % 10, read, str, random_order=False)
+train = SourceSplit(np.arange(rows) % 10, read, str, already_shuffled=False)
 write_shards(Source("fake", tuple("0123456789"), {"train": train}), target, shard_bytes=1 << 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

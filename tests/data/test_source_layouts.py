@@ -301,6 +301,42 @@ def test_an_image_of_several_classes_and_one_that_is_missing_are_faults(tmp_path
     assert source.splits["val"].faults == {0: "'z' is not a class of the training split"}
 
 
+def test_a_column_that_is_asked_for_is_the_one_that_is_read(tmp_path):
+    """Not another one whose name is known, too: the classes were wrong in silence."""
+    files = {
+        "data.csv": b"filename,path,label,Scientific Name,species\n"
+        b"2.png,1.png,bird,Turdus,wren\n1.png,2.png,bird,Alca,auk\n",
+        "1.png": png(1),
+        "2.png": png(2),
+    }
+    root = write_tree(tmp_path, files)
+    for column, classes in (("species", ["wren", "auk"]), ("Scientific Name", ["Turdus", "Alca"])):
+        source = open_source("folder", root, image_column="path", label_column=column)
+        assert rows(source, source.splits["train"]) == list(zip(classes, (1, 2), strict=True))
+    assert open_source("folder", root).class_names == ("bird",), "the first that is known"
+    with pytest.raises(ValueError, match="whose columns --image-column and --label-column name"):
+        open_source("folder", root, label_column="breed")
+
+
+def test_rows_without_a_split_a_class_or_an_image_are_as_if_there_were_no_such_columns(tmp_path):
+    records = [
+        {"image": "1.png", "label": "x", "split": None},
+        {"image": "2.png", "label": "y"},
+        {"image": "3.png", "label": "y", "split": "test"},
+        {"image": "4.png"},
+        {"label": "x"},
+        {"image": "5.png", "label": None},
+    ]
+    images = {f"{number}.png": png(number) for number in range(1, 6)}
+    json_tree = write_tree(tmp_path / "j", images | {"a.json": json.dumps(records).encode()})
+    table = b"image,label,split\n1.png,x\n2.png,y,\n3.png,y,test\n4.png\n,x,train\n5.png,,train\n"
+    for root in (json_tree, write_tree(tmp_path / "c", images | {"a.csv": table})):
+        source = open_source("folder", root)
+        assert list(source.splits) == ["train", "test"]
+        assert rows(source, source.splits["train"]) == [("x", 1), ("y", 2)]
+        assert rows(source, source.splits["test"]) == [("y", 3)]
+
+
 def test_an_image_that_may_be_one_of_two_is_a_fault(tmp_path):
     files = {"train.csv": b"file,label\n1.png,a\ny/2.png,b\n", "x/1.png": png(1)}
     files |= {"y/1.png": png(2), "y/2.png": png(3), "x/y/3.png": png(4), "test/1.png": png(5)}

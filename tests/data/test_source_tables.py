@@ -7,12 +7,15 @@ import tarfile
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
 from bcl_ray.data.shards import verify_shards, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.machine.parallel import run_in_processes
+from bcl_ray.storage import files
+from bcl_ray.storage.files import filesystems
 from tests.data.test_shards import files_of, read_split
-from tests.data.test_sources import contents, png, write_table
+from tests.data.test_sources import contents, png, write_table, write_tree
 
 
 def hub_metadata(names: list, label: str = "label", image: str = "image") -> dict:
@@ -289,3 +292,74 @@ def test_hidden_files_are_no_tables(tmp_path):
     (tmp_path / "._train.parquet").write_bytes(b"Mac OS X")
     for kind in ("parquet", "huggingface"):
         assert len(open_source(kind, str(tmp_path)).splits["train"].labels) == 2
+
+
+@pytest.fixture
+def with_options(tmp_path, monkeypatch):
+    """A store for URIs of test://, which have options, as those of S3 may."""
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    local = files.resolve
+
+    def resolve(uri):
+        if not uri.startswith("test://b/"):
+            return local(uri)
+        assert uri.endswith("?server=http://h:9"), "without its options, it is another store's"
+        return store, uri.removeprefix("test://b/").removesuffix("?server=http://h:9")
+
+    for module in (files, filesystems):
+        monkeypatch.setattr(module, "resolve", resolve)
+    return lambda path: f"test://b/{path}?server=http://h:9"
+
+
+def test_the_names_of_classes_are_beside_a_table_whose_uri_has_options(tmp_path, with_options):
+    (tmp_path / "d").mkdir()
+    write_table(tmp_path / "d/t.parquet", **hub_rows([0, 1]))
+    (tmp_path / "d/classes.txt").write_text("ant\nbee\n")
+    splits = {"train": with_options("d/t.parquet")}
+    assert open_source("parquet", splits=splits).class_names == ("ant", "bee")
+    assert open_source("parquet", splits["train"]).class_names == ("ant", "bee")
+
+
+def test_an_arrow_file_whose_uri_has_options_is_one(tmp_path, with_options):
+    save_to_disk(tmp_path, [0, 1], ["ant", "bee"], files=1)
+    write_arrow(tmp_path / "data.arrow", pa.table(hub_rows([0, 1])))
+    source = open_source("huggingface", splits={"train": with_options("data.arrow")})
+    assert source.class_names == ("ant", "bee"), "as dataset_info.json says"
+    assert contents(source.splits["train"]) == [png(0), png(1)]
+
+
+def test_a_tar_whose_uri_has_options_is_one(tmp_path, with_options):
+    (tmp_path / "d").mkdir()
+    write_tar(tmp_path / "d/a.tar", ("1.jpg", png(1)), ("1.cls", b"0"))
+    source = open_source("webdataset", with_options("d/a.tar"))
+    assert contents(source.splits["train"]) == [png(1)]
+
+
+def test_folders_and_lists_whose_uris_have_options_name_their_images(tmp_path, with_options):
+    write_tree(
+        tmp_path, {f"d/{name}.png": png(7) for name in ("train/x/1", "train/y/2", "test/x/3")}
+    )
+    splits = {name: with_options(f"d/{name}") for name in ("train", "test")}
+    source = open_source("folder", splits=splits)
+    assert [contents(split) for split in source.splits.values()] == [[png(7)] * 2, [png(7)]]
+    other = splits | {"test": str(tmp_path / "d/test")}
+    with pytest.raises(ValueError, match="must be on one disk, or in one bucket"):
+        open_source("folder", splits=other)
+    (tmp_path / "list").write_text("test://b/d/train/x/1.png 0\ntest/x/3.png 0\n")
+    listed = open_source("list", with_options("d"), splits={"train": str(tmp_path / "list")})
+    assert contents(listed.splits["train"]) == [png(7)] * 2
+    assert not listed.splits["train"].faults
+
+
+def test_a_file_that_is_missing_beside_a_table_is_not_the_table(tmp_path, monkeypatch):
+    save_to_disk(tmp_path, [0, 1], ["ant", "bee"], files=1)
+    beside = tmp_path / "dataset_info.json"
+
+    def read(uri):
+        raise FileNotFoundError(f"{uri} does not exist: check its spelling")
+
+    monkeypatch.setattr(files, "read_bytes", read)
+    plain = tmp_path / "data.arrow"
+    write_arrow(plain, pa.table(hub_rows([0, 1])))
+    with pytest.raises(FileNotFoundError, match=f"^{beside} does not exist"):
+        open_source("huggingface", splits={"train": str(plain)})

@@ -10,9 +10,9 @@ from PIL import ImageEnhance, ImageOps
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from bcl_ray.data.views import device, policy, schedule
+from bcl_ray.data.views import device, draws, schedule
 from bcl_ray.data.views.coefficients import COEFFICIENTS, FAMILIES, FAMILY, NAMES
-from bcl_ray.data.views.device import device_views, normalized
+from bcl_ray.data.views.device import augment, draw_augmentations, normalise
 from bcl_ray.data.views.operations import OPERATIONS, Context, constants
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 from bcl_ray.experiment.recipes import RECIPES
@@ -55,6 +55,15 @@ def images():
         np.full_like(noise, 77),
     ]
     return torch.from_numpy(np.stack([kind.astype(np.uint8) for kind in kinds]))
+
+
+def device_views(views, ids, options, *, seed, epoch):
+    """Views with the operations that are drawn for them."""
+    drawn = draw_augmentations(ids, options, num_views=views.shape[1], seed=seed, epoch=epoch)
+    arrays = {
+        name: torch.from_numpy(array).to(views.device) for name, array in drawn.arrays.items()
+    }
+    return augment(views, drawn.passes, arrays, options)
 
 
 def operate(name, images, amounts, mean=MEAN):
@@ -192,7 +201,7 @@ def as_views(images, num_views=3):
 
 def test_normalized_is_the_conventional_normalisation(images):
     views = as_views(images, 1)
-    result = normalized(views, config())
+    result = normalise(views, config())
     expected = functional.normalize(images.float() / 255, MEAN, STD)
     assert result.shape == (1, 6, 3, SIZE, SIZE)
     torch.testing.assert_close(result[0], expected, atol=2e-6, rtol=1e-5)
@@ -207,7 +216,7 @@ def test_views_without_colour_are_only_normalised(images):
     assert result.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert result.flatten(0, 1).data_ptr() == result.data_ptr()  # a view, not a copy
     for view in result:
-        torch.testing.assert_close(view, normalized(views[:, :1], config())[0], rtol=0, atol=0)
+        torch.testing.assert_close(view, normalise(views[:, :1], config())[0], rtol=0, atol=0)
 
 
 def test_the_input_is_left_alone(images):
@@ -289,7 +298,7 @@ def test_a_batch_gets_the_plan_bit_for_bit(name, seed):
     views[0] = 77
     ids, keys = rng.integers(0, 2**60, 12), {"seed": seed, "epoch": 1}
     result = device_views(torch.from_numpy(views), ids, options, **keys)
-    plan = policy.draw_operations(ids, options, num_views=3, **keys)
+    plan = draws.draw_operations(ids, options, num_views=3, **keys)
     for m, (kinds, amounts) in enumerate(zip(plan.kinds.T, plan.amounts.T, strict=True)):
         view, n = divmod(m, 12)
         image = torch.from_numpy(views[n, view]).permute(2, 0, 1)[None]
@@ -298,11 +307,11 @@ def test_a_batch_gets_the_plan_bit_for_bit(name, seed):
                 image = operate(NAMES[kind], image, [amount], mean=options.mean)
         side = (options.contrastive if view else options.classification).cutout
         if side:
-            centres = policy.cutout_centres(ids, SIZE, view=view, **keys)
+            centres = draws.cutout_centres(ids, SIZE, view=view, **keys)
             top, left = centres[n] - side // 2
             image = image.clone()
             image[..., max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
-        expected = normalized(image.permute(0, 2, 3, 1)[:, None].contiguous(), options)[0, 0]
+        expected = normalise(image.permute(0, 2, 3, 1)[:, None].contiguous(), options)[0, 0]
         assert torch.equal(result[view, n], expected)
 
 
@@ -335,7 +344,7 @@ def test_a_pass_takes_images_wherever_they_are_in_their_sequence():
 
 
 def planned(kind, count=20_000, **options):
-    plan = policy.draw_operations(
+    plan = draws.draw_operations(
         np.arange(count), config(kind, **options), num_views=1, seed=0, epoch=0
     )
     names = np.array([*NAMES, "none"])[plan.kinds]
@@ -424,8 +433,8 @@ def test_randaugment_at_full_strength_and_no_deviation_is_the_published_table():
 def test_cifar10_policy_has_torchvisions_pairs_shares_and_strengths():
     reference = AutoAugment(AutoAugmentPolicy.CIFAR10)
     space = reference._augmentation_space(10, (SIZE, SIZE))
-    kinds, probabilities, amounts = policy._cifar10_table()
-    theirs = {ours: name for name, ours in policy._TORCHVISION_NAMES.items()}
+    kinds, probabilities, amounts = draws._cifar10_table()
+    theirs = {ours: name for name, ours in draws._TORCHVISION_NAMES.items()}
     for i, pair in enumerate(reference.policies):
         for j, (name, probability, bin_) in enumerate(pair):
             assert theirs[NAMES[kinds[i, j]]] == name
@@ -455,7 +464,7 @@ def test_cutout_is_a_black_square_cut_at_the_borders():
     kind = ViewConfig(crop="padded", cutout=9)
     result = device_views(white, np.arange(300), config(kind), seed=0, epoch=0)[0]
     black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])
-    centres = policy.cutout_centres(np.arange(300), SIZE, seed=0, epoch=0, view=0)
+    centres = draws.cutout_centres(np.arange(300), SIZE, seed=0, epoch=0, view=0)
     assert set(centres.ravel()) == set(range(SIZE))
     for image, (row, column) in zip(result, centres, strict=True):
         square = image[:, max(row - 4, 0) : row + 5, max(column - 4, 0) : column + 5]
@@ -463,14 +472,12 @@ def test_cutout_is_a_black_square_cut_at_the_borders():
         assert (image[0] < 0).sum() == square[0].numel()
 
 
-def test_views_and_ids_of_another_shape_are_refused(images):
+def test_views_of_another_shape_are_refused(images):
     views = as_views(images)
     with pytest.raises(ValueError, match=r"views must be uint8 of shape \(N, 1 \+ V, 24, 24, 3\)"):
-        normalized(views.float(), config())
+        normalise(views.float(), config())
     with pytest.raises(ValueError, match=r"got torch.uint8 of shape \(6, 3, 3, 24, 24\)"):
         device_views(views.permute(0, 1, 4, 2, 3), np.arange(6), config(), seed=0, epoch=0)
-    with pytest.raises(ValueError, match=r"ids must have shape \(6,\), one per image, got \(5,\)"):
-        device_views(views, np.arange(5), config(), seed=0, epoch=0)
 
 
 @pytest.mark.gpu

@@ -14,7 +14,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 
 from bcl_ray.data.decode import decode
-from bcl_ray.data.views import crops, eval_views, host, keyed, train_views
+from bcl_ray.data.keyed import Stream, uniforms
+from bcl_ray.data.views import crops, eval_views, host, train_views
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 
 WHOLE = ViewConfig(crop="resized", scale=(1, 1), ratio=(1, 1), flip=0)
@@ -160,8 +161,8 @@ def test_resizing_does_not_shift_the_image():
 
 
 def boxes_of(images, height, width, kind, seed=0):
-    draws = keyed.uniforms(seed, 0, np.arange(images), 0, 23)
-    return crops.random_boxes(np.full(images, height), np.full(images, width), kind, draws)
+    draws = uniforms(seed, 0, np.arange(images), 0, 23, stream=Stream.CROP)
+    return crops.random_boxes(np.full((images, 2), [height, width]), 0, kind, draws)
 
 
 def box_of_one(height, width, kind, draws):
@@ -182,13 +183,13 @@ def box_of_one(height, width, kind, draws):
 
 def test_boxes_are_those_of_a_search_one_try_after_another():
     rng = np.random.default_rng(0)
-    heights, widths = rng.integers(1, 600, (2, 2000))
+    sides = rng.integers(1, 600, (2, 2000)).T
     draws = rng.random((2000, 23))
     for scale, ratio in (((0.2, 1), (3 / 4, 4 / 3)), ((0.9, 1), (0.1, 10)), ((1, 1), (1, 1))):
         kind = ViewConfig(crop="resized", scale=scale, ratio=ratio)
-        found = crops.random_boxes(heights, widths, kind, draws)
-        images = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
-        assert found.tolist() == [box_of_one(h, w, kind, row) for h, w, row in images]
+        found = crops.random_boxes(sides, 0, kind, draws)
+        images = zip(sides.tolist(), draws.tolist(), strict=True)
+        assert found.tolist() == [box_of_one(*pair, kind, row) for pair, row in images]
 
 
 @settings(deadline=None, max_examples=200)

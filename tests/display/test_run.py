@@ -51,6 +51,12 @@ def shown(*events: dict, terminal: bool = False) -> str:
     return text.getvalue()
 
 
+def test_an_epoch_that_was_only_evaluated_is_shown_without_rates_of_training():
+    record = {"epoch": 4.0, "loss/total": 3.14159, "time/evaluate": 1.5}
+    out = shown(BEGIN, {"kind": "epoch", "epochs": 20, "records": [record]})
+    assert "epoch  5/20   loss 3.142   1.5 s" in out
+
+
 def rendered(table) -> list[list[str]]:
     text = io.StringIO()
     Console(file=text, width=120).print(table)

@@ -14,7 +14,7 @@ import torch
 
 from bcl_ray.runs import checkpoint
 from bcl_ray.runs.run_folder import open_run
-from bcl_ray.use.models import load_state
+from bcl_ray.use.models import last_checkpoint
 
 # Small, and slow enough to be killed in the middle; several checkpoints per epoch.
 OPTIONS = (
@@ -99,7 +99,7 @@ def undisturbed(start, workplace):
 
 
 def last_state(workplace: Path, name: str) -> checkpoint.State:
-    return load_state(open_run(str(workplace / "runs" / name))[0])
+    return checkpoint.load(last_checkpoint(open_run(str(workplace / "runs" / name))[0]))
 
 
 def latest_step(workplace: Path, name: str) -> int:

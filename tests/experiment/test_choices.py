@@ -7,24 +7,15 @@ import sys
 
 import pytest
 
-from bcl_ray.experiment.choices import (
-    BACKBONES,
-    LOSSES,
-    SOURCES,
-    Choice,
-    Loss,
-    Table,
-    code,
-    load_plugins,
-)
+from bcl_ray.experiment.choices import BACKBONES, LOSSES, SOURCES, Loss, load_plugins
 from bcl_ray.experiment.options import LossConfig
 from bcl_ray.experiment.overrides import from_yaml, with_overrides
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.report.figure_table import REPORT_FIGURES
+from bcl_ray.experiment.table import Choice, Table, code
 from bcl_ray.tuning.choices import SCHEDULERS, SEARCHERS
 from bcl_ray.use.formats import FORMATS
 
-TABLES = [LOSSES, BACKBONES, SOURCES, SEARCHERS, SCHEDULERS, FORMATS, REPORT_FIGURES]
+TABLES = [LOSSES, BACKBONES, SOURCES, SEARCHERS, SCHEDULERS, FORMATS]
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def own(monkeypatch):
 
 
 def references(entry: Choice):
-    kinds = ("classification", "contrastive", "build", "open", "make", "write", "load", "draw")
+    kinds = ("classification", "contrastive", "build", "open", "make", "write", "load")
     return [getattr(entry, kind) for kind in kinds if getattr(entry, kind, None) is not None]
 
 

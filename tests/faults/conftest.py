@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from bcl_ray.ops.local import LocalCluster
 from bcl_ray.runs.run_folder import open_run
 from bcl_ray.storage import files
-from bcl_ray.use.models import load_state
+from bcl_ray.use.models import last_state
 from tests.e2e.conftest import assert_same_run
 
 EPOCHS, STEPS, IMAGES = 6, 12, 360  # STEPS per epoch; IMAGES to evaluate
@@ -114,7 +114,7 @@ class Job:
         return [int(step.replace(",", "") or 0) for step in found]
 
     def state(self):
-        return load_state(open_run(self.uri)[0])
+        return last_state(open_run(self.uri)[0])
 
 
 class Drill:

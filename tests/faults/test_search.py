@@ -14,8 +14,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from bcl_ray.runs import checkpoint
 from bcl_ray.runs.run_folder import open_run, why_only_best
-from bcl_ray.use.models import load_state
+from bcl_ray.use.models import best_checkpoint, last_checkpoint
 from tests.e2e.conftest import Command, assert_same_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -48,7 +49,7 @@ class Search(Command):
     def state(self, trial):
         """The last one, or the best of a trial that lost."""
         run = open_run(str(self.folder / trial))[0]
-        return load_state(run, best=why_only_best(run) is not None)
+        return checkpoint.load((best_checkpoint if why_only_best(run) else last_checkpoint)(run))
 
     def checkpoints(self):
         """How many of each trial's last ones there are, and of its best."""

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bcl_ray.machine.errors import FailedError, UserError
-from bcl_ray.machine.parallel import run_here, run_in_processes
+from bcl_ray.machine.parallel import map_here, run_in_processes
 
 
 def refuse(item):
@@ -43,7 +43,7 @@ def run_slowly(_):
 
 
 def test_errors_of_the_function_are_raised_here():
-    for run in (run_here, None):
+    for run in (map_here, None):
         with run_in_processes(2) as processes, pytest.raises(UserError, match="item 3 is refused"):
             list((run or processes)(refuse, [3]))
 

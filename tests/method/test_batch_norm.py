@@ -122,8 +122,8 @@ def process(worker: int, folder: str) -> None:
     options = {"rank": worker, "world_size": WORKERS}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", **options)
     found = {}
-    for how in ("_with_operations", "_with_kernels"):
-        batch_norm.IMPLEMENTATIONS["cpu"] = getattr(batch_norm, how)
+    for how in ("_normalise_by_torch_ops", "_normalise_by_cuda_kernels"):
+        batch_norm.BY_DEVICE["cpu"] = getattr(batch_norm, how)
         found[how] = {name: normalised(shape, worker) for name, shape in SHAPES.items()}
     torch.save(found, Path(folder) / f"{worker}.pt")
     dist.destroy_process_group()
@@ -141,5 +141,8 @@ def workers(tmp_path_factory) -> list[dict[str, Any]]:
 def test_with_kernels_results_gradients_and_statistics_are_those_with_operations(shape, workers):
     for found in workers:
         torch.testing.assert_close(
-            found["_with_kernels"][shape], found["_with_operations"][shape], rtol=1e-9, atol=1e-9
+            found["_normalise_by_cuda_kernels"][shape],
+            found["_normalise_by_torch_ops"][shape],
+            rtol=1e-9,
+            atol=1e-9,
         )

@@ -29,7 +29,7 @@ from bcl_ray.method.collectives import (
 )
 from bcl_ray.method.evaluation import Evaluation, evaluate, geometry_metrics
 from bcl_ray.method.learner import Learner, NonFiniteLossError
-from bcl_ray.method.loop import global_loss, train_epoch
+from bcl_ray.method.loop import loss_share, train_epoch
 from bcl_ray.method.model import TwoBranch
 
 K, V, B = 4, 2, 12  # B divides by every number of workers
@@ -90,7 +90,7 @@ def one_step(of: Experiment, here: slice, *, norm: bool, bucket_bytes: int) -> d
     shape = (1 + of.num_contrastive, B, 3, 8, 8)
     views = torch.randn(shape, generator=generator, dtype=torch.float64)[:, here]
     prior = torch.from_numpy(np.log(CLASS_COUNTS / CLASS_COUNTS.sum()))
-    share, terms = global_loss(model(views), LABELS[here], prior, of.loss)
+    share, terms = loss_share(model(views), LABELS[here], prior, of.loss)
     share.backward()
     gradients.finish(terms)
     return {
@@ -169,6 +169,22 @@ def trained(here: slice, batch_norm: str) -> dict[str, Any]:
     learner = Learner(experiment(batch_norm), CLASS_COUNTS, 3, torch.device("cpu"))
     images = sum(step.images for step in train_epoch(learner, batches(here), epoch=0))
     return {"model": learner.model.state_dict(), "sums": learner.sums, "images": images}
+
+
+def kept_statistics(here: slice, batch_norm: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Buffers of a backbone in evaluation mode, before and after a training step."""
+    torch.manual_seed(0)
+    learner = Learner(experiment(batch_norm), CLASS_COUNTS, 3, torch.device("cpu"))
+    buffers = {n: b for n, b in learner.model.backbone.named_buffers() if b.is_floating_point()}
+    for buffer in buffers.values():
+        buffer.uniform_(0.5, 1.5)
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    learner.begin_epoch(0)
+    learner.model.backbone.eval()
+    views = torch.randn(1 + V, len(range(B)[here]), 3, 8, 8)
+    learner.model(views).features.sum().backward()
+    learner.gradients.finish(torch.zeros(1))
+    return before, buffers
 
 
 def broken_on_one_worker(here: slice) -> str:
@@ -252,6 +268,7 @@ def report(worker: int, workers: int) -> dict[str, Any]:
         "summed": sum_over_workers(torch.tensor(worker + 1.0)),
         "trained": trained(here, "per_worker"),
         "trained, sync": trained(here, "sync"),
+        "kept": [kept_statistics(here, norm) for norm in ("frozen", "per_worker")],
         "broken": broken_on_one_worker(here),
         "signalled": signalled_by_one_worker(here),
         "evaluated": evaluated(workers),
@@ -365,6 +382,13 @@ def test_running_statistics_are_the_mean_of_the_workers_own(workers):
         for name in names:
             mean = torch.stack([state[name] for state in own]).mean(0)
             assert_close(worker["per_worker"]["state"][name], mean)
+
+
+def test_statistics_that_training_does_not_change_keep_every_bit(workers):
+    for worker in workers:
+        for before, after in worker["kept"]:
+            assert before
+            assert_same(after, before)
 
 
 @pytest.mark.parametrize("case", ["per_worker", "sync", "trained", "trained, sync"])

@@ -61,9 +61,12 @@ class Unpinned:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def __call__(self, pieces: transfer.Pieces) -> tuple[dict[str, torch.Tensor], None]:
+    def __call__(
+        self, pieces: transfer.Pieces, finish: transfer.Finish
+    ) -> tuple[dict[str, torch.Tensor], None]:
         joined = {name: np.concatenate(arrays) for name, arrays in pieces.items()}
-        return {name: torch.from_numpy(a).to(self._device) for name, a in joined.items()}, None
+        sent = {name: torch.from_numpy(a).to(self._device) for name, a in joined.items()}
+        return finish(sent), None
 
 
 class NoCopies(TorchDispatchMode):
@@ -171,7 +174,7 @@ def test_a_step_mixes_no_devices_and_waits_for_none(case, monkeypatch):
     of = experiment(case)
     trained = Learner(of, CLASS_COUNTS, STEPS, CARD)
     without_backward(trained, monkeypatch)
-    sent = [trained.sender.training([batch], 0) for batch in batches(of)]
+    sent = [trained.sender.send_training([batch], 0) for batch in batches(of)]
     list(train_epoch(trained, sent[:1], epoch=0))  # what is made once may wait
     with NoCopies():
         steps = list(train_epoch(trained, sent[1:], epoch=0))
@@ -195,11 +198,11 @@ def test_the_test_above_can_fail(spoil, monkeypatch):
     of = experiment("digits, sync")
     trained = Learner(of, CLASS_COUNTS, STEPS, CARD)
     without_backward(trained, monkeypatch)
-    real = loop.global_loss
-    sent = [trained.sender.training([batch], 0) for batch in batches(of)]
+    real = loop.loss_share
+    sent = [trained.sender.send_training([batch], 0) for batch in batches(of)]
     list(train_epoch(trained, sent[:1], epoch=0))
     monkeypatch.setattr(
-        loop, "global_loss", lambda *options: (spoil(real(*options)[0]).sum(), real(*options)[1])
+        loop, "loss_share", lambda *options: (spoil(real(*options)[0]).sum(), real(*options)[1])
     )
     with (
         pytest.raises((AssertionError, DataDependentOutputException, RuntimeError)) as raised,
@@ -291,12 +294,12 @@ def test_bfloat16_and_backward_pass_on_a_cpu(tensors, case, monkeypatch):
         if mode:
             monkeypatch.setattr(TwoBranch, "to", lambda self, *_, **__: self)
         trained = Learner(of, CLASS_COUNTS, STEPS, CPU)
-        sent = trained.sender.training(batches(of, 1), 0)
+        sent = trained.sender.send_training(batches(of, 1), 0)
         arrays = sent.arrived()
-        views = device.transformed(arrays["views"], sent.passes, arrays, of.views)
+        views = device.augment(arrays["views"], sent.passes, arrays, of.views)
         with trained.autocast:
             outputs = trained.model(views)
-        total, terms = loop.global_loss(outputs, arrays["labels"], trained.log_prior, of.loss)
+        total, terms = loop.loss_share(outputs, arrays["labels"], trained.log_prior, of.loss)
         total.backward()
         trained.gradients.finish(terms)
         trained.optimizer.step()

@@ -16,7 +16,7 @@ from bcl_ray.method.evaluation import collect_sample, evaluate
 from bcl_ray.method.learner import Learner
 from bcl_ray.method.loop import train_epoch
 from bcl_ray.runs import checkpoint
-from bcl_ray.runs.snapshot import Snapshots
+from bcl_ray.runs.checkpoint import Snapshots
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,7 +51,7 @@ def test_batches_arrive_whole_while_the_device_is_busy_and_buffers_are_filled_ag
             {name: array[half] for name, array in batch.items()}
             for half in (slice(0, 10), slice(10, 32))
         ]
-        sent.append(sender.training(halves, 0))
+        sent.append(sender.send_training(halves, 0))
         work = work @ work / 4096  # the copies have to wait for nothing of this
     for batch, found in zip(batches, sent, strict=True):
         arrays = found.arrived()
@@ -70,7 +70,7 @@ def test_batch_norm_with_kernels_is_torch_s_for_one_worker(shape, tmp_path):
         nn.init.uniform_(norm.weight)
         mean, variance = norm.running_mean.clone(), norm.running_var.clone()
         found, expected = (values.clone().requires_grad_() for _ in range(2))
-        ours = batch_norm._with_kernels(norm, found)
+        ours = batch_norm._normalise_by_cuda_kernels(norm, found)
         (ours * torch.arange(ours.numel(), device=CARD).view_as(ours)).sum().backward()
         gradients = [norm.weight.grad.clone(), norm.bias.grad.clone()]
         norm.zero_grad()

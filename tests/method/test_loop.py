@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from bcl_ray.data.views.transfer import Batch
 from bcl_ray.experiment import recipes
 from bcl_ray.experiment.options import Experiment, LossConfig
 from bcl_ray.method import losses
 from bcl_ray.method.evaluation import evaluate
 from bcl_ray.method.learner import TERMS, Learner, NonFiniteLossError
-from bcl_ray.method.loop import Batch, Step, global_loss, train_epoch
+from bcl_ray.method.loop import Step, loss_share, train_epoch
 from bcl_ray.method.model import Outputs, TwoBranch
 from bcl_ray.method.optim import learning_rate
 from bcl_ray.method.precision import PRECISIONS, resolve_precision
@@ -169,7 +170,7 @@ def test_each_kind_of_loss_has_its_parts(kind):
     config = LossConfig(
         kind=kind, tau=1.5, temperature=0.2, classification_weight=2, contrastive_weight=0.5
     )
-    share, terms = global_loss(outputs, labels, torch.tensor([0.7, 0.2, 0.1]).log(), config)
+    share, terms = loss_share(outputs, labels, torch.tensor([0.7, 0.2, 0.1]).log(), config)
     expected = torch.stack(terms_by_hand(kind, outputs, labels))
     torch.testing.assert_close(terms, expected)
     torch.testing.assert_close(share, expected[0])

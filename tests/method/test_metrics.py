@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from bcl_ray.data.views.keyed import uniforms
+from bcl_ray.data.keyed import Stream, uniforms
 from bcl_ray.method.metrics import (
-    STREAM,
     TEMPERATURES,
     EvaluationCounts,
     best_temperature,
@@ -174,7 +173,7 @@ def test_counts_at_a_temperature_are_those_of_divided_logits():
 def test_each_half_is_calibrated_by_the_other():
     """If the halves are wrong in opposite directions, neither's temperature fits the other."""
     logits, labels = predictions(4000)
-    first = torch.from_numpy(uniforms(0, 0, np.arange(4000), 0, 1, stream=STREAM) < 0.5)
+    first = torch.from_numpy(uniforms(0, 0, np.arange(4000), 0, 1, stream=Stream.HALVES) < 0.5)
     assert abs(first.sum() - 2000) < 200
     fitted = calibrated_bins(counted(logits, labels))
     crossed = calibrated_bins(counted(torch.where(first, logits * 4, logits / 4), labels))

@@ -10,7 +10,6 @@ import pytest
 
 from bcl_ray.cli import main, submit
 from bcl_ray.machine.versions import (
-    check_client,
     check_same_versions,
     client_versions,
     git_commit,
@@ -224,7 +223,7 @@ def test_versions_that_differ_are_refused_with_both_named():
 
 
 def test_a_job_of_a_client_with_the_same_versions_is_accepted():
-    check_client(json.dumps(client_versions()))
+    check_same_versions(json.loads(json.dumps(client_versions())), client_versions())
 
 
 def test_a_job_s_entry_point_refuses_another_client_with_exit_status_2():

@@ -5,14 +5,8 @@ import pytest
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import cifar10_lt
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ray_runtime.connection import (
-    Resources,
-    check_cluster,
-    connected,
-    one_line,
-    root_cause,
-    uses_gpus,
-)
+from bcl_ray.ray_runtime.capacity import check_cluster, uses_gpus
+from bcl_ray.ray_runtime.connection import Resources, connected, one_line, root_cause
 from bcl_ray.storage.retry import TransientError
 
 
@@ -52,6 +46,14 @@ def test_workers_that_fit_in_total_but_on_no_node_are_refused():
     message = "room for 0 workers of scale.cpus_per_worker (3), scale.workers is 2"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_cluster(options, cluster({"CPU": 2}, {"CPU": 2}, {"CPU": 2}))
+
+
+def test_workers_that_fit_exactly_are_not_refused_for_an_error_of_rounding():
+    assert int(7 / 0.07) == 99
+    options = experiment(
+        "scale.workers=100", "scale.cpus_per_worker=0.07", "optim.global_batch_size=200"
+    )
+    check_cluster(options, cluster({"CPU": 7}))
 
 
 @pytest.mark.parametrize("option", ["data.path", "tracking.runs", "model.weights"])

@@ -12,11 +12,11 @@ from bcl_ray.experiment.recipes import digits_lt
 pytest.importorskip("ray")
 from ray.train import ScalingConfig
 
+from bcl_ray.ray_runtime.capacity import worker_capacity
 from bcl_ray.ray_runtime.elastic import (
     MissingResourcesError,
     ScalingPolicy,
     shortage,
-    worker_capacity,
     worker_count,
 )
 

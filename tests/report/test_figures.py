@@ -12,9 +12,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from bcl_ray.data.longtail import shot_groups
-from bcl_ray.report import figures
-from bcl_ray.report.figures import SHOT_COLORS, Mistake
-from bcl_ray.report.figures.search import CHANCE, importance, parameters
+from bcl_ray.report.figures.calibration import reliability
+from bcl_ray.report.figures.classes import accuracy_by_class
+from bcl_ray.report.figures.confusion import confusion
+from bcl_ray.report.figures.curves import accuracy_over_epochs, geometry_over_epochs
+from bcl_ray.report.figures.mistakes import Mistake, mistake_grid
+from bcl_ray.report.figures.representation import class_cosines
+from bcl_ray.report.figures.search import search_figure
+from bcl_ray.report.figures.style import SHOT_COLORS, png
+from bcl_ray.report.importance import CHANCE, importance
 from tests.odd_names import ODD_NAMES
 
 LONG = "a_class_with_a_very_long_name_"
@@ -56,14 +62,14 @@ class Case:
         pixels = np.zeros((8, 8, 3), np.uint8)
         mistake = Mistake(pixels, self.names[-1], "few", self.names[0], "many", 0.987)
         return {
-            "classes": figures.accuracy_by_class(self.accuracy, *of_classes),
-            "epochs": figures.accuracy_over_epochs(self.history),
-            "confusion": figures.confusion(self.labels, self.predicted, *of_classes),
-            "reliability": figures.reliability(self.bins, calibrated, 1.4),
-            "cosines": figures.class_cosines(self.means, *of_classes, vectors="features"),
-            "features": figures.geometry_over_epochs(self.history, 10, space="feature"),
-            "embeddings": figures.geometry_over_epochs(self.history, 10, space="embedding"),
-            "mistakes": figures.mistake_grid([mistake] * 11),
+            "classes": accuracy_by_class(self.accuracy, *of_classes),
+            "epochs": accuracy_over_epochs(self.history),
+            "confusion": confusion(self.labels, self.predicted, *of_classes),
+            "reliability": reliability(self.bins, calibrated, 1.4),
+            "cosines": class_cosines(self.means, *of_classes, vectors="features"),
+            "features": geometry_over_epochs(self.history, 10, space="feature"),
+            "embeddings": geometry_over_epochs(self.history, 10, space="embedding"),
+            "mistakes": mistake_grid([mistake] * 11),
         }
 
 
@@ -120,7 +126,7 @@ def test_a_class_s_name_is_no_mathematics_whatever_it_has_in_it():
     case = Case(12, 140, 2)
     case.names = [*ODD_NAMES[:11], "\n$x$ \ty\r"]
     for name, figure in case.drawn().items():
-        assert figures.png(figure).startswith(b"\x89PNG"), name
+        assert png(figure).startswith(b"\x89PNG"), name
         assert all(text.get_text().isprintable() for text in figure.findobj(Text)), name
         named = [text for text in figure.findobj(Text) if "$" in text.get_text()]
         assert not any(text.get_parse_math() for text in named), name
@@ -130,13 +136,13 @@ def test_a_group_has_the_same_colour_in_every_figure():
     case = CASES["100 classes"]
     wanted = {color.upper() for color in SHOT_COLORS.values()}
     for figure in (
-        figures.accuracy_over_epochs(case.history),
-        figures.geometry_over_epochs(case.history, 10, space="feature"),
+        accuracy_over_epochs(case.history),
+        geometry_over_epochs(case.history, 10, space="feature"),
     ):
         lines = [line for axes in figure.axes for line in axes.lines]
         assert {to_hex(line.get_color()).upper() for line in lines} >= wanted
     counts = case.counts
-    bars = figures.accuracy_by_class(case.accuracy, counts, case.names).axes[0].patches
+    bars = accuracy_by_class(case.accuracy, counts, case.names).axes[0].patches
     found = [to_hex(bar.get_facecolor()).upper() for bar in bars]
     for group, members in shot_groups(counts).items():
         assert {found[k] for k in members} == {SHOT_COLORS[group].upper()}
@@ -145,7 +151,7 @@ def test_a_group_has_the_same_colour_in_every_figure():
 @pytest.mark.parametrize("name", CASES)
 def test_the_predictions_for_a_group_sum_to_all_of_its_images(name):
     case = CASES[name]
-    figure = figures.confusion(case.labels, case.predicted, case.counts, case.names)
+    figure = confusion(case.labels, case.predicted, case.counts, case.names)
     axes = figure.axes[0]
     ends: dict[float, float] = {}
     for bar in axes.patches:
@@ -157,7 +163,7 @@ def test_the_class_that_absorbs_most_tail_mistakes_is_on_top_with_their_true_cla
     counts, names = np.array([500, 50, 5, 4]), ["cat", "dog", "emu", "fox"]
     labels = np.array([2] * 10 + [3] * 10 + [0] * 10)
     predicted = np.array([2] * 3 + [0] * 6 + [1] + [3] * 8 + [0] * 2 + [1] * 10)
-    axes = figures.confusion(labels, predicted, counts, names).axes[1]
+    axes = confusion(labels, predicted, counts, names).axes[1]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dog (50)", "cat (500)"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([100 / 9, 800 / 9])
     assert [text.get_text() for text in axes.texts] == [" from emu (1)", " from emu (6), fox (2)"]
@@ -166,12 +172,12 @@ def test_the_class_that_absorbs_most_tail_mistakes_is_on_top_with_their_true_cla
 
 def test_a_network_without_mistakes_on_the_tail_can_be_drawn():
     labels = np.arange(4)
-    axes = figures.confusion(labels, labels, [500, 50, 5, 4], list("abcd")).axes[1]
+    axes = confusion(labels, labels, [500, 50, 5, 4], list("abcd")).axes[1]
     assert axes.texts[0].get_text() == "no mistakes"
 
 
 def test_a_class_without_images_is_in_no_mean():
-    figure = figures.accuracy_by_class([80, 60, np.nan, 20], [500, 50, 10, 5], list("abcd"))
+    figure = accuracy_by_class([80, 60, np.nan, 20], [500, 50, 10, 5], list("abcd"))
     labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert labels == ["many 80.0 %", "medium 60.0 %", "few 20.0 %"]
     assert "53.3 %" in figure.axes[1].get_title("left")
@@ -180,7 +186,7 @@ def test_a_class_without_images_is_in_no_mean():
 def test_of_thousands_of_classes_the_trend_is_shown():
     counts = np.geomspace(1000, 2, 400).astype(int)
     names = [LONG] * 400
-    figure = figures.accuracy_by_class(np.linspace(90, 10, 400), counts, names)
+    figure = accuracy_by_class(np.linspace(90, 10, 400), counts, names)
     line = figure.axes[1].lines[0]
     np.testing.assert_allclose(line.get_ydata(), np.linspace(89, 11, 40), atol=0.2)
     assert overlaps(figure) == []
@@ -189,7 +195,7 @@ def test_of_thousands_of_classes_the_trend_is_shown():
 def test_reliability_names_the_calibration_error():
     bins = np.zeros((15, 3))
     bins[14], bins[7] = [80, 78, 60], [20, 10, 10]
-    labels = figures.reliability(bins, None, 1.0).axes[0].get_legend().get_texts()
+    labels = reliability(bins, None, 1.0).axes[0].get_legend().get_texts()
     assert labels[-1].get_text() == "before: calibration error 18.0 %"
 
 
@@ -197,7 +203,7 @@ def test_reliability_names_the_calibration_error():
 def test_the_line_of_the_simplex_is_where_its_cosines_are(classes):
     corners = np.eye(classes, dtype=np.float32)
     names = [str(k) for k in range(classes)]
-    axes = figures.class_cosines(corners, [200] * classes, names, vectors="corners").axes[1]
+    axes = class_cosines(corners, [200] * classes, names, vectors="corners").axes[1]
     assert axes.lines[-1].get_xdata()[0] == pytest.approx(-1 / (classes - 1))
     bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
     filled = [bar for bar in bars if bar.get_height()]
@@ -240,7 +246,7 @@ def test_of_few_trials_nothing_is_said_to_be_important():
 @pytest.mark.parametrize("number", [0, 3, 40])
 def test_a_search_of_any_size_is_drawn_without_overlap(number):
     rows = [*trials(number), {"trial": 99, "loss.tau": 1.0, "accuracy/few": None}]  # it failed
-    figure = parameters(rows, "accuracy/few", OPTIONS, SCALES)
+    figure = search_figure(rows, "accuracy/few", OPTIONS, SCALES)
     assert overlaps(figure) == []
     texts = visible_texts(figure)
     assert any(text.startswith(f"accuracy/few of {number} trials") for text, _ in texts)
@@ -248,8 +254,10 @@ def test_a_search_of_any_size_is_drawn_without_overlap(number):
 
 def test_drawing_leaves_no_figure_and_no_window_behind():
     script = (
-        "import sys, bcl_ray.report.figures as figures\n"
-        "figures.png(figures.accuracy_over_epochs([{'epoch': 0, 'accuracy/all': 1.0}]))\n"
+        "import sys\n"
+        "from bcl_ray.report.figures.curves import accuracy_over_epochs\n"
+        "from bcl_ray.report.figures.style import png\n"
+        "png(accuracy_over_epochs([{'epoch': 0, 'accuracy/all': 1.0}]))\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run(

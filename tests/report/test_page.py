@@ -4,8 +4,7 @@ import base64
 import re
 from html.parser import HTMLParser
 
-from bcl_ray.report.figures import png
-from bcl_ray.report.figures.style import make_figure
+from bcl_ray.report.figures.style import make_figure, png
 from bcl_ray.report.page import PageSection, PageTable, page
 
 VOID = {"meta", "img", "link", "br"}

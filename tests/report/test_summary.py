@@ -1,13 +1,13 @@
 """The figures, the table and the report of a run, from fixed predictions."""
 
 import csv
-import html
 import json
 import logging
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import markupsafe
 import numpy as np
 import pytest
 
@@ -16,7 +16,7 @@ from bcl_ray.data.shards import find_images, read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.report import summary
-from bcl_ray.report.figure_table import draw_figures
+from bcl_ray.report.figure_table import FIGURES, draw_figures
 from bcl_ray.report.results import MAX_MISTAKES, MAX_OF_CLASS, Results, class_table, find_mistakes
 from bcl_ray.runs.findings import Findings
 from tests.odd_names import ODD_NAMES
@@ -94,8 +94,16 @@ def test_everything_is_written_and_the_report_holds_it_all(written):
     assert page.count("data:image/png;base64,") == len(figures)
     assert "<b>run" not in page
     assert "optim.global_batch_size" in page
+    assert "<td>views.classification.crop</td><td>padded</td>" in page
+    assert "&#39;crop&#39;" not in page
+    assert "&#x27;crop&#x27;" not in page, "no dictionary stands in a cell"
     for shown in ("50.00", "1.50", "Measured on 360 images"):
         assert shown in page
+
+
+def test_every_figure_has_a_name_of_its_own_and_a_line_that_describes_it():
+    assert len({figure.name for figure in FIGURES}) == len(FIGURES)
+    assert all(figure.text and "\n" not in figure.text for figure in FIGURES)
 
 
 def test_the_table_says_of_each_class_what_it_is_taken_for(results, written):
@@ -122,7 +130,7 @@ def test_names_of_classes_are_themselves_in_every_file(results, tmp_path):
         table = json.loads((tmp_path / "classes.json").read_text())
         assert [row[0] for row in table["data"]] == names
         page = (tmp_path / "report.html").read_bytes().decode()
-        assert all(f"<td>{html.escape(name)}</td>" in page for name in names)
+        assert all(f"<td>{markupsafe.escape(name)}</td>" in page for name in names)
         assert "<script>alert" not in page
 
 

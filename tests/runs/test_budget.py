@@ -93,6 +93,12 @@ def test_the_store_of_plan_1_holds_a_row_group_of_each_lane():
     assert needs == 3 * 3072 * (16 * 48 + TASKS_ROWS + 4 * 256)
 
 
+def test_data_tasks_that_fit_exactly_are_not_one_fewer_for_an_error_of_rounding():
+    assert int(0.3 / 0.1) == 2
+    options = ("data.plan=1", "scale.data_cpus=0.3", "scale.cpus_per_data_task=0.1")
+    assert budget_of(*options).store_bytes == 3 * 3072 * (16 * 48 + TASKS_ROWS + 4 * 256)
+
+
 def test_no_more_than_two_epochs_of_images_are_in_flight():
     small = manifest_of(train=split_of(300), test=split_of(10))
     assert budget_of(manifest=small).store_bytes == 3 * 3072 * (600 + 4 * 256)
@@ -268,7 +274,7 @@ def test_the_largest_batch_that_mixes_freely_is_the_one_that_is_named(batch, ste
 
 def test_the_plan_follows_from_the_options_and_the_manifest():
     plan = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
-    assert (plan.steps, plan.lanes) == (48, 256)
+    assert (plan.steps, plan.num_lanes) == (48, 256)
     assert plan.layout.shard_rows.tolist() == [6203, 6203]
     again = epoch_plan(with_overrides(cifar10_lt(), ["train.seed=3"]), CIFAR, epoch=5)
     other = epoch_plan(cifar10_lt(), CIFAR, epoch=5)

@@ -99,6 +99,27 @@ def test_hours_and_cost_are_those_of_all_epochs_with_evaluations_and_checkpoints
     assert more.epoch_seconds - found.epoch_seconds == pytest.approx(4 * 30), "452 steps"
 
 
+def test_evaluation_images_that_a_worker_keeps_on_a_cpu_are_decoded_once():
+    """Reading an image takes a millisecond of the one data CPU, and the rest next to nothing."""
+    alone = {
+        "training": Rate(1e9, "images/s", "measured"),
+        "image": Rate(1e-3, "CPU seconds", "measured"),
+        "decoding": Rate(0, "CPU seconds", "measured"),
+        "cropping": Rate(0, "CPU seconds", "measured"),
+    }
+    two = Machines("cpu", workers=1, worker_nodes=1, data_nodes=0, cpus=2.0)
+    options = ["scale.workers=1", "data.residency=stream", "train.epochs=4", "train.eval_every=1"]
+    experiment = with_overrides(imagenet_lt(), options)
+    needs = budget(experiment, expected_manifest(experiment), 2.0)
+    kept = dataclasses.replace(WORK, image_size=64, parameter_bytes=0)  # 246 MB, and at 70 px 294
+    once, each_time = (
+        forecast(experiment, needs, work, RATES | alone, two).epoch_seconds
+        for work in (kept, dataclasses.replace(kept, image_size=70))
+    )
+    decoding = needs.eval_images * 1e-3 / 3
+    assert each_time - once == pytest.approx(3 / 4 * decoding, rel=0.01)
+
+
 MEASURED = [  # benchmarks/README.md: images a CPU second of workers, of data, and of the run
     (190, 7273, 199),  # resnet8, 3 views of 32 px
     (759, 9878, 764),  # resnet8, 1 view

@@ -67,7 +67,7 @@ def test_a_run_from_before_there_was_plan_2_resumes_with_plan_1(root):
     run_folder.check_resumable(run, experiment, FINGERPRINT)
     with pytest.raises(ValueError, match=r"\(data.plan was 1, now 2\): only data.path"):
         run_folder.check_resumable(run, changed("data.plan=2"), FINGERPRINT)
-    again, changes = run_folder.with_options_of_then(uri, digits_lt())
+    again, changes = run_folder.with_original_defaults(uri, digits_lt())
     assert "data.plan=1" in changes
     run_folder.check_resumable(run, again, FINGERPRINT)
 
@@ -76,13 +76,13 @@ def test_only_options_that_a_run_does_not_know_are_set_back_when_it_goes_on(root
     uri = run_folder.run_uri("first", root)
     run = run_folder.create(uri, digits_lt(), FINGERPRINT)
     changed_options = changed("optim.kind=adamw")
-    assert run_folder.with_options_of_then(uri, changed_options) == (changed_options, [])
+    assert run_folder.with_original_defaults(uri, changed_options) == (changed_options, [])
     with pytest.raises(ValueError, match=r"\(optim.kind was sgd, now adamw\)"):
         run_folder.check_resumable(run, changed_options, FINGERPRINT)
     file = files.join(uri, run_folder.EXPERIMENT_FILE)
     older = files.read_bytes(file).replace(b"  validation_split: null\n", b"")
     files.write_bytes(file, older)
-    again, changes = run_folder.with_options_of_then(uri, changed("data.validation_split=val"))
+    again, changes = run_folder.with_original_defaults(uri, changed("data.validation_split=val"))
     assert changes == ["data.validation_split=null"]
     run_folder.check_resumable(run, again, FINGERPRINT)
 
@@ -90,7 +90,7 @@ def test_only_options_that_a_run_does_not_know_are_set_back_when_it_goes_on(root
 def test_a_run_of_today_keeps_the_options_that_it_is_continued_with(root):
     uri = run_folder.run_uri("first", root)
     run_folder.create(uri, digits_lt(), FINGERPRINT)
-    assert run_folder.with_options_of_then(uri, changed("optim.lr=0.2"))[1] == []
+    assert run_folder.with_original_defaults(uri, changed("optim.lr=0.2"))[1] == []
 
 
 def test_a_name_that_is_taken_by_the_same_experiment_offers_to_resume(root):

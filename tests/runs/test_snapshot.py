@@ -5,7 +5,7 @@ import copy
 import torch
 
 from bcl_ray.runs import checkpoint
-from bcl_ray.runs.snapshot import Snapshots
+from bcl_ray.runs.checkpoint import Snapshots
 from tests.runs.test_checkpoint import differing, fields_of, state_of, trained
 
 

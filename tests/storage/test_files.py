@@ -7,12 +7,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from pyarrow import fs
 
 from bcl_ray.storage import files, retry
+from bcl_ray.storage.fence import LeaseLostError
 from bcl_ray.storage.files import filesystems
 
 
@@ -176,6 +178,34 @@ def test_other_stores_create_files(other_store):
     with pytest.raises(FileExistsError, match="test://file exists already"):
         files.create_bytes(f"{other_store}file", b"2")
     assert files.read_bytes(f"{other_store}file") == b"1"
+
+
+@pytest.mark.parametrize("error", [LeaseLostError("lost"), FileNotFoundError("image.png")])
+def test_errors_of_the_block_that_writes_to_another_store_pass(other_store, error):
+    with pytest.raises(type(error)) as raised, files.open_write(f"{other_store}file"):
+        raise error
+    assert raised.value is error
+
+
+def test_errors_of_another_store_are_explained(other_store, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="test://none/file does not exist"):
+        files.write_bytes(f"{other_store}none/file", b"")
+
+    class Sink:
+        closed = False
+
+        def write(self, data):
+            raise PermissionError("no")
+
+        def close(self):
+            raise PermissionError("no more")
+
+    store = SimpleNamespace(open_output_stream=lambda path: Sink())
+    monkeypatch.setattr(filesystems, "resolve", lambda uri: (store, uri))
+    with pytest.raises(PermissionError, match=r"access to test://file is denied: .*no more"):
+        files.write_bytes("test://file", b"1")
+    with pytest.raises(PermissionError, match="access to test://file is denied"):
+        files.write_bytes("test://file", b"")
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from bcl_ray.storage import files, lease, lease_record, lease_request
 from bcl_ray.storage.fence import LeaseHeldError, LeaseLostError
+from bcl_ray.storage.file_version import ChangedError, FileVersion
 from bcl_ray.storage.lease_record import LEASE_FILE
 from bcl_ray.storage.lease_request import LeaseRequest, acquire_lease
-from bcl_ray.storage.versioned_file import ChangedError, FileVersion, versioned_file
+from bcl_ray.storage.versioned_file import versioned_file
 
 SECONDS = 3.0  # that a lease lasts here
 RENEWAL = 0.3  # seconds between renewals here

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from bcl_ray.experiment.overrides import with_overrides
-from bcl_ray.report.figures import png
 from bcl_ray.report.figures.comparison import Configuration, comparison
+from bcl_ray.report.figures.style import png
 from bcl_ray.tracking.connection import tracking_uri
 from bcl_ray.tracking.journal import Subject
 from bcl_ray.tracking.tracker import Tracker

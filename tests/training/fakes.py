@@ -72,6 +72,9 @@ class Watchdog:
         self._calls -= 1
         return frozenset([self._signal] if self._calls < 0 else [])
 
+    def signals_of_all(self, _) -> frozenset[str]:
+        return self.signals()
+
     def watched(self, items):
         return iter(items)
 

@@ -61,10 +61,13 @@ def plans_of(experiment, rows):
     )
 
 
-def epochs_of(experiment, images, **options):
-    plans = plans_of(experiment, len(images.ids))
+def epochs_of(experiment, images, *, rank=0, world_size=1, first_step=0):
+    feed = object.__new__(residency.ResidentFeed)  # without shards
+    feed._experiment, feed._images = experiment, images
+    feed._plans = plans_of(experiment, len(images.ids))
+    feed._rank, feed._world_size = rank, world_size
     sender = Sender(CPU, experiment.views, experiment.train.seed)
-    return residency.training_batches(experiment, plans, images, sender, **options)
+    return feed.training(sender, first_step)
 
 
 # Crops
@@ -90,7 +93,7 @@ def test_crops_on_a_device_are_the_hosts_bit_for_bit(
     update = {"image_size": size, "eval_resize": size, "classification": one, "contrastive": other}
     config = cifar10_lt().views.model_copy(update=update)
     pixels, rows = noise(6, size, seed), np.array([5, 0, 3, 3, 1])
-    drawn = resident.draw_crops(rows * 11, config, num_views=3, seed=seed, epoch=2)
+    drawn = resident.draw_table_crops(rows * 11, config, num_views=3, seed=seed, epoch=2)
     ours = resident.apply_crops(*(torch.from_numpy(array) for array in (pixels, rows, drawn)))
     files = [encoded(pixels[row]) for row in rows]
     theirs = train_views(files, rows * 11, config, num_contrastive=2, seed=seed, epoch=2)
@@ -140,7 +143,7 @@ def test_batches_of_real_cifar_are_the_hosts_over_epochs(recipe, shared_data):
             options = {"num_contrastive": 2, "seed": 0, "epoch": epoch}
             theirs = train_views([files[row] for row in rows], ids, experiment.views, **options)
             part = {"views": theirs, "labels": labels[rows], "ids": ids}
-            expected = Sender(CPU, experiment.views).training([part], epoch)
+            expected = Sender(CPU, experiment.views).send_training([part], epoch)
             assert sent.passes == expected.passes
             for name, tensor in expected.tensors.items():
                 assert torch.equal(sent.tensors[name], tensor), name
@@ -151,7 +154,7 @@ def test_batches_of_real_cifar_are_the_hosts_over_epochs(recipe, shared_data):
 def test_a_batch_of_crops_runs_on_a_fake_gpu_in_few_launches_and_reads_nothing_back():
     resident._tables.cache_clear()  # they would be made on the fake device
     views = cifar100_lt().views
-    drawn = resident.draw_crops(np.arange(16), views, num_views=3, seed=0, epoch=0)
+    drawn = resident.draw_table_crops(np.arange(16), views, num_views=3, seed=0, epoch=0)
     try:
         with FakeTensorMode(), Launches() as launches:
             images = torch.empty(50, 32, 32, 3, dtype=torch.uint8, device="cuda:0")

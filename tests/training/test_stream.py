@@ -15,10 +15,10 @@ from bcl_ray.data.views import host
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.training import stream, supplier, tasks
-from bcl_ray.training.blocks import packed
 from bcl_ray.training.deliveries import Assignment
 from bcl_ray.training.stream import SupplierClient
-from bcl_ray.training.supply import own_supplier
+from bcl_ray.training.supplier_placement import own_supplier
+from bcl_ray.training.tasks import packed
 from tests.local_ray import local_ray_running
 
 ray = pytest.importorskip("ray")

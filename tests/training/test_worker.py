@@ -120,6 +120,15 @@ def test_a_run_that_is_stopped_before_an_evaluation_makes_up_for_it(run, undistu
     assert_same_run(run.state(), undisturbed.state())
 
 
+def test_an_epoch_that_is_only_evaluated_has_no_rates_of_training(run, undisturbed):
+    run.start(signal_after=CALLS + STEPS)
+    run.start()
+    of_training = {"time/epoch", "time/data_share", "throughput/images_per_second"}
+    first, second, third = run.state().history
+    assert undisturbed.state().history[1].keys() - second.keys() == of_training
+    assert all(record.keys() >= of_training for record in (first, third))
+
+
 def test_a_stop_that_comes_during_an_evaluation_ends_the_run_after_it(run, undisturbed):
     assert run.start(signal_after=2 * CALLS - 1) == {"stopped": 2 * STEPS}
     assert run.steps == [STEPS, 2 * STEPS]

@@ -21,7 +21,8 @@ OPTIONS += ("validation", "seed", "confirm")
 
 def search_request(**options):
     """The search that the command starts with these options."""
-    return resolve_search(*api_arguments(dict.fromkeys(OPTIONS) | options))
+    experiment, arguments = api_arguments(dict.fromkeys(OPTIONS) | options)
+    return resolve_search(experiment, **arguments)
 
 
 def test_options_that_are_not_given_have_defaults():
@@ -86,13 +87,17 @@ def test_a_confirmation_is_two_numbers(text):
         (["--workers-per-trial", "3"], "must be divisible by scale.workers (3)"),
         (["--gpus-per-worker", "0"], "scale.gpus_per_worker=0.0: input should be greater than 0"),
         (["--space", "gone.yaml"], "--space gone.yaml: no such file or directory"),
+        (["--space", "{picture}"], "--space {picture} is not UTF-8 text: name a YAML file"),
         (["loss.kind=ce"], "loss.kind 'ce' has no options to search"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_starts(bcl_ray, workplace, words, message):
+def test_a_mistake_is_one_line_before_anything_starts(bcl_ray, workplace, tmp_path, words, message):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG\xff\xd8")
+    words = [word.format(picture=picture) for word in words]
     status, out, err = bcl_ray("search", "digits_lt", "--name", "wrong", *words)
     assert (status, out) == (2, "")
-    assert message in err
+    assert message.format(picture=picture) in err
     assert err.count("\n") == 1
     assert not (workplace / "runs" / "wrong").exists()
 

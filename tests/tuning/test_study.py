@@ -145,7 +145,7 @@ def test_the_text_that_ran_is_recorded_though_the_file_has_changed_since(there):
 def test_cells_are_evaluated_on_test_data_though_their_recipe_selects_on_others(there):
     ledger = check_study("tested", study("data.validation_split=validation")).write()
     experiment = ledger.experiment_of(Trial("bcl-seed-1", 1, {}, 1))
-    assert experiment.data.measured_split == "test"
+    assert experiment.data.monitored_split == "test"
 
 
 def trials(folder):

@@ -45,14 +45,14 @@ def six(sqlite):
     return [f"{kind}-{seed}" for kind in ("ce", "bcl") for seed in range(3)], sqlite.tracking.runs
 
 
-def test_seeds_of_a_configuration_are_one_row_with_mean_and_spread(six):
+def test_seeds_of_a_configuration_are_one_row_with_mean_and_deviation(six):
     names, root = six
     first, second = compare.compare(names, root)
     assert first.names == ("bcl-0", "bcl-1", "bcl-2")
     assert (first.label, second.label) == ("loss.kind=bcl", "loss.kind=ce")
-    assert first.mean_and_spread("accuracy/all") == (72.0, statistics.stdev([70, 72, 74]))
-    assert first.mean_and_spread("accuracy/few") == (62.0, 2.0)
-    assert first.mean_and_spread("accuracy/medium") is None
+    assert first.mean_and_deviation("accuracy/all") == (72.0, statistics.stdev([70, 72, 74]))
+    assert first.mean_and_deviation("accuracy/few") == (62.0, 2.0)
+    assert first.mean_and_deviation("accuracy/medium") is None
     assert second.curves[0] == {0: 10.0, 2: 60.0}
 
 

@@ -52,9 +52,9 @@ def test_results_are_of_the_split_for_results_not_of_the_one_that_selected(digit
     names = list(read_manifest(digits).class_names)
     opened = model(digits, names)
     selected = with_overrides(opened.experiment, ["data.validation_split=train"])
-    assert selected.data.measured_split == "train"
+    assert selected.data.monitored_split == "train"
     found, _, _ = evaluate._evaluation_data(replace(opened, experiment=selected), None, None)
-    assert found.data.measured_split == "test"
+    assert found.data.monitored_split == "test"
 
 
 def test_classes_in_another_order_or_fewer_of_them_are_found_by_name():

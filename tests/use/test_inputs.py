@@ -19,7 +19,7 @@ from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.storage import files
 from bcl_ray.use.predict import inputs
 from bcl_ray.use.predict.inputs import shards_of, views_of
-from bcl_ray.use.predict.listing import Known, Lists, Supply
+from bcl_ray.use.predict.listing import Listed, Listing, Lists
 
 VIEWS = digits_lt().views.model_copy(update={"image_size": 8, "eval_resize": 10})
 RANDOM = np.random.default_rng(0)
@@ -175,15 +175,15 @@ def test_images_are_known_as_they_are_listed_and_an_error_is_raised_to_who_waits
             raise OSError("does not answer")
         yield 7
 
-    with contextlib.closing(Supply(counts(error=False))) as supply:
-        assert supply.wait(5) == Known(5, complete=False)
+    with contextlib.closing(Listing(counts(error=False))) as listing:
+        assert listing.wait(5) == Listed(5, complete=False)
         may_go_on.set()
-        assert supply.wait(8) == Known(7, complete=True)
+        assert listing.wait(8) == Listed(7, complete=True)
     with (
-        contextlib.closing(Supply(counts(error=True))) as supply,
+        contextlib.closing(Listing(counts(error=True))) as listing,
         pytest.raises(OSError, match="does not answer"),
     ):
-        supply.wait(8)
+        listing.wait(8)
 
 
 @pytest.fixture(scope="module")
@@ -197,10 +197,10 @@ def digits(tmp_path_factory):
 def test_any_rows_of_shards_are_those_of_the_whole(digits, data):
     target, manifest = digits
     split = shards_of(target, manifest, "test")
-    whole = split.load(0, split.total)
-    assert len(set(whole.keys["id"])) == split.total == 360
-    start = data.draw(st.integers(0, split.total - 1))
-    stop = data.draw(st.integers(start + 1, split.total))
+    whole = split.load(0, split.layout.rows)
+    assert len(set(whole.keys["id"])) == split.layout.rows == 360
+    start = data.draw(st.integers(0, split.layout.rows - 1))
+    stop = data.draw(st.integers(start + 1, split.layout.rows))
     part = split.load(start, stop)
     assert part.images == whole.images[start:stop]
     assert part.keys == {name: column[start:stop] for name, column in whole.keys.items()}
@@ -215,15 +215,15 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(digits):
 
 def test_views_are_those_of_evaluation():
     images = [encoded(suffix) for suffix in (".jpg", ".png", ".webp", ".bmp", ".tiff")]
-    views, faults = views_of(images, VIEWS)
-    assert faults == [""] * 5
+    views, errors = views_of(images, VIEWS)
+    assert errors == [""] * 5
     assert (views == eval_views(images, VIEWS)).all()
 
 
 def test_the_first_picture_of_a_gif_is_read():
     gif = encoded(".gif", 12, 12)
-    views, faults = views_of([gif], VIEWS)
-    assert faults == [""]
+    views, errors = views_of([gif], VIEWS)
+    assert errors == [""]
     assert (views == eval_views([gif], VIEWS)).all()
 
 
@@ -242,14 +242,14 @@ def test_the_first_picture_of_a_gif_is_read():
 def test_what_is_no_image_has_a_reason_and_its_neighbours_are_read(image, reason):
     good = encoded(".jpg")
     views = VIEWS.model_copy(update={"eval_resize": 1000}) if "unequal" in reason else VIEWS
-    found, faults = views_of([good, image, good], views)
-    assert faults[0] == faults[2] == ""
-    assert faults[1].startswith(reason)
+    found, errors = views_of([good, image, good], views)
+    assert errors[0] == errors[2] == ""
+    assert errors[1].startswith(reason)
     assert not found[1].any()
     assert (found[[0, 2]] == eval_views([good, good], views)).all()
 
 
 def test_an_image_beyond_the_limit_of_pixels_is_not_decoded(monkeypatch):
     monkeypatch.setattr(inputs, "MAX_PIXELS", 300)
-    _, faults = views_of([encoded(".png")], VIEWS)
-    assert faults == ["16 x 20 pixels are more than max_pixels (300)"]
+    _, errors = views_of([encoded(".png")], VIEWS)
+    assert errors == ["16 x 20 pixels are more than max_pixels (300)"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bcl_ray.data.views.device import normalized
+from bcl_ray.data.views.device import normalise
 from bcl_ray.data.views.host import eval_views
 from bcl_ray.runs import checkpoint
 from bcl_ray.use.models import open_checkpoint
@@ -30,15 +30,16 @@ def labeller(model, **options) -> Labeller:
 
 
 def batch(views, unreadable=()) -> dict[str, np.ndarray]:
-    fault = np.array(["broken" if row in unreadable else "" for row in range(len(views))])
-    return {"id": np.arange(len(views)), "views": views, "fault": fault}
+    error = np.array(["broken" if row in unreadable else "" for row in range(len(views))])
+    return {"id": np.arange(len(views)), "views": views, "error": error}
 
 
 def test_probabilities_are_the_softmax_of_calibrated_logits_the_likeliest_first(model, views):
     columns = labeller(model)(batch(views))
     with torch.no_grad():
-        images = normalized(torch.from_numpy(views), model.experiment.views)[0]
-        expected = (model.network(torch.device("cpu")).classify(images) / 1.25).softmax(1)
+        images = normalise(torch.from_numpy(views), model.experiment.views)[0]
+        network = model.network(torch.device("cpu"))
+        expected = (network.classifier(network.embed(images)) / 1.25).softmax(1)
     order = expected.argsort(dim=1, descending=True)
     assert columns["classes"].tolist() == order.tolist()
     assert columns["probabilities"] == pytest.approx(expected.gather(1, order).numpy(), abs=1e-6)
@@ -55,7 +56,7 @@ def test_fewer_classes_are_the_first_of_all(model, views):
 def test_embeddings_are_the_backbones(model, views):
     columns = labeller(model, embeddings=True)(batch(views))
     with torch.no_grad():
-        images = normalized(torch.from_numpy(views), model.experiment.views)[0]
+        images = normalise(torch.from_numpy(views), model.experiment.views)[0]
         expected = model.network(torch.device("cpu")).embed(images)
     assert columns["embedding"] == pytest.approx(expected.numpy(), abs=1e-5)
 

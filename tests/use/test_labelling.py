@@ -13,7 +13,7 @@ from tests.local_ray import local_ray_running
 ray = pytest.importorskip("ray")
 from bcl_ray.use.predict import labelling  # noqa: E402
 from bcl_ray.use.predict.labelling import Labelling  # noqa: E402
-from bcl_ray.use.predict.listing import Supply  # noqa: E402
+from bcl_ray.use.predict.listing import Listing  # noqa: E402
 from bcl_ray.use.predict.pool import ActorPool  # noqa: E402
 
 pytestmark = pytest.mark.ray
@@ -28,7 +28,7 @@ def local_ray():
 
 
 def read(start, stop):
-    return {"position": np.arange(start, stop), "fault": np.full(stop - start, "")}
+    return {"position": np.arange(start, stop), "error": np.full(stop - start, "")}
 
 
 def positions(running):
@@ -37,9 +37,9 @@ def positions(running):
 
 def labelled(monkeypatch, actor, counts, *model, first=0):
     monkeypatch.setattr(labelling, "LabellerActor", actor)
-    with contextlib.closing(Supply(iter(counts))) as supply:
+    with contextlib.closing(Listing(iter(counts))) as listing:
         options = {"first": first, "batch_size": 4, "read": read, "model": model, "pool": POOL}
-        with Labelling(supply, **options) as running:
+        with Labelling(listing, **options) as running:
             return positions(running)
 
 
@@ -103,9 +103,9 @@ def test_images_are_labelled_while_others_are_still_listed(monkeypatch):
         yield 17
 
     monkeypatch.setattr(labelling, "LabellerActor", actor(lambda batch: None))
-    with contextlib.closing(Supply(counts())) as supply:
+    with contextlib.closing(Listing(counts())) as listing:
         options = {"first": 0, "batch_size": 4, "read": read, "model": (), "pool": POOL}
-        with Labelling(supply, **options) as running:
+        with Labelling(listing, **options) as running:
             blocks = running.blocks()
             assert [len(next(blocks)["position"]) for _ in range(2)] == [4, 4]
             may_list.set()

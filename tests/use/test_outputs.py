@@ -22,7 +22,7 @@ OPTIONS = PredictionOptions(top=2, batch_size=4, part_size=4)
 REQUEST = PredictionRequest("r/best_1", "ab", "images", None, None, OPTIONS)
 COLUMNS = {
     "path": np.array(["a.jpg", "b.jpg", "ü,\n.jpg"]),
-    "fault": np.array(["", "the image is empty", ""]),
+    "error": np.array(["", "the image is empty", ""]),
     "classes": np.array([[2, 0], [0, 0], [0, 1]]),
     "probabilities": np.array([[0.75, 0.25], [0, 0], [0.5, 0.5]], np.float32),
 }
@@ -102,7 +102,7 @@ def test_names_of_classes_are_themselves_in_csv_and_parquet(tmp_path):
     number = len(ODD_NAMES)
     columns = {
         "path": np.array([f"{name}.jpg" for name in ODD_NAMES]),
-        "fault": np.array([""] * number),
+        "error": np.array([""] * number),
         "classes": np.arange(number)[:, None],
         "probabilities": np.ones((number, 1), np.float32),
     }

@@ -1,5 +1,6 @@
 """Whole predictions on a real Ray: folders, shards and S3, killed and repeated."""
 
+import contextlib
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from bcl_ray.data.longtail import shot_groups
 from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import Source, SourceSplit, open_source
 from bcl_ray.use.evaluate import evaluate_models
+from bcl_ray.use.models import open_model
 from bcl_ray.use.predict.outputs import Summary
 from bcl_ray.use.predict.request import PredictionOptions
 from tests.local_ray import local_ray_running
@@ -69,9 +71,13 @@ def bucket():
     return bucket
 
 
+def best_of(trained):
+    return open_model("first", trained.root, last=False)
+
+
 @pytest.fixture(scope="module")
 def evaluated(trained):
-    ((_, metrics),) = evaluate_models(["first"], trained.root, best=True)
+    ((_, metrics),) = evaluate_models([best_of(trained)], ["first"])
     return metrics
 
 
@@ -79,10 +85,9 @@ def label(
     trained, images, target, follow=lambda event: None, resume=False, split=None, **options
 ) -> Summary:
     chosen = PredictionOptions(**{**SMALL, **options})
-    where = {"root": trained.root, "split": split}
-    return job.predict(
-        "first", str(images), str(target), chosen, **where, resume=resume, follow=follow
-    )
+    where = (str(images), str(target))
+    model = open_model("first", trained.root)
+    return job.predict(model, *where, chosen, split=split, resume=resume, follow=follow)
 
 
 def rows(target) -> list[dict]:
@@ -158,6 +163,17 @@ def test_what_is_complete_is_only_summed_up_again(trained, labelled):
     assert files_of(target) == before
 
 
+@pytest.mark.parametrize("gpus", [25, math.inf])
+def test_what_is_complete_needs_no_actors_of_any_cluster(trained, labelled, monkeypatch, gpus):
+    target, summary = labelled  # whose last part is short
+    resources = cluster(8, gpus)
+    monkeypatch.setattr(job, "connected", lambda: contextlib.nullcontext(resources))
+    events = []
+    again = label(trained, trained.shards, target, csv=True, resume=True, follow=events.append)
+    assert again == summary
+    assert not [event for event in events if "-" in event.get("device", "")]
+
+
 def png(image: bytes) -> bytes:
     return cv2.imencode(".png", cv2.imdecode(np.frombuffer(image, np.uint8), 1))[1].tobytes()
 
@@ -205,7 +221,7 @@ def relabelled(order: list[int], folder: str) -> str:
         def read(positions, split=split, rows=rows):
             return split.read(rows[positions])
 
-        splits[name] = SourceSplit(labels, read, where=str, random_order=True, ids=rows)
+        splits[name] = SourceSplit(labels, read, where=str, already_shuffled=True, ids=rows)
     write_shards(Source("some", tuple(digits.class_names[n] for n in order), splits), folder)
     return folder
 
@@ -214,11 +230,11 @@ def test_evaluation_finds_classes_by_name_in_another_order_and_fewer(
     trained, labelled, evaluated, tmp_path
 ):
     data = relabelled([7, 3, 9, 0, 1, 2, 4, 5, 6, 8], str(tmp_path / "order"))
-    ((_, other),) = evaluate_models(["first"], trained.root, best=True, data=data)
+    ((_, other),) = evaluate_models([best_of(trained)], ["first"], data=data)
     for name in ("accuracy/all", "accuracy/few", "calibration/ece", "loss/nll"):
         assert other.get(name) == pytest.approx(evaluated.get(name), abs=1e-5), name
     data = relabelled([8, 2], str(tmp_path / "fewer"))
-    ((_, two),) = evaluate_models(["first"], trained.root, best=True, data=data)
+    ((_, two),) = evaluate_models([best_of(trained)], ["first"], data=data)
     hits = {"8": [], "2": []}
     for row in rows(labelled[0]):
         if row["true_class"] in hits:

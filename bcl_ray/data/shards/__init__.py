@@ -13,13 +13,13 @@ from bcl_ray.data.shards.manifest import (
     MANIFEST,
     Manifest,
     ProfileInfo,
-    Progress,
     Split,
     read_manifest,
 )
+from bcl_ray.data.shards.options import MAX_PIXELS, SHARD_BYTES
 from bcl_ray.data.shards.read import find_images, read_row_group
 from bcl_ray.data.shards.verify import verify_shards
-from bcl_ray.data.shards.write import MAX_PIXELS, SHARD_BYTES, write_shards
+from bcl_ray.data.shards.write import write_shards
 
 __all__ = [
     "INCOMPLETE",
@@ -29,7 +29,6 @@ __all__ = [
     "Manifest",
     "NumberedNames",
     "ProfileInfo",
-    "Progress",
     "ShardColumns",
     "ShardInfo",
     "Split",

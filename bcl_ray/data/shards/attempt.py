@@ -10,16 +10,19 @@ written-<shard>            rows, bytes and SHA-256 of a shard that is complete (
 Tasks write these files themselves, each as a whole, once its work is complete.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from bcl_ray.data.shards.manifest import INCOMPLETE
+from bcl_ray.data.shards.manifest import INCOMPLETE, MANIFEST
+from bcl_ray.data.sources import read_ahead
+from bcl_ray.machine.parallel import ParallelMap, Progress
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.fence import Fence
 
 FOLDER, IDENTITY = "progress", "identity.txt"
-READ_THREADS = 16  # records that are read at the same time
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # what `files.open_write` writes first
 NOTE = b"`bcl-ray shard` is writing here, or was interrupted; run it again to go on.\n"
 
 
@@ -47,10 +50,12 @@ class Attempt:
         names = files.list_files(self.folder)
         shown = paths.for_display(self.target)
         if IDENTITY in names and self.read(IDENTITY) == identity.encode():
-            counts = [sum(name.startswith(kind) for name in names) for kind in ("checked", "writ")]
+            checked, written = (
+                sum(name.startswith(kind) for name in names) for kind in ("checked-", "written-")
+            )
             notify(
-                f"{shown}: going on after an interrupted attempt, which has checked {counts[0]:,} "
-                f"parts of the source, and written {counts[1]:,} shards"
+                f"{shown}: going on after an interrupted attempt, which has checked {checked:,} "
+                f"parts of the source, and written {written:,} shards"
             )
         elif names:
             notify(
@@ -62,14 +67,8 @@ class Attempt:
         files.write_bytes(files.join(self.target, INCOMPLETE), NOTE)
         self.write(IDENTITY, identity.encode())
         for name in files.list_files(self.target):
-            if is_named_like_ours(name) and f"written-{name}" not in names:
+            if is_output_name(name) and f"written-{name}" not in names:
                 files.delete(files.join(self.target, name))
-
-    def records(self, prefix: str) -> dict[str, bytes]:
-        """All records whose names begin with a prefix."""
-        names = [name for name in files.list_files(self.folder) if name.startswith(prefix)]
-        with ThreadPoolExecutor(READ_THREADS) as threads:
-            return dict(zip(names, threads.map(self.read, names), strict=True))
 
     def read(self, name: str) -> bytes:
         """The content of a record."""
@@ -94,7 +93,53 @@ class Attempt:
         files.delete(files.join(self.target, INCOMPLETE))
 
 
-def is_named_like_ours(name: str) -> bool:
-    """Whether a file has a name like those of shards, whoever wrote it."""
-    is_table = name.endswith(".parquet") and not name.startswith(".")  # ._x: made by macOS
-    return is_table or name.endswith(".tmp") or name.startswith("quarantine-")
+@dataclass(frozen=True)
+class ShardWork:
+    """The work of an attempt: tasks that are independent of each other."""
+
+    attempt: Attempt
+    run: ParallelMap
+    """Runs the tasks, here or elsewhere."""
+    progress: Progress
+
+    def results(
+        self,
+        kind: str,
+        parts: Collection[str],
+        task_of: Callable[[str], Any],
+        function: Callable[[Any], Any],
+        parse: Callable[[bytes], Any],
+    ) -> Iterator[tuple[str, Any]]:
+        """The result of each part; first come those that an earlier attempt has recorded.
+
+        Args:
+            kind: What records of such results are called before the part's name.
+            parts: Names of the parts.
+            task_of: Makes the task of a part.
+            function: Does a task, and records its result.
+            parse: Makes a result of the content of its record.
+        """
+        records = {part: f"{kind}-{part}" for part in parts}
+        names = files.list_files(self.attempt.folder)
+        done = [part for part, record in records.items() if record in names]
+        contents = read_ahead(self.attempt.read, [records[part] for part in done])
+        yield from zip(done, map(parse, contents), strict=True)
+        waiting = [part for part, record in records.items() if record not in names]
+        for position, result in self.run(function, map(task_of, waiting)):
+            yield waiting[position], result
+
+
+def is_output_name(name: str) -> bool:
+    """Whether a file has a name like those of a data set, whole or temporary, whoever wrote it.
+
+    Only the manifest itself has a check of its own.
+    """
+    partial = _PARTIAL.fullmatch(name)
+    if partial is None:
+        return is_table_name(name) or name.startswith("quarantine-")
+    return partial[1] == MANIFEST or is_output_name(partial[1])
+
+
+def is_table_name(name: str) -> bool:
+    """Whether a file has a name like those of shards."""
+    return name.endswith(".parquet") and not name.startswith(".")  # ._x: made by macOS

@@ -39,7 +39,7 @@ class CheckTask:
 def check_images(task: CheckTask) -> pa.Table:
     """Check images; returns `size`, `checksum` and `fault` of each, and records them.
 
-    In memory are the images that `read_ahead` has read, one after another is decoded.
+    Memory holds the images that `read_ahead` has fetched; they are decoded one at a time.
 
     Raises:
         LeaseLostError: Another process has taken over the target.
@@ -64,6 +64,11 @@ def check_images(task: CheckTask) -> pa.Table:
     pq.write_table(table, sink)
     task.attempt.write(f"checked-{task.part}", sink.getvalue().to_pybytes())
     return table
+
+
+def parse_check(record: bytes) -> pa.Table:
+    """The result of a check from its record."""
+    return pq.read_table(pa.BufferReader(record))
 
 
 class CheckedRows:

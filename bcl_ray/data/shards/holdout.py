@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bcl_ray.data.shards.manifest import Manifest, Progress, no_progress, read_manifest
+from bcl_ray.data.shards.manifest import Manifest, read_manifest
 from bcl_ray.data.shards.write import write_shards
 from bcl_ray.data.sources import Rows, Source, SourceSplit, parquet
 from bcl_ray.experiment.options import DataConfig, Experiment
 from bcl_ray.machine.errors import UserError
+from bcl_ray.machine.parallel import Progress, no_progress
 from bcl_ray.storage import files
 
 VALIDATION = ("validation", "val")  # names that a data set's own validation split may have
@@ -125,4 +126,9 @@ def _part(whole: SourceSplit, rows: Rows) -> SourceSplit:
         read=lambda part_rows: whole.read(rows[part_rows]),
         where=lambda row: whole.where(int(rows[row])),
         ids=ids[rows],
+        faults={
+            part_row: whole.faults[row]
+            for part_row, row in enumerate(rows.tolist())
+            if row in whole.faults
+        },
     )

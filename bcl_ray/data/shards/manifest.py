@@ -43,12 +43,6 @@ SHARDS_SCHEMA = pa.schema(
     ]
 )
 
-Progress = Callable[[str, int, int], None]  # ("reading train", rows done, rows in total)
-
-
-def no_progress(stage: str, done: int, rows: int) -> None:
-    """A `Progress` that shows nothing."""
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,7 +86,7 @@ class ProfileInfo(_Record):
 class Manifest(_Record):
     """All that is known about a data set without opening a shard."""
 
-    format_version: int
+    format_version: int = FORMAT_VERSION
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     source: str
@@ -115,7 +109,7 @@ def write_manifest(uri: str, manifest: Manifest) -> Manifest:
     """Write a manifest into a data set's folder, in today's format.
 
     Args:
-        manifest: Its fingerprint, hash and format version do not matter.
+        manifest: What it holds; its format version, hash of shards and fingerprint are set here.
 
     Returns:
         The manifest as it was written.

@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bcl_ray.data.longtail import class_counts_for, select_rows
-from bcl_ray.data.shards.attempt import Attempt
-from bcl_ray.data.shards.checking import CheckedRows, CheckTask, check_images
-from bcl_ray.data.shards.manifest import ProfileInfo, Progress
+from bcl_ray.data.shards.attempt import ShardWork
+from bcl_ray.data.shards.checking import CheckedRows, CheckTask, check_images, parse_check
+from bcl_ray.data.shards.manifest import ProfileInfo
+from bcl_ray.data.shards.options import ShardOptions
 from bcl_ray.data.sources import Rows, Source, SourceSplit
-from bcl_ray.experiment.choices import OnBadImage
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.parallel import Run
 
 # A part is what one task checks: a split has PARTS of them, if these are neither so small that
 # starting them takes longer than their work, nor so large that little is done between two records.
@@ -51,10 +48,10 @@ class Selection:
 
     def __init__(self, source: Source, name: str, profile: ProfileInfo) -> None:
         self.name, self.split = name, source.splits[name]
-        self._profile, self._class_names = profile, source.class_names
-        self._unreadable = faults_without_images(self.split, len(source.class_names))
+        self.profile, self.class_names = profile, source.class_names
+        self._faults_before_reading = faults_before_reading(self.split, len(source.class_names))
         self._labels = self.split.labels.copy()
-        self._labels[list(self._unreadable)] = -1
+        self._labels[list(self._faults_before_reading)] = -1
         self.checked = CheckedRows(len(self._labels))
         self._rounds = 0
         self.rows: Rows
@@ -70,78 +67,55 @@ class Selection:
         self.rows = np.flatnonzero(usable)
         if self.name != "train":
             return
-        available = np.bincount(self._labels[usable], minlength=len(self._class_names))
-        _check_classes(available, self._class_names, hint)
+        available = np.bincount(self._labels[usable], minlength=len(self.class_names))
+        _check_classes(available, self.class_names, hint)
         counts = class_counts_for(
-            self._profile.name,
+            self.profile.name,
             available,
-            imbalance_factor=self._profile.imbalance_factor,
-            max_per_class=self._profile.max_per_class,
+            imbalance_factor=self.profile.imbalance_factor,
+            max_per_class=self.profile.max_per_class,
         )
         self.rows = select_rows(
             self._labels,
             counts,
-            seed=self._profile.seed,
-            random_order=self.split.random_order,
+            seed=self.profile.seed,
+            already_shuffled=self.split.already_shuffled,
             bad=bad,
         )
 
-    def check(
-        self,
-        attempt: Attempt,
-        run: Run,
-        *,
-        max_pixels: int,
-        on_bad_image: OnBadImage,
-        progress: Progress,
-    ) -> None:
+    def check(self, work: ShardWork, options: ShardOptions) -> None:
         """Check the selected rows, and those that replace the bad ones.
 
-        Args:
-            attempt: Has the results of checks that were made earlier.
-            run: Runs the tasks.
-            max_pixels: Largest allowed width x height of an image.
-            on_bad_image: stop: replace no rows, since bad ones are going to be an error.
-            progress: Called with "reading <split>", the rows done and in total.
+        If bad rows are to stop the work, none is replaced, since they are going to be an error.
         """
         while len(rows := self.rows[self.checked.sizes[self.rows] < 0]):
-            self._check_round(rows, attempt, run, max_pixels, progress)
-            if on_bad_image == "stop" and self.checked.faults:
+            self._check_round(rows, work, options.max_pixels)
+            if options.on_bad_image == "stop" and self.checked.faults:
                 return
             self._select()
 
-    def _check_round(
-        self, rows: Rows, attempt: Attempt, run: Run, max_pixels: int, progress: Progress
-    ) -> None:
-        prefix = f"{self.name}-{self._rounds}-"
-        self._rounds += 1
+    def _check_round(self, rows: Rows, work: ShardWork, max_pixels: int) -> None:
         size = max(self.split.least_rows, min(max(len(rows) // PARTS, MIN_ROWS), MAX_ROWS))
         parts = {
-            f"{prefix}{start // size:05d}": rows[start : start + size]
+            f"{self.name}-{self._rounds}-{start // size:05d}": rows[start : start + size]
             for start in range(0, len(rows), size)
         }
-        before = done = int((self.checked.sizes >= 0).sum())
+        self._rounds += 1
+        copies = not self.split.random_access
 
-        def add(part: str, table: pa.Table) -> None:
-            nonlocal done
+        def task_of(part: str) -> CheckTask:
+            return CheckTask(work.attempt, part, self.split.read(parts[part]), max_pixels, copies)
+
+        done = int((self.checked.sizes >= 0).sum())
+        total = done + len(rows)
+        for part, table in work.results("checked", parts, task_of, check_images, parse_check):
             self.checked.add(part, parts[part], table)
             done += len(parts[part])
-            progress(f"reading {self.name}", done, before + len(rows))
-
-        for name, content in attempt.records(f"checked-{prefix}").items():
-            add(name.removeprefix("checked-"), pq.read_table(pa.BufferReader(content)))
-        waiting = [part for part in parts if part not in self.checked.parts]
-        copies = not self.split.random_access
-        tasks = (
-            CheckTask(attempt, part, self.split.read(parts[part]), max_pixels, copies)
-            for part in waiting
-        )
-        for position, table in run(check_images, tasks):
-            add(waiting[position], table)
+            work.progress(f"reading {self.name}", done, total)
 
     def faults(self) -> Iterator[ImageFault]:
         """The faults that are known, by row."""
-        known = self._unreadable | self.checked.faults
+        known = self._faults_before_reading | self.checked.faults
         for row in sorted(known):
             label = int(self.split.labels[row])
             yield ImageFault(row, label, self.split.where(row), known[row])
@@ -149,17 +123,12 @@ class Selection:
     @property
     def num_faults(self) -> int:
         """The number of faults that are known."""
-        return len(self._unreadable) + len(self.checked.faults)
+        return len(self._faults_before_reading) + len(self.checked.faults)
 
     @property
-    def num_seen(self) -> int:
-        """The number of rows that were read, or could not be."""
-        return int((self.checked.sizes >= 0).sum()) + len(self._unreadable)
-
-    @property
-    def ids(self) -> Rows:
-        """Ids of the selected rows, (n,)."""
-        return self.rows if self.split.ids is None else self.split.ids[self.rows]
+    def num_judged(self) -> int:
+        """The number of rows that were read, or have a fault that shows without that."""
+        return int((self.checked.sizes >= 0).sum()) + len(self._faults_before_reading)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -167,7 +136,7 @@ class Selection:
         return self._labels[self.rows]
 
 
-def faults_without_images(split: SourceSplit, num_classes: int) -> dict[int, str]:
+def faults_before_reading(split: SourceSplit, num_classes: int) -> dict[int, str]:
     """Faults by row that are found without reading images: unparsable rows, and invalid labels.
 
     Raises:

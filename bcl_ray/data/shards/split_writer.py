@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -14,13 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bcl_ray.data.shards.attempt import Attempt
+from bcl_ray.data.shards.attempt import Attempt, ShardWork
 from bcl_ray.data.shards.columns import ShardColumns, ShardInfo
-from bcl_ray.data.shards.manifest import Progress, Split
+from bcl_ray.data.shards.manifest import Split
 from bcl_ray.data.shards.selection import Selection
 from bcl_ray.data.sources import Content, Rows
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.parallel import Run
 from bcl_ray.storage import files
 
 SCHEMA = pa.schema(
@@ -43,25 +43,13 @@ class SourceChangedError(UserError):
     """An image is not the one that was checked."""
 
 
-def write_split(
-    attempt: Attempt,
-    selection: Selection,
-    run: Run,
-    *,
-    num_classes: int,
-    shard_bytes: int,
-    seed: int,
-    progress: Progress,
-) -> Split:
+def write_split(work: ShardWork, selection: Selection, shard_bytes: int) -> Split:
     """Write a split's shards and, if some rows are bad, quarantine-<name>.jsonl, which lists them.
 
     Args:
-        attempt: Has the shards that were written earlier.
+        work: Has the shards that were written earlier, and runs a task for each of the others.
         selection: The split's rows, all checked; at least one.
-        run: Runs a task for each shard.
         shard_bytes: Target size of a shard.
-        seed: Seed of the shuffle.
-        progress: Called after every shard.
 
     Returns:
         The split's entry in the manifest.
@@ -75,30 +63,25 @@ def write_split(
     total_bytes = int(selection.checked.sizes[selection.rows].sum())
     group_rows = row_group_rows(rows, total_bytes // rows)
     shards = num_shards(rows, total_bytes, group_rows, shard_bytes)
-    order = np.random.default_rng([seed, *name.encode()]).permutation(rows)
+    seed = [selection.profile.seed, *name.encode()]
+    order = np.random.default_rng(seed).permutation(rows)
     parts = {
         f"{name}-{index:05d}.parquet": part
         for index, part in enumerate(np.array_split(order, shards))
     }
     written: dict[str, WrittenShard] = {}
+    task_of = partial(_task, work.attempt, selection, parts, group_rows)
     done = 0
-
-    def add(file: str, shard: WrittenShard) -> None:
-        nonlocal done
+    for file, shard in work.results("written", parts, task_of, write_shard, _parse_shard):
         written[file] = shard
         done += len(parts[file])
-        progress(f"writing {name}", done, rows)
-
-    for record, content in attempt.records(f"written-{name}-").items():
-        add(record.removeprefix("written-"), WrittenShard(*json.loads(content)))
-    waiting = [file for file in parts if file not in written]
-    for position, shard in run(write_shard, _tasks(attempt, selection, parts, waiting, group_rows)):
-        add(waiting[position], shard)
+        work.progress(f"writing {name}", done, rows)
     if selection.num_faults:
         lines = [json.dumps(fault._asdict()) + "\n" for fault in selection.faults()]
-        attempt.fence.check()
-        uri = files.join(attempt.target, f"quarantine-{name}.jsonl")
+        work.attempt.fence.check()
+        uri = files.join(work.attempt.target, f"quarantine-{name}.jsonl")
         files.write_bytes(uri, "".join(lines).encode())
+    num_classes = len(selection.class_names)
     return Split(
         rows=rows,
         class_counts=tuple(np.bincount(selection.labels, minlength=num_classes).tolist()),
@@ -161,24 +144,20 @@ class ShardTask:
     """Rows per row group."""
 
 
-def _tasks(
-    attempt: Attempt,
-    selection: Selection,
-    parts: dict[str, Rows],
-    names: list[str],
-    group_rows: int,
-) -> Iterator[ShardTask]:
-    checked, ids, labels = selection.checked, selection.ids, selection.labels
-    for name in names:
-        part = parts[name]
-        rows = selection.rows[part]
-        images = (
-            selection.split.read(rows)
-            if selection.split.random_access
-            else checked.copies(attempt.folder, rows)
-        )
-        checksums = checked.checksums[rows]
-        yield ShardTask(attempt, name, images, ids[part], labels[part], checksums, group_rows)
+def _task(
+    attempt: Attempt, selection: Selection, parts: dict[str, Rows], group_rows: int, file: str
+) -> ShardTask:
+    rows = selection.rows[parts[file]]
+    split, checked = selection.split, selection.checked
+    return ShardTask(
+        attempt,
+        file,
+        split.read(rows) if split.random_access else checked.copies(attempt.folder, rows),
+        ids=rows if split.ids is None else split.ids[rows],
+        labels=split.labels[rows],
+        checksums=checked.checksums[rows],
+        group_rows=group_rows,
+    )
 
 
 def write_shard(task: ShardTask) -> WrittenShard:
@@ -208,6 +187,10 @@ def write_shard(task: ShardTask) -> WrittenShard:
     shard = WrittenShard(hashing.size, hashing.sha256.hexdigest())
     task.attempt.write(f"written-{task.file}", json.dumps(shard).encode())
     return shard
+
+
+def _parse_shard(record: bytes) -> WrittenShard:
+    return WrittenShard(*json.loads(record))
 
 
 def _unchanged(task: ShardTask) -> Iterator[bytes]:

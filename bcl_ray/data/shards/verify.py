@@ -8,15 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from bcl_ray.data.shards.attempt import is_table_name
 from bcl_ray.data.shards.columns import ShardInfo
-from bcl_ray.data.shards.manifest import (
-    MANIFEST,
-    SHARDS_FILE,
-    Progress,
-    Split,
-    load_manifest,
-    no_progress,
-)
+from bcl_ray.data.shards.manifest import MANIFEST, SHARDS_FILE, Split, load_manifest
+from bcl_ray.machine.parallel import Progress, no_progress
 from bcl_ray.storage import files
 
 
@@ -40,7 +35,7 @@ def verify_shards(uri: str, *, progress: Progress = no_progress) -> list[str]:
     differences += [
         f"{file}: not in the manifest"
         for file in names
-        if file.endswith(".parquet") and not file.startswith(".") and file not in known
+        if is_table_name(file) and file not in known
     ]
     for name, split in manifest.splits.items():
         differences += _verify_split(uri, name, split, names, progress)

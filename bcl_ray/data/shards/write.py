@@ -14,31 +14,27 @@ from itertools import islice
 
 import pyarrow as pa
 
-from bcl_ray.data.shards.attempt import Attempt, is_named_like_ours
+from bcl_ray.data.shards.attempt import Attempt, ShardWork, is_output_name
 from bcl_ray.data.shards.manifest import (
     FORMAT_VERSION,
     INCOMPLETE,
     MANIFEST,
     Manifest,
     ProfileInfo,
-    Progress,
     Split,
-    no_progress,
     write_manifest,
 )
+from bcl_ray.data.shards.options import MAX_PIXELS, SHARD_BYTES, ShardOptions
 from bcl_ray.data.shards.selection import Selection
 from bcl_ray.data.shards.split_writer import SourceChangedError, write_split
 from bcl_ray.data.sources import Source
 from bcl_ray.experiment.choices import OnBadImage, Profile
 from bcl_ray.machine.errors import UserError
-from bcl_ray.machine.parallel import Run, run_here
+from bcl_ray.machine.parallel import ParallelMap, Progress, map_here, no_progress
 from bcl_ray.storage import files, paths, s3
 from bcl_ray.storage.lease_request import acquire_lease
 
 logger = logging.getLogger(__name__)
-
-SHARD_BYTES = 256 << 20
-MAX_PIXELS = 1 << 26
 
 
 def write_shards(
@@ -53,7 +49,7 @@ def write_shards(
     on_bad_image: OnBadImage = "stop",
     max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
-    run: Run = run_here,
+    run: ParallelMap = map_here,
 ) -> Manifest:
     """Write a source's splits as shards: the train split as a profile selects it, the others whole.
 
@@ -84,115 +80,60 @@ def write_shards(
     info = ProfileInfo(
         name=profile, imbalance_factor=imbalance_factor, max_per_class=max_per_class, seed=seed
     )
-    _check_options(info, shard_bytes, on_bad_image, max_pixels)
+    options = ShardOptions(info, shard_bytes, max_pixels, on_bad_image)
+    options.check()
     _check_split_names(source)
     _check_target(target)
     selections = [Selection(source, name, info) for name in source.splits]
-    options = f"{info} {shard_bytes} {max_pixels} {on_bad_image}"
     with acquire_lease(
         target, what=target, notify=logger.warning, wait=False, remove=True
     ) as lease:
         _check_target(target)  # again: another process may have written in between
         attempt = Attempt(paths.absolute(target), lease.fence)
         attempt.begin(_identity(source, options), logger.warning)
-        _check_rows(
-            attempt,
-            selections,
-            run,
-            max_pixels=max_pixels,
-            on_bad_image=on_bad_image,
-            progress=progress,
-        )
-        splits = _write_splits(
-            attempt,
-            selections,
-            run,
-            num_classes=len(source.class_names),
-            shard_bytes=shard_bytes,
-            seed=seed,
-            progress=progress,
-        )
+        work = ShardWork(attempt, run, progress)
+        _check_rows(work, selections, options)
+        splits = _write_splits(work, selections, shard_bytes)
         lease.check()
         manifest = _publish(target, source, splits, info)
         attempt.end()
         return manifest
 
 
-def _check_rows(
-    attempt: Attempt,
-    selections: list[Selection],
-    run: Run,
-    *,
-    max_pixels: int,
-    on_bad_image: OnBadImage,
-    progress: Progress,
-) -> None:
+def _check_rows(work: ShardWork, selections: list[Selection], options: ShardOptions) -> None:
     """The first pass; a user's mistake ends the attempt, so that the target is free again."""
     try:
         for selection in selections:
-            selection.check(
-                attempt, run, max_pixels=max_pixels, on_bad_image=on_bad_image, progress=progress
-            )
-        if on_bad_image == "stop":
+            selection.check(work, options)
+        if options.on_bad_image == "stop":
             _check_no_faults(selections)
     except UserError:
-        attempt.end()
+        work.attempt.end()
         raise
 
 
 def _write_splits(
-    attempt: Attempt,
-    selections: list[Selection],
-    run: Run,
-    *,
-    num_classes: int,
-    shard_bytes: int,
-    seed: int,
-    progress: Progress,
+    work: ShardWork, selections: list[Selection], shard_bytes: int
 ) -> dict[str, Split]:
     """The second pass; if the source has changed, the first one is needed again."""
     try:
         return {
-            selection.name: write_split(
-                attempt,
-                selection,
-                run,
-                num_classes=num_classes,
-                shard_bytes=shard_bytes,
-                seed=seed,
-                progress=progress,
-            )
-            for selection in selections
+            selection.name: write_split(work, selection, shard_bytes) for selection in selections
         }
     except SourceChangedError:
-        attempt.forget()
+        work.attempt.forget()
         raise
 
 
-def _identity(source: Source, options: str) -> str:
+def _identity(source: Source, options: ShardOptions) -> str:
     """Hash of all that determines a data set's bytes, except for the images themselves."""
     names = (source.name, source.locations, source.class_names, tuple(source.splits))
-    content = hashlib.sha256(f"{FORMAT_VERSION} {pa.__version__} {names} {options}".encode())
+    text = f"{FORMAT_VERSION} {pa.__version__} {names} {options.identity}"
+    content = hashlib.sha256(text.encode())
     for split in source.splits.values():
         content.update(split.labels.tobytes())
         content.update(b"" if split.ids is None else split.ids.tobytes())
     return content.hexdigest()
-
-
-def _check_options(
-    profile: ProfileInfo, shard_bytes: int, on_bad_image: OnBadImage, max_pixels: int
-) -> None:
-    if profile.name == "natural" and profile.imbalance_factor is not None:
-        raise UserError("imbalance_factor does nothing for profile 'natural': leave it out")
-    for option, value, least in (
-        ("shard_bytes", shard_bytes, 1),
-        ("max_pixels", max_pixels, 1),
-        ("seed", profile.seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"{option} ({value}) must be at least {least}")
-    if on_bad_image not in ("stop", "skip"):
-        raise UserError(f"on_bad_image '{on_bad_image}' must be stop or skip")
 
 
 def _check_split_names(source: Source) -> None:
@@ -211,7 +152,7 @@ def _check_target(target: str) -> None:
             f"{target} already holds a data set: choose another target, or delete that one first"
         )
     # Where an attempt was interrupted, such files are its own.
-    if INCOMPLETE not in names and any(is_named_like_ours(name) for name in names):
+    if INCOMPLETE not in names and any(map(is_output_name, names)):
         raise UserError(
             f"{target} holds Parquet files that `bcl-ray shard` did not write: choose another "
             "target"
@@ -222,7 +163,7 @@ def _check_no_faults(selections: list[Selection]) -> None:
     bad = sum(selection.num_faults for selection in selections)
     if not bad:
         return
-    total = sum(selection.num_seen for selection in selections)
+    total = sum(selection.num_judged for selection in selections)
     faults = (
         f"\n  {selection.name} row {fault.row}, {fault.where}: {fault.fault}"
         for selection in selections
@@ -244,7 +185,6 @@ def _publish(
     replaced shards of the other, and neither data set can be relied upon.
     """
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
         class_names=source.class_names,
         splits=splits,
         source=source.name,
@@ -252,10 +192,9 @@ def _publish(
         fingerprint="",
     )
     try:
-        manifest = write_manifest(target, manifest)
+        return write_manifest(target, manifest)
     except FileExistsError:
         raise UserError(
             f"another `bcl-ray shard` has written to {target} at the same time, and the shards of "
             "both are mixed there: delete the folder, and shard again"
         ) from None
-    return manifest

@@ -7,21 +7,14 @@ encoded bytes of the rows that are requested, in any process.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bcl_ray.data.sources.arrays import cifar, digits
-from bcl_ray.data.sources.base import (
-    Content,
-    FileParts,
-    Rows,
-    Source,
-    SourceRequest,
-    SourceSplit,
-    read_ahead,
-    shorten,
-    with_unique_names,
-)
-from bcl_ray.data.sources.files import list_source, parse_list
-from bcl_ray.data.sources.parquet import parquet, parquet_files
-from bcl_ray.experiment.choices import SOURCES, code
+from bcl_ray.data.sources.arrays import digits
+from bcl_ray.data.sources.base import Content, Rows, Source, SourceRequest, SourceSplit, shorten
+from bcl_ray.data.sources.class_names import with_unique_names
+from bcl_ray.data.sources.lists import parse_list
+from bcl_ray.data.sources.parquet import parquet
+from bcl_ray.data.sources.reading import FileParts, read_ahead
+from bcl_ray.experiment.choices import SOURCES
+from bcl_ray.experiment.table import code
 from bcl_ray.machine.errors import UserError
 
 __all__ = [
@@ -31,12 +24,9 @@ __all__ = [
     "Source",
     "SourceRequest",
     "SourceSplit",
-    "cifar",
     "digits",
-    "list_source",
     "open_source",
     "parquet",
-    "parquet_files",
     "parse_list",
     "read_ahead",
 ]

@@ -7,18 +7,18 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from bcl_ray.data.sources.annotations import FORMATS, Annotations, Labelled
+from bcl_ray.data.sources.annotations import FORMATS, AnnotatedRow, Annotations
 from bcl_ray.data.sources.base import SourceRequest, read_text
-from bcl_ray.data.sources.tree import Tree, split_of
+from bcl_ray.data.sources.tree import Tree, split_of, split_of_path
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import paths
+from bcl_ray.storage import files
 
 
 class LabelledImage(NamedTuple):
     """An image of a split, the name of its class, and why it cannot be used."""
 
     path: str
-    name: str
+    class_name: str
     fault: str | None = None
 
 
@@ -39,34 +39,35 @@ class AnnotationReader:
 
         Raises:
             ValueError: Two files name the same image.
-        OSError: A file cannot be read.
+            OSError: A file cannot be read.
         """
-        by_split: dict[str, dict[str, _Marks]] = {}
+        by_split: dict[str, dict[str, _Claims]] = {}
         for file in self.tree.others:
             if file.count("/") > 1 or "submission" in file.lower():  # Kaggle: made-up classes
                 continue
-            for image, name, split in self._rows_of(file):
-                said = (split_of(split) or split) if split else _split_of_path(file)
-                path, fault = self._locate(file, image, said)
-                row_split = said or split_of(path.partition("/")[0]) or "train"
-                marks = by_split.setdefault(row_split, {}).setdefault(path, _Marks(file, [], fault))
-                if marks.file != file:
+            for image, class_name, split in self._rows_of(file):
+                named_split = (split_of(split) or split) if split else split_of_path(file)
+                path, fault = self._locate(file, image, named_split)
+                row_split = named_split or split_of(path.partition("/")[0]) or "train"
+                of_split = by_split.setdefault(row_split, {})
+                claims = of_split.setdefault(path, _Claims(file, [], fault))
+                if claims.file != file:
                     raise UserError(
-                        f"{self.tree.root}: both {marks.file} and {file} say which class {path} is "
-                        "of: remove one of them"
+                        f"{self.tree.root}: both {claims.file} and {file} say which class {path} "
+                        "is of: remove one of them"
                     )
-                if name not in marks.names:
-                    marks.names.append(name)
+                if class_name not in claims.class_names:
+                    claims.class_names.append(class_name)
         return {
-            split: [_image(path, marks) for path, marks in images.items()]
+            split: [_image(path, claims) for path, claims in images.items()]
             for split, images in by_split.items()
         }
 
-    def _rows_of(self, file: str) -> Sequence[Labelled]:
+    def _rows_of(self, file: str) -> Sequence[AnnotatedRow]:
         parse = FORMATS.get(PurePosixPath(file).suffix.lower())
         if parse is None:
             return ()
-        uri = paths.file_in(self.tree.root, file)
+        uri = files.file_in(self.tree.root, file)
         try:
             found = parse(read_text(uri), self.request)
         except UserError as error:
@@ -92,18 +93,23 @@ class AnnotationReader:
         return found[0], fault
 
     def _find(self, file: str, image: str) -> list[str]:
-        """Images that are meant: beside the file, or where their paths end so."""
+        """The images that a file's entry may mean.
+
+        The one beside the file, otherwise all whose paths end with the entry.
+        """
         name = image.replace("\\", "/").removeprefix("./")
         folder = file.rpartition("/")[0]
         beside = f"{folder}/{name}".lstrip("/")
         candidates = self._by_name.get(name.rpartition("/")[2], [])
         if beside in candidates:
             return [beside]
-        while True:
-            found = [path for path in candidates if _ends_so(path, name)]
-            if found or not name.startswith("/"):
+        parts = name.split("/")
+        # An absolute path of another machine: drop folders from its front until it fits.
+        for first in range(1, len(parts)) if name.startswith("/") else (0,):
+            ending = "/".join(parts[first:])
+            if found := [path for path in candidates if _ends_with(path, ending)]:
                 return found
-            name = "/".join(["", *name.split("/")[2:]]) if name.count("/") > 1 else name[1:]
+        return []
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -116,28 +122,24 @@ class AnnotationReader:
         return found
 
 
-def _ends_so(path: str, name: str) -> bool:
-    ends = (f"/{path}", f"/{PurePosixPath(path).with_suffix('')}")
-    return any(end.endswith(f"/{name.lstrip('/')}") for end in ends)
+def _ends_with(path: str, ending: str) -> bool:
+    """Whether a path, with or without its extension, ends with some of its parts."""
+    without = PurePosixPath(path).with_suffix("")
+    return any(f"/{whole}".endswith(f"/{ending}") for whole in (path, without))
 
 
-def _split_of_path(path: str) -> str | None:
-    """The split that a part of a path names; the last part that names one counts."""
-    return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
-
-
-class _Marks(NamedTuple):
+class _Claims(NamedTuple):
     """What a file says of an image."""
 
     file: str
-    names: list[str]
+    class_names: list[str]
     fault: str | None
 
 
-def _image(path: str, marks: _Marks) -> LabelledImage:
-    names = marks.names
+def _image(path: str, claims: _Claims) -> LabelledImage:
+    names = claims.class_names
     if len(names) == 1:
-        return LabelledImage(path, names[0], marks.fault)
+        return LabelledImage(path, names[0], claims.fault)
     return LabelledImage(
         path, "", f"it has annotations of {len(names)} classes ({', '.join(names[:5])})"
     )

@@ -16,21 +16,21 @@ from bcl_ray.data.sources.base import SourceRequest, lines_of
 
 # Columns with such names, in this order of preference.
 IMAGE_COLUMNS = (
-    "image file_name filename file filepath file_path image_path img_path path img image_name"
-    " image_id img_id imageid id name"
-)
+    "image", "file_name", "filename", "file", "filepath", "file_path", "image_path", "img_path",
+    "path", "img", "image_name", "image_id", "img_id", "imageid", "id", "name",
+)  # fmt: skip
 LABEL_COLUMNS = (
-    "class_name label_name category_name label class category species breed target classname"
-    " class_id label_id category_id"
-)
-SPLIT_COLUMNS = "split set subset partition data_set"
+    "class_name", "label_name", "category_name", "label", "class", "category", "species", "breed",
+    "target", "classname", "class_id", "label_id", "category_id",
+)  # fmt: skip
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set")
 
 
-class Labelled(NamedTuple):
+class AnnotatedRow(NamedTuple):
     """An image as an annotation file names it, its class, and its split where the file says it."""
 
     image: str
-    name: str
+    class_name: str
     split: str | None = None
 
 
@@ -38,7 +38,7 @@ class Labelled(NamedTuple):
 class Annotations:
     """The images of an annotation file."""
 
-    rows: Sequence[Labelled]
+    rows: Sequence[AnnotatedRow]
     class_order: Sequence[str] = ()
     """Classes in the order of their labels, where the file has one."""
 
@@ -58,10 +58,12 @@ def _coco(text: str, request: SourceRequest) -> Annotations | None:
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     if len(set(names.values())) < len(names):
         names = {number: f"{name} ({number})" for number, name in names.items()}
-    marks = [mark for mark in content["annotations"] if "category_id" in mark]
     rows = [
-        Labelled(images[mark["image_id"]], names.get(mark["category_id"], str(mark["category_id"])))
-        for mark in marks
+        AnnotatedRow(
+            images[one["image_id"]], names.get(one["category_id"], str(one["category_id"]))
+        )
+        for one in content["annotations"]
+        if "category_id" in one
     ]
     return Annotations(rows, tuple(names.values())) if rows else None
 
@@ -78,32 +80,39 @@ def _records(text: str, request: SourceRequest) -> Annotations | None:
 
 
 def _of_records(records: Iterable[Mapping[str, Any]], request: SourceRequest) -> Annotations | None:
-    rows = [
-        {re.sub(r"[\s-]+", "_", str(key).strip().lower()): value for key, value in record.items()}
-        for record in records
-    ]
+    rows = [{_column_name(str(key)): value for key, value in record.items()} for record in records]
     if not rows:
         return None
     columns = list(rows[0])
 
-    def first(option: str, names: str) -> str | None:
-        wanted = names.split() if option in names.split() else [option.lower()]
+    def find(option: str, default: str, known: Sequence[str]) -> str | None:
+        """The column that is asked for; by default the first of those that are known."""
+        wanted = known if option == default else [_column_name(option)]
         return next((name for name in wanted if name in columns), None)
 
-    image = first(request.image_column, IMAGE_COLUMNS)
-    label = first(request.label_column, LABEL_COLUMNS)
-    split = first("split", SPLIT_COLUMNS)
+    image = find(request.image_column, SourceRequest.image_column, IMAGE_COLUMNS)
+    label = find(request.label_column, SourceRequest.label_column, LABEL_COLUMNS)
+    split = find("split", "split", SPLIT_COLUMNS)
     if image is None:
         return None
     if label is None:
         return _of_classes(rows, image, [column for column in columns if column != image])
     return Annotations(
         [
-            Labelled(str(row[image]).strip(), str(row[label]).strip(), split and str(row[split]))
+            AnnotatedRow(str(row[image]).strip(), str(row[label]).strip(), _split_in(row, split))
             for row in rows
-            if row[image] not in (None, "") and row[label] not in (None, "")
+            if row.get(image) not in (None, "") and row.get(label) not in (None, "")
         ]
     )
+
+
+def _column_name(text: str) -> str:
+    return re.sub(r"[\s-]+", "_", text.strip().lower())
+
+
+def _split_in(row: Mapping[str, Any], column: str | None) -> str | None:
+    value = None if column is None else row.get(column)
+    return None if value is None else str(value)
 
 
 def _of_classes(
@@ -114,7 +123,7 @@ def _of_classes(
     if not classes or any(cell not in ("0", "1") for row in cells for cell in row):
         return None
     named = [
-        Labelled(str(row[image]).strip(), name)
+        AnnotatedRow(str(row[image]).strip(), name)
         for row, ones in zip(rows, cells, strict=True)
         for name, one in zip(classes, ones, strict=True)
         if one == "1"
@@ -131,7 +140,7 @@ def _plain(text: str, _: SourceRequest) -> Annotations | None:
     for line in lines_of(text):
         fields = line.strip().split("\t") if "\t" in line.strip() else line.strip().rsplit(None, 1)
         if len(fields) >= 2:
-            rows.append(Labelled(fields[0], fields[1]))
+            rows.append(AnnotatedRow(fields[0], fields[1]))
         elif line.strip():
             return None
     return Annotations(rows)

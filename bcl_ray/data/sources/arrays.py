@@ -17,23 +17,16 @@ from bcl_ray.storage import paths
 DIGITS_TEST_PER_CLASS = 36
 
 
-def open_digits(request: SourceRequest) -> Source:
-    """Open the digits of scikit-learn."""
-    if request.path is not None:
-        raise UserError("source 'digits' comes with scikit-learn: leave out --from")
-    return digits()
-
-
-def open_cifar(request: SourceRequest) -> Source:
-    """Open CIFAR-10 or CIFAR-100."""
-    return cifar(request.name, request.path)
-
-
-def digits() -> Source:
+def digits(request: SourceRequest | None = None) -> Source:
     """The 1,797 handwritten digits of scikit-learn, as gray PNGs of 8 x 8 pixels, 0 to 255.
 
     The test split is a fixed random choice of 36 images per class; the train split has the others.
+
+    Raises:
+        ValueError: The request has a path.
     """
+    if request is not None and request.path is not None:
+        raise UserError("source 'digits' comes with scikit-learn: leave out --from")
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     bunch = load_digits()
@@ -51,18 +44,17 @@ def digits() -> Source:
     return Source("digits", tuple(str(label) for label in range(10)), splits)
 
 
-def cifar(name: str, path: str | None) -> Source:
-    """CIFAR-10 or CIFAR-100.
+def open_cifar(request: SourceRequest) -> Source:
+    """Open CIFAR-10 or CIFAR-100.
 
-    Args:
-        name: cifar10 or cifar100.
-        path: Folder with the files that torchvision downloads, or with Parquet files. None:
-            torchvision downloads them.
+    The request's path is a folder with the files that torchvision downloads, or with Parquet files.
+    Without one, torchvision downloads them.
 
     Raises:
         ValueError: The files are damaged, missing, or have another number of classes.
         OSError: The files cannot be downloaded or read.
     """
+    name, path = request.name, request.path
     root = Path(path).expanduser() if path else paths.user_cache()
     folder = root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     if path is not None and not folder.is_dir():
@@ -97,7 +89,7 @@ def _cifar_parquet(name: str, path: str, folder_name: str) -> Source:
         )
     # CIFAR's images are in random order, and published subsets are the first n of each class.
     splits = {
-        split: replace(content, random_order=True) for split, content in source.splits.items()
+        split: replace(content, already_shuffled=True) for split, content in source.splits.items()
     }
     return Source(name, source.class_names, splits, source.locations)
 
@@ -120,6 +112,5 @@ def _array_split(pixels: NDArray[np.uint8], labels: Rows) -> SourceSplit:
         labels,
         lambda rows: ArrayImages(pixels[rows]),
         where=lambda row: f"image {row}",
-        random_order=False,
         random_access=True,
     )

@@ -13,8 +13,9 @@ from urllib.parse import unquote
 import numpy as np
 
 from bcl_ray.data.sources.annotation_reader import AnnotationReader, LabelledImage
-from bcl_ray.data.sources.base import Source, SourceRequest, in_order, numbered, shorten
-from bcl_ray.data.sources.files import file_split
+from bcl_ray.data.sources.base import Source, SourceRequest, shorten
+from bcl_ray.data.sources.class_names import in_order, numbered
+from bcl_ray.data.sources.reading import file_split
 from bcl_ray.data.sources.tree import SPLITS, Tree, list_tree, split_folders
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
@@ -64,10 +65,11 @@ def _image_folders(request: SourceRequest) -> Source:
         raise UserError("source 'folder' needs --split train=FOLDER, or --from")
     trees = {split: [list_tree(root) for root in roots] for split, roots in request.splits.items()}
     base = _common([tree.root for of_split in trees.values() for tree in of_split])
+    begin = len(paths.split_options(base)[0])
     images: Images = {}
     for split, of_split in trees.items():
         for tree in of_split:
-            above = paths.absolute(tree.root)[len(base) :].strip("/")
+            above = paths.split_options(paths.absolute(tree.root))[0][begin:].strip("/")
             above = unquote(above) if "://" in base else above
             for path in tree.images:
                 name, slash, _ = path.partition("/")
@@ -81,13 +83,15 @@ def _image_folders(request: SourceRequest) -> Source:
 
 def _common(roots: Sequence[str]) -> str:
     """The folder above all roots, absolute."""
-    parts = [paths.absolute(root).rstrip("/").split("/") for root in roots]
+    located = [paths.split_options(paths.absolute(root)) for root in roots]
+    parts = [folder.rstrip("/").split("/") for folder, _ in located]
+    options = {options for _, options in located}
     same = [
         some[0] for some in takewhile(lambda some: len(set(some)) == 1, zip(*parts, strict=False))
     ]
-    if len(same) < (3 if "://" in roots[0] else 1):
+    if len(same) < (3 if "://" in roots[0] else 1) or len(options) > 1:
         raise UserError(f"{shorten(roots)} must be on one disk, or in one bucket: copy them there")
-    return "/".join(same) or "/"
+    return ("/".join(same) or "/") + options.pop()
 
 
 def _subfolders(uri: str) -> list[str]:
@@ -104,11 +108,11 @@ def _class_folders(tree: Tree) -> tuple[Images, list[str]]:
     images: Images = {}
     for top, split in splits.items():
         images.setdefault(split, []).extend(_of_folders(by_top[top]))
-    classes = {image.name for image in images.get("train", ()) if image.fault is None}
+    classes = {image.class_name for image in images.get("train", ()) if image.fault is None}
     if not classes:
         return {}, []
     for split in [split for split in images if split != "train"]:
-        names = {image.name for image in images[split] if image.fault is None}
+        names = {image.class_name for image in images[split] if image.fault is None}
         if not names or names == {"images"}:  # of all classes
             del images[split]
     tops = {split: [f"{top}/" for top in splits if splits[top] == split] for split in images}
@@ -136,20 +140,20 @@ def _train_folders(tree: Tree, train: Sequence[LabelledImage]) -> list[str]:
     for image in train:
         if image.fault is None:
             parts = image.path.split("/")
-            above.add("/".join(parts[: parts.index(image.name, 1)]))
-    return sorted({name for top in above for name in _subfolders(paths.file_in(tree.root, top))})
+            above.add("/".join(parts[: parts.index(image.class_name, 1)]))
+    return sorted({name for top in above for name in _subfolders(files.file_in(tree.root, top))})
 
 
 def _completed(folders: Images, reader: AnnotationReader) -> Images:
     """The images of class folders, and those of annotation files where folders are no classes."""
-    classes = {image.name for image in folders.get("train", ()) if image.fault is None}
+    classes = {image.class_name for image in folders.get("train", ()) if image.fault is None}
     if len(classes) == 1 and reader.images.get("train"):
         folders.clear()
     tops = {path.partition("/")[0] for path in reader.tree.images if "/" in path}
     named = {
         split
         for split, images in folders.items()
-        if any(image.fault is None and image.name in classes for image in images)
+        if any(image.fault is None and image.class_name in classes for image in images)
     }
     if folders and set(split_folders(tops).values()) <= named:
         return folders  # annotation files, which may be large, are not read
@@ -159,7 +163,7 @@ def _completed(folders: Images, reader: AnnotationReader) -> Images:
 
 def _classes_of(train: Sequence[LabelledImage], reader: AnnotationReader) -> list[str]:
     """The classes of training images, in the order of a file that has one, of numbers or names."""
-    present = {image.name for image in train if image.fault is None}
+    present = {image.class_name for image in train if image.fault is None}
     for annotations in reader.used.values():
         if present <= set(annotations.class_order):
             return [name for name in annotations.class_order if name in present]
@@ -206,11 +210,13 @@ def _source(
         rows = images[split]
         faults = {row: image.fault for row, image in enumerate(rows) if image.fault is not None}
         faults |= {
-            row: f"'{image.name}' is not a class of the training split"
+            row: f"'{image.class_name}' is not a class of the training split"
             for row, image in enumerate(rows)
-            if row not in faults and image.name not in label_of
+            if row not in faults and image.class_name not in label_of
         }
-        labels = [-1 if row in faults else label_of[image.name] for row, image in enumerate(rows)]
+        labels = [
+            -1 if row in faults else label_of[image.class_name] for row, image in enumerate(rows)
+        ]
         paths_of = [image.path for image in rows]
         splits[split] = file_split(root, paths_of, np.array(labels, dtype=np.int64), faults)
     return Source("folder", names, splits, (root,), tuple(filter(None, notes)))

@@ -4,14 +4,22 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 from PIL import Image
 
-from bcl_ray.data.decode import FORMATS, Pixels, decode
+from bcl_ray.data.decode import FORMATS, decode
 from bcl_ray.data.image_check import checker_settings
-from bcl_ray.data.sources.base import Content, Rows, Source, SourceSplit
+from bcl_ray.data.sources.base import Content, Source, SourceSplit
 
 _ORIENTATION = 0x0112  # tag of EXIF; 1, or no tag: the image is upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def with_orientation_applied(source: Source, max_pixels: int) -> Source:
@@ -23,10 +31,7 @@ def with_orientation_applied(source: Source, max_pixels: int) -> Source:
     """
 
     def turned(split: SourceSplit) -> SourceSplit:
-        def read(rows: Rows) -> UprightImages:
-            return UprightImages(split.read(rows), max_pixels)
-
-        return replace(split, read=read)
+        return replace(split, read=lambda rows: UprightImages(split.read(rows), max_pixels))
 
     splits = {name: turned(split) for name, split in source.splits.items()}
     return replace(source, name=f"{source.name}, EXIF orientation applied", splits=splits)
@@ -54,22 +59,13 @@ def upright(content: bytes, max_pixels: int) -> bytes:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 orientation = image.getexif().get(_ORIENTATION, 1)
                 # Decoders of TIFF turn it themselves: there, orientation is part of the format.
-                turns = orientation in range(2, 9) and image.format != "TIFF"
+                turns = orientation in _TURNS and image.format != "TIFF"
                 is_small = image.width * image.height <= max_pixels
             if not turns or not is_small:
                 return content
-            pixels = _turned(decode(content), orientation)
+            turned = Image.fromarray(decode(content)).transpose(_TURNS[orientation])
     except Exception:  # on hostile bytes, decoders raise anything; the check of the image says why
         return content
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    turned.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Pixels whose first row and column are those that an EXIF orientation, 2 to 8, names."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    vertical = orientation in (3, 4, 7, 8)
-    horizontal = orientation in (2, 3, 6, 7)
-    return np.ascontiguousarray(pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1])

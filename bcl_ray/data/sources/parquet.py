@@ -7,14 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from bcl_ray.data.sources.base import (
-    Content,
-    Rows,
-    Source,
-    SourceRequest,
-    SourceSplit,
-    names_of_classes,
-)
+from bcl_ray.data.sources.base import Content, Rows, Source, SourceRequest, SourceSplit
+from bcl_ray.data.sources.class_names import numbers_as_names, read_class_names
 from bcl_ray.data.sources.table_columns import Columns, find_columns
 from bcl_ray.data.sources.table_files import TableFile, open_table
 from bcl_ray.machine.errors import UserError
@@ -39,7 +33,7 @@ def parquet_files(path: str, hint: str = "") -> dict[str, list[str]]:
     Raises:
         ValueError: There are no files of a train split.
     """
-    if path.endswith(".parquet"):
+    if paths.ends_with(path, ".parquet"):
         return {"train": [path]}
     by_split: dict[str, list[str]] = {}
     for file in files.list_files(path):
@@ -86,13 +80,15 @@ def tables(by_split: Mapping[str, Sequence[str]], request: SourceRequest) -> Sou
     notes = [f"split '{name}' is left out, because no image in it has a label" for name in empty]
     splits = {name: split for name, split in splits.items() if name not in empty}
     locations = tuple(sorted({paths.parent(uri) for uris in by_split.values() for uri in uris}))
-    default = files.join(first.rpartition("/")[0] or ".", "classes.txt")
-    if request.classes is None and known is not None:
+    beside = files.join(paths.parent(first) or ".", "classes.txt")
+    if request.classes is not None:
+        names = read_class_names(request.classes)
+    elif known is not None:
         names = known
-    elif request.classes is None and files.exists(default):
-        names = names_of_classes(default, splits["train"].labels)
+    elif files.exists(beside):
+        names = read_class_names(beside)
     else:
-        names = names_of_classes(request.classes, splits["train"].labels)
+        names = numbers_as_names(splits["train"].labels)
     return Source(request.name, names, splits, locations, tuple(notes))
 
 
@@ -134,7 +130,6 @@ def _table_split(
         np.concatenate(labels),
         read,
         where,
-        random_order=False,
         ids=np.concatenate(ids) if ids else None,
         faults=faults,
         least_rows=piece_rows // PARTS_PER_GROUP,
@@ -183,7 +178,7 @@ def _read_images(uri: str, column: str, rows: Rows) -> Iterator[Content]:
 
     Only pieces that contain some of them are read.
     """
-    with open_table(uri) as table:
+    with open_table(uri) as table, files.explain_errors(uri):
         start = 0
         for length, batches in table.pieces(column):
             piece = _rows_within(rows, start, start + length)
@@ -205,7 +200,8 @@ def _rows_within(rows: Rows, start: int, end: int) -> Rows:
 
 
 def _read_integers(uri: str, table: TableFile, column: str) -> Rows:
-    values = table.column(column)
+    with files.explain_errors(uri):
+        values = table.column(column)
     try:
         return np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy(), dtype=np.int64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

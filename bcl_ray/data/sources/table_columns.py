@@ -29,7 +29,7 @@ def find_columns(uri: str, table: TableFile, request: SourceRequest) -> Columns:
     names: list[str] = table.schema.names
     features = _features(uri, table)
 
-    def find(option: str, wanted: str, default: str, kind: str) -> str:
+    def find(option: str, wanted: str, default: str | None = None, kind: str | None = None) -> str:
         """The wanted column; or the only one of a kind, if the wanted one is just the default."""
         if wanted in names:
             return wanted
@@ -43,7 +43,7 @@ def find_columns(uri: str, table: TableFile, request: SourceRequest) -> Columns:
     image = find("--image-column", request.image_column, "image", "Image")
     label = find("--label-column", request.label_column, "label", "ClassLabel")
     if request.id_column is not None:
-        find("--id-column", request.id_column, "", "")
+        find("--id-column", request.id_column)
     _check_images(uri, table.schema.field(image))
     own = (table.schema.metadata or {}).get(b"class_names")
     if own is not None:
@@ -73,7 +73,7 @@ def _features(uri: str, table: TableFile) -> dict[str, Any]:
     """What `datasets` says of the columns: in the file's metadata, or in a file beside it."""
     content = _json((table.schema.metadata or {}).get(b"huggingface", b"null"))
     beside = files.join(paths.parent(uri) or ".", "dataset_info.json")
-    if content is None and uri.endswith(".arrow") and files.exists(beside):
+    if content is None and paths.ends_with(uri, ".arrow") and files.exists(beside):
         content = {"info": _json(files.read_bytes(beside))}
     try:
         features = content["info"]["features"]

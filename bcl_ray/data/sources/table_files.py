@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.storage import files
+from bcl_ray.storage import files, paths
 
 
 class TableFile(Protocol):
@@ -87,12 +87,14 @@ class ArrowTable:
 def open_table(uri: str) -> Iterator[TableFile]:
     """Open a table, of the kind that its name ends in: .arrow, or else Parquet.
 
+    Errors of what the block reads are not explained: it may read other files, too.
+
     Raises:
         ValueError: It is no such file.
         OSError: It cannot be read.
     """
     filesystem, path = files.resolve(uri)
-    is_arrow = uri.endswith(".arrow")
+    is_arrow = paths.ends_with(uri, ".arrow")
     with files.explain_errors(uri):
         if is_arrow and isinstance(filesystem, fs.LocalFileSystem):
             handle = pa.memory_map(path)
@@ -100,9 +102,9 @@ def open_table(uri: str) -> Iterator[TableFile]:
             handle = filesystem.open_input_file(path)
     with handle:
         try:
-            table: TableFile = ArrowTable(handle) if is_arrow else ParquetTable(handle)
+            with files.explain_errors(uri):
+                table: TableFile = ArrowTable(handle) if is_arrow else ParquetTable(handle)
         except pa.ArrowInvalid as error:
             kind = "an Arrow" if is_arrow else "a Parquet"
             raise UserError(f"{uri} is not {kind} file: {error}") from None
-        with files.explain_errors(uri):
-            yield table
+        yield table

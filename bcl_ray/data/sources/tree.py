@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from bcl_ray.data.sources.base import read_ahead, shorten
-from bcl_ray.storage import files, paths
+from bcl_ray.data.sources.base import shorten
+from bcl_ray.data.sources.reading import read_ahead
+from bcl_ray.storage import files
 
 SPLITS = {
     "train": ("train", "training"),
@@ -66,7 +67,7 @@ def list_tree(root: str) -> Tree:
         (top,) = tops
         if top.lower() in _SPLIT_OF or not any(path.count("/") > 1 for path in found):
             break
-        root, found = paths.file_in(root, top), [path[len(top) + 1 :] for path in found]
+        root, found = files.file_in(root, top), [path[len(top) + 1 :] for path in found]
     is_image = {path: is_image_name(path) for path in found}
     unknown = [
         path for path in found if not (is_image[path] or _NO_IMAGES.fullmatch(_extension(path)))
@@ -113,6 +114,11 @@ def split_of(name: str) -> str | None:
     words = [name.lower()] if name.lower() in _SPLIT_OF else re.findall("[a-z]+", name.lower())
     splits = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
     return splits.pop() if len(splits) == 1 else None
+
+
+def split_of_path(path: str) -> str | None:
+    """The split that a part of a path names; the last part that names one counts."""
+    return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
 
 
 def split_folders(names: Collection[str]) -> dict[str, str]:

@@ -7,23 +7,22 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bcl_ray.data.sources.annotations import LABEL_COLUMNS
-from bcl_ray.data.sources.base import (
-    FileParts,
-    Source,
-    SourceRequest,
-    SourceSplit,
+from bcl_ray.data.sources.base import Source, SourceRequest, SourceSplit
+from bcl_ray.data.sources.class_names import (
     in_order,
-    names_of_classes,
     numbered,
-    read_ahead,
+    numbers_as_names,
+    read_class_names,
 )
-from bcl_ray.data.sources.tree import SPLITS, is_image_name, split_of
+from bcl_ray.data.sources.reading import FileParts, read_ahead
+from bcl_ray.data.sources.tree import SPLITS, is_image_name, split_of_path
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
@@ -56,14 +55,15 @@ def open_webdataset(request: SourceRequest) -> Source:
     if "train" not in by_split:
         raise UserError("source 'webdataset' needs --split train=TAR, or tars named train-*.tar")
     samples = {
-        split: list(read_ahead(lambda tar: list(_samples(tar, request)), tars))
+        split: list(read_ahead(lambda tar: list(_images(tar, request)), tars))
         for split, tars in by_split.items()
     }
     found = [sample.label for tar in samples["train"] for sample in tar if sample.label is not None]
     label_of: dict[str, int] = {}  # empty where classes are numbers, which are labels then
     if all(label.isdecimal() for label in found):
         numbers = np.array([int(label) for label in found], dtype=np.int64)
-        names = names_of_classes(request.classes or _classes_beside(by_split), numbers)
+        classes = request.classes or _classes_beside(by_split)
+        names = read_class_names(classes) if classes else numbers_as_names(numbers)
     else:
         names, label_of = numbered(in_order(found), request.classes)
     splits = {
@@ -76,12 +76,12 @@ def open_webdataset(request: SourceRequest) -> Source:
 
 def _tars(path: str) -> dict[str, list[str]]:
     """The tars of a folder, by the split that their names have, or the folders that they are in."""
-    if path.endswith(".tar"):
+    if paths.ends_with(path, ".tar"):
         return {"train": [path]}
     found: dict[str, list[str]] = {}
     for file in files.walk(path):
         if file.endswith(".tar"):
-            split = next(filter(None, map(split_of, reversed(file.split("/")))), None)
+            split = split_of_path(file)
             if split is None:
                 raise UserError(
                     f"{path}: the name of {file} has no split, such as in train-000000.tar: name "
@@ -110,42 +110,47 @@ def _classes_beside(by_split: dict[str, list[str]]) -> str | None:
 _CLASSES = ("classes.txt", "classnames.txt")
 
 
-def _samples(uri: str, request: SourceRequest) -> Iterator[TarImage]:
+def _images(uri: str, request: SourceRequest) -> Iterator[TarImage]:
     """The images of a tar, in its order."""
     filesystem, path = files.resolve(uri)
     with files.explain_errors(uri), filesystem.open_input_file(path) as handle:
         buffer = REMOTE_BUFFER if "://" in uri else LOCAL_BUFFER
-        image: tarfile.TarInfo | None = None
-        label, key, plain = None, "", False
         try:
             with tarfile.open(fileobj=io.BufferedReader(handle, buffer), mode="r:") as tar:
-                for member in tar:
-                    name, extension = _key_and_extension(member.name)
-                    if not member.isfile() or name.rpartition("/")[2] == "":
-                        continue
-                    if name != key:
-                        yield from _sample(image, label)
-                        image, label, key, plain = None, None, name, False
-                    # Of an image and its masks, that is the image which has no other suffix.
-                    if is_image_name(member.name) and not plain:
-                        plain = "." not in extension
-                        image = member if plain or image is None else image
-                    elif extension in ("cls", "json"):
-                        label = _label(tar.extractfile(member), extension, request) or label
+                members = (member for member in tar if member.isfile() and _has_key(member))
+                for _, sample in groupby(members, lambda member: _key_and_extension(member)[0]):
+                    yield from _image_of(tar, sample, request)
         except tarfile.TarError as error:
             raise UserError(f"{uri} is no whole, uncompressed tar: {error}") from None
-        yield from _sample(image, label)
 
 
-def _sample(image: tarfile.TarInfo | None, label: str | None) -> list[TarImage]:
-    return [] if image is None else [TarImage(image.name, image.offset_data, image.size, label)]
+def _image_of(
+    tar: tarfile.TarFile, sample: Iterable[tarfile.TarInfo], request: SourceRequest
+) -> Iterator[TarImage]:
+    """The image of a sample and its class; nothing if the sample has no image."""
+    images, label = [], None
+    for member in sample:
+        extension = _key_and_extension(member)[1]
+        if is_image_name(member.name):
+            images.append(member)
+        elif extension in ("cls", "json"):
+            label = _label(tar.extractfile(member), extension, request) or label
+    # Of an image and its masks, that is the image which has no other suffix.
+    plain = (member for member in images if "." not in _key_and_extension(member)[1])
+    if (image := next(plain, images[0] if images else None)) is not None:
+        yield TarImage(image.name, image.offset_data, image.size, label)
 
 
-def _key_and_extension(name: str) -> tuple[str, str]:
+def _key_and_extension(member: tarfile.TarInfo) -> tuple[str, str]:
     """The key, which ends at the first dot of the file's own name; and what follows."""
-    folder, slash, file = name.rpartition("/")
+    folder, slash, file = member.name.rpartition("/")
     key, _, extension = file.partition(".")
     return f"{folder}{slash}{key}", extension.lower()
+
+
+def _has_key(member: tarfile.TarInfo) -> bool:
+    """Whether a file belongs to a sample; one that macOS adds begins with a dot."""
+    return member.name.rpartition("/")[2][:1] not in ("", ".")
 
 
 def _label(file: Any, extension: str, request: SourceRequest) -> str | None:
@@ -156,7 +161,7 @@ def _label(file: Any, extension: str, request: SourceRequest) -> str | None:
         record = json.loads(text)
     except ValueError:
         return None
-    columns = (request.label_column, "cls", *LABEL_COLUMNS.split())
+    columns = (request.label_column, "cls", *LABEL_COLUMNS)
     values = (record.get(name) for name in columns if isinstance(record, dict))
     return next((str(value) for value in values if isinstance(value, str | int)), None)
 
@@ -184,7 +189,6 @@ def _tar_split(
         labels,
         lambda chosen: FileParts(uris, numbers[chosen], starts[chosen], sizes[chosen]),
         where=lambda row: f"{tars[numbers[row]]}: {rows[row].name}",
-        random_order=False,
         faults=faults,
         random_access=True,
     )

@@ -3,8 +3,7 @@
 host          decodes each image once, and crops and flips it per view: NumPy and OpenCV, no torch
 crops         draws these crops and flips: NumPy
 resident      the same crops, of decoded images that are kept on the device: torch
-keyed         random numbers that depend on (seed, epoch, id, view) and nothing else: NumPy
-policy        draws which colour operations an image gets, and how strong: NumPy
+draws         draws which colour operations an image gets, and how strong: NumPy
 coefficients  turns these strengths into the operations' coefficients: NumPy
 schedule      orders the operations of a batch, so that they run in few passes: NumPy
 operations    applies operations to batches of 8-bit images: torch

@@ -20,18 +20,6 @@ Coefficients = Callable[[Floats, int], NDArray[Any]]
 _RAMP = np.arange(256, dtype=np.uint8)
 
 
-def _amounts(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
-    return amounts
-
-
-def _zeros(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
-    return np.zeros_like(amounts)
-
-
-def _sextants(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
-    return 6 * amounts
-
-
 def blur_radius(size: int) -> int:
     """Radius of the blur's kernel for an image of S x S pixels, in pixels.
 
@@ -49,24 +37,20 @@ def _gaussian(amounts: Floats, size: int) -> Floats:
     return weights.astype(np.float32)
 
 
-def _identity(amounts: Floats, size: int) -> Tables:  # noqa: ARG001
+def _identity(amounts: Floats) -> Tables:
     return np.broadcast_to(_RAMP, (len(amounts), 256))
 
 
-def _invert(amounts: Floats, size: int) -> Tables:
-    return ~_identity(amounts, size)
-
-
-def _posterize(amounts: Floats, size: int) -> Tables:  # noqa: ARG001
+def _posterize(amounts: Floats, _size: int) -> Tables:
     dropped = 0xFF >> amounts.astype(np.int16)
     return _RAMP & (0xFF - dropped).astype(np.uint8)[:, None]
 
 
-def _solarize(amounts: Floats, size: int) -> Tables:  # noqa: ARG001
+def _solarize(amounts: Floats, _size: int) -> Tables:
     return np.where(np.ceil(amounts)[:, None] <= _RAMP, ~_RAMP, _RAMP)
 
 
-def _solarize_add(amounts: Floats, size: int) -> Tables:  # noqa: ARG001
+def _solarize_add(amounts: Floats, _size: int) -> Tables:
     return np.where(_RAMP < 128, _RAMP + amounts.astype(np.uint8)[:, None], _RAMP)
 
 
@@ -79,23 +63,7 @@ def _affine(*rows: tuple[Floats | float, Floats | float, Floats | float]) -> Flo
     return np.stack(flat, axis=1).astype(np.float32).reshape(-1, 2, 3)
 
 
-def _shear_x(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
-    return _affine((1.0, amounts, amounts), (0.0, 1.0, 0.0))
-
-
-def _shear_y(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
-    return _affine((1.0, 0.0, 0.0), (amounts, 1.0, amounts))
-
-
-def _translate_x(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
-    return _affine((1.0, 0.0, -2 * amounts), (0.0, 1.0, 0.0))
-
-
-def _translate_y(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
-    return _affine((1.0, 0.0, 0.0), (0.0, 1.0, -2 * amounts))
-
-
-def _rotate(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
+def _rotate(amounts: Floats, _size: int) -> Floats:
     radians = np.deg2rad(amounts.astype(np.float64))  # in float64 for the same reason as above
     cos, sin = np.cos(radians).astype(np.float32), np.sin(radians).astype(np.float32)
     return _affine((cos, -sin, 0.0), (sin, cos, 0.0))
@@ -105,29 +73,32 @@ def _rotate(amounts: Floats, size: int) -> Floats:  # noqa: ARG001
 # say what the amount of each operation is.
 FAMILIES: dict[str, dict[str, Coefficients]] = {
     "warp": {
-        "shear_x": _shear_x,  # tangent of the angle; the upper left corner stays
-        "shear_y": _shear_y,
-        "translate_x": _translate_x,  # share of the image's side, to the right
-        "translate_y": _translate_y,  # the same, downwards
+        # Tangent of the angle; the upper left corner stays.
+        "shear_x": lambda tangent, _: _affine((1.0, tangent, tangent), (0.0, 1.0, 0.0)),
+        "shear_y": lambda tangent, _: _affine((1.0, 0.0, 0.0), (tangent, 1.0, tangent)),
+        # Share of the image's side, to the right or downwards.
+        "translate_x": lambda share, _: _affine((1.0, 0.0, -2 * share), (0.0, 1.0, 0.0)),
+        "translate_y": lambda share, _: _affine((1.0, 0.0, 0.0), (0.0, 1.0, -2 * share)),
         "rotate": _rotate,  # degrees, counter-clockwise
     },
-    "sharpen": {"sharpness": _amounts},  # factor: below 1 towards a 3 x 3 smoothing, above 1 away
+    # Factor: below 1 towards a 3 x 3 smoothing, above 1 away.
+    "sharpen": {"sharpness": lambda factor, _: factor},
     "blend": {
-        "brightness": _amounts,  # factor: below 1 towards black, above 1 away
-        "contrast": _amounts,  # the same, with the image's mean luma
-        "saturation": _amounts,  # the same, with each pixel's luma
-        "grayscale": _zeros,  # no amount: all channels become luma
+        "brightness": lambda factor, _: factor,  # below 1 towards black, above 1 away
+        "contrast": lambda factor, _: factor,  # the same, with the image's mean luma
+        "saturation": lambda factor, _: factor,  # the same, with each pixel's luma
+        "grayscale": lambda amounts, _: np.zeros_like(amounts),  # none: all channels become luma
     },
     "look_up": {
-        "invert": _invert,  # no amount: the negative image
+        "invert": lambda amounts, _: ~_identity(amounts),  # none: the negative image
         "posterize": _posterize,  # bits that remain, a whole number from 0 to 8
         "solarize": _solarize,  # values from this threshold (0 to 256) on are inverted
         "solarize_add": _solarize_add,  # added to values below 128, a whole number from 0 to 128
-        "autocontrast": _identity,  # no amount: the table is computed from the image
-        "equalize": _identity,  # the same
+        "autocontrast": lambda amounts, _: _identity(amounts),  # none: computed from the image
+        "equalize": lambda amounts, _: _identity(amounts),  # the same
     },
     "blur": {"gaussian_blur": _gaussian},  # standard deviation in pixels, above 0
-    "hue": {"hue": _sextants},  # rotation, as a share of the hue circle, -0.5 to 0.5
+    "hue": {"hue": lambda share, _: 6 * share},  # rotation by a share of the circle, -0.5 to 0.5
 }
 NAMES = tuple(name for operations in FAMILIES.values() for name in operations)
 COEFFICIENTS = {name: made for table in FAMILIES.values() for name, made in table.items()}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bcl_ray.data.views import keyed
+from bcl_ray.data.keyed import Stream, uniforms
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 
 _ATTEMPTS = 10  # to find a box that fits in the image, as in torchvision's RandomResizedCrop
@@ -44,37 +44,36 @@ def draw_crops(
         sides: Height and width of each decoded image, (N, 2).
         view: Number of the view; 0 is for classification, the others are contrastive.
     """
-    options = config.contrastive if view else config.classification
-    draws = keyed.uniforms(seed, epoch, ids, view, _BOX + 2 * _ATTEMPTS)
+    options = config.of_view(view)
+    draws = uniforms(seed, epoch, ids, view, _BOX + 2 * _ATTEMPTS, stream=Stream.CROP)
     boxes = _BOXES[options.crop](sides, config.image_size, options, draws)
     return Crops(boxes, draws[:, _FLIP] < options.flip)
 
 
-def shifted_boxes(size: int, options: ViewConfig, draws: NDArray[np.float64]) -> NDArray[np.int64]:
+def shifted_boxes(
+    _sides: NDArray[np.int64], size: int, options: ViewConfig, draws: NDArray[np.float64]
+) -> NDArray[np.int64]:
     """Boxes of crop 'padded', (N, 4); arguments as for `random_boxes`."""
     shifts = (draws[:, [_Y, _X]] * (2 * options.padding + 1)).astype(np.int64) - options.padding
     return np.concatenate([-shifts, np.full_like(shifts, size)], axis=1)
 
 
 def random_boxes(
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    options: ViewConfig,
-    draws: NDArray[np.float64],
+    sides: NDArray[np.int64], _size: int, options: ViewConfig, draws: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Boxes of crop 'resized', as in torchvision's RandomResizedCrop.
 
     If no attempt fits in an image, its box is the largest central one with an allowed aspect ratio.
 
     Args:
-        heights: Heights of the images, (N,).
-        widths: Widths of the images, (N,).
+        sides: Height and width of each image, (N, 2).
         options: Options of this kind of view, of which `scale` and `ratio` are used.
         draws: Uniform numbers in [0, 1), (N, 23), in the columns that are named above.
 
     Returns:
         Top, left, height and width, (N, 4).
     """
+    heights, widths = sides.T
     (least, most), (narrowest, widest) = options.scale, options.ratio
     attempts = draws[:, _BOX : _BOX + 2 * _ATTEMPTS]
     areas = (heights * widths)[:, None] * (least + (most - least) * attempts[:, ::2])
@@ -98,9 +97,4 @@ def random_boxes(
 
 
 Boxes = Callable[[NDArray[np.int64], int, ViewConfig, NDArray[np.float64]], NDArray[np.int64]]
-_BOXES: dict[str, Boxes] = {
-    "padded": lambda _, size, options, draws: shifted_boxes(size, options, draws),
-    "resized": lambda sides, _, options, draws: random_boxes(
-        sides[:, 0], sides[:, 1], options, draws
-    ),
-}
+_BOXES: dict[str, Boxes] = {"padded": shifted_boxes, "resized": random_boxes}

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bcl_ray.data.views import policy
+from bcl_ray.data.views import draws
 from bcl_ray.data.views.operations import OPERATIONS, Constants, Context, constants
 from bcl_ray.data.views.schedule import Pass, build_passes
 from bcl_ray.experiment.options import ViewsConfig
@@ -42,10 +42,10 @@ def draw_augmentations(
 
     Every random number is keyed by (seed, epoch, id, view).
     """
-    plan = policy.draw_operations(ids, config, num_views=num_views, seed=seed, epoch=epoch)
+    plan = draws.draw_operations(ids, config, num_views=num_views, seed=seed, epoch=epoch)
     passes, arrays = build_passes(plan.kinds, plan.amounts, config.image_size)
     masks = [
-        policy.cutout_masks(ids, config, view, seed=seed, epoch=epoch)
+        draws.cutout_masks(ids, config, view, seed=seed, epoch=epoch)
         for view in _cutout_views(config, num_views)
     ]
     if masks:
@@ -59,23 +59,7 @@ def _cutout_views(config: ViewsConfig, num_views: int) -> range:
     return range(first, num_views if config.contrastive.cutout else min(1, num_views))
 
 
-def device_views(
-    views: Tensor, ids: NDArray[np.int64], config: ViewsConfig, *, seed: int, epoch: int
-) -> Tensor:
-    """Draw and apply the operations at once: `draw_augmentations`, then `transformed`.
-
-    Raises:
-        ValueError: Views or ids have another shape.
-    """
-    _check_views(views, config)
-    if ids.shape != views.shape[:1]:
-        raise UserError(f"ids must have shape ({len(views)},), one per image, got {ids.shape}")
-    drawn = draw_augmentations(ids, config, num_views=views.shape[1], seed=seed, epoch=epoch)
-    arrays = {name: torch.from_numpy(a).to(views.device) for name, a in drawn.arrays.items()}
-    return transformed(views, drawn.passes, arrays, config)
-
-
-def transformed(
+def augment(
     views: Tensor, passes: Sequence[Pass], arrays: Mapping[str, Tensor], config: ViewsConfig
 ) -> Tensor:
     """Apply operations and cutout to views, and normalise them.
@@ -94,15 +78,15 @@ def transformed(
         ValueError: Views have another shape.
     """
     _check_views(views, config)
-    with limit_threads(views.device):
+    with one_thread_on_cpu(views.device):
         images = _to_planes(views)
         _apply(images.flatten(0, 1), passes, arrays, _constants(config, images.device))
         if cutout := _cutout_views(config, len(images)):
             _cut_out(images[cutout.start : cutout.stop].flatten(0, 1), arrays["cutout"])
-        return _normalise(images, config)
+        return _normalise_planes(images, config)
 
 
-def normalized(views: Tensor, config: ViewsConfig) -> Tensor:
+def normalise(views: Tensor, config: ViewsConfig) -> Tensor:
     """Normalise views for evaluation: (N, 1, H, W, 3) uint8 to (1, N, 3, H, W) float32.
 
     The result is channels_last.
@@ -111,8 +95,8 @@ def normalized(views: Tensor, config: ViewsConfig) -> Tensor:
         ValueError: Views have another shape.
     """
     _check_views(views, config)
-    with limit_threads(views.device):
-        return _normalise(_to_planes(views), config)
+    with one_thread_on_cpu(views.device):
+        return _normalise_planes(_to_planes(views), config)
 
 
 def _check_views(views: Tensor, config: ViewsConfig) -> None:
@@ -125,7 +109,7 @@ def _check_views(views: Tensor, config: ViewsConfig) -> None:
 
 
 @contextmanager
-def limit_threads(device: torch.device) -> Iterator[None]:
+def one_thread_on_cpu(device: torch.device) -> Iterator[None]:
     """Restrict torch to one thread if the device is a CPU.
 
     Many operations take microseconds. While data tasks use every core, as they should, two threads
@@ -182,8 +166,8 @@ def _cut_out(images: Tensor, masks: Tensor) -> None:
     images.masked_fill_((masks[:, 0, :, None] & masks[:, 1, None, :])[:, None], 0)
 
 
-def _normalise(images: Tensor, config: ViewsConfig) -> Tensor:
-    """(1 + V, N, 3, H, W) uint8 to normalised float32; see `transformed` for the memory format."""
+def _normalise_planes(images: Tensor, config: ViewsConfig) -> Tensor:
+    """(1 + V, N, 3, H, W) uint8 to normalised float32; see `augment` for the memory format."""
     scale, shift = _constants(config, images.device)[2:4]
     flat = images.flatten(0, 1)
     values = torch.empty_like(flat, dtype=torch.float32, memory_format=torch.channels_last)

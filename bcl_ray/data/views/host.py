@@ -51,12 +51,12 @@ def train_views(
             decoded = [decode_image(*pair) for pair in zip(images[part], ids[part], strict=True)]
             sides = np.array([pixels.shape[:2] for pixels in decoded])
             for view in range(1 + num_contrastive):
-                options = config.contrastive if view else config.classification
+                crop = _CROPS[config.of_view(view).crop]
                 crops = draw_crops(ids[part], sides, config, seed=seed, epoch=epoch, view=view)
                 for pixels, box, flip, out in zip(
                     decoded, crops.boxes.tolist(), crops.flips, views[part, view], strict=True
                 ):
-                    _CROPS[options.crop](pixels, box, out, config.interpolation)
+                    crop(pixels, box, out, config.interpolation)
                     if flip:
                         cv2.flip(out, 1, out)
     return views

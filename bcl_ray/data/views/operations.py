@@ -87,7 +87,7 @@ def blend(images: Tensor, factors: Tensor, context: Context) -> Tensor:
     return _blend(base, values, factors)
 
 
-def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:  # noqa: ARG001
+def sharpen(images: Tensor, factors: Tensor, _context: Context) -> Tensor:
     """Blend each image with its 3 x 3 smoothing; pixels at the border are not smoothed."""
     values = images.to(torch.int16)
     rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
@@ -98,7 +98,7 @@ def sharpen(images: Tensor, factors: Tensor, context: Context) -> Tensor:  # noq
     return _blend(smooth, images.float(), factors)
 
 
-def blur(images: Tensor, weights: Tensor, context: Context) -> Tensor:  # noqa: ARG001
+def blur(images: Tensor, weights: Tensor, _context: Context) -> Tensor:
     """Smooth with a symmetric kernel, whose weights at distances 0, 1, ... are (n, 1 + radius).
 
     Images are mirrored at the border, as in torchvision.

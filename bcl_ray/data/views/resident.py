@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bcl_ray.data.views import crops, host
-from bcl_ray.data.views.device import limit_threads
+from bcl_ray.data.views.device import one_thread_on_cpu
 from bcl_ray.experiment.options import ViewsConfig
 
 _WEIGHT_UNIT = 2048  # weights are integers in units of 1 / 2048
 
 
-def draw_crops(
+def draw_table_crops(
     ids: NDArray[np.int64], config: ViewsConfig, *, num_views: int, seed: int, epoch: int
 ) -> NDArray[np.int64]:
     """Draw crops for the images with these ids, (N,), on the host.
@@ -36,15 +36,16 @@ def draw_crops(
     """
     size = config.image_size
     sides = np.full((len(ids), 2), size)
-    boxes = np.empty((len(ids), num_views, 4), np.int64)
+    table_crops = np.empty((len(ids), num_views, 4), np.int64)
     for view in range(num_views):
         drawn = crops.draw_crops(ids, sides, config, seed=seed, epoch=epoch, view=view)
-        boxes[:, view] = drawn.boxes
-        boxes[:, view, 3] += (size + 1) * (1 + drawn.flips)
-    return boxes
+        table_crops[:, view] = drawn.boxes
+        # Its width's row: after the heights, and after the widths too if it is flipped (`_tables`).
+        table_crops[:, view, 3] += (size + 1) * (1 + drawn.flips)
+    return table_crops
 
 
-def apply_crops(images: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
+def apply_crops(images: Tensor, rows: Tensor, table_crops: Tensor) -> Tensor:
     """Crop, resize and flip images as `host.train_views` does.
 
     Nothing is copied to or from the device, so the host never waits for a GPU.
@@ -52,13 +53,13 @@ def apply_crops(images: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
     Args:
         images: All images of the split, (R, S, S, 3) uint8.
         rows: Positions of the batch's images, (N,) int64.
-        boxes: Result of `draw_crops`, (N, 1 + V, 4) int64.
+        table_crops: Result of `draw_table_crops`, (N, 1 + V, 4) int64.
 
     Returns:
         Views, (N, 1 + V, S, S, 3) uint8.
     """
-    with limit_threads(images.device):
-        pixels, weights_down, weights_across = _taps_of(images.shape[1], rows, boxes)
+    with one_thread_on_cpu(images.device):
+        pixels, weights_down, weights_across = _taps_of(images.shape[1], rows, table_crops)
         taps = images.view(-1, 3).index_select(0, pixels.view(-1)).view(*pixels.shape, 3)
         left, right = taps.unbind(4)
         weight_left, weight_right = weights_across.unbind(4)
@@ -67,15 +68,15 @@ def apply_crops(images: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
         return ((upper + lower + 2) >> 2).to(torch.uint8)
 
 
-def _taps_of(size: int, rows: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _taps_of(size: int, rows: Tensor, table_crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Taps of each pixel of the results: two down (upper, lower) and two across (left, right).
 
     Returns:
         The taps' positions among the pixels of all images, (N, 1 + V, 2, S, 2, S); their weights
         down, (N, 1 + V, 2, S, 1, 1); and their weights across, (N, 1 + V, 1, 1, 2, S, 1).
     """
-    positions, weights = _tables(size, boxes.device)
-    corners, chosen = boxes[..., :2], boxes[..., 2:]
+    positions, weights = _tables(size, table_crops.device)
+    corners, chosen = table_crops[..., :2], table_crops[..., 2:]
     positions = positions[chosen] + corners[..., None, None]  # (N, 1 + V, 2 axes, 2 taps, S)
     inside = (positions >= 0) & (positions < size)
     weights = weights[chosen] * inside  # pixels beyond the edges have weight 0
@@ -141,11 +142,14 @@ def is_exact(images: NDArray[np.uint8]) -> bool:
     """
     size = images.shape[1]
     lengths = np.arange(1, size + 1)
-    boxes = np.zeros((size, 2, 4), np.int64)  # two for every height: of falling and rising width
-    boxes[:, 0, 2:] = np.stack([lengths, lengths[::-1] + size + 1], axis=1)
-    boxes[:, 1, 2:] = np.stack([lengths, lengths + size + 1], axis=1)
+    # Two for every height: of falling and rising width.
+    table_crops = np.zeros((size, 2, 4), np.int64)
+    table_crops[:, 0, 2:] = np.stack([lengths, lengths[::-1] + size + 1], axis=1)
+    table_crops[:, 1, 2:] = np.stack([lengths, lengths + size + 1], axis=1)
     rows = np.arange(size) % len(images)
-    actual = apply_crops(*(torch.from_numpy(array) for array in (images, rows, boxes))).numpy()
+    actual = apply_crops(
+        *(torch.from_numpy(array) for array in (images, rows, table_crops))
+    ).numpy()
     with host.one_thread():
         expected = [
             [host.resize(images[row][:height, :width], size, size) for width in widths]

@@ -25,7 +25,6 @@ from bcl_ray.experiment.options import ViewsConfig
 Batch = Mapping[str, NDArray[Any]]
 Pieces = Mapping[str, Sequence[NDArray[Any]]]  # arrays in pieces, which are to be concatenated
 Finish = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # computes on the tensors after the copy
-Slot = tuple[int, np.dtype[Any], tuple[int, ...]]  # an array's first byte in a buffer, dtype, shape
 
 _ALIGNMENT = 256  # bytes; arrays in a buffer are aligned as in CUDA's own allocations
 _BUFFERS = 2  # one is filled while the other one is copied
@@ -38,17 +37,17 @@ class DeviceBatch(NamedTuple):
     """`views` uint8 (N, 1 + V, H, W, 3), `labels` and `ids` int64 (N,); and in training the arrays
     of `device.Augmentations`."""
     host: Batch
-    """The arrays without the views, on the host."""
+    """`labels` and `ids` on the host."""
     passes: Sequence[Pass] = ()
     """The passes of `device.Augmentations`; empty in evaluation."""
-    copied: Any = None
+    copy_event: Any = None
     """The CUDA event after the copy and the computation that follows it; None on a CPU."""
 
     def arrived(self) -> Mapping[str, Tensor]:
         """The tensors for the current stream, which waits for the copy; the host does not wait."""
-        if self.copied is not None:
+        if self.copy_event is not None:
             stream = torch.cuda.current_stream(next(iter(self.tensors.values())).device)
-            stream.wait_event(self.copied)
+            stream.wait_event(self.copy_event)
             # The tensors belong to the copy's stream, which would otherwise reuse their memory
             # while this stream still reads it.
             for tensor in self.tensors.values():
@@ -67,7 +66,7 @@ class Sender:
         self.device, self._config, self._seed = device, config, seed
         self._transfer = TRANSFERS[device.type](device)
 
-    def training(self, parts: Sequence[Batch], epoch: int) -> DeviceBatch:
+    def send_training(self, parts: Sequence[Batch], epoch: int) -> DeviceBatch:
         """Draw augmentations for a training batch, and send both.
 
         Args:
@@ -78,13 +77,13 @@ class Sender:
         drawn = draw_augmentations(
             host["ids"], self._config, num_views=num_views, seed=self._seed, epoch=epoch
         )
-        return self._send(parts, {**host, **drawn.arrays})._replace(passes=drawn.passes)
+        return self._send(host, {**_views(parts), **_whole(drawn.arrays)}, drawn.passes)
 
-    def evaluation(self, parts: Sequence[Batch]) -> DeviceBatch:
-        """Send a batch for evaluation; `parts` as in `training`."""
-        return self._send(parts, _labels_and_ids(parts))
+    def send_evaluation(self, parts: Sequence[Batch]) -> DeviceBatch:
+        """Send a batch for evaluation; `parts` as in `send_training`."""
+        return self._send(_labels_and_ids(parts), _views(parts))
 
-    def resident(
+    def send_resident(
         self, images: Tensor, rows: NDArray[np.int64], host: Batch, *, num_views: int, epoch: int
     ) -> DeviceBatch:
         """Draw crops and augmentations for images on the device, send them, and crop there.
@@ -97,42 +96,43 @@ class Sender:
         """
         options = {"num_views": num_views, "seed": self._seed, "epoch": epoch}
         drawn = draw_augmentations(host["ids"], self._config, **options)
-        crops = resident.draw_crops(host["ids"], self._config, **options)
-        arrays = {**host, **drawn.arrays, "rows": rows, "crops": crops}
+        crops = resident.draw_table_crops(host["ids"], self._config, **options)
 
         def with_views(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             views = resident.apply_crops(images, tensors["rows"], tensors["crops"])
             return {"views": views, **tensors}
 
-        pieces = {name: [array] for name, array in arrays.items()}
-        tensors, copied = self._transfer(pieces, with_views)
-        return DeviceBatch(tensors, host, drawn.passes, copied)
+        pieces = _whole({**drawn.arrays, "rows": rows, "crops": crops})
+        return self._send(host, pieces, drawn.passes, with_views)
 
-    def arrays(self, arrays: Batch) -> Mapping[str, Tensor]:
+    def send_arrays(self, arrays: Batch) -> Mapping[str, Tensor]:
         """Send any arrays; returns tensors for use on the current stream."""
-        tensors, copied = self._transfer({name: [array] for name, array in arrays.items()})
-        return DeviceBatch(tensors, {}, copied=copied).arrived()
+        return self._send({}, _whole(arrays)).arrived()
 
-    def _send(self, parts: Sequence[Batch], host: Batch) -> DeviceBatch:
-        pieces = {name: [array] for name, array in host.items()}
-        tensors, copied = self._transfer({"views": [part["views"] for part in parts], **pieces})
-        return DeviceBatch(tensors, host, copied=copied)
+    def _send(
+        self, host: Batch, more: Pieces, passes: Sequence[Pass] = (), finish: Finish = dict
+    ) -> DeviceBatch:
+        tensors, copy_event = self._transfer({**more, **_whole(host)}, finish)
+        return DeviceBatch(tensors, host, passes, copy_event)
+
+
+def _whole(arrays: Batch) -> Pieces:
+    """Arrays that are in one piece each."""
+    return {name: [array] for name, array in arrays.items()}
+
+
+def _views(parts: Sequence[Batch]) -> Pieces:
+    return {"views": [part["views"] for part in parts]}
 
 
 def _labels_and_ids(parts: Sequence[Batch]) -> Batch:
     return {name: np.concatenate([part[name] for part in parts]) for name in ("labels", "ids")}
 
 
-class CpuTransfer:
-    """Makes tensors of arrays for a CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __call__(self, pieces: Pieces, finish: Finish = dict) -> tuple[dict[str, Tensor], None]:
-        """Concatenate the pieces, which copies them: those from Ray are read-only."""
-        arrays = {name: np.concatenate(parts) for name, parts in pieces.items()}
-        return finish({name: torch.from_numpy(array) for name, array in arrays.items()}), None
+def _to_cpu(pieces: Pieces, finish: Finish) -> tuple[dict[str, Tensor], None]:
+    """Concatenate the pieces, which copies them: those from Ray are read-only."""
+    arrays = {name: np.concatenate(parts) for name, parts in pieces.items()}
+    return finish({name: torch.from_numpy(array) for name, array in arrays.items()}), None
 
 
 class CudaTransfer:
@@ -143,46 +143,54 @@ class CudaTransfer:
         self._stream = torch.cuda.Stream(device)
         self._buffers = itertools.cycle([_Buffer() for _ in range(_BUFFERS)])
 
-    def __call__(self, pieces: Pieces, finish: Finish = dict) -> tuple[dict[str, Tensor], Any]:
+    def __call__(self, pieces: Pieces, finish: Finish) -> tuple[dict[str, Tensor], Any]:
         """Fill a buffer with the pieces, and start its copy and the computation after it."""
-        slots, size = buffer_slots(pieces)
+        slots, size = _buffer_slots(pieces)
         buffer = next(self._buffers)
         host = buffer.reserve(size)
         for name, arrays in pieces.items():
-            begin, dtype, shape = slots[name]
-            end = begin + dtype.itemsize * int(np.prod(shape))
+            begin, end, dtype, shape = slots[name]
             np.concatenate(arrays, out=host[begin:end].view(dtype).reshape(shape))
         with torch.cuda.stream(self._stream):
             whole = torch.empty(size, dtype=torch.uint8, device=self._device)
             whole.copy_(buffer.tensor[:size], non_blocking=True)
-            tensors = finish(split_buffer(whole, slots))
-            buffer.copied = torch.cuda.Event(blocking=True)
-            buffer.copied.record(self._stream)
-        return tensors, buffer.copied
+            tensors = finish(_split_buffer(whole, slots))
+            buffer.copy_event = torch.cuda.Event(blocking=True)
+            buffer.copy_event.record(self._stream)
+        return tensors, buffer.copy_event
 
 
-TRANSFERS: dict[str, Callable[[torch.device], Callable[..., tuple[dict[str, Tensor], Any]]]]
-TRANSFERS = {"cpu": CpuTransfer, "cuda": CudaTransfer}
+Transfer = Callable[[Pieces, Finish], tuple[dict[str, Tensor], Any]]
+TRANSFERS: dict[str, Callable[[torch.device], Transfer]]
+TRANSFERS = {"cpu": lambda _device: _to_cpu, "cuda": CudaTransfer}
 
 
-def buffer_slots(pieces: Pieces) -> tuple[dict[str, Slot], int]:
+class _Slot(NamedTuple):
+    """The place of an array in a buffer: bytes from `begin` until before `end`."""
+
+    begin: int
+    end: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def _buffer_slots(pieces: Pieces) -> tuple[dict[str, _Slot], int]:
     """The slot of each array in one buffer, and the buffer's size in bytes."""
-    slots, end = {}, 0
+    slots, begin = {}, 0
     for name, arrays in pieces.items():
         first = arrays[0]
         shape = (sum(len(array) for array in arrays), *first.shape[1:])
-        slots[name] = (end, first.dtype, shape)
-        size = first.dtype.itemsize * int(np.prod(shape))
-        end += -(-size // _ALIGNMENT) * _ALIGNMENT
-    return slots, end
+        end = begin + first.dtype.itemsize * int(np.prod(shape))
+        slots[name] = _Slot(begin, end, first.dtype, shape)
+        begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+    return slots, begin
 
 
-def split_buffer(whole: Tensor, slots: Mapping[str, Slot]) -> dict[str, Tensor]:
+def _split_buffer(whole: Tensor, slots: Mapping[str, _Slot]) -> dict[str, Tensor]:
     """The arrays in a buffer, (bytes,) uint8, as tensors that share its memory."""
     tensors = {}
-    for name, (begin, dtype, shape) in slots.items():
+    for name, (begin, end, dtype, shape) in slots.items():
         torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
-        end = begin + dtype.itemsize * int(np.prod(shape))
         tensors[name] = whole[begin:end].view(torch_dtype).view(shape)
     return tensors
 
@@ -192,12 +200,12 @@ class _Buffer:
 
     def __init__(self) -> None:
         self.tensor = torch.empty(0, dtype=torch.uint8)
-        self.copied: Any = None
+        self.copy_event: Any = None
 
     def reserve(self, size: int) -> NDArray[np.uint8]:
         """Memory of at least `size` bytes; waits until the last copy from it has ended."""
-        if self.copied is not None:
-            self.copied.synchronize()
+        if self.copy_event is not None:
+            self.copy_event.synchronize()
         if len(self.tensor) < size:
             self.tensor = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return self.tensor.numpy()

@@ -10,14 +10,14 @@ Recipes build experiments (`bcl_ray.experiment.recipes`); YAML files and overrid
 `bcl_ray.experiment.overrides`.
 """
 
-from bcl_ray.experiment.options.experiment import BEFORE_IT_EXISTED, Experiment
+from bcl_ray.experiment.options.experiment import VALUES_BEFORE_ADDED, Experiment, by_full_name
 from bcl_ray.experiment.options.images import DataConfig, ViewConfig, ViewsConfig
 from bcl_ray.experiment.options.method import LossConfig, ModelConfig, OptimConfig
 from bcl_ray.experiment.options.running import ScaleConfig, TrackingConfig, TrainConfig, Workers
 from bcl_ray.experiment.options.section import Section
 
 __all__ = [
-    "BEFORE_IT_EXISTED",
+    "VALUES_BEFORE_ADDED",
     "DataConfig",
     "Experiment",
     "LossConfig",
@@ -30,4 +30,5 @@ __all__ = [
     "ViewConfig",
     "ViewsConfig",
     "Workers",
+    "by_full_name",
 ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -14,7 +15,7 @@ from bcl_ray.experiment.options.running import ScaleConfig, TrackingConfig, Trai
 from bcl_ray.experiment.options.section import NAME, Section
 from bcl_ray.machine.errors import UserError
 
-BEFORE_IT_EXISTED = {
+VALUES_BEFORE_ADDED = {
     ("data", "plan"): 1,
     ("data", "validation_split"): None,
     ("train", "geometry_every"): 1,
@@ -27,7 +28,8 @@ BEFORE_IT_EXISTED = {
     ("optim", "frozen_epochs"): 0,
     ("optim", "clip_norm"): None,
 }
-"""What an option that was added later had been, in effect, in experiments stored before."""
+"""For each option that was added later, the value with which older versions behaved; experiments
+stored before lack the option."""
 
 
 class Experiment(Section):
@@ -95,9 +97,14 @@ class Experiment(Section):
         return tuple(n for n in counts if self.optim.global_batch_size % n == 0)
 
     @property
-    def least_data_cpus(self) -> float:
+    def is_resident(self) -> bool:
+        """Whether images are kept on the workers' devices, and nothing is streamed."""
+        return self.data.residency == "device"
+
+    @property
+    def min_data_cpus(self) -> float:
         """CPUs that data tasks need at least, over all workers; 0 if nothing is streamed."""
-        if self.data.residency == "device":
+        if self.is_resident:
             return 0.0
         return max(self.scale.data_cpus or 0.0, self.scale.cpus_per_data_task)
 
@@ -110,35 +117,37 @@ class Experiment(Section):
         """The complete experiment as YAML, from which `from_stored` makes an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def computed_options(self) -> dict[str, Any]:
+    def result_options(self) -> dict[str, Any]:
         """The options that affect the result, by their full names (`section.field`).
 
         Not among them: `scale`, `tracking`, `plugins`, and where the data are.
         """
-        options: dict[str, Any] = {}
-
-        def add(name: str, value: Any) -> None:
-            if not isinstance(value, dict):
-                options[name] = value
-                return
-            for key, inner in value.items():
-                add(f"{name}.{key}" if name else key, inner)
-
-        add("", self._computed_content())
-        return options
+        return by_full_name(self._result_content())
 
     def digest(self) -> str:
-        """Twelve hex digits that identify the options of `computed_options`."""
-        content = self._computed_content()
-        for (section, option), value in BEFORE_IT_EXISTED.items():
-            if content[section][option] == value:  # the digest of then
+        """Twelve hex digits that identify the options of `result_options`."""
+        content = self._result_content()
+        for (section, option), value in VALUES_BEFORE_ADDED.items():
+            if content[section][option] == value:
+                # Leave it out: older versions computed the digest without it.
                 del content[section][option]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def _computed_content(self) -> dict[str, Any]:
+    def _result_content(self) -> dict[str, Any]:
         location = {"path", "residency"}
         return self.model_dump(
             mode="json",
             exclude={"scale": True, "tracking": True, "plugins": True, "data": location},
         )
+
+
+def by_full_name(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their full names (`section.field`), from the sections of `model_dump`."""
+    options: dict[str, Any] = {}
+    for key, value in sections.items():
+        if isinstance(value, dict):
+            options |= by_full_name(value, f"{prefix}{key}.")
+        else:
+            options[f"{prefix}{key}"] = value
+    return options

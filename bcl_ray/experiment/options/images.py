@@ -55,13 +55,13 @@ class DataConfig(Section):
     )
 
     @property
-    def measured_option(self) -> Literal["validation_split", "eval_split"]:
-        """The option that names the split of the evaluations in training."""
+    def monitored_option(self) -> Literal["validation_split", "eval_split"]:
+        """The option that names the split evaluated during training."""
         return "eval_split" if self.validation_split is None else "validation_split"
 
     @property
-    def measured_split(self) -> str:
-        """The split of the evaluations in training."""
+    def monitored_split(self) -> str:
+        """The split evaluated during training."""
         return self.validation_split or self.eval_split
 
 
@@ -148,6 +148,10 @@ class ViewsConfig(Section):
     randaugment_deviation: float = Field(
         0.5, ge=0, description="Standard deviation of that strength from image to image."
     )
+
+    def of_view(self, view: int) -> ViewConfig:
+        """Options of a view by its number: 0 is for classification, the others are contrastive."""
+        return self.contrastive if view else self.classification
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "ViewsConfig":

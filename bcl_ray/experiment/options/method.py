@@ -8,7 +8,7 @@ from bcl_ray.experiment.choices import BACKBONES, LOSSES
 from bcl_ray.experiment.options.section import Section, Uri
 from bcl_ray.machine.errors import UserError
 
-PUBLISHED = "timm"  # a value of model.weights
+TIMM_WEIGHTS = "timm"  # a value of model.weights
 
 
 class ModelConfig(Section):
@@ -63,14 +63,14 @@ class ModelConfig(Section):
     @property
     def weights_file(self) -> str | None:
         """The file or URI in `weights`, if it is one."""
-        return None if self.weights == PUBLISHED else self.weights
+        return None if self.weights == TIMM_WEIGHTS else self.weights
 
     @model_validator(mode="after")
     def _check_backbone(self) -> "ModelConfig":
         backbone = BACKBONES[self.backbone]
-        if self.weights == PUBLISHED and backbone.published is None:
+        if self.weights == TIMM_WEIGHTS and backbone.download_weights is None:
             raise UserError(
-                f"model.weights '{PUBLISHED}' needs a model.backbone of timm, such as "
+                f"model.weights '{TIMM_WEIGHTS}' needs a model.backbone of timm, such as "
                 f"timm/{self.backbone}; for '{self.backbone}', name a file"
             )
         if self.drop_path and not backbone.is_layered:

@@ -4,9 +4,9 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from bcl_ray.experiment.yaml_text import parse_mapping, read_text
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests.description import ClusterDescription
 
@@ -18,16 +18,8 @@ def read(path: Path) -> ClusterDescription:
         ValueError: The file cannot be read or is no YAML mapping, or a field is wrong. The message
             names the first wrong field, its value and the rule.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {str(error.strerror).lower()}; name a description with --description"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a YAML mapping, got {type(content).__name__}")
+    text = read_text(path, remedy="name a description with --description")
+    content = parse_mapping(text, str(path))
     try:
         return ClusterDescription.model_validate(content)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from bcl_ray.data.longtail import shot_groups
+from bcl_ray.data.longtail import group_names, shot_groups
 from bcl_ray.report.figures.style import (
     ALL_COLOR,
     FAINT,
@@ -101,7 +101,7 @@ def _absorbing_classes(
         axis.text(0.5, 0.5, "no mistakes", ha="center", transform=axis.transAxes, color=MUTED)
         axis.set(xticks=[], yticks=[])
         return
-    group_of = {k: name for name, members in groups.items() for k in members.tolist()}
+    group_of = group_names(counts)
     shares = 100 * predictions[classes] / wrong.sum()
     axis.barh(range(len(classes)), shares, color=[SHOT_COLORS[group_of[k]] for k in classes])
     names = [f"{shorten(class_names[k])} ({counts[k]:,})" for k in classes]

@@ -21,17 +21,13 @@ from bcl_ray.report.figures.style import (
     use_integer_ticks,
     use_log_scale,
 )
+from bcl_ray.report.importance import CHANCE, MIN_TRIALS, Row, importance, is_number
 
 COLUMNS = 3
-MIN_TRIALS = 8  # for an importance; assumption
-TREES = 300
-CHANCE = "a random number"
 BLUE, RED = SHOT_COLORS["many"], SHOT_COLORS["few"]
 
-Row = Mapping[str, Any]
 
-
-def parameters(
+def search_figure(
     rows: Sequence[Row], metric: str, names: Sequence[str], scales: Mapping[str, str]
 ) -> Figure:
     """The metric of all trials by each searched option, and each option's importance.
@@ -44,7 +40,7 @@ def parameters(
         names: The searched options, `section.field`.
         scales: "log", "linear" or "category" for each option; linear if it is not given.
     """
-    rows = [row for row in rows if _is_number(row.get(metric))]
+    rows = [row for row in rows if is_number(row.get(metric))]
     columns = min(COLUMNS, len(names))
     lines = math.ceil(len(names) / columns)
     bars = 0.8 + 0.32 * (len(names) + 1)  # inches
@@ -64,40 +60,6 @@ def parameters(
     if shared is not None:
         _add_legend(figure)
     return figure
-
-
-def importance(
-    rows: Sequence[Row], metric: str, names: Sequence[str], seed: int = 0
-) -> dict[str, float]:
-    """The share of the metric's variance over trials that a forest attributes to each option.
-
-    One more column, `a random number`, shows what chance gives: an option that is not clearly
-    above it has no effect, or there are too few trials to see one.
-
-    Args:
-        rows: One per trial, as in `parameters`.
-        metric: Name of the metric.
-        names: The searched options.
-        seed: Seed of the forest and of the random numbers.
-
-    Returns:
-        Shares by name, which sum to 1; empty with fewer than 8 trials that have the metric.
-
-    Source: mean decrease in impurity, Louppe et al., "Understanding variable importances in forests
-    of randomized trees", NeurIPS 2013.
-    """
-    rows = [row for row in rows if _is_number(row.get(metric))]
-    if len(rows) < MIN_TRIALS:
-        return {}
-    from sklearn.ensemble import ExtraTreesRegressor  # noqa: PLC0415 - takes a second
-
-    random = np.random.default_rng(seed)
-    columns = [_values(rows, name) for name in names]
-    columns.append(random.permutation(len(rows)).astype(float))
-    forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, random_state=seed)
-    forest.fit(np.stack(columns, axis=1), [float(row[metric]) for row in rows])
-    shares = forest.feature_importances_.tolist()
-    return dict(zip([*names, CHANCE], shares, strict=True))
 
 
 def _draw_trials(axis: Axes, rows: Sequence[Row], metric: str, name: str, scale: str) -> None:
@@ -167,16 +129,3 @@ def _draw_importance(axis: Axes, rows: Sequence[Row], metric: str, names: Sequen
     order = sorted(shares, key=shares.__getitem__)
     colors = [MUTED if name == CHANCE else BLUE for name in order]
     axis.barh(order, [shares[name] for name in order], color=colors)
-
-
-def _values(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
-    """The values of an option as numbers; text becomes its position in the alphabet."""
-    values = [row.get(name) for row in rows]
-    if all(_is_number(value) for value in values):
-        return np.array(values, dtype=float)
-    names = sorted({str(value) for value in values})
-    return np.array([names.index(str(value)) for value in values], dtype=float)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

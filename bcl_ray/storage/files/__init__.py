@@ -1,9 +1,10 @@
 """Files anywhere: a local path, s3:// or any other URI that pyarrow opens.
 
-Every function retries for minutes while an object store throttles or does not answer, and while a
-local disk is full, with a warning in the log (bcl_ray.storage). Faults that last, or that will not
-pass, raise FileNotFoundError, PermissionError or another OSError whose text names the URI and says
-what to do. For the settings and credentials of S3 see `storage.s3.clients`.
+Every function retries for minutes while S3 throttles or does not answer, and while a local disk is
+full, with a warning in the log (bcl_ray.storage). Elsewhere, on gs:// and hdfs://, only pyarrow
+retries, in its own way. Faults that last, or that will not pass, raise FileNotFoundError,
+PermissionError or another OSError whose text names the URI and says what to do. For the settings
+and credentials of S3 see `storage.s3.clients`.
 """
 
 from bcl_ray.storage.files.contents import (

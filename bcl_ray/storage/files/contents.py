@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ def create_bytes(uri: str, data: bytes) -> None:
         FileExistsError: The file exists.
     """
     if s3.is_s3(uri):
-        s3.create_object(s3.parse_uri(uri), data, lambda attempt: with_retries(attempt, uri))
+        s3.create_object(s3.parse_uri(uri), data, partial(with_retries, uri=uri))
         return
     filesystem, path = filesystems.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -134,8 +135,7 @@ def open_write(uri: str) -> Iterator[Any]:
     of the new one.
     """
     if s3.is_s3(uri):
-        retry = partial(with_retries, uri=uri)
-        with s3.open_upload(s3.parse_uri(uri), retry) as sink:
+        with s3.open_upload(s3.parse_uri(uri), partial(with_retries, uri=uri)) as sink:
             yield sink
         return
     filesystem, path = filesystems.resolve(uri)
@@ -143,8 +143,34 @@ def open_write(uri: str) -> Iterator[Any]:
         with open_local_write(Path(path), uri) as sink:
             yield sink
         return
-    with explain_errors(uri), filesystem.open_output_stream(path) as sink:
+    with explain_errors(uri):
+        stream = filesystem.open_output_stream(path)
+    with _ExplainingSink(stream, uri) as sink:
         yield sink
+
+
+class _ExplainingSink(io.RawIOBase):
+    """Explains errors of a stream that is written to; those of other files pass its block."""
+
+    def __init__(self, stream: Any, uri: str) -> None:
+        self._stream, self._uri = stream, uri
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def write(self, data: Any) -> int:
+        with explain_errors(self._uri):
+            self._stream.write(data)
+        return memoryview(data).nbytes
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            with explain_errors(self._uri):
+                self._stream.close()
 
 
 def delete(uri: str) -> None:

@@ -29,7 +29,7 @@ def resolve(uri: str) -> tuple[Any, str]:
     if s3.is_s3(uri):
         location = s3.parse_uri(uri)
         with explain_errors(uri):
-            return s3.filesystem(location), location.path
+            return s3.patient_filesystem(location), location.path
     if is_local(uri):
         return fs.LocalFileSystem(), local(uri)
     if "#" in uri:  # pyarrow would cut the name there
@@ -58,7 +58,7 @@ def atomic_filesystem(uri: str, guard: Guard) -> tuple[Any, str]:
     if s3.is_s3(uri):
         location = s3.parse_uri(uri)
         with explain_errors(uri):
-            return s3.filesystem(location, guard=guard), location.path
+            return s3.patient_filesystem(location, guard), location.path
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem = AtomicFileSystem(guard)

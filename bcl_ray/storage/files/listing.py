@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,7 @@ def walk(uri: str, after: str = "") -> Iterator[str]:
     if not s3.is_s3(uri):
         yield from _walk(uri, (), after, ())
         return
-    keys = s3.list_keys(s3.parse_uri(uri), lambda attempt: with_retries(attempt, uri), after)
-    for key in keys:
+    for key in s3.list_keys(s3.parse_uri(uri), partial(with_retries, uri=uri), after):
         if not any(part.startswith(".") for part in key.split("/")):
             yield key
 

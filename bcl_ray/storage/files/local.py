@@ -64,7 +64,7 @@ class AtomicFileSystem(fs.LocalFileSystem):
         """Open a file for writing; it appears when the block ends."""
         with open_local_write(Path(path), path) as sink:
             yield sink
-            self._guard()
+            self._guard()  # the change is the rename at the end
 
     def delete_dir(self, path: str) -> None:
         """Delete a folder and all in it."""

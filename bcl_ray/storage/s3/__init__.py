@@ -5,13 +5,17 @@ first needed.
 """
 
 from bcl_ray.storage.s3.access import ACTIONS, TransientProblem, check_access
-from bcl_ray.storage.s3.clients import QUICK_ATTEMPTS, client, filesystem, forget_clients
+from bcl_ray.storage.s3.clients import (
+    QUICK_ATTEMPTS,
+    client,
+    filesystem,
+    forget_clients,
+    patient_filesystem,
+)
 from bcl_ray.storage.s3.diagnosis import clarify, explain
 from bcl_ray.storage.s3.faults import fault_of, retry_seconds, summary
 from bcl_ray.storage.s3.location import is_s3, is_same_server, parse_uri
 from bcl_ray.storage.s3.objects import (
-    ChangedError,
-    FileVersion,
     create_object,
     list_keys,
     read_object,
@@ -30,8 +34,6 @@ from bcl_ray.storage.s3.uploads import (
 __all__ = [
     "ACTIONS",
     "QUICK_ATTEMPTS",
-    "ChangedError",
-    "FileVersion",
     "TransientProblem",
     "abort_uploads",
     "check_access",
@@ -49,6 +51,7 @@ __all__ = [
     "object_size",
     "open_upload",
     "parse_uri",
+    "patient_filesystem",
     "read_object",
     "read_version",
     "replace_version",

@@ -11,13 +11,13 @@ from typing import Any
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage.retry import TransientError
-from bcl_ray.storage.s3.clients import client, filesystem
-from bcl_ray.storage.s3.diagnosis import explain
+from bcl_ray.storage.s3.clients import Timeouts, client, filesystem
+from bcl_ray.storage.s3.diagnosis import WRONG_CLOCK, explain
 from bcl_ray.storage.s3.faults import fault_of
 from bcl_ray.storage.s3.location import Location, parse_uri
 
 CHECK_SECONDS = 15.0  # time limit for a whole check
-CONNECT_SECONDS, SILENCE_SECONDS = 3.0, 5.0  # time limits for each of its requests
+TIMEOUTS = Timeouts(connect=3.0, silence=5.0)  # of each of its requests
 MAX_CLOCK_SKEW = 300.0  # seconds; S3 refuses 900
 ACTIONS = ("list", "read", "write", "delete")
 PROBE = b"bcl_ray looks whether it may write here; may be deleted"
@@ -80,10 +80,9 @@ class _Check:
 
     def __init__(self, uri: str, location: Location) -> None:
         self._uri, self._location = uri, location
-        self._s3 = client(
-            location, connect_seconds=CONNECT_SECONDS, silence_seconds=SILENCE_SECONDS
-        )
+        self._s3 = client(location, timeouts=TIMEOUTS)
         self._problems: list[str] = []
+        self._clock_problems: list[str] = []  # those of them that say that the clock is wrong
         self._clock_skew = 0.0  # seconds that this machine's clock is ahead
 
     def run(self, actions: Collection[str]) -> list[str]:
@@ -100,8 +99,7 @@ class _Check:
         return self._with_clock_problem()
 
     def _check_writing(self, actions: Collection[str]) -> None:
-        name = f".bcl-ray-probe-{secrets.token_hex(8)}"
-        key = f"{self._location.key}/{name}" if self._location.key else name
+        key = f"{self._location.prefix}.bcl-ray-probe-{secrets.token_hex(8)}"
         probe = {"Bucket": self._location.bucket, "Key": key}
         if self._try(lambda: self._s3.put_object(**probe, Body=PROBE)) is None:
             return
@@ -116,12 +114,7 @@ class _Check:
                 self._s3.delete_object(**probe)
 
     def _write_with_pyarrow(self, key: str) -> None:
-        arrow = filesystem(
-            self._location,
-            attempts=0,
-            connect_seconds=CONNECT_SECONDS,
-            silence_seconds=SILENCE_SECONDS,
-        )
+        arrow = filesystem(self._location, attempts=0, timeouts=TIMEOUTS)
         with arrow.open_output_stream(f"{self._location.bucket}/{key}") as sink:
             sink.write(PROBE)
 
@@ -143,9 +136,13 @@ class _Check:
         try:
             response = request()
         except Exception as error:
-            if fault_of(error) is None and not isinstance(error, OSError):
+            fault = fault_of(error)
+            if fault is None and not isinstance(error, OSError):
                 raise
-            self._problems.append(_problem(explain(error, self._uri, self._location)))
+            problem = _problem(explain(error, self._uri, self._location))
+            self._problems.append(problem)
+            if fault is not None and fault.code in WRONG_CLOCK:
+                self._clock_problems.append(problem)
             self._read_clock(getattr(error, "response", None))
             return None
         self._read_clock(response)
@@ -164,5 +161,5 @@ class _Check:
         return [
             f"{self._uri}: this machine's clock is {abs(self._clock_skew):.0f} s {direction} the "
             "server's, and S3 refuses more than 900 s: set it (NTP)",
-            *(text for text in self._problems if "clock" not in text),
+            *(text for text in self._problems if text not in self._clock_problems),
         ]

@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from pyarrow import fs
@@ -21,8 +21,6 @@ from bcl_ray.storage.retry import retry
 from bcl_ray.storage.s3.faults import retry_seconds, summary
 from bcl_ray.storage.s3.location import Location, parse_uri
 
-CONNECT_SECONDS = 5.0
-SILENCE_SECONDS = 20.0  # between two bytes; a busy store's first byte may take long
 # pyarrow waits 25 ms before the second attempt, then twice as long each time: 12 attempts outlast
 # an outage of 100 s, 2 hide a short one.
 PATIENT_ATTEMPTS, QUICK_ATTEMPTS = 12, 2
@@ -30,36 +28,42 @@ PATIENT_ATTEMPTS, QUICK_ATTEMPTS = 12, 2
 Guard = Callable[[], None]  # raises to forbid a change
 
 
-def filesystem(
-    location: Location,
-    attempts: int = PATIENT_ATTEMPTS,
-    connect_seconds: float = CONNECT_SECONDS,
-    silence_seconds: float = SILENCE_SECONDS,
-    guard: Guard | None = None,
-) -> Any:
+class Timeouts(NamedTuple):
+    """Time limits of a request, in seconds."""
+
+    connect: float = 5.0
+    silence: float = 20.0
+    """Between two bytes; a busy store's first byte may take long."""
+
+
+TIMEOUTS = Timeouts()
+
+
+def filesystem(location: Location, attempts: int, timeouts: Timeouts = TIMEOUTS) -> Any:
     """The pyarrow filesystem for a location, cached while process and environment stay the same.
 
     Args:
         location: Anything on the server.
-        attempts: Attempts by pyarrow for each request; with the default, most requests are retried
-            longer than that, and after denials, too.
-        connect_seconds: Time limit for connecting.
-        silence_seconds: Time limit for an answer.
-        guard: Called before each attempt to change something, and raises to forbid it. It needs
-            the default number of attempts.
+        attempts: Attempts by pyarrow for each request.
+        timeouts: Of each attempt.
     """
-    timeouts, server = (connect_seconds, silence_seconds), _server_only(location)
-    return _filesystem(_environment_hash(), location.bucket, server, attempts, timeouts, guard)
+    settings = _Settings(location.bucket, location.options, attempts, timeouts)
+    return _filesystem(_environment_hash(), _PortableFileSystem, _server_only(location), settings)
 
 
-def client(
-    location: Location,
-    attempts: int = 1,
-    connect_seconds: float = CONNECT_SECONDS,
-    silence_seconds: float = SILENCE_SECONDS,
-) -> Any:
+def patient_filesystem(location: Location, guard: Guard | None = None) -> Any:
+    """Like `filesystem`, but it retries most requests for minutes, and after denials, too.
+
+    Args:
+        location: Anything on the server.
+        guard: Called before each attempt to change something, and raises to forbid it.
+    """
+    settings = _Settings(location.bucket, location.options, PATIENT_ATTEMPTS, TIMEOUTS, guard)
+    return _filesystem(_environment_hash(), _PatientFileSystem, _server_only(location), settings)
+
+
+def client(location: Location, attempts: int = 1, timeouts: Timeouts = TIMEOUTS) -> Any:
     """The boto3 client for a location, cached like `filesystem`; its callers retry themselves."""
-    timeouts = (connect_seconds, silence_seconds)
     return _client(_environment_hash(), _server_only(location), attempts, timeouts)
 
 
@@ -79,35 +83,20 @@ def _environment_hash() -> str:
     return hashlib.sha256(repr((os.getpid(), settings)).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=32)
-def _filesystem(
-    _: str,
-    bucket: str,
-    server: Location,
-    attempts: int,
-    timeouts: tuple[float, float],
-    guard: Guard | None,
-) -> Any:
-    url = urlsplit(server.endpoint or "")
-    permissions = {
-        name: value.lower() in ("true", "1")
-        for name, value in server.options
-        if name.startswith("allow_")
-    }
-    kind = _PatientFileSystem if attempts == PATIENT_ATTEMPTS else _PortableFileSystem
-    built = kind(
-        endpoint_override=url.netloc + url.path.rstrip("/") or None,
-        scheme=url.scheme or None,
-        region=server.region or _region_of(bucket),
-        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") or None,
-        connect_timeout=timeouts[0],
-        request_timeout=timeouts[1],
-        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
-        allow_delayed_open=True,  # a small object takes one request instead of three
-        **permissions,
-    )
-    built.arguments = (bucket, server.options, attempts, *timeouts, guard)
-    return built
+class _Settings(NamedTuple):
+    """What a filesystem is made of on every machine that it comes to."""
+
+    bucket: str
+    options: tuple[tuple[str, str], ...]
+    attempts: int
+    timeouts: Timeouts
+    guard: Guard | None = None
+
+    @property
+    def location(self) -> Location:
+        """The bucket, on the server that this machine's environment names."""
+        options = "?" + urlencode(self.options) if self.options else ""
+        return parse_uri(f"s3://{self.bucket}{options}")
 
 
 class _PortableFileSystem(fs.S3FileSystem):
@@ -117,10 +106,10 @@ class _PortableFileSystem(fs.S3FileSystem):
     of attempts.
     """
 
-    arguments: tuple[Any, ...]  # of `_rebuild`
+    settings: _Settings
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self.arguments
+        return _rebuild, (type(self), self.settings)
 
 
 class _PatientFileSystem(_PortableFileSystem):
@@ -151,34 +140,62 @@ class _PatientFileSystem(_PortableFileSystem):
 
         def upload() -> None:
             self._check_guard()
-            client(self._server()).put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+            client(self.settings.location).put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
 
         retry(upload, f"s3://{path}", retry_seconds, summary)
 
-    def _server(self) -> Location:
-        return _server_location(self.arguments[0], self.arguments[1])
-
     def _check_guard(self) -> None:
-        if (guard := self.arguments[-1]) is not None:
-            guard()
+        if self.settings.guard is not None:
+            self.settings.guard()
 
-    def _retry(self, method: str, what: Any, *, guard: Guard = lambda: None, **options: Any) -> Any:
-        server = self._server()
+    def _retry(
+        self,
+        method: str,
+        path_or_selector: Any,
+        *,
+        guard: Guard = lambda: None,
+        **options: Any,
+    ) -> Any:
+        location = self.settings.location
 
         def attempt() -> Any:
             guard()
-            return getattr(filesystem(server, attempts=QUICK_ATTEMPTS), method)(what, **options)
+            quick = filesystem(location, QUICK_ATTEMPTS)
+            return getattr(quick, method)(path_or_selector, **options)
 
-        path = what.base_dir if isinstance(what, fs.FileSelector) else what
+        is_selector = isinstance(path_or_selector, fs.FileSelector)
+        path = path_or_selector.base_dir if is_selector else path_or_selector
         return retry(attempt, f"s3://{path}", retry_seconds, summary)
 
 
-def _rebuild(bucket: str, options: tuple[tuple[str, str], ...], *settings: Any) -> Any:
-    return filesystem(_server_location(bucket, options), *settings)
+Kind = Callable[..., Any]  # _PortableFileSystem or _PatientFileSystem
 
 
-def _server_location(bucket: str, options: tuple[tuple[str, str], ...]) -> Location:
-    return parse_uri(f"s3://{bucket}" + ("?" + urlencode(options) if options else ""))
+def _rebuild(kind: Kind, settings: _Settings) -> Any:
+    return _filesystem(_environment_hash(), kind, _server_only(settings.location), settings)
+
+
+@functools.lru_cache(maxsize=32)
+def _filesystem(_: str, kind: Kind, server: Location, settings: _Settings) -> Any:
+    url = urlsplit(server.endpoint or "")
+    permissions = {
+        name: value.lower() in ("true", "1")
+        for name, value in settings.options
+        if name.startswith("allow_")
+    }
+    built = kind(
+        endpoint_override=url.netloc + url.path.rstrip("/") or None,
+        scheme=url.scheme or None,
+        region=server.region or _region_of(settings.bucket),
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") or None,
+        connect_timeout=settings.timeouts.connect,
+        request_timeout=settings.timeouts.silence,
+        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=settings.attempts),
+        allow_delayed_open=True,  # a small object takes one request instead of three
+        **permissions,
+    )
+    built.settings = settings
+    return built
 
 
 def _region_of(bucket: str) -> str | None:
@@ -190,14 +207,14 @@ def _region_of(bucket: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _client(_: str, server: Location, attempts: int, timeouts: tuple[float, float]) -> Any:
+def _client(_: str, server: Location, attempts: int, timeouts: Timeouts) -> Any:
     from boto3.session import Session  # noqa: PLC0415 (half a second, and only S3 needs it)
     from botocore.config import Config  # noqa: PLC0415
 
     config = Config(
         s3={"addressing_style": "path" if server.endpoint else "auto"},
-        connect_timeout=timeouts[0],
-        read_timeout=timeouts[1],
+        connect_timeout=timeouts.connect,
+        read_timeout=timeouts.silence,
         retries={"mode": "standard", "total_max_attempts": attempts},
     )
     return Session().client(

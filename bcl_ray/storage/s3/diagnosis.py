@@ -20,7 +20,7 @@ from bcl_ray.storage.s3.location import Location
 
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
-_WRONG_CLOCK = {"requesttimetooskewed", "requestexpired"}
+WRONG_CLOCK = {"requesttimetooskewed", "requestexpired"}
 _EXPIRED = {"expiredtoken", "tokenrefreshrequired", "expiredtokenexception"}
 _CREDENTIALS = CREDENTIAL_SERVER | {
     "nocredentialserror", "partialcredentialserror", "profilenotfound", "invalidaccesskeyid",
@@ -66,7 +66,7 @@ def clarify(error: BaseException, location: Location) -> BaseException:
 
 
 @contextmanager
-def explain_errors(uri: str, location: Location) -> Iterator[None]:
+def explained_faults(uri: str, location: Location) -> Iterator[None]:
     """Raise S3 errors of the block as those of `explain`; other errors pass unchanged."""
     try:
         yield
@@ -92,7 +92,7 @@ def explain(error: BaseException, uri: str, location: Location) -> OSError:
         return FileNotFoundError(text)
     if fault.code in CREDENTIAL_SERVER:
         return TransientError(text)
-    if fault.code in DENIED | _WRONG_CLOCK | _EXPIRED | _CREDENTIALS:
+    if fault.code in DENIED | WRONG_CLOCK | _EXPIRED | _CREDENTIALS:
         return PermissionError(text)
     return TransientError(text) if retry_seconds(error) else OSError(text)
 
@@ -108,7 +108,7 @@ def _explanation(fault: Fault, location: Location) -> str:  # noqa: PLR0911 (a t
         return "does not exist: check its spelling"
     if fault.code in _EXPIRED:
         return "the credentials' session token has expired: renew it"
-    if fault.code in _WRONG_CLOCK:
+    if fault.code in WRONG_CLOCK:
         return "this machine's clock is wrong, and S3 refuses its signatures: set it (NTP)"
     if fault.code in _CREDENTIALS:
         return _explain_credentials(fault, location)

@@ -32,6 +32,16 @@ class Location:
         return f"{self.bucket}/{self.key}".rstrip("/")
 
     @property
+    def object(self) -> dict[str, str]:
+        """Bucket and key, as requests name the object."""
+        return {"Bucket": self.bucket, "Key": self.key}
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of all objects in the folder begin with."""
+        return f"{self.key}/" if self.key else ""
+
+    @property
     def server(self) -> str:
         """The server's name for messages."""
         return self.endpoint or "AWS"

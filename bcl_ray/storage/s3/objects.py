@@ -7,30 +7,18 @@ read before it is written, and two writers at the same moment may both succeed.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from bcl_ray.storage.file_version import ChangedError, FileVersion
 from bcl_ray.storage.retry import Retry
-from bcl_ray.storage.s3.clients import client
+from bcl_ray.storage.s3.clients import TIMEOUTS, client
 from bcl_ray.storage.s3.faults import code_of, status_of
 from bcl_ray.storage.s3.location import Location
 
 PAGE_KEYS = 1000  # of a listing, the most that S3 returns
 ABSENT_TAG = '"00000000000000000000000000000000"'  # ETag that no object has
 # Of a version's requests: a late answer is of no use, because leases run out.
-VERSION_SILENCE_SECONDS = 10.0
-
-
-class ChangedError(Exception):
-    """The file or object has changed since the version that was to be replaced."""
-
-
-@dataclass(frozen=True)
-class FileVersion:
-    """The content of a file or object when it was read or written."""
-
-    data: bytes
-    tag: str = ""  # ETag, in S3
+VERSION_TIMEOUTS = TIMEOUTS._replace(silence=10.0)
 
 
 def list_keys(location: Location, retry: Retry, after: str = "") -> Iterator[str]:
@@ -39,7 +27,7 @@ def list_keys(location: Location, retry: Retry, after: str = "") -> Iterator[str
     Only one page of PAGE_KEYS keys is in memory. Empty objects whose keys end in '/', which mark
     folders, are left out, and so are `after` and all keys before it.
     """
-    prefix = f"{location.key}/" if location.key else ""
+    prefix = location.prefix
     request: dict[str, Any] = {"Bucket": location.bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
     if after:
         request["StartAfter"] = prefix + after
@@ -65,7 +53,7 @@ def read_object(location: Location, size: int | None = None) -> bytes:
         FileNotFoundError: There is no object.
     """
     try:
-        response = client(location).get_object(Bucket=location.bucket, Key=location.key)
+        response = client(location).get_object(**location.object)
         with response["Body"] as body:
             return bytes(body.read(size))
     except Exception as error:
@@ -80,7 +68,6 @@ def create_object(location: Location, data: bytes, retry: Retry) -> None:
     Raises:
         FileExistsError: There is one.
     """
-    key: dict[str, Any] = {"Bucket": location.bucket, "Key": location.key}
     attempts = 0
 
     def write() -> None:
@@ -88,14 +75,14 @@ def create_object(location: Location, data: bytes, retry: Retry) -> None:
         attempts += 1
         try:
             # The client itself does not retry, so that all attempts are counted here.
-            client(location).put_object(**key, Body=data, IfNoneMatch="*")
+            client(location).put_object(**location.object, Body=data, IfNoneMatch="*")
         except Exception as error:
             if status_of(error) == 501:  # the server knows no conditions
-                client(location).put_object(**key, Body=data)
+                client(location).put_object(**location.object, Body=data)
             elif status_of(error) != 412:
                 raise
             # An earlier attempt whose answer was lost may have written the object.
-            elif attempts == 1 or client(location).get_object(**key)["Body"].read() != data:
+            elif attempts == 1 or read_object(location) != data:
                 raise FileExistsError from None
 
     # Servers that ignore the condition need the check before.
@@ -113,7 +100,7 @@ def _check_absent(location: Location) -> None:
 def read_version(location: Location) -> FileVersion | None:
     """Read an object and its ETag; None if there is no object."""
     try:
-        response = _version_client(location).get_object(Bucket=location.bucket, Key=location.key)
+        response = _version_client(location).get_object(**location.object)
         return FileVersion(bytes(response["Body"].read()), str(response["ETag"]))
     except Exception as error:
         if code_of(error) == "nosuchkey":
@@ -176,10 +163,9 @@ def _put_with_bare_tag(location: Location, data: bytes, old: FileVersion) -> Fil
 
 
 def _put(location: Location, data: bytes, **condition: str) -> FileVersion:
-    key = {"Bucket": location.bucket, "Key": location.key}
-    response = _version_client(location).put_object(**key, Body=data, **condition)
+    response = _version_client(location).put_object(**location.object, Body=data, **condition)
     return FileVersion(data, str(response["ETag"]))
 
 
 def _version_client(location: Location) -> Any:
-    return client(location, silence_seconds=VERSION_SILENCE_SECONDS)
+    return client(location, timeouts=VERSION_TIMEOUTS)

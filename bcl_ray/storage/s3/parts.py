@@ -25,7 +25,7 @@ class MultipartUpload:
 
     def __init__(self, location: Location, retry: Retry) -> None:
         self._location, self._retry = location, retry
-        self._key = {"Bucket": location.bucket, "Key": location.key}
+        self._key = location.object
         self._threads = ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="part")
         self._sent: list[Future[dict[str, Any]]] = []
         self._id: str | None = None

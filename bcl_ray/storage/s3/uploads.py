@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bcl_ray.storage.retry import Retry
 from bcl_ray.storage.s3.clients import client
-from bcl_ray.storage.s3.diagnosis import explain_errors
+from bcl_ray.storage.s3.diagnosis import explained_faults
 from bcl_ray.storage.s3.faults import code_of
 from bcl_ray.storage.s3.location import Location, parse_uri
 from bcl_ray.storage.s3.parts import MultipartUpload, aborted_on_error
@@ -88,10 +88,9 @@ def copy_object(source: Location, size: int, target: Location, retry: Retry) -> 
         target: The copy, on the same server.
         retry: Repeats a request, from any thread.
     """
-    origin = {"CopySource": {"Bucket": source.bucket, "Key": source.key}}
-    key = {"Bucket": target.bucket, "Key": target.key}
+    origin = {"CopySource": source.object}
     if size <= COPIED_BYTES:
-        retry(lambda: client(target).copy_object(**key, **origin))
+        retry(lambda: client(target).copy_object(**target.object, **origin))
         return
 
     def copy(s3: Any, part: dict[str, Any], *, piece: str) -> Any:
@@ -112,8 +111,7 @@ def object_size(location: Location) -> int:
         FileNotFoundError: There is no object.
     """
     try:
-        key = {"Bucket": location.bucket, "Key": location.key}
-        return int(client(location).head_object(**key)["ContentLength"])
+        return int(client(location).head_object(**location.object)["ContentLength"])
     except Exception as error:
         if code_of(error) == "404":  # an answer without a body has no other code
             raise FileNotFoundError from None
@@ -121,7 +119,7 @@ def object_size(location: Location) -> int:
 
 
 def _put(location: Location, data: bytes) -> None:
-    client(location).put_object(Bucket=location.bucket, Key=location.key, Body=data)
+    client(location).put_object(**location.object, Body=data)
 
 
 class StaleUpload(NamedTuple):
@@ -138,8 +136,7 @@ def stale_uploads(uri: str, older_than: timedelta = timedelta(days=1)) -> list[S
     The upload of a shard or a checkpoint takes minutes: one that is a day old has lost its process.
     """
     location, latest = parse_uri(uri), datetime.now(UTC) - older_than
-    prefix = f"{location.key}/" if location.key else ""
-    with explain_errors(uri, location):
+    with explained_faults(uri, location):
         pages = client(location, attempts=3).get_paginator("list_multipart_uploads")
         uploads = [
             StaleUpload(
@@ -148,7 +145,7 @@ def stale_uploads(uri: str, older_than: timedelta = timedelta(days=1)) -> list[S
             for page in pages.paginate(Bucket=location.bucket, Prefix=location.key)
             for item in page.get("Uploads", ())
             # The prefix `runs` also matches `runs-prod/...`, which is not below it.
-            if f"{item['Key']}/".startswith(prefix) and item["Initiated"] <= latest
+            if f"{item['Key']}/".startswith(location.prefix) and item["Initiated"] <= latest
         ]
     return sorted(uploads, key=lambda upload: upload.begun)
 
@@ -157,14 +154,12 @@ def abort_uploads(uri: str, uploads: list[StaleUpload]) -> None:
     """Abort uploads that `stale_uploads(uri)` has listed, unless they have ended since."""
     location = parse_uri(uri)
     for upload in uploads:
-        key = {
-            "Bucket": location.bucket,
-            "Key": upload.uri.removeprefix(f"s3://{location.bucket}/"),
-        }
-        with explain_errors(upload.uri, location):
+        key = upload.uri.removeprefix(f"s3://{location.bucket}/")
+        with explained_faults(upload.uri, location):
             try:
-                s3 = client(location, attempts=3)
-                s3.abort_multipart_upload(**key, UploadId=upload.upload_id)
+                client(location, attempts=3).abort_multipart_upload(
+                    Bucket=location.bucket, Key=key, UploadId=upload.upload_id
+                )
             except Exception as error:
                 if code_of(error) != "nosuchupload":
                     raise

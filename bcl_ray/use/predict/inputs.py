@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bcl_ray.data.decode import Pixels, decode
-from bcl_ray.data.image_check import checker_settings, image_size
+from bcl_ray.data.image_check import checked_size, checker_settings
 from bcl_ray.data.layout import Layout
 from bcl_ray.data.shards import MAX_PIXELS, Manifest, read_row_group
 from bcl_ray.data.views.host import eval_view, one_thread, resized_sides
@@ -79,14 +79,11 @@ class Shards:
     """The images of one split of a data set."""
 
     uri: str  # folder or URI of the shards
+    split: str
+    fingerprint: str  # of the data set
     files: Sequence[str]  # names of the shards, in the manifest's order
     layout: Layout
     class_names: tuple[str, ...]  # (K,)
-
-    @property
-    def total(self) -> int:
-        """The number of images in the split."""
-        return self.layout.rows
 
     def load(self, start: int, stop: int) -> Rows:
         """Read rows of any row groups."""
@@ -119,6 +116,8 @@ def shards_of(uri: str, manifest: Manifest, split: str) -> Shards:
         raise UserError(f"--split '{split}' is not in {uri}: there is {', '.join(manifest.splits)}")
     return Shards(
         uri,
+        split,
+        manifest.fingerprint,
         manifest.splits[split].shards.names,
         Layout.of(manifest.splits[split]),
         manifest.class_names,
@@ -137,12 +136,12 @@ def read_batch(
         stop: Position after its last one.
 
     Returns:
-        The key columns, `views` and `fault`, as `views_of` returns them.
+        The key columns, `views` and `error`, as `views_of` returns them.
     """
     rows = images.load(start, stop)
-    views, faults = views_of(rows.images, config)
+    views, errors = views_of(rows.images, config)
     keys = {name: np.array(values) for name, values in rows.keys.items()}
-    return {**keys, "views": views, "fault": np.array(faults)}
+    return {**keys, "views": views, "error": np.array(errors)}
 
 
 def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list[str]]:
@@ -153,21 +152,21 @@ def views_of(images: Sequence[Image], config: ViewsConfig) -> tuple[Pixels, list
         view of such an image is black.
     """
     views = np.zeros((len(images), 1, config.image_size, config.image_size, 3), np.uint8)
-    faults = []
+    errors = []
     with checker_settings(), one_thread():
         for view, image in zip(views, images, strict=True):
             try:
                 view[0] = _view(image, config)
-                faults.append("")
+                errors.append("")
             except ValueError as error:
-                faults.append(str(error))
-    return views, faults
+                errors.append(str(error))
+    return views, errors
 
 
 def _view(image: Image, config: ViewsConfig) -> Pixels:
     if isinstance(image, str):
         raise UserError(image)
-    width, height = image_size(image, MAX_PIXELS)
+    width, height = checked_size(image, MAX_PIXELS)
     height, width = resized_sides(height, width, config)
     if height * width > MAX_PIXELS:
         raise UserError(

@@ -2,26 +2,25 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from bcl_ray.data.shards import Manifest
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime import access
 from bcl_ray.ray_runtime.autoscaler import Demand
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path_message
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease_request import LeaseRequest
-from bcl_ray.use.models import open_model
-from bcl_ray.use.predict.inputs import Folder, InputImages, shards_of
-from bcl_ray.use.predict.listing import Known, Supply
+from bcl_ray.use.models import OpenModel
+from bcl_ray.use.predict.inputs import Folder
+from bcl_ray.use.predict.listing import Listed, Listing
 from bcl_ray.use.predict.outputs import Output, Summary
 from bcl_ray.use.predict.pipeline import Follow, Pipeline
 from bcl_ray.use.predict.pool import plan_pool, request_nodes
 from bcl_ray.use.predict.request import (
     PredictionOptions,
     PredictionRequest,
-    input_manifest,
     make_request,
+    open_shards,
 )
 
 # Batches that are listed before the first is labelled. If there are more, there is work for as many
@@ -30,13 +29,11 @@ FIRST_BATCHES = 1000
 
 
 def predict(
-    name: str,
+    model: OpenModel,
     images: str,
     target: str,
     options: PredictionOptions,
     *,
-    root: str = "runs",
-    last: bool | None = None,
     split: str | None = None,
     resume: bool = False,
     gpus: int | None = None,
@@ -46,12 +43,10 @@ def predict(
     """Label all images of a folder, prefix or data set, and write tables of the result.
 
     Args:
-        name: Model, named as `open_model` takes it, with `root` and `last`.
+        model: The model.
         images: Folder or URI of images, at any depth, or of shards.
         target: Folder or URI for the result, see `outputs`.
         options: Options of the tables.
-        root: Folder or URI that holds runs.
-        last: Whether to take the last checkpoint of a run: see `open_model`.
         split: Split of shards; None: the one that the model's run evaluated on.
         resume: Resume the prediction that `target` holds, if any.
         gpus: GPUs to use at most, 0 for none; None: all that the cluster has or can grow to.
@@ -68,16 +63,15 @@ def predict(
     images, target = paths.absolute(images), paths.absolute(target)
     if f"{target.rstrip('/')}/".startswith(f"{images.rstrip('/')}/"):
         raise UserError(f"OUTPUT ({target}) lies in INPUT, and would be labelled: name another")
-    model = open_model(name, root, last=last)
-    manifest = input_manifest(images, split)
-    output = Output(target, make_request(model, images, manifest, split, options))
+    shards = open_shards(images, split, model.experiment.data.eval_split)
+    output = Output(target, make_request(model, images, shards, options))
     output.check(resume=resume)
 
     def notify(text: str) -> None:
         follow({"kind": "note", "text": text})
 
-    def listing(listed: int) -> None:
-        follow({"kind": "images", "doing": "listing", "done": listed, "total": None})
+    def show_listed(number: int) -> None:
+        follow({"kind": "images", "doing": "listing", "done": number, "total": None})
 
     lease_request = LeaseRequest(target, paths.for_display(target), notify)
     lease_request.check_free(wait=resume)
@@ -87,16 +81,19 @@ def predict(
             output.begin(lease.fence)
             finished_parts = output.finished_parts()
             done = finished_parts * options.part_size
-            inputs, counts = _open_images(output, manifest)
-            with contextlib.closing(Supply(counts)) as supply:
-                known = supply.wait(done + FIRST_BATCHES * options.batch_size, listing)
-                batches = math.ceil((known.images - done) / options.batch_size)
-                pool = plan_pool(resources, batches, gpus, cpus)
-                pipeline = Pipeline(model, inputs, supply, output, pool, finished_parts, follow)
-                _announce(pipeline, known)
-                if batches > 0:
+            inputs = shards or Folder(images, output.lists)
+            counts = iter([shards.layout.rows]) if shards else output.list_images()
+            with contextlib.closing(Listing(counts)) as listing:
+                listed = listing.wait(done + FIRST_BATCHES * options.batch_size, show_listed)
+                batches = math.ceil((listed.images - done) / options.batch_size)
+                if batches > 0:  # below 0 if the last part is short and finished
+                    pool = plan_pool(resources, batches, gpus, cpus)
+                    pipeline = Pipeline(
+                        model, inputs, listing, output, pool, finished_parts, follow
+                    )
+                    _announce(pipeline, listed)
                     _run(pipeline, resources, notify)
-                total = supply.now().images
+                total = listing.now().images
             return output.finish(math.ceil(total / options.part_size))
 
 
@@ -110,15 +107,7 @@ def _check_locations(request: PredictionRequest, target: str, resources: Resourc
     access.check_everywhere({name: (uri, {"list", "read"}) for name, uri in locations.items()})
 
 
-def _open_images(output: Output, manifest: Manifest | None) -> tuple[InputImages, Iterator[int]]:
-    """The images to label, and their numbers so far while they are listed."""
-    if manifest is None:
-        return Folder(output.request.images, output.lists), output.list_images()
-    shards = shards_of(output.request.images, manifest, str(output.request.split))
-    return shards, iter([shards.total])
-
-
-def _announce(pipeline: Pipeline, known: Known) -> None:
+def _announce(pipeline: Pipeline, listed: Listed) -> None:
     """Report what begins now."""
     output = pipeline.output
     done = pipeline.finished_parts * output.request.options.part_size
@@ -128,14 +117,14 @@ def _announce(pipeline: Pipeline, known: Known) -> None:
         "checkpoint": paths.for_display(pipeline.model.uri),
         "images": paths.for_display(output.request.images),
         "output": paths.for_display(output.uri),
-        "total": known.images,
-        "done": min(done, known.images),
+        "total": listed.images,
+        "done": min(done, listed.images),
         "temperature": pipeline.model.temperature,
         "device": pipeline.pool.device,
     }
     pipeline.follow(event)
-    if not known.complete:
-        text = f"listing goes on after {known.images:,} images, while these are labelled"
+    if not listed.complete:
+        text = f"listing goes on after {listed.images:,} images, while these are labelled"
         pipeline.follow({"kind": "note", "text": text})
 
 
@@ -144,5 +133,6 @@ def _run(pipeline: Pipeline, resources: Resources, notify: Callable[[str], None]
         if resources.grows:
             timeout = pipeline.model.experiment.scale.wait_timeout
             request_nodes(pipeline.pool, demand, timeout, notify)
-        # The request reserves the nodes until Ray Data uses them, which the first batch shows.
+        # The request keeps the nodes until the actors hold them, which the first labelled batch
+        # shows.
         pipeline.run(on_first_block=lambda: demand.request([]))

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bcl_ray.data.views.device import normalized
+from bcl_ray.data.views.device import normalise
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.machine.errors import UserError
-from bcl_ray.method.precision import autocast
+from bcl_ray.method.precision import set_up_precision
 from bcl_ray.use.models import open_checkpoint
 from bcl_ray.use.predict.tables import Columns
 
@@ -47,7 +47,7 @@ class Labeller:
         self.network = model.network(self.device)
         self.views = model.experiment.views
         self.sender = Sender(self.device, self.views)
-        self.precision = autocast(model.experiment.train.precision, self.device)
+        self.precision = set_up_precision(model.experiment.train.precision, self.device)
         self.temperature = model.temperature or 1.0
         self.top, self.embeddings = top, embeddings
 
@@ -55,7 +55,7 @@ class Labeller:
         """Label a batch of views.
 
         Args:
-            batch: `views`, uint8 (N, 1, H, W, 3), and `fault` (N,), "" for an image that has a
+            batch: `views`, uint8 (N, 1, H, W, 3), and `error` (N,), "" for an image that has a
                 view. Other columns are passed on.
 
         Returns:
@@ -65,7 +65,7 @@ class Labeller:
         """
         views = batch["views"]
         columns = {name: column for name, column in batch.items() if name != "views"}
-        readable = torch.from_numpy(batch["fault"] == "")
+        readable = torch.from_numpy(batch["error"] == "")
         # The network needs at least one image; without a readable one, the result is not used.
         network_input = views[readable.numpy()] if readable.any() else views[:1]
         for name, values in self._label(network_input).items():
@@ -75,7 +75,7 @@ class Labeller:
 
     @torch.no_grad()
     def _label(self, views: NDArray[Any]) -> dict[str, Tensor]:
-        images = normalized(self.sender.arrays({"views": views})["views"], self.views)[0]
+        images = normalise(self.sender.send_arrays({"views": views})["views"], self.views)[0]
         with self.precision:
             embeddings = self.network.embed(images)
             logits = self.network.classifier(embeddings)

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from bcl_ray.machine.allocator import keep_freed_memory
-from bcl_ray.use.predict.listing import Supply
+from bcl_ray.use.predict.listing import Listing
 from bcl_ray.use.predict.pool import ActorPool
 from bcl_ray.use.predict.tables import Columns
 
@@ -43,7 +43,7 @@ class _Batch:
 
 
 @dataclass(eq=False)
-class _Worker:
+class _Actor:
     """An actor with the network."""
 
     handle: Any
@@ -52,7 +52,11 @@ class _Worker:
 
 
 class LabellerActor:
-    """The actor's class; it loads the model by a call, so that a wrong model is no lost actor."""
+    """The actor's class.
+
+    The model is loaded by a method and not in __init__: an error there would look like a dead
+    actor, and be retried.
+    """
 
     def load(self, uri: str, sha256: str, top: int, embeddings: bool) -> None:
         """Load the model, see `Labeller`."""
@@ -70,7 +74,7 @@ class Labelling:
     """Labels batches of images; a context that ends its actors.
 
     Args:
-        supply: The number of images, which may grow meanwhile.
+        listing: The number of images, which may grow meanwhile.
         first: Position of the first image.
         batch_size: Images per batch.
         read: Called in tasks with the positions of a batch's first image and after its last one;
@@ -81,7 +85,7 @@ class Labelling:
 
     def __init__(
         self,
-        supply: Supply,
+        listing: Listing,
         *,
         first: int,
         batch_size: int,
@@ -89,17 +93,17 @@ class Labelling:
         model: Model,
         pool: ActorPool,
     ) -> None:
-        self._supply, self._next, self._size = supply, first, batch_size
+        self._listing, self._next, self._size = listing, first, batch_size
         self._model, self._pool = model, pool
         # Once for all tasks: it may hold the names of many shards.
         self._read = ray.put(read)
-        self._workers: set[_Worker] = set()  # that have started
-        self._free: deque[_Worker] = deque()  # once for each batch that a worker can take
+        self._actors: set[_Actor] = set()  # that have started
+        self._free: deque[_Actor] = deque()  # once for each batch that an actor can take
         self._order: deque[_Batch] = deque()  # batches in progress
-        self._unassigned: deque[_Batch] = deque()  # those that no worker has
+        self._unassigned: deque[_Batch] = deque()  # those that no actor has
         self._reading: set[Any] = set()  # references of views
-        # By the reference of the result; without a batch, the worker loads the model.
-        self._calls: dict[Any, tuple[_Worker, _Batch | None]] = {}
+        # By the reference of the result; without a batch, the actor loads the model.
+        self._calls: dict[Any, tuple[_Actor, _Batch | None]] = {}
         self._max_readers = 1
 
     def __enter__(self) -> "Labelling":
@@ -108,14 +112,14 @@ class Labelling:
         )
         self._read_task = ray.remote(_read).options(num_cpus=self._pool.reader["CPU"])
         for _ in range(self._pool.actors):
-            self._start_worker(deaths=0)
+            self._start_actor(deaths=0)
         self._limit_readers()
         return self
 
     def __exit__(self, *_: object) -> None:
-        starting = {worker for worker, _ in self._calls.values()}
-        for worker in self._workers | starting:
-            ray.kill(worker.handle)
+        starting = {actor for actor, _ in self._calls.values()}
+        for actor in self._actors | starting:
+            ray.kill(actor.handle)
 
     def blocks(self) -> Iterator[Columns]:
         """The labels of each batch, in order.
@@ -129,18 +133,18 @@ class Labelling:
             while self._order and (labels := self._order[0].labels) is not None:
                 self._order.popleft()
                 yield labels
-            known = self._supply.now()
-            if known.complete and self._next == known.images and not self._order:
+            listed = self._listing.now()
+            if listed.complete and self._next == listed.images and not self._order:
                 return
             self._wait()
 
     def _start_reading(self) -> None:
         """Start tasks for the next batches, as many as may be in progress and are listed."""
-        most = (self._pool.readers + BATCHES_PER_ACTOR + WAITING_BATCHES) * self._num_workers
+        most = (self._pool.readers + BATCHES_PER_ACTOR + WAITING_BATCHES) * self._num_actors
         while len(self._reading) < self._max_readers and len(self._order) < most:
-            known = self._supply.now()
-            stop = min(self._next + self._size, known.images)
-            is_whole = stop == self._next + self._size or known.complete
+            listed = self._listing.now()
+            stop = min(self._next + self._size, listed.images)
+            is_whole = stop == self._next + self._size or listed.complete
             if stop <= self._next or not is_whole:
                 return
             batch = _Batch(self._read_task.remote(self._read, self._next, stop))
@@ -150,12 +154,12 @@ class Labelling:
             self._next = stop
 
     def _assign(self) -> None:
-        """Give batches to workers that can take one, the first batches first."""
+        """Give batches to actors that can take one, the first batches first."""
         while self._free and self._unassigned:
-            worker = self._free.popleft()
-            if not worker.lost:
+            actor = self._free.popleft()
+            if not actor.lost:
                 batch = self._unassigned.popleft()
-                self._calls[worker.handle.label.remote(batch.views)] = (worker, batch)
+                self._calls[actor.handle.label.remote(batch.views)] = (actor, batch)
 
     def _wait(self) -> None:
         """Wait until a task or call ends, though not for long, and take note of those that have."""
@@ -173,45 +177,45 @@ class Labelling:
                 self._reading.discard(reference)
 
     def _end_call(self, reference: Any) -> None:
-        worker, batch = self._calls.pop(reference)
+        actor, batch = self._calls.pop(reference)
         try:
             labels = ray.get(reference)
         except RayActorError as error:
             if batch is not None:
                 self._unassigned.appendleft(batch)
-            if not worker.lost:
-                self._replace(worker, error)
+            if not actor.lost:
+                self._replace(actor, error)
             return
         if batch is None:
-            self._workers.add(worker)
-            self._free.extend([worker] * BATCHES_PER_ACTOR)
+            self._actors.add(actor)
+            self._free.extend([actor] * BATCHES_PER_ACTOR)
             self._limit_readers()
         else:
-            worker.deaths = 0
+            actor.deaths = 0
             batch.labels, batch.views = labels, None
-            self._free.append(worker)
+            self._free.append(actor)
 
-    def _replace(self, worker: _Worker, error: RayActorError) -> None:
-        worker.lost = True
-        ray.kill(worker.handle)  # it may only be out of reach, and would keep its GPU
-        self._workers.discard(worker)
-        if worker.deaths + 1 >= MAX_DEATHS:
+    def _replace(self, actor: _Actor, error: RayActorError) -> None:
+        actor.lost = True
+        ray.kill(actor.handle)  # it may only be out of reach, and would keep its GPU
+        self._actors.discard(actor)
+        if actor.deaths + 1 >= MAX_DEATHS:
             raise error
-        self._start_worker(worker.deaths + 1)
+        self._start_actor(actor.deaths + 1)
         self._limit_readers()
 
-    def _start_worker(self, deaths: int) -> None:
-        worker = _Worker(self._new_actor.remote(), deaths)
-        self._calls[worker.handle.load.remote(*self._model)] = (worker, None)
+    def _start_actor(self, deaths: int) -> None:
+        actor = _Actor(self._new_actor.remote(), deaths)
+        self._calls[actor.handle.load.remote(*self._model)] = (actor, None)
 
     @property
-    def _num_workers(self) -> int:
+    def _num_actors(self) -> int:
         """The number of actors that have started; at least one, for which batches are read."""
-        return max(1, len(self._workers))
+        return max(1, len(self._actors))
 
     def _limit_readers(self) -> None:
         cpus = ray.cluster_resources().get("CPU", 0.0)
-        self._max_readers = self._pool.max_readers(self._num_workers, cpus)
+        self._max_readers = self._pool.max_readers(self._num_actors, cpus)
 
 
 def _read(read: Callable[[int, int], Columns], start: int, stop: int) -> Columns:

@@ -71,7 +71,8 @@ class Lists:
             paths = self.read(number - 1)
             if len(paths) == self.per_list:
                 return number, paths[-1]
-            number -= 1  # the end of the listing, which may not be its end any more
+            # A short list ended a listing that was interrupted or incomplete: it is listed again.
+            number -= 1
         return 0, ""
 
     def _file(self, number: int) -> str:
@@ -79,15 +80,15 @@ class Lists:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of the number of images."""
+class Listed:
+    """The number of images that are listed."""
 
     images: int  # so far
     complete: bool  # whether these are all
 
 
-class Supply:
-    """The number of images that can be labelled, which a thread counts.
+class Listing:
+    """Counts the input's files in a thread, while the first are labelled.
 
     Args:
         counts: Numbers of images so far, in rising order; the last one is of all images. The thread
@@ -95,22 +96,22 @@ class Supply:
     """
 
     def __init__(self, counts: Iterator[int]) -> None:
-        self._known = Known(0, complete=False)
+        self._listed = Listed(0, complete=False)
         self._error: BaseException | None = None
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._count, args=(counts,), daemon=True)
         self._thread.start()
 
-    def now(self) -> Known:
-        """What is known now.
+    def now(self) -> Listed:
+        """The images that are listed now.
 
         Raises:
             Exception: That of the listing.
         """
         return self.wait(0)
 
-    def wait(self, images: int, progress: Callable[[int], None] = lambda _: None) -> Known:
-        """Wait until so many images are known, or all.
+    def wait(self, images: int, progress: Callable[[int], None] = lambda _: None) -> Listed:
+        """Wait until so many images are listed, or all.
 
         Args:
             images: Number of images.
@@ -120,12 +121,12 @@ class Supply:
             Exception: That of the listing.
         """
         with self._changed:
-            while not (self._known.complete or self._error or self._known.images >= images):
+            while not (self._listed.complete or self._error or self._listed.images >= images):
                 self._changed.wait()
-                progress(self._known.images)
+                progress(self._listed.images)
             if self._error is not None:
                 raise self._error
-            return self._known
+            return self._listed
 
     def close(self) -> None:
         """End the listing after the list that is being made."""
@@ -135,16 +136,16 @@ class Supply:
     def _count(self, counts: Iterator[int]) -> None:
         try:
             for images in counts:
-                self._update(Known(images, complete=False))
+                self._update(Listed(images, complete=False))
                 if self._closed:
                     return
-            self._update(Known(self._known.images, complete=True))
+            self._update(Listed(self._listed.images, complete=True))
         except BaseException as error:  # the driver raises it
-            self._update(self._known, error)
+            self._update(self._listed, error)
 
-    def _update(self, known: Known, error: BaseException | None = None) -> None:
+    def _update(self, listed: Listed, error: BaseException | None = None) -> None:
         with self._changed:
-            self._known, self._error = known, error
+            self._listed, self._error = listed, error
             self._changed.notify_all()
 
 

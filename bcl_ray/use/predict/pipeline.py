@@ -23,7 +23,7 @@ from bcl_ray.ray_runtime.connection import one_line
 from bcl_ray.use.models import OpenModel
 from bcl_ray.use.predict.inputs import InputImages, read_batch
 from bcl_ray.use.predict.labelling import Labelling
-from bcl_ray.use.predict.listing import Known, Supply
+from bcl_ray.use.predict.listing import Listed, Listing
 from bcl_ray.use.predict.outputs import Output
 from bcl_ray.use.predict.pool import ActorPool, PredictionError
 from bcl_ray.use.predict.tables import Classes, Columns, table_of
@@ -43,7 +43,7 @@ class Pipeline:
 
     model: OpenModel
     images: InputImages
-    supply: Supply
+    listing: Listing
     output: Output
     pool: ActorPool
     finished_parts: int  # written by an earlier job
@@ -72,7 +72,7 @@ class Pipeline:
         request, views = self.output.request, self.model.experiment.views
         options = request.options
         labelling = Labelling(
-            self.supply,
+            self.listing,
             first=self.finished_parts * options.part_size,
             batch_size=options.batch_size,
             read=functools.partial(read_batch, self.images, views),
@@ -86,30 +86,30 @@ class Pipeline:
         """Collect blocks into parts, and write each in a thread while the next one is labelled."""
         size, number = self.output.request.options.part_size, self.finished_parts
         rows, progress = number * size, _Progress(self.follow)
+        classes = Classes(self.model.class_names, self.model.state.class_counts)
         part: list[Columns] = []
         with ThreadPoolExecutor(1) as writer:
             written: Future[None] | None = None
             for block in blocks:
                 part.append(block)
-                rows += len(block["fault"])
-                known = self.supply.now()
+                rows += len(block["error"])
+                listed = self.listing.now()
                 # Every part ends where a block ends, as its size is a multiple of the batch size.
-                if rows == (number + 1) * size or (known.complete and rows == known.images):
+                if rows == (number + 1) * size or (listed.complete and rows == listed.images):
                     if written is not None:
                         written.result()
-                    written = writer.submit(self._write_part, number, part)
+                    written = writer.submit(self._write_part, number, part, classes)
                     number, part = number + 1, []
-                progress.add(block, rows, known)
+                progress.add(block, rows, listed)
             if written is not None:
                 written.result()
-        if part or rows != self.supply.now().images:
+        if part or rows != self.listing.now().images:
             raise RuntimeError(
-                f"{rows:,} images came back of {self.supply.now().images:,}: this is a fault of "
+                f"{rows:,} images came back of {self.listing.now().images:,}: this is a fault of "
                 "the pipeline, not of the images"
             )
 
-    def _write_part(self, number: int, blocks: list[Columns]) -> None:
-        classes = Classes(self.model.class_names, self.model.state.class_counts)
+    def _write_part(self, number: int, blocks: list[Columns], classes: Classes) -> None:
         columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
         self.output.write(number, table_of(columns, classes))
 
@@ -124,10 +124,10 @@ class _Progress:
     def __init__(self, follow: Follow) -> None:
         self._follow, self._unreadable, self._last_event = follow, 0, 0.0
 
-    def add(self, block: Columns, rows: int, known: Known) -> None:
+    def add(self, block: Columns, rows: int, listed: Listed) -> None:
         """Count a block; `rows` is the number of images labelled so far, this block's included."""
-        self._unreadable += int((block["fault"] != "").sum())
-        total = known.images if known.complete else None
+        self._unreadable += int((block["error"] != "").sum())
+        total = listed.images if listed.complete else None
         if time.monotonic() - self._last_event > PROGRESS_INTERVAL or rows == total:
             self._last_event = time.monotonic()
             progress = {"kind": "images", "doing": "labelling", "done": rows, "total": total}

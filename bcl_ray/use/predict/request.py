@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bcl_ray.data.shards import MANIFEST, Manifest, read_manifest
+from bcl_ray.data.shards import MANIFEST, read_manifest
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 from bcl_ray.use.models import OpenModel
-from bcl_ray.use.predict.inputs import shards_of
+from bcl_ray.use.predict.inputs import Shards, shards_of
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,20 @@ class PredictionRequest:
         return content | options
 
 
-def input_manifest(images: str, split: str | None) -> Manifest | None:
-    """The manifest of shards; None if the input is image files.
+def open_shards(images: str, split: str | None, default_split: str) -> Shards | None:
+    """The shards to label; None if the input is image files.
+
+    Args:
+        images: Folder or URI of images or shards.
+        split: Split of shards, as --split names it.
+        default_split: The one to take without --split.
 
     Raises:
-        ValueError: There is no input, or --split is given for image files.
+        ValueError: There is no input, the shards have no such split, or --split is given for image
+            files.
     """
     if files.exists(files.join(images, MANIFEST)):
-        return read_manifest(images)
+        return shards_of(images, read_manifest(images), split or default_split)
     if split is not None:
         raise UserError(f"--split is for shards, and {images} holds no {MANIFEST}")
     if next(files.walk(images), None) is None:
@@ -75,32 +81,21 @@ def input_manifest(images: str, split: str | None) -> Manifest | None:
 
 
 def make_request(
-    model: OpenModel,
-    images: str,
-    manifest: Manifest | None,
-    split: str | None,
-    options: PredictionOptions,
+    model: OpenModel, images: str, shards: Shards | None, options: PredictionOptions
 ) -> PredictionRequest:
     """The request that a command makes.
 
     Args:
         model: The model.
         images: Folder or URI of images or shards.
-        manifest: Manifest of shards; None: the input is image files.
-        split: Split of shards; None: the one that the model's run evaluated on.
+        shards: The shards; None: the input is image files.
         options: Options of the tables; `top` is limited to the number of classes.
-
-    Raises:
-        ValueError: The data set has no such split.
     """
-    split = split or model.experiment.data.eval_split
-    if manifest is not None:
-        shards_of(images, manifest, split)  # raises if there is no such split
     return PredictionRequest(
         model=model.uri,
         sha256=model.sha256,
         images=images,
-        split=split if manifest else None,
-        fingerprint=manifest.fingerprint if manifest else None,
+        split=shards.split if shards else None,
+        fingerprint=shards.fingerprint if shards else None,
         options=replace(options, top=min(options.top, len(model.class_names))),
     )

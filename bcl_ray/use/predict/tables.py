@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bcl_ray.data.longtail import shot_groups
+from bcl_ray.data.longtail import group_names
 
 Columns = dict[str, NDArray[Any]]  # of a batch of images
 KEYS = ("path", "id", "true_class")  # columns that identify an image, in this order
@@ -26,17 +26,14 @@ class Classes:
 
     def __init__(self, names: Sequence[str], counts: Sequence[int]) -> None:
         self.names = pa.array(names, pa.string())
-        groups = np.empty(len(names), object)
-        for group, members in shot_groups(counts).items():
-            groups[members] = group
-        self.groups = pa.array(groups, pa.string())
+        self.groups = pa.array(group_names(counts), pa.string())
 
 
 def table_of(columns: Columns, classes: Classes) -> pa.Table:
     """The table of a part.
 
     Args:
-        columns: Some of KEYS, `fault`, `classes` (N, k), `probabilities` (N, k), perhaps
+        columns: Some of KEYS, `error`, `classes` (N, k), `probabilities` (N, k), perhaps
             `embedding` (N, E).
         classes: Classes of the model.
 
@@ -44,7 +41,7 @@ def table_of(columns: Columns, classes: Classes) -> pa.Table:
         The keys, class_1, probability_1, ..., group (of class_1), error, and embedding. An image
         that could not be read has only its keys and an error.
     """
-    unreadable = columns["fault"] != ""
+    unreadable = columns["error"] != ""
     table: dict[str, Any] = {n: pa.array(columns[n].tolist()) for n in KEYS if n in columns}
     labels = [pa.array(column, mask=unreadable) for column in columns["classes"].T]
     for rank, column in enumerate(labels, start=1):
@@ -52,7 +49,7 @@ def table_of(columns: Columns, classes: Classes) -> pa.Table:
         table[f"class_{rank}"] = classes.names.take(column)
         table[f"probability_{rank}"] = pa.array(probabilities, mask=unreadable)
     table["group"] = classes.groups.take(labels[0])
-    table["error"] = pa.array(columns["fault"].tolist(), pa.string(), mask=~unreadable)
+    table["error"] = pa.array(columns["error"].tolist(), pa.string(), mask=~unreadable)
     if "embedding" in columns:
         table["embedding"] = _lists(columns["embedding"], ~unreadable)
     return pa.table(table)

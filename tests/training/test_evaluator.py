@@ -12,8 +12,8 @@ from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.sample import is_sampled, sample_shares
-from bcl_ray.training import probe as module
-from bcl_ray.training.probe import Probe
+from bcl_ray.training import evaluator as module
+from bcl_ray.training.evaluator import Evaluator
 from bcl_ray.training.tasks import Task, source_of
 
 CPU = torch.device("cpu")
@@ -26,10 +26,10 @@ def digits(tmp_path_factory):
     return with_overrides(digits_lt(), [f"data.path={folder}"]), read_manifest(folder)
 
 
-def make(digits, **options) -> Probe:
+def make(digits, **options) -> Evaluator:
     experiment, manifest = digits
     counts = np.array(manifest.splits["train"].class_counts)
-    return Probe(experiment, manifest, counts, CPU, **options)
+    return Evaluator(experiment, manifest, counts, CPU, **options)
 
 
 def test_images(digits) -> list[dict[str, np.ndarray]]:
@@ -45,8 +45,8 @@ def test_images(digits) -> list[dict[str, np.ndarray]]:
 test_images.__test__ = False
 
 
-def sampled_ids(probe: Probe) -> np.ndarray:
-    return np.concatenate([batch["ids"] for batch in probe._training_sample])
+def sampled_ids(evaluator: Evaluator) -> np.ndarray:
+    return np.concatenate([batch["ids"] for batch in evaluator._training_sample])
 
 
 @pytest.mark.parametrize("images", [100, 2048])
@@ -99,15 +99,15 @@ def test_an_evaluation_measures_both_splits_and_features_where_the_loss_has_some
     experiment = with_overrides(digits[0], [f"loss.kind={kind}"])
     model = TwoBranch(experiment.model, 10)
     seen = []
-    probe = make((experiment, digits[1]), watched=lambda items: seen.append(1) or iter(items))
-    metrics = probe.evaluate(model, test_images(digits)).metrics
+    evaluator = make((experiment, digits[1]), watched=lambda items: seen.append(1) or iter(items))
+    metrics = evaluator.evaluate(model, test_images(digits)).metrics
     expected = {"geometry/nc1", "geometry/train/nc1", "geometry/classifier_distance_few"}
     features = {"geometry/features/nc1", "geometry/train_features/prototype_distance"}
     assert metrics.keys() >= expected
     assert (metrics.keys() >= features) == (kind == "bcl")
     assert metrics["images/evaluated"] == 360
     assert len(seen) == 3  # watched: test images, reading, training images
-    without = probe.evaluate(model, test_images(digits), trained=False).metrics
+    without = evaluator.evaluate(model, test_images(digits), trained=False).metrics
     assert not any("train" in name for name in without)
     same = [name for name in without if name in metrics]
     assert {name: metrics[name] for name in same} == without
@@ -115,9 +115,9 @@ def test_an_evaluation_measures_both_splits_and_features_where_the_loss_has_some
 
 def test_findings_are_one_row_per_image_and_the_means_of_the_sample(digits):
     model = TwoBranch(digits[0].model, 10)
-    probe = make(digits)
-    evaluation = probe.evaluate(model, test_images(digits), trained=False)
-    findings = probe.findings(evaluation, epoch=3)
+    evaluator = make(digits)
+    evaluation = evaluator.evaluate(model, test_images(digits), trained=False)
+    findings = evaluator.findings(evaluation, epoch=3)
     assert len(findings.ids) == len(np.unique(findings.ids)) == 360
     right = (findings.labels == findings.predicted).mean()
     assert 100 * right == pytest.approx(
@@ -135,11 +135,11 @@ def test_the_sample_of_classes_in_another_order_has_the_right_shares(digits):
     experiment, manifest = digits
     labels = np.arange(10)[::-1].copy()
     batches = [{**batch, "labels": labels[batch["labels"]]} for batch in test_images(digits)]
-    probe = make(digits)
+    evaluator = make(digits)
     model = TwoBranch(experiment.model, 10)
-    evaluation = probe.evaluate(model, batches, labels=labels, trained=False)
+    evaluation = evaluator.evaluate(model, batches, labels=labels, trained=False)
     counts = np.array(manifest.splits["test"].class_counts)[labels]
-    shares = sample_shares(counts, probe.class_counts, module.EVALUATED_IMAGES)
+    shares = sample_shares(counts, evaluator.class_counts, module.EVALUATED_IMAGES)
     ids = np.concatenate([batch["ids"] for batch in batches])
     expected = is_sampled(ids, np.concatenate([batch["labels"] for batch in batches]), shares)
     assert len(evaluation.sample.ids) == expected.sum()

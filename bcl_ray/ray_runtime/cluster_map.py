@@ -19,10 +19,10 @@ from bcl_ray.ray_runtime.connection import one_line
 SEGMENT = 8192
 
 
-def run_everywhere(
+def map_on_cluster(
     function: Callable[[Any], Any], items: Iterable[Any], *, cpus: float | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """Apply the function, each time in a task of one CPU; a `Run` of `machine.parallel`.
+    """Apply the function, each time in a task of one CPU; a `ParallelMap` of `machine.parallel`.
 
     Needs a connection to Ray. What a node that is lost has not returned is done again elsewhere.
 

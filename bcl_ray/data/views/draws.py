@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bcl_ray.data.views import keyed
+from bcl_ray.data.keyed import Stream, uniforms
 from bcl_ray.data.views.coefficients import NAMES
 from bcl_ray.data.views.schedule import NONE
 from bcl_ray.experiment.options import ViewConfig, ViewsConfig
@@ -26,10 +26,8 @@ from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.int64]
 Stage = tuple[Indices, Floats]  # of each image: index of the operation in NAMES, or NONE; amount
-Draw = Callable[..., Floats]  # draws `count` uniform numbers per image: see `keyed.uniforms`
+Draw = Callable[..., Floats]  # draws `count` uniform numbers per image: see `uniforms`
 
-# Streams of random numbers; the crops of `host` use stream 0. Other numbers would give other views.
-_JITTER, _GRAYSCALE, _POLICY, _CUTOUT, _BLUR = 1, 2, 3, 4, 5
 _JITTER_KINDS = np.array([NAMES.index(n) for n in ("brightness", "contrast", "saturation", "hue")])
 _TORCHVISION_NAMES = {
     "Brightness": "brightness",
@@ -64,12 +62,12 @@ def draw_operations(
     """Draw the operations of views 0 to num_views - 1 of the images with these ids, (N,)."""
     per_view = []
     for view in range(num_views):
-        options = config.classification if view == 0 else config.contrastive
-        draw = partial(keyed.uniforms, seed, epoch, ids, view)
-        stages = _jitter(options, draw(9, stream=_JITTER))
-        stages.append(_grayscale(options, draw(1, stream=_GRAYSCALE)[:, 0]))
+        options = config.of_view(view)
+        draw = partial(uniforms, seed, epoch, ids, view)
+        stages = _jitter(options, draw(9, stream=Stream.JITTER))
+        stages.append(_grayscale(options, draw(1, stream=Stream.GRAYSCALE)[:, 0]))
         if options.blur:
-            stages.append(_blur(options, draw(2, stream=_BLUR)))
+            stages.append(_blur(options, draw(2, stream=Stream.BLUR)))
         stages += _POLICIES[options.policy](config, draw)
         per_view.append(stages)
     empty: Stage = (np.full(len(ids), NONE), np.zeros(len(ids)))
@@ -84,7 +82,7 @@ def draw_operations(
 
 def cutout_centres(ids: Indices, size: int, *, seed: int, epoch: int, view: int) -> Indices:
     """Row and column of the centre of each image's square, uniform over the pixels, (N, 2)."""
-    draws = keyed.uniforms(seed, epoch, ids, view, 2, stream=_CUTOUT)
+    draws = uniforms(seed, epoch, ids, view, 2, stream=Stream.CUTOUT)
     return (draws * size).astype(np.int64)
 
 
@@ -92,7 +90,7 @@ def cutout_masks(
     ids: Indices, config: ViewsConfig, view: int, *, seed: int, epoch: int
 ) -> NDArray[np.bool]:
     """The rows and the columns of a view that each image's square covers, (N, 2, S)."""
-    side = (config.classification if view == 0 else config.contrastive).cutout
+    side = config.of_view(view).cutout
     centres = cutout_centres(ids, config.image_size, seed=seed, epoch=epoch, view=view)
     starts, position = centres[..., None] - side // 2, np.arange(config.image_size)
     return (position >= starts) & (position < starts + side)
@@ -103,9 +101,10 @@ def _jitter(options: ViewConfig, draws: Floats) -> list[Stage]:
     largest = np.array(options.jitter)
     low = np.append(np.maximum(0, 1 - largest[:3]), -largest[3])
     high = np.append(1 + largest[:3], largest[3])
-    factors = low + (high - low) * draws[:, 5:9]
-    order = draws[:, 1:5].argsort(axis=1)
-    active = (draws[:, :1] < options.jitter_probability) & (largest[order] > 0)
+    active_draw, order_draws, factor_draws = np.split(draws, [1, 5], axis=1)
+    factors = low + (high - low) * factor_draws
+    order = order_draws.argsort(axis=1)
+    active = (active_draw < options.jitter_probability) & (largest[order] > 0)
     kinds = np.where(active, _JITTER_KINDS[order], NONE)
     amounts = np.take_along_axis(factors, order, axis=1)
     return list(zip(kinds.T, amounts.T, strict=True))
@@ -117,18 +116,15 @@ def _grayscale(options: ViewConfig, draws: Floats) -> Stage:
 
 def _blur(options: ViewConfig, draws: Floats) -> Stage:
     """Standard deviations from 0.1 to 2 pixels, as in SimCLR."""
-    kinds = np.where(draws[:, 0] < options.blur, NAMES.index("gaussian_blur"), NONE)
-    return kinds, 0.1 + 1.9 * draws[:, 1]
-
-
-def _no_policy(config: ViewsConfig, draw: Draw) -> list[Stage]:  # noqa: ARG001
-    return []
+    active_draw, deviation_draw = draws.T
+    kinds = np.where(active_draw < options.blur, NAMES.index("gaussian_blur"), NONE)
+    return kinds, 0.1 + 1.9 * deviation_draw
 
 
 def _randaugment(config: ViewsConfig, draw: Draw) -> list[Stage]:
     """One of 15 operations per stage, with probability 1/2 and normally distributed strength."""
     stages = []
-    draws = draw(5 * config.randaugment_ops, stream=_POLICY)
+    draws = draw(5 * config.randaugment_ops, stream=Stream.POLICY)
     for stage_draws in np.split(draws, config.randaugment_ops, axis=1):
         choice, applied, sign, radius, angle = stage_draws.T
         # The Box-Muller method makes normal numbers from uniform ones.
@@ -165,9 +161,9 @@ def _randaugment_amounts(share: Floats, sign: Floats) -> dict[str, Floats]:
     }
 
 
-def _cifar10(config: ViewsConfig, draw: Draw) -> list[Stage]:  # noqa: ARG001
+def _cifar10(_config: ViewsConfig, draw: Draw) -> list[Stage]:
     """One of 25 pairs of operations, each operation with its own probability."""
-    draws = draw(5, stream=_POLICY)
+    draws = draw(5, stream=Stream.POLICY)
     kinds, probabilities, amounts = _cifar10_table()
     pair = (draws[:, 0] * len(kinds)).astype(np.int64)
     stages = []
@@ -210,7 +206,7 @@ def _cifar10_amounts(name: str, share: float) -> tuple[float, float]:
 
 
 _POLICIES: dict[str, Callable[[ViewsConfig, Draw], list[Stage]]] = {
-    "none": _no_policy,
+    "none": lambda _config, _draw: [],
     "randaugment": _randaugment,
     "cifar10": _cifar10,
 }

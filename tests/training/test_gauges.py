@@ -40,7 +40,7 @@ def test_prometheus_reads_the_rates_of_each_worker_by_run_and_rank():
     @ray.remote(num_cpus=0.1)
     class OneWorker:
         def __init__(self, rank):
-            from bcl_ray.ray_runtime.gauges import WorkerGauges
+            from bcl_ray.training.speed import WorkerGauges
 
             self.gauges = WorkerGauges("mine", rank)
 

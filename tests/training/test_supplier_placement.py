@@ -16,11 +16,11 @@ from bcl_ray.data.sources import open_source
 from bcl_ray.experiment.overrides import with_overrides
 from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.training import tasks
-from bcl_ray.training.blocks import packed, unpacked
 from bcl_ray.training.deliveries import Assignment
+from bcl_ray.training.tasks import packed, unpacked
 
 pytest.importorskip("ray")
-from bcl_ray.training import supply
+from bcl_ray.training import supplier_placement as module
 from benchmarks.supply import CLUSTERS, cpus_of_executions
 
 SHAPES = st.lists(st.integers(0, 4), min_size=1, max_size=4)
@@ -37,7 +37,7 @@ def experiment(tmp_path_factory):
 def test_suppliers_get_nine_tenths_of_the_cpus_that_workers_leave(nodes, cpus, workers, each):
     names = [str(node) for node in range(nodes)]
     free = dict.fromkeys(names, cpus - workers / nodes * each)
-    suppliers = len(supply.grouped_nodes(names, free))
+    suppliers = len(module.grouped_nodes(names, free))
     given_cpus = cpus_of_executions(nodes, cpus, workers, each, suppliers)
     assert given_cpus >= 0.9 * (nodes * cpus - workers * each)
 
@@ -49,15 +49,15 @@ def test_one_execution_per_worker_would_get_no_cpus_on_a_cluster_of_8_nodes():
 @given(st.integers(1, 40), st.lists(st.floats(0, 200), min_size=1, max_size=50))
 def test_groups_have_every_node_once_and_no_smaller_size_would_use_the_cpus(workers, free):
     names = [str(node) for node in range(workers)]
-    groups = supply.grouped_nodes(names, dict(enumerate(free)))
+    groups = module.grouped_nodes(names, dict(enumerate(free)))
     assert list(itertools.chain(*groups)) == names
     for size in range(1, len(groups[0])):
-        assert supply.used_share(free, -(-workers // size)) < supply.USED_SHARE
+        assert module.used_share(free, -(-workers // size)) < module.USED_SHARE
 
 
 def test_data_tasks_run_on_nodes_of_their_workers_and_on_nodes_without_any():
-    assert supply.allowed_nodes(["a", "b"], ["a", "b"]) == {}
-    assert supply.allowed_nodes(["a"], ["a", "c", "b"]) == {"ray.io/node-id": "!in(b,c)"}
+    assert module.allowed_nodes(["a", "b"], ["a", "b"]) == {}
+    assert module.allowed_nodes(["a"], ["a", "c", "b"]) == {"ray.io/node-id": "!in(b,c)"}
 
 
 @given(
@@ -92,7 +92,7 @@ def test_a_block_is_not_copied_out_of_its_table():
     most_reads=st.integers(0, 5),
 )
 def test_portions_keep_all_reads_in_order_and_are_as_large_as_allowed(rows, most_rows, most_reads):
-    reads = [tasks.Read(0, 0, 0, number, np.arange(count)) for number, count in enumerate(rows)]
+    reads = [tasks.Read(0, 0, number, np.arange(count)) for number, count in enumerate(rows)]
     portions = list(tasks._portions(reads, most_rows, most_reads))
     assert [read.row_group for portion in portions for read in portion] == list(range(len(rows)))
 
@@ -133,7 +133,7 @@ def test_deliveries_are_all_reads_of_the_run_in_the_order_of_need(experiment, ev
     for rank in range(2):
         reads = {
             purpose: [
-                (delivery.task.epoch, *read[:4], read.rows.tolist())
+                (delivery.task.epoch, *read[:3], read.rows.tolist())
                 for delivery in deliveries
                 if (delivery.rank, delivery.purpose) == (rank, purpose)
                 for portion in delivery.task.portions
@@ -142,13 +142,13 @@ def test_deliveries_are_all_reads_of_the_run_in_the_order_of_need(experiment, ev
             for purpose in ("training", "evaluation")
         }
         expected = [
-            (epoch, *read[:4], read.rows.tolist())
+            (epoch, *read[:3], read.rows.tolist())
             for epoch, begin, ramp in ((1, first - steps, True), (2, 0, False))
             for read in epoch_plan(experiment, manifest, epoch).reads(rank, 2, begin, ramp=ramp)
         ]
         assert reads["training"] == expected
         layout = split_layout(experiment, manifest, "evaluation")
-        once = [(0, *read[:4], read.rows.tolist()) for read in evaluation_reads(layout, rank, 2)]
+        once = [(0, *read[:3], read.rows.tolist()) for read in evaluation_reads(layout, rank, 2)]
         assert reads["evaluation"] == once * (2 if evaluate_first else 1)
     purposes = [purpose for purpose, _ in itertools.groupby(d.purpose for d in deliveries)]
     assert purposes == ["evaluation"] * evaluate_first + ["training", "evaluation"]

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("ray")
+
 from bcl_ray.data.shards import read_manifest, write_shards
 from bcl_ray.data.sources import open_source
 from bcl_ray.data.views.transfer import Sender
 from bcl_ray.experiment.recipes import digits_lt
-from bcl_ray.training import kept_batches as module
-from bcl_ray.training.kept_batches import KeptBatches
+from bcl_ray.training import feed as module
+from bcl_ray.training.feed import KeptBatches
 
 CPU = torch.device("cpu")
 SIZES = (4, 4, 2)
@@ -24,7 +26,7 @@ def test_batches_are_read_once_and_stay_the_same():
         random, sender = np.random.default_rng(0), Sender(CPU, digits_lt().views)
         for size in SIZES:
             views = random.integers(0, 256, (size, 1, 8, 8, 3), np.uint8)
-            yield sender.evaluation(
+            yield sender.send_evaluation(
                 [{"views": views, "labels": np.zeros(size, int), "ids": np.arange(size)}]
             )
 
@@ -40,5 +42,5 @@ def test_images_are_kept_if_the_device_has_room_for_all_of_them(missing, tmp_pat
     write_shards(open_source("digits"), str(tmp_path))
     manifest = read_manifest(str(tmp_path))
     size = 3 * 8 * 8 * manifest.splits["test"].rows
-    monkeypatch.setitem(module.LIMITS, "cpu", lambda _: size - missing)
-    assert module.may_keep(digits_lt(), manifest, CPU) == (not missing)
+    monkeypatch.setattr(module, "kept_limit", lambda _: size - missing)
+    assert module._may_keep(digits_lt(), manifest, CPU) == (not missing)

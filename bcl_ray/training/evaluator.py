@@ -7,7 +7,7 @@ is read and decoded once and kept in memory: a second stream would cost more tha
 Axes: K classes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 
 from bcl_ray.data.layout import evaluation_reads, split_layout
 from bcl_ray.data.shards import Manifest, read_row_group
-from bcl_ray.data.views.transfer import DeviceBatch
+from bcl_ray.data.views.transfer import Batch, DeviceBatch
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.method.collectives import rank, world_size
-from bcl_ray.method.evaluation import Batch, Evaluation, collect_sample, evaluate, geometry_metrics
+from bcl_ray.method.evaluation import Evaluation, collect_sample, evaluate, geometry_metrics
 from bcl_ray.method.geometry import class_means
 from bcl_ray.method.metrics import calibrated_bins
 from bcl_ray.method.model import TwoBranch
 from bcl_ray.method.sample import is_sampled, sample_shares
 from bcl_ray.runs.findings import Findings
 from bcl_ray.storage import files
-from bcl_ray.training.resident_images import Watched
-from bcl_ray.training.tasks import Task, source_of
+from bcl_ray.training.resident_images import Watch
+from bcl_ray.training.tasks import Task, joined, rebatched, source_of
 
 EVALUATED_IMAGES = 4096  # at most, in the evaluation split's sample
 TRAINED_IMAGES = 2048  # at most, in the training split's, which is extra work for the network
@@ -39,7 +39,7 @@ READ_BYTES = 2 * 2**30  # of shards, about as many as are read for the training 
 THREADS = 4  # that read and decode the training sample
 
 
-class Probe:
+class Evaluator:
     """Evaluates a network on the evaluation split, any number of times.
 
     Args:
@@ -56,11 +56,11 @@ class Probe:
         manifest: Manifest,
         class_counts: NDArray[np.int64],
         device: torch.device,
-        watched: Watched = iter,
+        watched: Watch = iter,
     ) -> None:
         self.experiment, self.manifest, self.class_counts = experiment, manifest, class_counts
         self.device, self.watched = device, watched
-        self.split = manifest.splits[experiment.data.measured_split]
+        self.split = manifest.splits[experiment.data.monitored_split]
 
     def evaluate(
         self,
@@ -123,7 +123,7 @@ class Probe:
             features=features.float().numpy(),
             about={
                 "data": self.experiment.data.path,
-                "split": self.experiment.data.measured_split,
+                "split": self.experiment.data.monitored_split,
                 "fingerprint": self.manifest.fingerprint,
                 "metrics": evaluation.metrics,
                 "bins": evaluation.counts.bins.tolist(),
@@ -165,12 +165,4 @@ class Probe:
         with ThreadPoolExecutor(THREADS) as threads:
             parts = [part for part in self.watched(threads.map(load, reads)) if part is not None]
         size = self.experiment.optim.global_batch_size // world_size()
-        return list(_batches(parts, size))
-
-
-def _batches(parts: list[Batch], size: int) -> Iterator[Batch]:
-    """The same rows in batches of one size; the last one may be smaller."""
-    if parts:
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for start in range(0, len(whole["ids"]), size):
-            yield {name: column[start : start + size] for name, column in whole.items()}
+        return [joined(batch) for batch in rebatched(parts, size)]

@@ -1,45 +1,27 @@
-"""Images in files of their own, and the source that names them in list files."""
+"""The source whose images are named in list files."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from bcl_ray.data.sources.base import (
-    Content,
-    Rows,
-    Source,
-    SourceRequest,
-    SourceSplit,
-    lines_of,
-    names_of_classes,
-    read_ahead,
-    read_text,
-)
+from bcl_ray.data.sources.base import Rows, Source, SourceRequest, lines_of, read_text
+from bcl_ray.data.sources.class_names import numbers_as_names, read_class_names
+from bcl_ray.data.sources.reading import file_split
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files, paths
 
 
 def open_list(request: SourceRequest) -> Source:
-    """Open images that are named in list files."""
-    return list_source(request.required_path, request.splits, classes=request.classes)
+    """Open images that are named in list files, of which each split has some.
 
-
-def list_source(
-    path: str, lists: Mapping[str, Sequence[str]], *, classes: str | None = None
-) -> Source:
-    """Images that are named in list files, some for each split.
-
-    Args:
-        path: Folder or URI to which the paths in the lists are relative.
-        lists: List files of each split, with a line `<path> <label>` per image.
-        classes: File of class names; see `names_of_classes`.
+    A line of a list is `<path> <label>`, with a path that is relative to the request's.
 
     Raises:
         ValueError: There is no list of training images, or a file is invalid.
         OSError: The folder or a file does not exist, or cannot be read.
     """
+    path, lists, classes = request.required_path, request.splits, request.classes
     if "train" not in lists:
         raise UserError(
             "source 'list' needs --split train=LIST, and a --split NAME=LIST per evaluation split"
@@ -47,9 +29,9 @@ def list_source(
     if not files.exists(path):
         raise FileNotFoundError(f"{path} does not exist: it must be the folder that lists refer to")
     parsed = {split: _parse_lists(path, uris) for split, uris in lists.items()}
-    class_names = names_of_classes(classes, parsed["train"][1])
+    names = numbers_as_names(parsed["train"][1]) if classes is None else read_class_names(classes)
     splits = {split: file_split(path, *content) for split, content in parsed.items()}
-    return Source("list", class_names, splits, (path,))
+    return Source(request.name, names, splits, (path,))
 
 
 def _parse_lists(root: str, uris: Sequence[str]) -> tuple[list[str], Rows, dict[int, str]]:
@@ -75,7 +57,7 @@ def _below(root: str, name: str) -> str | None:
     """A path relative to a root; None if it is absolute, and not below the root."""
     if not name.startswith("/") and "://" not in name:
         return name
-    prefix = paths.absolute(root).rstrip("/") + "/"
+    prefix = paths.split_options(paths.absolute(root))[0].rstrip("/") + "/"
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
@@ -101,37 +83,3 @@ def parse_list(text: str, *, origin: str) -> tuple[list[str], Rows, dict[int, st
             labels[row] = int(match[2])
         names.append(match[1] if match else f"{origin} line {row + 1}")
     return names, labels, faults
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files of a folder; iterating reads them."""
-
-    root: str
-    """Absolute path or URI of the folder."""
-    names: Sequence[str]
-    """Paths below it."""
-
-    def __iter__(self) -> Iterator[Content]:
-        def read(name: str) -> Content:
-            try:
-                return files.read_listed(self.root, name)
-            except (FileNotFoundError, files.NoFileError) as error:
-                return error
-
-        return read_ahead(read, self.names)
-
-
-def file_split(
-    root: str, names: Sequence[str], labels: Rows, faults: Mapping[int, str]
-) -> SourceSplit:
-    """A split whose rows are files below a folder, by their names, (N,)."""
-    folder = paths.absolute(root)
-    return SourceSplit(
-        labels,
-        lambda rows: ImageFiles(folder, [names[row] for row in rows.tolist()]),
-        where=lambda row: names[row],
-        random_order=False,
-        faults=faults,
-        random_access=True,
-    )
