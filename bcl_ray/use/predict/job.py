@@ -8,13 +8,14 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.ray_runtime import access
 from bcl_ray.ray_runtime.autoscaler import Demand
 from bcl_ray.ray_runtime.connection import Resources, connected, local_path_message
+from bcl_ray.runs.events import Follow
 from bcl_ray.storage import files, paths
 from bcl_ray.storage.lease_request import LeaseRequest
 from bcl_ray.use.models import OpenModel
 from bcl_ray.use.predict.inputs import Folder
 from bcl_ray.use.predict.listing import Listed, Listing
 from bcl_ray.use.predict.outputs import Output, Summary
-from bcl_ray.use.predict.pipeline import Follow, Pipeline
+from bcl_ray.use.predict.pipeline import Pipeline
 from bcl_ray.use.predict.pool import plan_pool, request_nodes
 from bcl_ray.use.predict.request import (
     PredictionOptions,

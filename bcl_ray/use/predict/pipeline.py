@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from ray.exceptions import RayError
 
 from bcl_ray.ray_runtime.connection import one_line
+from bcl_ray.runs.events import Follow
 from bcl_ray.use.models import OpenModel
 from bcl_ray.use.predict.inputs import InputImages, read_batch
 from bcl_ray.use.predict.labelling import Labelling
@@ -28,7 +28,6 @@ from bcl_ray.use.predict.outputs import Output
 from bcl_ray.use.predict.pool import ActorPool, PredictionError
 from bcl_ray.use.predict.tables import Classes, Columns, table_of
 
-Follow = Callable[[dict[str, Any]], None]
 Blocks = Generator[Columns, None, None]  # labelled batches, in order
 
 PROGRESS_INTERVAL = 0.5  # seconds between two events of progress
