@@ -259,7 +259,7 @@ def test_network_policies_let_through_what_is_needed_and_no_more(
     [
         ("head", {"redis": True}),
         ("object_store", {"roles": None, "secret": "s3", "endpoint": "http://ceph.lan:7480"}),
-        ("object_store", {"uri": "file:///mnt/shared"}),
+        ("object_store", {"uri": "file:///mnt/shared", "roles": None}),
         ("gpu", {"spot_nodes": 0, "steady_nodes": 4}),
         ("data", {"max_nodes": 0}),
         ("tracking", {"uri": "https://mlflow.example.com"}),
@@ -283,6 +283,24 @@ def test_every_option_renders_into_valid_files(description, section, update):
     for value in update.values():
         if isinstance(value, str):
             assert value in text
+
+
+@pytest.mark.parametrize("recipe", ["imagenet_lt", "digits_lt"])
+def test_pods_on_any_node_mount_the_shared_volume_except_on_one_machine(description, recipe):
+    store = description.object_store.model_copy(
+        update={"uri": "file:///mnt/shared", "roles": None, "storage_gib": 500}
+    )
+    job = description.job.model_copy(update={"recipe": recipe, "overrides": ()})
+    changed = description.model_copy(update={"object_store": store, "job": job})
+    found = {
+        overlay: objects(changed, f"overlays/{overlay}/shared.yaml")[0]["spec"]
+        for overlay in OVERLAYS
+    }
+    modes = {overlay: spec["accessModes"] for overlay, spec in found.items()}
+    many = ["ReadWriteMany"]
+    assert modes == {"kind": ["ReadWriteOnce"], "gpu": many, "gpu-queue": many}
+    sizes = {name: spec["resources"]["requests"]["storage"] for name, spec in found.items()}
+    assert sizes == {"kind": "20Gi", "gpu": "500Gi", "gpu-queue": "500Gi"}
 
 
 def test_without_a_queue_nothing_speaks_of_kueue(description):

@@ -28,7 +28,7 @@ def machines_of(
     """
     group, data = description.gpu, description.data
     workers, scale = experiment.scale.max_workers, experiment.scale
-    per_node = group.gpus or int(group.cpus // scale.cpus_per_worker)
+    per_node = group.workers_per_node(scale)
     most = per_node * (group.steady_nodes + group.spot_nodes)
     if workers > most:
         raise UserError(

@@ -71,7 +71,10 @@ def _overlay(folder: str, description: ClusterDescription) -> dict[str, str]:
     if description.queue:
         files["localqueue.yaml"] = render_template("kuberay/overlays/localqueue.yaml", **values)
     if description.object_store.shared_folder:
-        files["shared.yaml"] = render_template("kuberay/overlays/shared.yaml", **values)
+        one_node = folder == "overlays/kind"
+        files["shared.yaml"] = render_template(
+            "kuberay/overlays/shared.yaml", **values, one_node=one_node
+        )
     return files
 
 

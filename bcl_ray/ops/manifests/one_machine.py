@@ -15,7 +15,7 @@ JOBS = Jobs(
     shard="digits --profile exponential --imbalance-factor 50",
     predict="file:///shared/shards/digits_lt",
 )
-STORE = {"uri": "file:///shared", "secret": None, "sources": ()}
+STORE = {"uri": "file:///shared", "secret": None, "sources": (), "storage_gib": 20}
 KUBERNETES: dict[str, object] = {
     "steady_selector": {},
     "spot_selector": {},

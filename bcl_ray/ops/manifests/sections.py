@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from bcl_ray.experiment.options import Section
+from bcl_ray.experiment.options import ScaleConfig, Section
 from bcl_ray.machine.errors import UserError
 
 KUBERNETES_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -111,6 +111,10 @@ class GpuGroup(GroupSection):
     )
     spot_nodes: int = Field(0, ge=0, description="Most nodes on spot capacity; 0: no such group.")
 
+    def workers_per_node(self, scale: ScaleConfig) -> int:
+        """Number of workers for which a node has room: one on each GPU, or on its CPUs."""
+        return self.gpus or int(self.cpus // scale.cpus_per_worker)
+
 
 class Roles(Section):
     """IAM roles of the kinds of pods on EKS (IRSA), for which policies are rendered."""
@@ -134,6 +138,9 @@ class ObjectStore(Section):
     )
     sources: tuple[Annotated[str, Field(pattern=r"^s3://[^?#@\s]+$")], ...] = Field(
         (), description="s3://bucket/prefix of images in other locations, which are only read."
+    )
+    storage_gib: int = Field(
+        20, ge=1, description="GiB of the volume of a file:// `uri`: shards, runs and predictions."
     )
     region: str = Field(pattern=r"^[a-z0-9-]+$", description="Region of the bucket.")
     endpoint: Address | None = Field(
@@ -173,6 +180,11 @@ class ObjectStore(Section):
         if self.roles and self.secret:
             raise UserError(
                 "object_store.roles and object_store.secret are two identities: set one"
+            )
+        if self.roles and self.shared_folder:
+            raise UserError(
+                f"object_store.roles need object_store.uri ({self.uri}) to be s3://, to which "
+                "their policies give access: leave object_store.roles out"
             )
         return self
 
