@@ -152,6 +152,13 @@ def test_storage_that_never_answers_does_not_delay_a_job(monkeypatch):
     assert time.monotonic() - begun < 5
 
 
+def test_a_run_that_is_not_checked_in_time_is_left_to_the_job_with_a_note(monkeypatch):
+    monkeypatch.setattr(request, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(request.run_folder, "open_run", lambda uri: time.sleep(30))
+    job = request_for("train", "--resume", "mine", "tracking.runs=s3://bucket/runs")
+    assert job.notes[0].startswith("run not checked from here, the job will: no answer within 0.2")
+
+
 def test_the_tracking_server_of_this_environment_is_passed_to_the_job(unseen, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
     assert (

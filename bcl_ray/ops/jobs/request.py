@@ -5,12 +5,11 @@ import os
 import re
 import shlex
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from bcl_ray.data.shards import Manifest, read_manifest
@@ -18,6 +17,7 @@ from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import CLIENT, client_versions, versions
+from bcl_ray.machine.waiting import call_with_limit
 from bcl_ray.ops.jobs.client import JobClient
 from bcl_ray.ops.jobs.package import Package
 from bcl_ray.runs import events, run_folder
@@ -28,8 +28,6 @@ from bcl_ray.tracking.connection import tracking_uri
 STOP_SECONDS = 90  # for a last checkpoint; after that, Ray kills the job
 CHECK_SECONDS = 15.0  # for reading a run or data from this machine
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,25 @@ class JobRequest:
     """Messages for the person who sends it."""
 
 
-def new_request(kind: str, label: str, words: tuple[str, ...], **metadata: str) -> JobRequest:
-    """A request whose name consists of a label and the time."""
-    name = _safe_name(f"{label}-{time.strftime('%m%d-%H%M%S')}")
-    return JobRequest(name, kind, words, {"kind": kind, **metadata, **versions()})
+def new_request(
+    kind: str,
+    label: str,
+    words: tuple[str, ...],
+    *,
+    notes: Iterable[str] = (),
+    name: str | None = None,
+    **metadata: str,
+) -> JobRequest:
+    """A request for a job.
+
+    Args:
+        name: Name of the job; by default a label and the time.
+        notes: Messages for the person who sends it; each is shown once.
+        **metadata: The job's record, in addition to its kind and versions.
+    """
+    name = _safe_name(name or f"{label}-{time.strftime('%m%d-%H%M%S')}")
+    record = {"kind": kind, **metadata, **versions()}
+    return JobRequest(name, kind, words, record, tuple(dict.fromkeys(notes)))
 
 
 def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
@@ -69,8 +82,7 @@ def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
     except ValueError:
         if not paths.is_local(uri):  # only the nodes may mount the folder of a file:// URI
             raise
-    request = new_request("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)
-    return replace(request, notes=tuple(notes))
+    return new_request("train", uri.rstrip("/").rpartition("/")[2], words, notes=notes, run=uri)
 
 
 def train_request(
@@ -84,21 +96,22 @@ def train_request(
         ValueError: The run cannot work on a cluster, or with its data (if they can be read here).
     """
     _check_locations(experiment)
+    _check_tracking(experiment, address)
     default = run_folder.default_name(experiment)
     run = experiment.tracking.run or default
     added = [] if experiment.tracking.run else [f"tracking.run={run}"]
-    added += _tracking_words(experiment, address)
     fingerprint, notes = _check_data(experiment)
-    metadata = {
-        "kind": "train",
-        "recipe": recipe,
-        "run": run_folder.run_uri(run, experiment.tracking.runs),
-        "data": experiment.data.path,
+    return new_request(
+        "train",
+        run.rpartition("/")[2],
+        (*words, *added, *_tracking_words(experiment)),
+        name=default if run == default else None,
+        notes=notes,
+        recipe=recipe,
+        run=run_folder.run_uri(run, experiment.tracking.runs),
+        data=experiment.data.path,
         **({"data.fingerprint": fingerprint} if fingerprint else {}),
-        **versions(),
-    }
-    name = run if run == default else f"{run.rpartition('/')[2]}-{time.strftime('%m%d-%H%M%S')}"
-    return JobRequest(_safe_name(name), "train", (*words, *added), metadata, notes)
+    )
 
 
 def trials_request(
@@ -124,21 +137,21 @@ def trials_request(
     """
     for experiment in experiments:
         _check_locations(experiment)
-    added = _tracking_words(experiments[0], address)
+    _check_tracking(experiments[0], address)
     by_path = {experiment.data.path: experiment for experiment in experiments}
     checked = [_check_data(experiment) for experiment in by_path.values()]
     fingerprints = [fingerprint for fingerprint, _ in checked if fingerprint]
-    request = new_request(
+    return new_request(
         kind,
         name,
-        (*words, *added),
+        (*words, *_tracking_words(experiments[0])),
+        notes=chain.from_iterable(notes for _, notes in checked),
         run=files.join(experiments[0].tracking.runs, name),
         data=" ".join(by_path),
         command=shlex.join(words),
         **({"recipe": recipe} if recipe else {}),
         **({"data.fingerprint": " ".join(fingerprints)} if fingerprints else {}),
     )
-    return replace(request, notes=tuple(dict.fromkeys(n for _, notes in checked for n in notes)))
 
 
 def _check_locations(experiment: Experiment) -> None:
@@ -184,14 +197,11 @@ def submit(cluster: JobClient, request: JobRequest, package: Package) -> None:
         )
 
 
-def _tracking_words(experiment: Experiment, address: str) -> list[str]:
-    """The tracking server of this environment as an option, if the experiment names none.
-
-    Without either, the cluster's environment names one, or runs under file:// use SQLite.
-    """
+def _check_tracking(experiment: Experiment, address: str) -> None:
+    """Refuse a tracking server that the nodes of the cluster at an address cannot reach."""
     uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return []
+        return
     option = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"
     tracking_uri(experiment)  # refuses a malformed URI, or one with a password
     if uri.startswith("sqlite:") and not uri.startswith("sqlite:////"):
@@ -201,7 +211,15 @@ def _tracking_words(experiment: Experiment, address: str) -> list[str]:
             f"{option} ({uri}) is a server of this machine, and the cluster is not: name it as the "
             "cluster's nodes see it, with tracking.uri=http://HOST:PORT"
         )
-    return [] if experiment.tracking.uri else [f"tracking.uri={uri}"]
+
+
+def _tracking_words(experiment: Experiment) -> list[str]:
+    """The tracking server of this environment as an option, if the experiment names none.
+
+    Without either, the cluster's environment names one, or runs under file:// use SQLite.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return [f"tracking.uri={uri}"] if uri and not experiment.tracking.uri else []
 
 
 def _is_loopback(address: str) -> bool:
@@ -236,24 +254,6 @@ def _manifest(path: str) -> Manifest | None:
         if paths.is_local(path):  # only the nodes may mount the folder of a file:// URI
             return None
         raise
-
-
-def call_with_limit(seconds: float, function: Callable[[], T]) -> T | None:
-    """The function's value or error; None if it takes longer, and it is then left to itself."""
-    outcome: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            outcome["value"] = function()
-        except Exception as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome.get("value")
 
 
 def _safe_name(name: str) -> str:

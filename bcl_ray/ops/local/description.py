@@ -1,5 +1,6 @@
 """Files of a local cluster: cluster.json describes it to programs, `environment` to shells."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -99,8 +100,6 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         OSError: Another command is starting or ending it.
     """
-    import fcntl  # noqa: PLC0415 (Windows, where this module is imported too, has none)
-
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "lock").open("w") as file:
         try:
