@@ -41,13 +41,13 @@ def submit(
     """
     from bcl_ray.machine.versions import check_same_versions, client_versions
     from bcl_ray.ops.jobs.client import JobClient, dashboard_address
-    from bcl_ray.ops.jobs.package import package
+    from bcl_ray.ops.jobs.package import pack
     from bcl_ray.ops.jobs.request import submit as send
 
     dashboard = dashboard_address(address)
     quiet()
     request = _request(kind, tuple(words or ()), dashboard)
-    packed = package(kind, request.words, with_code=with_code)
+    packed = pack(kind, request.words, with_code=with_code)
     cluster = JobClient(dashboard, ca_file)
     check_same_versions(client_versions(), cluster.versions())
     send(cluster, request, packed)
@@ -70,7 +70,8 @@ def _request(kind: Kind, words: Words, address: str) -> "JobRequest":
 
 
 def _shard(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
-    from bcl_ray.ops.jobs.request import check_uri, new_request
+    from bcl_ray.ops.jobs.checks import check_uri
+    from bcl_ray.ops.jobs.request import new_request
 
     check_uri("the target", options["target"])
     if options["origin"]:
@@ -102,7 +103,8 @@ def _resume(options: dict[str, Any], words: Words) -> "JobRequest":
 
 
 def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
-    from bcl_ray.ops.jobs.request import check_uri, new_request
+    from bcl_ray.ops.jobs.checks import check_uri
+    from bcl_ray.ops.jobs.request import new_request
 
     for name in options["names"]:
         _check_model(name, options["runs"])
@@ -118,7 +120,8 @@ def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
 
 
 def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
-    from bcl_ray.ops.jobs.request import check_uri, new_request
+    from bcl_ray.ops.jobs.checks import check_uri
+    from bcl_ray.ops.jobs.request import new_request
 
     _check_model(options["model"], options["runs"])
     check_uri("INPUT", options["images"])
@@ -166,7 +169,7 @@ def _study(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
 
 def _check_model(name: str, root: str) -> None:
     """Refuse a model on this machine; the job looks up those of the registry."""
-    from bcl_ray.ops.jobs.request import check_uri
+    from bcl_ray.ops.jobs.checks import check_uri
 
     if not name.startswith("models:"):
         check_uri("MODEL", name if "/" in name else root)

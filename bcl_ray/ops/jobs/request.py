@@ -1,7 +1,6 @@
-"""A job to be sent, checked on this machine as far as possible before anything is sent."""
+"""A job to be sent, with its record; what can be checked from here is checked first."""
 
 import json
-import os
 import re
 import shlex
 import tempfile
@@ -10,24 +9,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from bcl_ray.data.shards import Manifest, read_manifest
-from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import CLIENT, client_versions, versions
-from bcl_ray.machine.waiting import call_with_limit
+from bcl_ray.ops.jobs.checks import (
+    check_data,
+    check_locations,
+    check_run,
+    check_tracking,
+    tracking_words,
+)
 from bcl_ray.ops.jobs.client import JobClient
 from bcl_ray.ops.jobs.package import Package
 from bcl_ray.runs import events, run_folder
-from bcl_ray.runs.budget import budget
-from bcl_ray.storage import files, paths
-from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.storage import files
 
 STOP_SECONDS = 90  # for a last checkpoint; after that, Ray kills the job
-CHECK_SECONDS = 15.0  # for reading a run or data from this machine
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,8 @@ def new_request(
     """A request for a job.
 
     Args:
-        name: Name of the job; by default a label and the time.
+        label: What the job's name begins with; the time follows.
+        name: The job's name, without a label and the time.
         notes: Messages for the person who sends it; each is shown once.
         **metadata: The job's record, in addition to its kind and versions.
     """
@@ -73,15 +71,7 @@ def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
     Raises:
         ValueError: This machine can read the folder, and it holds no run.
     """
-    check_uri("--resume", uri)
-    notes = []
-    try:
-        call_with_limit(CHECK_SECONDS, lambda: run_folder.open_run(uri))
-    except (OSError, ImportError) as error:
-        notes = [f"run not checked from here, the job will: {error}"]
-    except ValueError:
-        if not paths.is_local(uri):  # only the nodes may mount the folder of a file:// URI
-            raise
+    notes = check_run(uri)
     return new_request("train", uri.rstrip("/").rpartition("/")[2], words, notes=notes, run=uri)
 
 
@@ -95,16 +85,16 @@ def train_request(
     Raises:
         ValueError: The run cannot work on a cluster, or with its data (if they can be read here).
     """
-    _check_locations(experiment)
-    _check_tracking(experiment, address)
+    check_locations(experiment)
+    check_tracking(experiment, address)
     default = run_folder.default_name(experiment)
     run = experiment.tracking.run or default
     added = [] if experiment.tracking.run else [f"tracking.run={run}"]
-    fingerprint, notes = _check_data(experiment)
+    fingerprint, notes = check_data(experiment)
     return new_request(
         "train",
         run.rpartition("/")[2],
-        (*words, *added, *_tracking_words(experiment)),
+        (*words, *added, *tracking_words(experiment)),
         name=default if run == default else None,
         notes=notes,
         recipe=recipe,
@@ -136,15 +126,15 @@ def trials_request(
         ValueError: It cannot work on a cluster, or with its data (if they can be read here).
     """
     for experiment in experiments:
-        _check_locations(experiment)
-    _check_tracking(experiments[0], address)
+        check_locations(experiment)
+    check_tracking(experiments[0], address)
     by_path = {experiment.data.path: experiment for experiment in experiments}
-    checked = [_check_data(experiment) for experiment in by_path.values()]
+    checked = [check_data(experiment) for experiment in by_path.values()]
     fingerprints = [fingerprint for fingerprint, _ in checked if fingerprint]
     return new_request(
         kind,
         name,
-        (*words, *_tracking_words(experiments[0])),
+        (*words, *tracking_words(experiments[0])),
         notes=chain.from_iterable(notes for _, notes in checked),
         run=files.join(experiments[0].tracking.runs, name),
         data=" ".join(by_path),
@@ -152,30 +142,6 @@ def trials_request(
         **({"recipe": recipe} if recipe else {}),
         **({"data.fingerprint": " ".join(fingerprints)} if fingerprints else {}),
     )
-
-
-def _check_locations(experiment: Experiment) -> None:
-    """Refuse an experiment that names paths of this machine."""
-    for option, path in (
-        ("data.path", experiment.data.path),
-        ("tracking.runs", experiment.tracking.runs),
-        ("model.weights", experiment.model.weights_file),
-    ):
-        if path is not None:
-            check_uri(option, path)
-
-
-def check_uri(option: str, path: str) -> None:
-    """Refuse a path of this machine.
-
-    Raises:
-        ValueError: It is one; names the option.
-    """
-    if "://" not in path:
-        raise UserError(
-            f"{option} ({path}) is a path of this machine, which a cluster does not see: use a "
-            "URI, or file:// for a folder that every node mounts"
-        )
 
 
 def submit(cluster: JobClient, request: JobRequest, package: Package) -> None:
@@ -195,65 +161,6 @@ def submit(cluster: JobClient, request: JobRequest, package: Package) -> None:
             runtime_env={"working_dir": folder, "env_vars": variables},
             metadata=request.metadata,
         )
-
-
-def _check_tracking(experiment: Experiment, address: str) -> None:
-    """Refuse a tracking server that the nodes of the cluster at an address cannot reach."""
-    uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return
-    option = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"
-    tracking_uri(experiment)  # refuses a malformed URI, or one with a password
-    if uri.startswith("sqlite:") and not uri.startswith("sqlite:////"):
-        raise UserError(f"{option} ({uri}) is a file of this machine: name an MLflow server")
-    if _is_loopback(uri) and not _is_loopback(address):
-        raise UserError(
-            f"{option} ({uri}) is a server of this machine, and the cluster is not: name it as the "
-            "cluster's nodes see it, with tracking.uri=http://HOST:PORT"
-        )
-
-
-def _tracking_words(experiment: Experiment) -> list[str]:
-    """The tracking server of this environment as an option, if the experiment names none.
-
-    Without either, the cluster's environment names one, or runs under file:// use SQLite.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return [f"tracking.uri={uri}"] if uri and not experiment.tracking.uri else []
-
-
-def _is_loopback(address: str) -> bool:
-    return urlsplit(address).hostname in LOOPBACK
-
-
-def _check_data(experiment: Experiment) -> tuple[str | None, tuple[str, ...]]:
-    """Check the experiment against its data.
-
-    Returns:
-        The data's fingerprint; or None, and a note why the data were not checked.
-
-    Raises:
-        ValueError: There are no data, or the run cannot work with them.
-    """
-    path = experiment.data.path
-    try:
-        manifest = call_with_limit(CHECK_SECONDS, lambda: _manifest(path))
-        whole = resolved(experiment)
-    except (OSError, ImportError) as error:
-        return None, (f"data not checked from here, the job will: {error}",)
-    if manifest is None:
-        return None, ("data not checked from here, the job will",)
-    budget(whole, manifest, None)
-    return manifest.fingerprint, ()
-
-
-def _manifest(path: str) -> Manifest | None:
-    try:
-        return read_manifest(path)
-    except ValueError:
-        if paths.is_local(path):  # only the nodes may mount the folder of a file:// URI
-            return None
-        raise
 
 
 def _safe_name(name: str) -> str:
