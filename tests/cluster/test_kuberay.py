@@ -10,12 +10,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from bcl_ray.cli import app
-from bcl_ray.ops.manifests import TARGETS, pod_rules, render, rules
+from bcl_ray.ops.manifests import TARGETS, render
 from bcl_ray.ops.manifests.entrypoints import COMMANDS, job_name
 from bcl_ray.ops.manifests.files import TARGETS as ALL
 from bcl_ray.ops.manifests.platforms import Dns
 from bcl_ray.tracking import mlflow_server
-from tests.cluster import schemas
+from tests.cluster import pod_rules, rules, schemas
 from tests.cluster.conftest import ROOT
 from tests.cluster.rendered import documents, objects, ray_cluster, ray_job
 from tests.cluster.rendered import mlflow_server as mlflow_container
@@ -356,6 +356,10 @@ def test_a_job_s_name_carries_its_run_and_kubernetes_takes_it(description):
     runs = ["a", "1", "a.b", "a-b", "a..b", "x" * 63, "x" * 62 + "y", "x" * 41 + "-y", "0.1"]
     names = [name(run, kind) for run in runs for kind in ("train", "evaluate")]
     assert len(set(names)) == len(names)
+    for recipe in ("mine", "mine-", "mine_", "Mine", "x" * 60):
+        job = description.job.model_copy(update={"overrides": (f"name={recipe}",)})
+        names.append(job_name(description.model_copy(update={"job": job}), "shard"))
+    assert len(set(names[-5:])) == 4, "mine- and mine_ are one to Kubernetes"
     for found in names:
         assert len(found) <= 47
         assert rules.DNS_LABEL.fullmatch(found)

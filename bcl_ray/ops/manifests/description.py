@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from bcl_ray.experiment.options import Section
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.manifests.jobs import Job, Jobs
+from bcl_ray.ops.manifests.job_sections import Job, Jobs
 from bcl_ray.ops.manifests.platforms import Aws, Kubernetes, Slurm
 from bcl_ray.ops.manifests.sections import (
     DataGroup,

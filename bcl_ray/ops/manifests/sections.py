@@ -43,8 +43,8 @@ class Image(Section):
     pull_secret: Name | None = Field(None, description="Kubernetes secret of a private registry.")
 
 
-class GroupSection(Section):
-    """Nodes of one size.
+class NodeSize(Section):
+    """What each node of a group has.
 
     On Kubernetes this is the size of a pod, which must leave room for the node's own pods.
     """
@@ -71,7 +71,7 @@ class GroupSection(Section):
         return self.shared_memory_gib * 2**30 * 9 // 10
 
 
-class Head(GroupSection):
+class Head(NodeSize):
     """The head, which runs Ray's control store and drivers but no tasks."""
 
     redis: bool = Field(
@@ -81,7 +81,7 @@ class Head(GroupSection):
     )
 
 
-class DataGroup(GroupSection):
+class DataGroup(NodeSize):
     """CPU nodes that read, decode and crop images."""
 
     min_nodes: int = Field(0, ge=0, description="Nodes that always run.")
@@ -102,7 +102,7 @@ class DataGroup(GroupSection):
         return self
 
 
-class GpuGroup(GroupSection):
+class GpuGroup(NodeSize):
     """Training nodes: steady ones, one of them for rank 0, and spot nodes for the other ranks."""
 
     gpus: int = Field(ge=0, description="GPUs of a node; 0: workers train on its CPUs.")
