@@ -19,6 +19,7 @@ from bcl_ray.cli import (
     use,
 )
 from bcl_ray.cli.exits import describe
+from bcl_ray.machine.errors import USER_MISTAKE
 from bcl_ray.machine.messages import notify
 
 app = typer.Typer(
@@ -55,7 +56,9 @@ def main(*command: str) -> None:
     try:
         _run(*command)
     except SystemExit as end:
-        if end.code == 2 and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop":  # in a RayJob
+        if (
+            end.code == USER_MISTAKE and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop"
+        ):  # in a RayJob
             from bcl_ray.ops.jobs.own_job import stop
 
             stop()

@@ -37,7 +37,7 @@ def machines_of(
         )
     nodes = math.ceil(workers / per_node)
     data_cpus = float(data.cpus * data.max_nodes)
-    store = nodes * group.object_store_bytes + data.max_nodes * data.object_store_bytes
+    object_store_bytes = nodes * group.object_store_bytes + data.max_nodes * data.object_store_bytes
     return Machines(
         device=(gpu or _gpu_of(group.instance_type)) if group.gpus else CPU,
         workers=workers,
@@ -45,7 +45,7 @@ def machines_of(
         data_nodes=data.max_nodes,
         cpus=nodes * group.cpus + data_cpus,
         data_node_cpus=data_cpus,
-        store_bytes=store,
+        store_bytes=object_store_bytes,
         price=price,
     )
 
