@@ -56,9 +56,8 @@ def main(*command: str) -> None:
     try:
         _run(*command)
     except SystemExit as end:
-        if (
-            end.code == USER_MISTAKE and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop"
-        ):  # in a RayJob
+        in_ray_job = os.environ.get("BCL_RAY_ON_MISTAKE") == "stop"
+        if end.code == USER_MISTAKE and in_ray_job:
             from bcl_ray.ops.jobs.own_job import stop
 
             stop()

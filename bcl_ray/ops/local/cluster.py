@@ -207,12 +207,7 @@ class LocalCluster:
         self.processes.start(f"notice-{name}", kill, self.parts.node_environment())
 
     def stop(self, part: str) -> None:
-        """End a part; its data and state stay.
-
-        The head is killed, with everything that runs on it, drivers of jobs too.
-
-        Args:
-            part: One of SWITCHES.
+        """End one of SWITCHES, whose data stay; the head is killed, with all that runs on it.
 
         Raises:
             ValueError: The cluster has no such part of its own.
@@ -220,10 +215,7 @@ class LocalCluster:
         SWITCHES[part].stop(self.parts)
 
     def start(self, part: str) -> None:
-        """Start a part again, and wait until it answers; waiting nodes connect to the head again.
-
-        Args:
-            part: One of SWITCHES.
+        """Start one of SWITCHES again, and wait until it answers; waiting nodes join the new head.
 
         Raises:
             ValueError: The cluster has no such part of its own.
