@@ -45,24 +45,25 @@ class JobRequest:
 
 def new_request(
     kind: str,
-    label: str,
+    name: str,
     words: tuple[str, ...],
     *,
+    add_time: bool = True,
     notes: Iterable[str] = (),
-    name: str | None = None,
     **metadata: str,
 ) -> JobRequest:
     """A request for a job.
 
     Args:
-        label: What the job's name begins with; the time follows.
-        name: The job's name, without a label and the time.
+        name: Name of the job.
+        add_time: Add the time to the name, so that no other job has it.
         notes: Messages for the person who sends it; each is shown once.
         **metadata: The job's record, in addition to its kind and versions.
     """
-    name = _safe_name(name or f"{label}-{time.strftime('%m%d-%H%M%S')}")
+    if add_time:
+        name = f"{name}-{time.strftime('%m%d-%H%M%S')}"
     record = {"kind": kind, **metadata, **versions()}
-    return JobRequest(name, kind, words, record, tuple(dict.fromkeys(notes)))
+    return JobRequest(_safe_name(name), kind, words, record, tuple(dict.fromkeys(notes)))
 
 
 def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
@@ -95,7 +96,7 @@ def train_request(
         "train",
         run.rpartition("/")[2],
         (*words, *added, *tracking_words(experiment)),
-        name=default if run == default else None,
+        add_time=run != default,
         notes=notes,
         recipe=recipe,
         run=run_folder.run_uri(run, experiment.tracking.runs),

@@ -120,6 +120,10 @@ class Parts:
                 self._end_all()  # before the pool waits for the other parts
                 raise
 
+    def start_mlflow(self) -> None:
+        """Start the MLflow server, and wait until it answers."""
+        self.mlflow().start(self.node_environment())
+
     def clear(self) -> None:
         """End all processes, and delete everything but logs and the data of S3 and MLflow."""
         self._end_all()
@@ -134,10 +138,6 @@ class Parts:
         if server := self.s3_server(self.description()):
             server.start()
             server.make_bucket("bcl-ray")
-
-    def start_mlflow(self) -> None:
-        """Start the MLflow server, and wait until it answers."""
-        self.mlflow().start(self.node_environment())
 
     def _end_all(self) -> None:
         self.processes.end(*self.processes.names(), patience=5)

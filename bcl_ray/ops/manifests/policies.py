@@ -7,8 +7,8 @@ PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}  # by how a region's nam
 
 def policy_values(store: ObjectStore) -> dict[str, object]:
     """The partition, and ARNs of the store and of its sources, by the templates' names."""
-    starts = [start for start in PARTITIONS if store.region.startswith(start)]
-    partition = PARTITIONS[starts[0]] if starts else "aws"
+    others = (name for start, name in PARTITIONS.items() if store.region.startswith(start))
+    partition = next(others, "aws")
     s3 = f"arn:{partition}:s3:::"
     bucket, prefix = _bucket_and_prefix(store.uri)
     sources = [_bucket_and_prefix(uri) for uri in store.sources]
