@@ -121,3 +121,11 @@ def test_cpu_nodes_have_room_for_as_many_workers_as_their_cpus_allow(
         return
     with pytest.raises(ValueError, match=rf"job.workers \({workers}\) is more than gpu.steady"):
         read(file)
+
+
+def test_rounding_loses_no_worker_of_a_node(description):
+    node = description.gpu.model_copy(update={"gpus": 0, "cpus": 4})
+    scale = description.job.experiment().scale
+    for cpus_per_worker, workers in ((0.1, 40), (0.3, 13), (3, 1)):
+        changed = scale.model_copy(update={"cpus_per_worker": cpus_per_worker})
+        assert node.workers_per_node(changed) == workers

@@ -113,7 +113,7 @@ class GpuGroup(NodeSize):
 
     def workers_per_node(self, scale: ScaleConfig) -> int:
         """Number of workers for which a node has room: one on each GPU, or on its CPUs."""
-        return self.gpus or int(self.cpus // scale.cpus_per_worker)
+        return self.gpus or int(self.cpus / scale.cpus_per_worker + 1e-6)  # 4 // 0.1 is 39
 
 
 class Roles(Section):
