@@ -76,7 +76,7 @@ def _shard(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
     check_uri("the target", options["target"])
     if options["origin"]:
         check_uri("--from", options["origin"])
-    return new_request("shard", f"shard-{options['source']}", words, data=options["target"])
+    return new_request("shard", f"shard-{options['source']}", words, {"data": options["target"]})
 
 
 def _train(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
@@ -116,7 +116,7 @@ def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
             "it out, or evaluate on this machine"
         )
     first = options["names"][0].rstrip("/").rpartition("/")[2]
-    return new_request("evaluate", f"evaluate-{first}", words, run=" ".join(options["names"]))
+    return new_request("evaluate", f"evaluate-{first}", words, {"run": " ".join(options["names"])})
 
 
 def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
@@ -128,7 +128,7 @@ def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
     check_uri("OUTPUT", options["output"])
     label = options["images"].partition("?")[0].rstrip("/").rpartition("/")[2]
     record = {"run": options["model"], "data": options["images"], "output": options["output"]}
-    return new_request("predict", f"predict-{label}", words, **record)
+    return new_request("predict", f"predict-{label}", words, record)
 
 
 def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest":

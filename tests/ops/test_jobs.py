@@ -95,7 +95,7 @@ def sent(head, name: str, script: str) -> JobClient:
     file = head.folder / f"{name}.py"
     file.write_text(script)
     cluster = JobClient(head.address)
-    made = new_request("train", name, (), add_time=False, run="none")
+    made = new_request("train", name, (), {"run": "none"}, add_time=False)
     request.submit(cluster, made, Package({"jobs/train.py": file}, ()))
     return cluster
 
@@ -185,7 +185,7 @@ def test_a_job_that_does_not_end_is_killed_and_this_is_reported(head, monkeypatc
 def test_a_client_with_another_bcl_ray_is_refused_in_the_job_with_both_named(head, monkeypatch):
     mine = client_versions()
     monkeypatch.setattr(request, "client_versions", lambda: {**mine, "bcl_ray": "9.9.9"})
-    made = new_request("evaluate", "other-version", ("file:///gone",), add_time=False)
+    made = new_request("evaluate", "other-version", ("file:///gone",), {}, add_time=False)
     request.submit(JobClient(head.address), made, pack("evaluate", made.words))
     status, out, err = head.run("jobs", "logs", "other-version", "--follow")
     assert status == 2

@@ -5,7 +5,7 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -47,22 +47,23 @@ def new_request(
     kind: str,
     name: str,
     words: tuple[str, ...],
+    metadata: Mapping[str, str | None],
     *,
     add_time: bool = True,
     notes: Iterable[str] = (),
-    **metadata: str,
 ) -> JobRequest:
     """A request for a job.
 
     Args:
         name: Name of the job.
+        metadata: The job's record, to which its kind and versions are added; None is left out.
         add_time: Add the time to the name, so that no other job has it.
         notes: Messages for the person who sends it; each is shown once.
-        **metadata: The job's record, in addition to its kind and versions.
     """
     if add_time:
         name = f"{name}-{time.strftime('%m%d-%H%M%S')}"
-    record = {"kind": kind, **metadata, **versions()}
+    known = {key: value for key, value in metadata.items() if value}
+    record = {"kind": kind, **known, **versions()}
     return JobRequest(_safe_name(name), kind, words, record, tuple(dict.fromkeys(notes)))
 
 
@@ -73,7 +74,9 @@ def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
         ValueError: This machine can read the folder, and it holds no run.
     """
     notes = check_run(uri)
-    return new_request("train", uri.rstrip("/").rpartition("/")[2], words, notes=notes, run=uri)
+    return new_request(
+        "train", uri.rstrip("/").rpartition("/")[2], words, {"run": uri}, notes=notes
+    )
 
 
 def train_request(
@@ -96,12 +99,14 @@ def train_request(
         "train",
         run.rpartition("/")[2],
         (*words, *added, *tracking_words(experiment)),
+        {
+            "recipe": recipe,
+            "run": run_folder.run_uri(run, experiment.tracking.runs),
+            "data": experiment.data.path,
+            "data.fingerprint": fingerprint,
+        },
         add_time=run != default,
         notes=notes,
-        recipe=recipe,
-        run=run_folder.run_uri(run, experiment.tracking.runs),
-        data=experiment.data.path,
-        **({"data.fingerprint": fingerprint} if fingerprint else {}),
     )
 
 
@@ -136,12 +141,14 @@ def trials_request(
         kind,
         name,
         (*words, *tracking_words(experiments[0])),
+        {
+            "run": files.join(experiments[0].tracking.runs, name),
+            "data": " ".join(by_path),
+            "command": shlex.join(words),
+            "recipe": recipe,
+            "data.fingerprint": " ".join(fingerprints),
+        },
         notes=chain.from_iterable(notes for _, notes in checked),
-        run=files.join(experiments[0].tracking.runs, name),
-        data=" ".join(by_path),
-        command=shlex.join(words),
-        **({"recipe": recipe} if recipe else {}),
-        **({"data.fingerprint": " ".join(fingerprints)} if fingerprints else {}),
     )
 
 
