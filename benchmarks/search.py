@@ -92,7 +92,7 @@ def main() -> None:
         s3.client(s3.parse_uri("s3://searches")).create_bucket(Bucket="searches")
         measure()
     finally:
-        server.kill()
+        server.processes.kill(*server.processes.names())
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,12 +9,11 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.local.ports import LOOPBACK, answers
+from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.processes import program
 from bcl_ray.ops.local.secret import write_private
 from bcl_ray.ops.local.store import S3Server
@@ -80,7 +79,7 @@ rgw cache enabled = false
 class Ceph(S3Server):
     """Ceph on this machine."""
 
-    default_access_key = "bcl-ray"
+    access_key = "bcl-ray"
     num_ports = 10  # S3, the monitor's, and eight for the store
 
     @staticmethod
@@ -111,7 +110,7 @@ class Ceph(S3Server):
         if first:
             self._make_monitor()
         self._launch("mon", "ceph-mon", "-i", "a")
-        self.processes.wait("mon", answers(self.port + 1), seconds=60)
+        self._wait_for("mon", self.port + 1)
         if first:
             identity = str(uuid.uuid4())
             self._run("ceph", "--connect-timeout", "30", "osd", "new", identity)
@@ -119,11 +118,11 @@ class Ceph(S3Server):
         else:  # else the monitor waits 10 s for the address of the one that has ended
             self._run("ceph", "--connect-timeout", "30", "osd", "down", "0")
         self._launch("osd", "ceph-osd", "-i", "0")
-        self.processes.wait("osd", self._store_is_up(), seconds=60)
+        self.processes.wait("osd", self._store_is_up, seconds=60)
         self._launch("rgw", "radosgw", "-n", "client.rgw")
         if not (self.folder / "user").exists():
             self._make_user()
-        self.processes.wait("rgw", answers(self.port), seconds=60)
+        self._wait_for("rgw", self.port)
 
     def stop(self) -> None:
         for name in reversed(self.processes.names()):  # a store without its monitor ends slowly
@@ -186,10 +185,8 @@ class Ceph(S3Server):
             raise OSError(f"{Path(command).name} {arguments[0]} failed: {words}")
         return done.stdout
 
-    def _store_is_up(self) -> Iterator[bool]:
-        while True:
-            try:
-                state = self._run("ceph", "--connect-timeout", "5", "osd", "stat")
-                yield "1 up" in state
-            except OSError:
-                yield False
+    def _store_is_up(self) -> bool:
+        try:
+            return "1 up" in self._run("ceph", "--connect-timeout", "5", "osd", "stat")
+        except OSError:
+            return False

@@ -57,7 +57,7 @@ def s3_server(request, tmp_path_factory) -> Iterator:
         server.start()
         yield server
     finally:
-        server.kill()
+        server.processes.kill(*server.processes.names())
 
 
 @pytest.fixture

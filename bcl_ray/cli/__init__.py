@@ -20,6 +20,7 @@ from bcl_ray.cli import (
     use,
 )
 from bcl_ray.cli.exits import describe
+from bcl_ray.machine.errors import USER_MISTAKE
 from bcl_ray.machine.messages import notify
 
 app = typer.Typer(
@@ -56,7 +57,8 @@ def main(*command: str) -> None:
     try:
         _run(*command)
     except SystemExit as end:
-        if end.code == 2 and os.environ.get("BCL_RAY_ON_MISTAKE") == "stop":  # in a RayJob
+        in_ray_job = os.environ.get("BCL_RAY_ON_MISTAKE") == "stop"
+        if end.code == USER_MISTAKE and in_ray_job:
             from bcl_ray.ops.jobs.own_job import stop
 
             stop()

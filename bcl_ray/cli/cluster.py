@@ -215,9 +215,7 @@ def cluster_stop(
     folder: Folder = None,
 ) -> None:
     """Stop a part of the cluster; `start` brings it back with its data."""
-    cluster = _local(folder)
-    stops = {"s3": cluster.stop_s3, "mlflow": cluster.stop_mlflow, "head": cluster.kill_head}
-    stops[part]()
+    _local(folder).stop(part)
     typer.echo(f"stopped {part}; `bcl-ray cluster start {part}` starts it again")
 
 
@@ -226,7 +224,5 @@ def cluster_start(
     part: Annotated[Part, typer.Argument(help="Part to start again.")], folder: Folder = None
 ) -> None:
     """Start a part of the cluster that was stopped."""
-    cluster = _local(folder)
-    starts = {"s3": cluster.start_s3, "mlflow": cluster.start_mlflow, "head": cluster.start_head}
-    starts[part]()
+    _local(folder).start(part)
     typer.echo(f"started {part}")

@@ -53,8 +53,9 @@ def _findings(
     cluster = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if cluster and cluster.startswith(("http://", "https://")):
         from bcl_ray.ops.doctor.cluster import examine_cluster
+        from bcl_ray.ops.jobs.client import dashboard_address
 
-        yield from examine_cluster(cluster.rstrip("/"), ca_file, store, mlflow)
+        yield from examine_cluster(dashboard_address(address), ca_file, store, mlflow)
     elif cluster:  # an address for drivers: this process can reach Ray itself
         from bcl_ray.ops.doctor.finding import merge
         from bcl_ray.ops.doctor.nodes import examine_nodes

@@ -41,13 +41,13 @@ def submit(
     """
     from bcl_ray.machine.versions import check_same_versions, client_versions
     from bcl_ray.ops.jobs.client import JobClient, dashboard_address
-    from bcl_ray.ops.jobs.package import package
+    from bcl_ray.ops.jobs.package import pack
     from bcl_ray.ops.jobs.request import submit as send
 
     dashboard = dashboard_address(address)
     quiet()
     request = _request(kind, tuple(words or ()), dashboard)
-    packed = package(kind, request.words, with_code=with_code)
+    packed = pack(kind, request.words, with_code=with_code)
     cluster = JobClient(dashboard, ca_file)
     check_same_versions(client_versions(), cluster.versions())
     send(cluster, request, packed)
@@ -66,12 +66,13 @@ def _request(kind: Kind, words: Words, address: str) -> "JobRequest":
 
 
 def _shard(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
-    from bcl_ray.ops.jobs.request import check_uri, new_request
+    from bcl_ray.ops.jobs.checks import check_uri
+    from bcl_ray.ops.jobs.request import new_request
 
     check_uri("the target", options["target"])
     if options["origin"]:
         check_uri("--from", options["origin"])
-    return new_request("shard", f"shard-{options['source']}", words, data=options["target"])
+    return new_request("shard", f"shard-{options['source']}", words, {"data": options["target"]})
 
 
 def _train(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
@@ -94,7 +95,8 @@ def _resume(options: dict[str, Any], words: Words) -> "JobRequest":
 
 
 def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
-    from bcl_ray.ops.jobs.request import check_uri, new_request
+    from bcl_ray.ops.jobs.checks import check_uri
+    from bcl_ray.ops.jobs.request import new_request
 
     for name in options["names"]:
         _check_model(name, options["runs"])
@@ -106,18 +108,19 @@ def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
             "it out, or evaluate on this machine"
         )
     first = options["names"][0].rstrip("/").rpartition("/")[2]
-    return new_request("evaluate", f"evaluate-{first}", words, run=" ".join(options["names"]))
+    return new_request("evaluate", f"evaluate-{first}", words, {"run": " ".join(options["names"])})
 
 
 def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
-    from bcl_ray.ops.jobs.request import check_uri, new_request
+    from bcl_ray.ops.jobs.checks import check_uri
+    from bcl_ray.ops.jobs.request import new_request
 
     _check_model(options["model"], options["runs"])
     check_uri("INPUT", options["images"])
     check_uri("OUTPUT", options["output"])
     label = options["images"].partition("?")[0].rstrip("/").rpartition("/")[2]
     record = {"run": options["model"], "data": options["images"], "output": options["output"]}
-    return new_request("predict", f"predict-{label}", words, **record)
+    return new_request("predict", f"predict-{label}", words, record)
 
 
 def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
@@ -157,7 +160,7 @@ def _study(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
 
 def _check_model(name: str, root: str) -> None:
     """Refuse a model on this machine; the job looks up those of the registry."""
-    from bcl_ray.ops.jobs.request import check_uri
+    from bcl_ray.ops.jobs.checks import check_uri
 
     if not name.startswith("models:"):
         check_uri("MODEL", name if "/" in name else root)

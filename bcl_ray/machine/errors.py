@@ -1,8 +1,10 @@
 """Errors whose texts are meant for a person: one line that says what to do."""
 
+USER_MISTAKE = 2  # exit status of a command that ends with a UserError
+
 
 class UserError(ValueError):
-    """A mistake of the user, found before anything expensive starts; exit status 2.
+    """A mistake of the user, found before anything expensive starts; exit status USER_MISTAKE.
 
     The text names the option or file, its value, the rule, and what to do.
     """

@@ -138,6 +138,17 @@ def test_nodes_log_in_to_a_registry_before_they_pull(description, tmp_path):
     assert config["initialization_commands"] == list(own.login)
 
 
+def test_the_artifacts_uri_is_one_word_of_the_head_s_command(description):
+    store = description.object_store.model_copy(update={"uri": "s3://bucket/a&b;c"})
+    files = render("aws", description.model_copy(update={"object_store": store}))
+    (line,) = (
+        line
+        for line in yaml.safe_load(files["cluster.yaml"])["head_start_ray_commands"]
+        if "mlflow server" in line
+    )
+    assert " --artifacts-destination 's3://bucket/a&b;c/mlflow' " in line
+
+
 def test_what_aws_needs_is_asked_for(description):
     with pytest.raises(ValueError, match=r"no section aws: add aws.security_group_ids"):
         render("aws", description.model_copy(update={"aws": None}))

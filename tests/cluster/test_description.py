@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests import read
+from bcl_ray.ops.manifests.capacity import machines_of
 from bcl_ray.ops.manifests.description import ClusterDescription
 from tests.cluster.conftest import ROOT
 from tests.cluster.test_rules import broken
@@ -41,7 +42,6 @@ def test_every_field_has_a_description(section):
         ("job.workers", 3, "job: optim.global_batch_size (256) must be divisible by scale.workers"),
         ("job.workers", 8, "job.workers (8) is more than gpu.steady_nodes and gpu.spot_nodes have"),
         ("slurm.nodes", 0, "slurm.nodes=0: input should be greater than or equal to 1"),
-        ("slurm.gpus_per_node", 1, "job.workers (4) is more than slurm.nodes times"),
         ("slurm.folder", "/a b", "slurm.folder=/a b: string should match pattern"),
         ("data.min_nodes", 3, "data.min_nodes (3) must be at most data.max_nodes (2)"),
         ("gpu.steady_nodes", 0, "gpu.steady_nodes=0: input should be greater than or equal to 1"),
@@ -52,6 +52,11 @@ def test_every_field_has_a_description(section):
         ("object_store.uri", "gs://x", "object_store.uri=gs://x: string should match pattern"),
         ("object_store.endpoint", "minio", "object_store.endpoint=minio must be an http(s)://"),
         ("object_store.secret", "s3", "object_store.roles and object_store.secret are two"),
+        (
+            "object_store.uri",
+            "file:///mnt/shared",
+            "object_store.roles need object_store.uri (file:///mnt/shared) to be s3://",
+        ),
         ("tracking.admin_secret", "mlflow", "tracking.secret (mlflow) must not be tracking.admin"),
         ("jobs.shard", "list 'x", "jobs.shard=list 'x cannot be split into words"),
         ("aws.image_id", "latest_dlami", "aws.image_id=latest_dlami: string should match pattern"),
@@ -101,3 +106,35 @@ def test_workers_may_be_a_range(tmp_path):
     file.write_text(yaml.safe_dump(content))
     assert read(file).job.scale == "scale.workers=[1, 4]"
     assert read(file).job.experiment().scale.workers == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("cpus_per_worker", "workers", "fits"),
+    [(0.5, 8, True), (1, 4, True), (1, 8, False), (8, 1, False)],
+)
+def test_cpu_nodes_have_room_for_as_many_workers_as_their_cpus_allow(
+    tmp_path, cpus_per_worker, workers, fits
+):
+    content = yaml.safe_load(EXAMPLE.read_text())
+    content["gpu"] |= {"gpus": 0, "cpus": 4, "steady_nodes": 1, "spot_nodes": 0}
+    content["job"] |= {
+        "workers": workers,
+        "overrides": [f"scale.cpus_per_worker={cpus_per_worker}"],
+    }
+    del content["slurm"]
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(content))
+    if fits:
+        experiment = read(file).job.experiment()
+        assert machines_of(read(file), experiment).worker_nodes == 1
+        return
+    with pytest.raises(ValueError, match=rf"job.workers \({workers}\) is more than gpu.steady"):
+        read(file)
+
+
+def test_rounding_loses_no_worker_of_a_node(description):
+    node = description.gpu.model_copy(update={"gpus": 0, "cpus": 4})
+    scale = description.job.experiment().scale
+    for cpus_per_worker, workers in ((0.1, 40), (0.3, 13), (3, 1)):
+        changed = scale.model_copy(update={"cpus_per_worker": cpus_per_worker})
+        assert node.workers_per_node(changed) == workers

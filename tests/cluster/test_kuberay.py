@@ -10,12 +10,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from bcl_ray.cli import app
-from bcl_ray.ops.manifests import TARGETS, pod_rules, render, rules
+from bcl_ray.ops.manifests import TARGETS, render
 from bcl_ray.ops.manifests.entrypoints import COMMANDS, job_name
 from bcl_ray.ops.manifests.files import TARGETS as ALL
 from bcl_ray.ops.manifests.platforms import Dns
 from bcl_ray.tracking import mlflow_server
-from tests.cluster import schemas
+from tests.cluster import pod_rules, rules, schemas
 from tests.cluster.conftest import ROOT
 from tests.cluster.rendered import documents, objects, ray_cluster, ray_job
 from tests.cluster.rendered import mlflow_server as mlflow_container
@@ -259,7 +259,7 @@ def test_network_policies_let_through_what_is_needed_and_no_more(
     [
         ("head", {"redis": True}),
         ("object_store", {"roles": None, "secret": "s3", "endpoint": "http://ceph.lan:7480"}),
-        ("object_store", {"uri": "file:///mnt/shared"}),
+        ("object_store", {"uri": "file:///mnt/shared", "roles": None}),
         ("gpu", {"spot_nodes": 0, "steady_nodes": 4}),
         ("data", {"max_nodes": 0}),
         ("tracking", {"uri": "https://mlflow.example.com"}),
@@ -283,6 +283,24 @@ def test_every_option_renders_into_valid_files(description, section, update):
     for value in update.values():
         if isinstance(value, str):
             assert value in text
+
+
+@pytest.mark.parametrize("recipe", ["imagenet_lt", "digits_lt"])
+def test_pods_on_any_node_mount_the_shared_volume_except_on_one_machine(description, recipe):
+    store = description.object_store.model_copy(
+        update={"uri": "file:///mnt/shared", "roles": None, "storage_gib": 500}
+    )
+    job = description.job.model_copy(update={"recipe": recipe, "overrides": ()})
+    changed = description.model_copy(update={"object_store": store, "job": job})
+    found = {
+        overlay: objects(changed, f"overlays/{overlay}/shared.yaml")[0]["spec"]
+        for overlay in OVERLAYS
+    }
+    modes = {overlay: spec["accessModes"] for overlay, spec in found.items()}
+    many = ["ReadWriteMany"]
+    assert modes == {"kind": ["ReadWriteOnce"], "gpu": many, "gpu-queue": many}
+    sizes = {name: spec["resources"]["requests"]["storage"] for name, spec in found.items()}
+    assert sizes == {"kind": "20Gi", "gpu": "500Gi", "gpu-queue": "500Gi"}
 
 
 def test_without_a_queue_nothing_speaks_of_kueue(description):
@@ -338,6 +356,10 @@ def test_a_job_s_name_carries_its_run_and_kubernetes_takes_it(description):
     runs = ["a", "1", "a.b", "a-b", "a..b", "x" * 63, "x" * 62 + "y", "x" * 41 + "-y", "0.1"]
     names = [name(run, kind) for run in runs for kind in ("train", "evaluate")]
     assert len(set(names)) == len(names)
+    for recipe in ("mine", "mine-", "mine_", "Mine", "x" * 60):
+        job = description.job.model_copy(update={"overrides": (f"name={recipe}",)})
+        names.append(job_name(description.model_copy(update={"job": job}), "shard"))
+    assert len(set(names[-5:])) == 4, "mine- and mine_ are one to Kubernetes"
     for found in names:
         assert len(found) <= 47
         assert rules.DNS_LABEL.fullmatch(found)

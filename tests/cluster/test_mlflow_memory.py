@@ -2,16 +2,19 @@
 
 import os
 import urllib.request
+from functools import partial
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from bcl_ray.ops.local.ports import LOOPBACK, answers, free_ports
+from bcl_ray.machine.waiting import answers
+from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.processes import BIN, Processes
 from bcl_ray.tracking import mlflow_server
 from tests.cluster.rendered import mlflow_server as mlflow_container
+from tests.s3_servers import free_block
 from tests.tracked import PATIENCE
 
 MIB = 2**20
@@ -60,14 +63,14 @@ def use(uri, folder):
 
 @pytest.mark.slow
 def test_mlflow_s_processes_fit_into_their_pod_with_a_reserve(description, tmp_path, monkeypatch):
-    processes, (port,) = Processes(tmp_path / "processes"), free_ports(1)
+    processes, port = Processes(tmp_path / "processes"), free_block(1)
     command, environment = rendered(description, tmp_path, port)
     (tmp_path / "model.bin").write_bytes(os.urandom(64 * MIB))
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", mlflow_server.ADMIN)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
     try:
         processes.start("mlflow", command, {**os.environ, **environment})
-        processes.wait("mlflow", answers(port), PATIENCE)
+        processes.wait("mlflow", partial(answers, LOOPBACK, port), PATIENCE)
         use(f"http://{LOOPBACK}:{port}", tmp_path)
         tree = processes.tree("mlflow")
         # Shared pages count once, in parts: as the kernel counts them against a pod.

@@ -4,6 +4,7 @@ Ceph's gateway evaluates IAM policies; AWS itself was not asked.
 """
 
 import json
+import re
 import secrets
 
 import pytest
@@ -127,6 +128,21 @@ def test_policies_are_written_for_pods_and_for_nodes(description):
         {"ec2:CreateAction": "RunInstances"},
         {"ec2:ResourceTag/ray-cluster-name": "bcl-ray"},
     ], "a head that may tag every instance may end every instance"
+
+
+@pytest.mark.parametrize(
+    ("region", "partition"),
+    [("eu-central-1", "aws"), ("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")],
+)
+def test_policies_name_resources_in_the_partition_of_the_region(description, region, partition):
+    store = description.object_store.model_copy(update={"region": region})
+    changed = description.model_copy(update={"object_store": store})
+    for target in ("kuberay", "aws"):
+        texts = [
+            text for name, text in render(target, changed).items() if name.startswith("policies/")
+        ]
+        found = set(re.findall(r'"arn:([^:]+):', "".join(texts)))
+        assert found == {partition}, target
 
 
 def test_without_roles_there_are_no_policies(description):

@@ -57,6 +57,10 @@ def test_a_container_an_interface_and_a_folder_go_where_they_act(description):
     assert "RAY_TMPDIR=/local/ray-$SLURM_JOB_ID" in script
 
 
+def test_a_folder_is_one_word_of_the_script_whatever_it_is_called(description):
+    assert "\njobs='/data/a&b;c'/jobs " in sbatch(description, folder="/data/a&b;c")
+
+
 def test_shellcheck_finds_nothing_in_any_of_them(description, tmp_path):
     file = tmp_path / "train.sbatch"
     site = {"container": "--container-image=/images/bcl-ray.sqsh", "interface": "ib0"}

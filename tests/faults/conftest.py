@@ -258,7 +258,7 @@ class Drill:
             time.sleep(0.5)  # the node that it is for ends with it
         alive = self.cluster.nodes()
         if "head" not in alive:
-            self.cluster.start_head()
+            self.cluster.start("head")
         for name in self.names:
             if name not in alive:
                 self.cluster.add_node(name)

@@ -66,8 +66,8 @@ def test_a_head_that_is_stopped_and_started_again(drill):
     nodes = drill.cluster.nodes()
     job = drill.start("head-restarted")
     job.wait_for_mid_epoch()
-    drill.cluster.kill_head()
-    drill.cluster.start_head()
+    drill.cluster.stop("head")
+    drill.cluster.start("head")
     assert job.wait() != 0
     again = drill.start("head-restarted")
     again.succeed()

@@ -20,16 +20,16 @@ def test_s3_down_for_a_minute_while_training_reads_and_for_another_during_upload
 ):
     job = drill.start("down", "train.checkpoint_every_steps=2")
     job.wait_for(lambda: "workers started" in job.output)
-    with outage(drill.cluster.stop_s3, drill.cluster.start_s3):
+    with outage(drill.cluster, "s3"):
         time.sleep(OUTAGE)
         assert job.process.poll() is None, job.output
         assert job.epochs() == 0
     job.wait_for_mid_epoch()
     before = waits(job)
     assert before > 0, job.output
-    with outage(drill.cluster.stop_s3, drill.cluster.start_s3):
+    with outage(drill.cluster, "s3"):
         time.sleep(OUTAGE)  # every other step has a checkpoint: its files wait, or the note of it
-    with outage(drill.cluster.stop_mlflow, drill.cluster.start_mlflow):
+    with outage(drill.cluster, "mlflow"):
         done = job.epochs()
         job.wait_for_epoch(done + 2)  # one of them from its begin to its end
     job.succeed()
@@ -65,12 +65,12 @@ def fill(folder):
 
 
 @contextlib.contextmanager
-def outage(stop, start):
-    stop()
+def outage(cluster, part):
+    cluster.stop(part)
     try:
         yield
     finally:
-        start()
+        cluster.start(part)
 
 
 def test_a_store_that_throttles_denies_resets_and_truncates(drill):

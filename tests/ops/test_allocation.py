@@ -70,7 +70,7 @@ def test_a_node_has_the_address_of_its_interface_or_the_one_that_reaches_its_pee
 
 
 def test_ports_are_free_and_differ():
-    first, second = network.free_ports("127.0.0.1")
+    first, second = network.two_free_ports("127.0.0.1")
     assert first != second
     for port in (first, second):
         with socket.socket() as one:

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from bcl_ray.ops.doctor import gpus, machine
+from bcl_ray.ops.doctor import gpus, machine, nodes
 from bcl_ray.ops.doctor.finding import Finding, merge, run_check
 
 CLUSTER_PREFIXES = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_")
@@ -104,8 +104,8 @@ def test_a_full_disk_is_reported(monkeypatch, tmp_path):
 
 def test_shared_memory_smaller_than_the_store_is_reported():
     with pytest.raises(OSError, match="start the container with --shm-size"):
-        machine.check_shared_memory(store_bytes=2.0**60)
-    assert "GiB free in /dev/shm" in machine.check_shared_memory(store_bytes=0)
+        machine.check_shared_memory(object_store_bytes=2.0**60)
+    assert "GiB free in /dev/shm" in machine.check_shared_memory(object_store_bytes=0)
 
 
 @pytest.mark.parametrize(("seen", "promised"), [(2, 0.0), (0, 1.0)])
@@ -127,6 +127,20 @@ def test_the_driver_is_read_from_nvidia_smi(monkeypatch, tmp_path):
     assert gpus.query_driver() == gpus.DriverReport(2, "570.86.15", "12.8")
     command.write_text("#!/bin/sh\necho no driver\nexit 9\n")
     with pytest.raises(OSError, match="nvidia-smi fails: no driver"):
+        gpus.query_driver()
+
+
+def test_a_driver_that_hangs_is_named_and_leaves_time_for_every_part_of_the_check(
+    monkeypatch, tmp_path
+):
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\nexec /bin/sleep 30\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.TIME_LIMITS["GPUs"] >= 2 * gpus.DRIVER_SECONDS + gpus.TORCH_SECONDS
+    assert machine.TIME_LIMITS["GPUs"] + 20 <= nodes.TASK_SECONDS, "and for the start of a task"
+    monkeypatch.setattr(gpus, "DRIVER_SECONDS", 0.2)
+    with pytest.raises(OSError, match=r"gives no answer within 0\.2 s: does the driver hang\?"):
         gpus.query_driver()
 
 
@@ -214,6 +228,14 @@ def test_without_a_cluster_only_this_machine_is_checked():
         ["TMPDIR", "here"],
     ]
     assert status == (1 if "✗" in output else 0)
+
+
+@pytest.mark.ray
+def test_a_password_in_the_cluster_s_address_is_not_shown():
+    status, output = doctor(RAY_ADDRESS="https://me:hunter2@127.0.0.1:1")
+    assert status == 2
+    assert "RAY_ADDRESS holds a user name or a password" in output
+    assert "hunter2" not in output
 
 
 @pytest.mark.slow

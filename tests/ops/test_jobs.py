@@ -13,7 +13,7 @@ import pytest
 from bcl_ray.machine.versions import client_versions
 from bcl_ray.ops.jobs import request
 from bcl_ray.ops.jobs.client import JobClient
-from bcl_ray.ops.jobs.package import Package, package
+from bcl_ray.ops.jobs.package import Package, pack
 from bcl_ray.ops.jobs.request import new_request
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -95,7 +95,7 @@ def sent(head, name: str, script: str) -> JobClient:
     file = head.folder / f"{name}.py"
     file.write_text(script)
     cluster = JobClient(head.address)
-    made = request.replace(new_request("train", name, (), run="none"), name=name)
+    made = new_request("train", name, (), {"run": "none"}, add_time=False)
     request.submit(cluster, made, Package({"jobs/train.py": file}, ()))
     return cluster
 
@@ -185,8 +185,8 @@ def test_a_job_that_does_not_end_is_killed_and_this_is_reported(head, monkeypatc
 def test_a_client_with_another_bcl_ray_is_refused_in_the_job_with_both_named(head, monkeypatch):
     mine = client_versions()
     monkeypatch.setattr(request, "client_versions", lambda: {**mine, "bcl_ray": "9.9.9"})
-    made = request.replace(new_request("evaluate", "x", ("file:///gone",)), name="other-version")
-    request.submit(JobClient(head.address), made, package("evaluate", made.words))
+    made = new_request("evaluate", "other-version", ("file:///gone",), {}, add_time=False)
+    request.submit(JobClient(head.address), made, pack("evaluate", made.words))
     status, out, err = head.run("jobs", "logs", "other-version", "--follow")
     assert status == 2
     refusal = f"bcl_ray 9.9.9 submitted it, and the cluster has {mine['bcl_ray']}"
@@ -205,7 +205,7 @@ def test_the_command_of_a_job_fails_with_its_own_exit_status_and_the_code_that_w
 
 
 def test_rays_own_submit_runs_the_same_with_plain_text(head):
-    made = package("evaluate", ["file:///gone/run"])
+    made = pack("evaluate", ["file:///gone/run"])
     made.write(head.folder / "plain")
     folder = ("--working-dir", head.folder / "plain")
     entry = ("python", "jobs/evaluate.py", "file:///gone/run")

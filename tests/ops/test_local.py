@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from bcl_ray.ops.local import LocalCluster
-from bcl_ray.ops.local.cluster import _node_groups
+from bcl_ray.ops.local.cluster_folder import node_groups
 from tests.s3_servers import free_block
 
 CLUSTER = (sys.executable, "-m", "bcl_ray", "cluster")
@@ -47,10 +47,10 @@ def status_of(url: str, token: str | None = None, **headers: str) -> int:
 
 
 def test_a_third_of_the_nodes_are_for_data():
-    assert _node_groups(1) == {"train-1": "train"}
-    assert _node_groups(2) == {"data-1": "data", "train-1": "train"}
-    assert _node_groups(3) == {"data-1": "data", "train-1": "train", "train-2": "train"}
-    assert list(_node_groups(7).values()).count("data") == 2
+    assert node_groups(1) == {"train-1": "train"}
+    assert node_groups(2) == {"data-1": "data", "train-1": "train"}
+    assert node_groups(3) == {"data-1": "data", "train-1": "train", "train-2": "train"}
+    assert list(node_groups(7).values()).count("data") == 2
 
 
 @pytest.mark.parametrize(

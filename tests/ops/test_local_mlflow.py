@@ -5,14 +5,16 @@ import json
 import stat
 import urllib.error
 import urllib.request
+from functools import partial
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from bcl_ray.machine.waiting import answers
 from bcl_ray.ops.doctor.machine import check_tracking_server
 from bcl_ray.ops.local import tracking_server
-from bcl_ray.ops.local.ports import LOOPBACK, answers, free_ports
+from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.processes import Processes
 from bcl_ray.ops.local.ray_commands import machine_environment
 from bcl_ray.ops.local.tracking_server import Accounts
@@ -20,6 +22,7 @@ from bcl_ray.runs import run_folder
 from bcl_ray.runs.checkpoint import load
 from bcl_ray.tracking import mlflow_model, mlflow_server
 from bcl_ray.tracking.registry import register, resolve
+from tests.s3_servers import free_block
 from tests.tracked import (
     PATIENCE,
     begin,
@@ -38,13 +41,13 @@ def protected(tmp_path_factory):
     """Address of a server that asks, and the account that it knows."""
     folder = tmp_path_factory.mktemp("protected")
     processes, accounts = Processes(folder / "processes"), Accounts(folder / "mlflow")
-    (port,) = free_ports(1)
+    port = free_block(1)
     database = tracking_server.sqlite(folder / "mlflow")
     environment = machine_environment() | tracking_server.environment(database)
     command = tracking_server.command(port, str(folder / "artifacts"), auth=True)
     processes.start("mlflow", command, environment | accounts.server(database))
     try:
-        processes.wait("mlflow", answers(port), PATIENCE)
+        processes.wait("mlflow", partial(answers, LOOPBACK, port), PATIENCE)
         accounts.ensure_client(f"http://{LOOPBACK}:{port}")
         yield f"http://{LOOPBACK}:{port}", accounts
     finally:

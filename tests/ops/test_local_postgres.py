@@ -5,9 +5,9 @@ import shutil
 import psutil
 import pytest
 
-from bcl_ray.ops.local.ports import free_ports
 from bcl_ray.ops.local.postgres import INSTALL, Postgres
 from bcl_ray.ops.local.processes import Processes, program
+from tests.s3_servers import free_block
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def test_a_database_keeps_its_data_and_asks_for_a_password(tmp_path, processes, 
         return connection
 
     folder = tmp_path / "postgres"
-    for number, port in enumerate(free_ports(2)):
+    first = free_block(2)
+    for number, port in enumerate((first, first + 1)):
         database = Postgres(folder, port, processes)
         database.start()
         with connect(database.environment()["PGPASSFILE"]) as there, there.cursor() as cursor:

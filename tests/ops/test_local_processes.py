@@ -10,8 +10,9 @@ import time
 import psutil
 import pytest
 
-from bcl_ray.ops.local.ports import check_free, free_ports
+from bcl_ray.ops.local.ports import check_free
 from bcl_ray.ops.local.processes import MARK, Processes, program
+from tests.s3_servers import free_block
 
 CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); {}"
 SLEEP = "import time; time.sleep(600)"
@@ -113,13 +114,13 @@ def test_the_same_name_runs_once(processes):
 def test_a_process_that_ends_too_early_is_reported_with_its_last_line(processes):
     start(processes, "one", "import sys; sys.exit('no licence')")
     with pytest.raises(OSError, match=rf"one ended: no licence \({processes.log('one')}\)"):
-        processes.wait("one", iter(lambda: False, None), seconds=20)
+        processes.wait("one", lambda: False, seconds=20)
 
 
 def test_a_process_that_is_never_ready_is_an_error(processes):
     start(processes, "one", f"print('thinking', flush=True); {SLEEP}")
     with pytest.raises(OSError, match=r"one was not ready in 0\.5 s"):
-        processes.wait("one", iter(lambda: False, None), seconds=0.5)
+        processes.wait("one", lambda: False, seconds=0.5)
 
 
 def test_a_missing_program_comes_with_its_remedy():
@@ -128,7 +129,8 @@ def test_a_missing_program_comes_with_its_remedy():
 
 
 def test_a_port_in_use_is_refused_with_the_process_that_uses_it():
-    first, second = free_ports(2)
+    first = free_block(2)
+    second = first + 1
     check_free({"a": first, "b": second})
     with socket.socket() as held:
         held.bind(("127.0.0.1", first))

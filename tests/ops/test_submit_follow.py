@@ -4,9 +4,11 @@ import asyncio
 import itertools
 import json
 import socket
+import ssl
 import threading
 import time
 
+import certifi
 import pytest
 from aiohttp import web
 from hypothesis import given
@@ -280,6 +282,13 @@ def test_an_address_without_a_dashboard_is_explained(dashboard, monkeypatch):
         JobClient(dashboard.address.replace("http", "https"))
     with pytest.raises(OSError, match="is a name that cannot be resolved"):
         JobClient("http://nowhere.invalid:8265")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_certificates_to_trust_may_be_a_file_or_a_folder(dashboard, monkeypatch, tmp_path, kind):
+    trusted = certifi.where() if kind == "file" else str(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", trusted)
+    assert isinstance(JobClient(dashboard.address).tls(), ssl.SSLContext)
 
 
 def test_an_address_comes_from_the_option_or_the_environment(monkeypatch):

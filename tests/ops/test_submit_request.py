@@ -14,7 +14,7 @@ from bcl_ray.machine.versions import (
     client_versions,
     git_commit,
 )
-from bcl_ray.ops.jobs import request
+from bcl_ray.ops.jobs import checks, request
 
 pytestmark = pytest.mark.ray  # Ray's client is imported, though no Ray is started
 
@@ -36,8 +36,8 @@ def unseen(monkeypatch):
     def fail(uri):
         raise OSError(f"{uri}: no route")
 
-    monkeypatch.setattr(request, "read_manifest", fail)
-    monkeypatch.setattr(request.run_folder, "open_run", fail)
+    monkeypatch.setattr(checks, "read_manifest", fail)
+    monkeypatch.setattr(checks.run_folder, "open_run", fail)
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +137,25 @@ def test_a_folder_that_only_the_nodes_mount_is_left_to_the_job():
 
 def test_a_bucket_without_data_is_refused_before_anything_is_sent(monkeypatch):
     monkeypatch.setattr(
-        request, "read_manifest", lambda uri: (_ for _ in ()).throw(ValueError("no"))
+        checks, "read_manifest", lambda uri: (_ for _ in ()).throw(ValueError("no"))
     )
     with pytest.raises(ValueError, match="no"):
         request_for("train", "cifar10_lt", *REMOTE)
 
 
 def test_storage_that_never_answers_does_not_delay_a_job(monkeypatch):
-    monkeypatch.setattr(request, "CHECK_SECONDS", 0.2)
-    monkeypatch.setattr(request, "read_manifest", lambda uri: time.sleep(30))
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(checks, "read_manifest", lambda uri: time.sleep(30))
     begun = time.monotonic()
     assert request_for("train", "cifar10_lt", *REMOTE).notes
     assert time.monotonic() - begun < 5
+
+
+def test_a_run_that_is_not_checked_in_time_is_left_to_the_job_with_a_note(monkeypatch):
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(checks.run_folder, "open_run", lambda uri: time.sleep(30))
+    job = request_for("train", "--resume", "mine", "tracking.runs=s3://bucket/runs")
+    assert job.notes[0].startswith("run not checked from here, the job will: no answer within 0.2")
 
 
 def test_the_tracking_server_of_this_environment_is_passed_to_the_job(unseen, monkeypatch):

@@ -9,8 +9,8 @@ from bcl_ray.cli import submit
 from bcl_ray.cli.jobs import _resume_command
 from bcl_ray.experiment.overrides import from_yaml
 from bcl_ray.experiment.recipes import cifar10_lt, digits_lt
-from bcl_ray.ops.jobs import request
-from bcl_ray.ops.jobs.package import package
+from bcl_ray.ops.jobs import checks
+from bcl_ray.ops.jobs.package import pack
 from bcl_ray.tuning.search_ledger import begin
 from bcl_ray.tuning.settings import Extent, Settings
 
@@ -29,7 +29,7 @@ def unseen(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(request, "read_manifest", fail)
+    monkeypatch.setattr(checks, "read_manifest", fail)
 
 
 def job_request(*words):
@@ -87,7 +87,7 @@ def test_a_study_is_sent_with_its_file_and_a_name(tmp_path):
     assert (job.metadata["kind"], job.metadata["recipe"]) == ("study", "grid.yaml")
     assert job.metadata["run"] == "s3://bucket/runs/grid"
     assert job.metadata["data"] == "s3://bucket/shards"
-    packed = package("study", job.words)
+    packed = pack("study", job.words)
     assert packed.words[0] == "files/grid.yaml"
     assert set(packed.files) == {"jobs/study.py", "files/grid.yaml"}
     resume = _resume_command(job.metadata)

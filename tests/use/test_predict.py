@@ -55,7 +55,7 @@ def swift(tmp_path_factory):
                 patch.setenv(name, value)
             yield server
         finally:
-            server.kill()
+            server.processes.kill(*server.processes.names())
 
 
 @pytest.fixture(scope="module", autouse=True)

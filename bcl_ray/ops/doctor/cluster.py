@@ -13,7 +13,7 @@ import requests
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.messages import last_line
 from bcl_ray.machine.versions import client_versions
-from bcl_ray.ops.doctor.finding import SECONDS, Finding, merge, run_check
+from bcl_ray.ops.doctor.finding import CHECK_SECONDS, Finding, merge, run_check
 from bcl_ray.ops.jobs.client import JobClient
 
 MARK = "bcl-ray-finding "  # begins a line of the job's log that holds a finding
@@ -58,7 +58,7 @@ def examine_cluster(
 
 def _check_token(cluster: JobClient) -> str:
     without_token = requests.get(
-        f"{cluster.address}/api/version", timeout=SECONDS - 3, verify=cluster.ca_file or True
+        f"{cluster.address}/api/version", timeout=CHECK_SECONDS - 3, verify=cluster.ca_file or True
     )
     if without_token.status_code < 400:
         raise UserError(
@@ -81,7 +81,7 @@ def _check_versions(cluster: JobClient) -> str:
 
 def _check_nodes(cluster: JobClient) -> str:
     try:
-        answer = cluster.get("/api/v0/nodes?limit=1000", timeout=SECONDS - 3)
+        answer = cluster.get("/api/v0/nodes?limit=1000", timeout=CHECK_SECONDS - 3)
         nodes = answer["data"]["result"]["result"]
     except (ValueError, KeyError, TypeError):
         raise UserError("no State API: install ray[default] on the head") from None
@@ -112,7 +112,7 @@ def _examine_nodes_by_job(
             raise OSError(f"job {name} {status}: {line}; `bcl-ray jobs logs {name}`")
         return f"{name} checked every node"
 
-    yield run_check("jobs", "cluster", run_job, JOB_SECONDS + SECONDS)
+    yield run_check("jobs", "cluster", run_job, JOB_SECONDS + CHECK_SECONDS)
     yield from merge(findings)
 
 

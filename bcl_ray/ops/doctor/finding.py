@@ -1,10 +1,11 @@
 """Findings, each the result of one check with a time limit."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-SECONDS = 15.0  # for each check, even if a server never answers
+from bcl_ray.machine.waiting import call_with_limit
+
+CHECK_SECONDS = 15.0  # for each check, even if a server never answers
 
 
 @dataclass(frozen=True)
@@ -22,31 +23,19 @@ class Finding:
 
 
 def run_check(
-    subject: str, where: str, check: Callable[[], str], seconds: float = SECONDS
+    subject: str, where: str, check: Callable[[], str], seconds: float = CHECK_SECONDS
 ) -> Finding:
-    """Run one check in a thread, and leave the thread to itself if the check takes too long.
+    """Run one check; one that takes too long is left to itself.
 
     Args:
         check: Returns the state, or raises an error with what is wrong and what to do.
     """
-    outcome: list[tuple[bool, str]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((True, check()))
-        except Exception as error:
-            has_own_text = isinstance(error, (ValueError, OSError)) and str(error)
-            text = str(error) if has_own_text else f"{type(error).__name__}: {error}"
-            outcome.append((False, " ".join(text.split())))
-
-    thread = threading.Thread(target=run, name=f"check-{subject}", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        text = f"no answer within {seconds:g} s: is it overloaded, or its network blocked?"
-        return Finding(subject, where, good=False, text=text)
-    good, text = outcome[0]
-    return Finding(subject, where, good, text)
+    try:
+        return Finding(subject, where, good=True, text=call_with_limit(seconds, check))
+    except Exception as error:
+        has_own_text = isinstance(error, (ValueError, OSError)) and str(error)
+        text = str(error) if has_own_text else f"{type(error).__name__}: {error}"
+        return Finding(subject, where, good=False, text=" ".join(text.split()))
 
 
 def merge(findings: Iterable[Finding]) -> Iterator[Finding]:

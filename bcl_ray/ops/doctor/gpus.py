@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass, field
 from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.messages import last_line
 
-SECONDS = 35.0  # for all checks: PyTorch's import alone takes up to 10 s on a busy node
+DRIVER_SECONDS = 10.0  # for each of two calls of nvidia-smi
+TORCH_SECONDS = 35.0  # PyTorch's import alone takes up to 10 s on a busy node
+MOST_SECONDS = 2 * DRIVER_SECONDS + TORCH_SECONDS + 2  # for the whole check
 # The first driver of each major version of CUDA, from NVIDIA's "CUDA Compatibility", table of minor
 # version compatibility. A driver runs all minor versions of its major version, newer ones too.
 FIRST_DRIVER = {11: "450", 12: "525", 13: "580"}
@@ -59,7 +61,7 @@ def check_gpus(declared: float | None) -> str:
 
     Raises:
         ValueError: Ray, driver and PyTorch do not agree; with what to do.
-        OSError: nvidia-smi fails.
+        OSError: nvidia-smi fails, or hangs.
     """
     driver = query_driver()
     if declared is not None and int(declared) != driver.gpus:
@@ -111,7 +113,7 @@ def query_driver() -> DriverReport:
     """Ask nvidia-smi; without that program, there are no GPUs.
 
     Raises:
-        OSError: It fails.
+        OSError: It fails, or hangs.
     """
     command = shutil.which("nvidia-smi")
     if command is None:
@@ -138,12 +140,17 @@ def query_torch() -> TorchReport:
     command = [sys.executable, "-m", "bcl_ray.ops.doctor.gpus"]
     try:
         done = subprocess.run(  # noqa: S603
-            command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TORCH_SECONDS,
+            check=False,
         )
         return TorchReport(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"no tensor reached them within {SECONDS:g} s: does the driver hang?"
+            f"no tensor reached them within {TORCH_SECONDS:g} s: does the driver hang?"
         ) from None
     except (ValueError, IndexError):
         error = last_line(done.stderr, "no message")
@@ -151,9 +158,14 @@ def query_torch() -> TorchReport:
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(  # noqa: S603
-        command, capture_output=True, text=True, check=False, timeout=10
-    )
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, check=False, timeout=DRIVER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(
+            f"nvidia-smi gives no answer within {DRIVER_SECONDS:g} s: does the driver hang?"
+        ) from None
     if done.returncode:
         raise OSError(f"nvidia-smi fails: {(done.stdout + done.stderr).strip()}")
     return done.stdout

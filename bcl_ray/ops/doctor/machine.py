@@ -21,11 +21,11 @@ from bcl_ray import __version__
 from bcl_ray.machine import user
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.doctor import gpus
-from bcl_ray.ops.doctor.finding import SECONDS, Finding, run_check
+from bcl_ray.ops.doctor.finding import CHECK_SECONDS, Finding, run_check
 from bcl_ray.storage import s3
 
 PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "boto3")
-TIME_LIMITS = {"GPUs": gpus.SECONDS + 2}  # of checks that take longer than the others
+TIME_LIMITS = {"GPUs": gpus.MOST_SECONDS}  # of checks that take longer than the others
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Ray's object store lies)
 
@@ -61,7 +61,7 @@ def examine(
         checks["MLflow"] = lambda: check_tracking_server(mlflow)
     with ThreadPoolExecutor(len(checks)) as pool:
         yield from pool.map(
-            lambda name: run_check(name, where, checks[name], TIME_LIMITS.get(name, SECONDS)),
+            lambda name: run_check(name, where, checks[name], TIME_LIMITS.get(name, CHECK_SECONDS)),
             checks,
         )
 
@@ -91,19 +91,19 @@ def check_disk(folder: Path) -> str:
     return text
 
 
-def check_shared_memory(store_bytes: float) -> str:
+def check_shared_memory(object_store_bytes: float) -> str:
     """Check that Ray's object store fits into shared memory; else Ray uses the slow disk.
 
     Args:
-        store_bytes: Size of the object store; 0 if unknown.
+        object_store_bytes: Size of the object store; 0 if unknown.
     """
     if not SHARED_MEMORY.exists():
         return f"{SHARED_MEMORY} is not on this system"
     usage = shutil.disk_usage(SHARED_MEMORY)
     text = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free in {SHARED_MEMORY}"
-    if usage.total < max(store_bytes, 0.25 * GIB):
+    if usage.total < max(object_store_bytes, 0.25 * GIB):
         raise OSError(
-            f"{text}, and Ray's object store takes {store_bytes / GIB:.1f} GiB: start the "
+            f"{text}, and Ray's object store takes {object_store_bytes / GIB:.1f} GiB: start the "
             "container with --shm-size (Kubernetes: an emptyDir with medium Memory)"
         )
     return text
@@ -114,7 +114,7 @@ def check_object_store(uri: str) -> str:
     if not s3.is_s3(uri):
         raise UserError(f"'{uri}' is not s3://BUCKET/FOLDER")
     actions = ("list", "read", "write", "delete")
-    problems = s3.check_access(uri, actions, SECONDS - 1)
+    problems = s3.check_access(uri, actions, CHECK_SECONDS - 1)
     if problems:
         raise OSError("; ".join(problems))
     return f"{uri} on {s3.parse_uri(uri).server}: {', '.join(actions)}"
@@ -135,7 +135,7 @@ def check_tracking_server(uri: str) -> str:
         headers=_credentials(),
     )
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS - 3) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=CHECK_SECONDS - 3) as answer:  # noqa: S310
             json.load(answer)
     except urllib.error.HTTPError as error:
         raise OSError(f"{uri} {_explain(error, address.netloc)}") from None

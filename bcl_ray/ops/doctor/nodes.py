@@ -14,7 +14,7 @@ from bcl_ray.ops.doctor.machine import examine
 from bcl_ray.ray_runtime import node_groups
 from bcl_ray.ray_runtime.connection import Resources, connected, one_line
 
-TASK_SECONDS = 60.0  # for the start of a task, and its checks, which take 37 s at most
+TASK_SECONDS = 80.0  # for the start of a task, and its checks, which take 57 s at most
 
 
 def examine_nodes(store: str | None, mlflow: str | None) -> Iterator[Finding]:

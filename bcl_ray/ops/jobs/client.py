@@ -75,7 +75,8 @@ class JobClient(JobSubmissionClient):
     """Ray's client of the Jobs API, with time limits, and errors that say what to do.
 
     Args:
-        ca_file: Certificates to trust; by default those of the environment or of the system.
+        ca_file: File or folder of certificates to trust; by default those of the environment or of
+            the system.
 
     Raises:
         ValueError: The server at this address is no dashboard.
@@ -103,7 +104,11 @@ class JobClient(JobSubmissionClient):
 
     def tls(self) -> ssl.SSLContext | bool:
         """The certificates to trust, as aiohttp takes them."""
-        return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else True
+        if self.ca_file is None:
+            return True
+        if Path(self.ca_file).is_dir():  # as `requests` takes it too
+            return ssl.create_default_context(capath=self.ca_file)
+        return ssl.create_default_context(cafile=self.ca_file)
 
     def get(self, route: str, **options: Any) -> Any:
         """The JSON that the dashboard answers to GET; `options` go to `requests`.

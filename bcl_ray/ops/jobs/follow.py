@@ -83,7 +83,7 @@ async def _follow(cluster: JobClient, name: str, show: Show, notify: Show) -> Jo
             job = await asyncio.to_thread(cluster.job, name)
             if job.status.is_terminal():
                 break
-            raise ConnectionError("the log ended before the job")
+            raise ConnectionError("the log ended before the job")  # handled like a lost one, below
         except (aiohttp.ClientError, OSError) as error:
             # BrokenPipeError comes from `show`: nobody reads the output any more.
             if isinstance(error, PermissionError | BrokenPipeError):

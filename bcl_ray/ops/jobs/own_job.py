@@ -12,9 +12,9 @@ import time
 
 from ray.job_submission import JobSubmissionClient
 
+from bcl_ray.machine.errors import USER_MISTAKE
 from bcl_ray.machine.messages import notify
 
-MISTAKE = 2  # exit status
 PATIENCE = 60.0  # seconds until Ray's stop signal, which comes at once
 
 
@@ -27,7 +27,7 @@ def stop() -> None:
     if not job:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(MISTAKE))
+        signal.signal(number, lambda *_: sys.exit(USER_MISTAKE))
     try:
         name = json.loads(job)["metadata"]["job_submission_id"]
         notify(f"job {name} is stopped, for it would fail again in the same way")

@@ -49,7 +49,7 @@ class Package:
             shutil.copyfile(file, target)
 
 
-def package(kind: str, words: Sequence[str], *, with_code: bool = False) -> Package:
+def pack(kind: str, words: Sequence[str], *, with_code: bool = False) -> Package:
     """Put the working directory of a job together.
 
     Args:

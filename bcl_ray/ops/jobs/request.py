@@ -1,35 +1,30 @@
-"""A job to be sent, checked on this machine as far as possible before anything is sent."""
+"""A job to be sent, with its record; what can be checked from here is checked first."""
 
 import json
-import os
 import re
 import shlex
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from bcl_ray.data.shards import Manifest, read_manifest
-from bcl_ray.experiment.open_options import resolved
 from bcl_ray.experiment.options import Experiment
-from bcl_ray.machine.errors import UserError
 from bcl_ray.machine.versions import CLIENT, client_versions, versions
+from bcl_ray.ops.jobs.checks import (
+    check_data,
+    check_locations,
+    check_run,
+    check_tracking,
+    tracking_words,
+)
 from bcl_ray.ops.jobs.client import JobClient
 from bcl_ray.ops.jobs.package import Package
 from bcl_ray.runs import events, run_folder
-from bcl_ray.runs.budget import budget
-from bcl_ray.storage import files, paths
-from bcl_ray.tracking.connection import tracking_uri
+from bcl_ray.storage import files
 
 STOP_SECONDS = 90  # for a last checkpoint; after that, Ray kills the job
-CHECK_SECONDS = 15.0  # for reading a run or data from this machine
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,28 @@ class JobRequest:
     """Messages for the person who sends it."""
 
 
-def new_request(kind: str, label: str, words: tuple[str, ...], **metadata: str) -> JobRequest:
-    """A request whose name consists of a label and the time."""
-    name = _safe_name(f"{label}-{time.strftime('%m%d-%H%M%S')}")
-    return JobRequest(name, kind, words, {"kind": kind, **metadata, **versions()})
+def new_request(
+    kind: str,
+    name: str,
+    words: tuple[str, ...],
+    metadata: Mapping[str, str | None],
+    *,
+    add_time: bool = True,
+    notes: Iterable[str] = (),
+) -> JobRequest:
+    """A request for a job.
+
+    Args:
+        name: Name of the job.
+        metadata: The job's record, to which its kind and versions are added; None is left out.
+        add_time: Add the time to the name, so that no other job has it.
+        notes: Messages for the person who sends it; each is shown once.
+    """
+    if add_time:
+        name = f"{name}-{time.strftime('%m%d-%H%M%S')}"
+    known = {key: value for key, value in metadata.items() if value}
+    record = {"kind": kind, **known, **versions()}
+    return JobRequest(_safe_name(name), kind, words, record, tuple(dict.fromkeys(notes)))
 
 
 def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
@@ -60,17 +73,10 @@ def resume_request(uri: str, words: tuple[str, ...]) -> JobRequest:
     Raises:
         ValueError: This machine can read the folder, and it holds no run.
     """
-    check_uri("--resume", uri)
-    notes = []
-    try:
-        call_with_limit(CHECK_SECONDS, lambda: run_folder.open_run(uri))
-    except (OSError, ImportError) as error:
-        notes = [f"run not checked from here, the job will: {error}"]
-    except ValueError:
-        if not paths.is_local(uri):  # only the nodes may mount the folder of a file:// URI
-            raise
-    request = new_request("train", uri.rstrip("/").rpartition("/")[2], words, run=uri)
-    return replace(request, notes=tuple(notes))
+    notes = check_run(uri)
+    return new_request(
+        "train", uri.rstrip("/").rpartition("/")[2], words, {"run": uri}, notes=notes
+    )
 
 
 def train_request(
@@ -83,22 +89,25 @@ def train_request(
     Raises:
         ValueError: The run cannot work on a cluster, or with its data (if they can be read here).
     """
-    _check_locations(experiment)
+    check_locations(experiment)
+    check_tracking(experiment, address)
     default = run_folder.default_name(experiment)
     run = experiment.tracking.run or default
     added = [] if experiment.tracking.run else [f"tracking.run={run}"]
-    added += _tracking_words(experiment, address)
-    fingerprint, notes = _check_data(experiment)
-    metadata = {
-        "kind": "train",
-        "recipe": recipe,
-        "run": run_folder.run_uri(run, experiment.tracking.runs),
-        "data": experiment.data.path,
-        **({"data.fingerprint": fingerprint} if fingerprint else {}),
-        **versions(),
-    }
-    name = run if run == default else f"{run.rpartition('/')[2]}-{time.strftime('%m%d-%H%M%S')}"
-    return JobRequest(_safe_name(name), "train", (*words, *added), metadata, notes)
+    fingerprint, notes = check_data(experiment)
+    return new_request(
+        "train",
+        run.rpartition("/")[2],
+        (*words, *added, *tracking_words(experiment)),
+        {
+            "recipe": recipe,
+            "run": run_folder.run_uri(run, experiment.tracking.runs),
+            "data": experiment.data.path,
+            "data.fingerprint": fingerprint,
+        },
+        add_time=run != default,
+        notes=notes,
+    )
 
 
 def trials_request(
@@ -123,46 +132,24 @@ def trials_request(
         ValueError: It cannot work on a cluster, or with its data (if they can be read here).
     """
     for experiment in experiments:
-        _check_locations(experiment)
-    added = _tracking_words(experiments[0], address)
+        check_locations(experiment)
+    check_tracking(experiments[0], address)
     by_path = {experiment.data.path: experiment for experiment in experiments}
-    checked = [_check_data(experiment) for experiment in by_path.values()]
+    checked = [check_data(experiment) for experiment in by_path.values()]
     fingerprints = [fingerprint for fingerprint, _ in checked if fingerprint]
-    request = new_request(
+    return new_request(
         kind,
         name,
-        (*words, *added),
-        run=files.join(experiments[0].tracking.runs, name),
-        data=" ".join(by_path),
-        command=shlex.join(words),
-        **({"recipe": recipe} if recipe else {}),
-        **({"data.fingerprint": " ".join(fingerprints)} if fingerprints else {}),
+        (*words, *tracking_words(experiments[0])),
+        {
+            "run": files.join(experiments[0].tracking.runs, name),
+            "data": " ".join(by_path),
+            "command": shlex.join(words),
+            "recipe": recipe,
+            "data.fingerprint": " ".join(fingerprints),
+        },
+        notes=chain.from_iterable(notes for _, notes in checked),
     )
-    return replace(request, notes=tuple(dict.fromkeys(n for _, notes in checked for n in notes)))
-
-
-def _check_locations(experiment: Experiment) -> None:
-    """Refuse an experiment that names paths of this machine."""
-    for option, path in (
-        ("data.path", experiment.data.path),
-        ("tracking.runs", experiment.tracking.runs),
-        ("model.weights", experiment.model.weights_file),
-    ):
-        if path is not None:
-            check_uri(option, path)
-
-
-def check_uri(option: str, path: str) -> None:
-    """Refuse a path of this machine.
-
-    Raises:
-        ValueError: It is one; names the option.
-    """
-    if "://" not in path:
-        raise UserError(
-            f"{option} ({path}) is a path of this machine, which a cluster does not see: use a "
-            "URI, or file:// for a folder that every node mounts"
-        )
 
 
 def submit(cluster: JobClient, request: JobRequest, package: Package) -> None:
@@ -182,78 +169,6 @@ def submit(cluster: JobClient, request: JobRequest, package: Package) -> None:
             runtime_env={"working_dir": folder, "env_vars": variables},
             metadata=request.metadata,
         )
-
-
-def _tracking_words(experiment: Experiment, address: str) -> list[str]:
-    """The tracking server of this environment as an option, if the experiment names none.
-
-    Without either, the cluster's environment names one, or runs under file:// use SQLite.
-    """
-    uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return []
-    option = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"
-    tracking_uri(experiment)  # refuses a malformed URI, or one with a password
-    if uri.startswith("sqlite:") and not uri.startswith("sqlite:////"):
-        raise UserError(f"{option} ({uri}) is a file of this machine: name an MLflow server")
-    if _is_loopback(uri) and not _is_loopback(address):
-        raise UserError(
-            f"{option} ({uri}) is a server of this machine, and the cluster is not: name it as the "
-            "cluster's nodes see it, with tracking.uri=http://HOST:PORT"
-        )
-    return [] if experiment.tracking.uri else [f"tracking.uri={uri}"]
-
-
-def _is_loopback(address: str) -> bool:
-    return urlsplit(address).hostname in LOOPBACK
-
-
-def _check_data(experiment: Experiment) -> tuple[str | None, tuple[str, ...]]:
-    """Check the experiment against its data.
-
-    Returns:
-        The data's fingerprint; or None, and a note why the data were not checked.
-
-    Raises:
-        ValueError: There are no data, or the run cannot work with them.
-    """
-    path = experiment.data.path
-    try:
-        manifest = call_with_limit(CHECK_SECONDS, lambda: _manifest(path))
-        whole = resolved(experiment)
-    except (OSError, ImportError) as error:
-        return None, (f"data not checked from here, the job will: {error}",)
-    if manifest is None:
-        return None, ("data not checked from here, the job will",)
-    budget(whole, manifest, None)
-    return manifest.fingerprint, ()
-
-
-def _manifest(path: str) -> Manifest | None:
-    try:
-        return read_manifest(path)
-    except ValueError:
-        if paths.is_local(path):  # only the nodes may mount the folder of a file:// URI
-            return None
-        raise
-
-
-def call_with_limit(seconds: float, function: Callable[[], T]) -> T | None:
-    """The function's value or error; None if it takes longer, and it is then left to itself."""
-    outcome: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            outcome["value"] = function()
-        except Exception as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome.get("value")
 
 
 def _safe_name(name: str) -> str:

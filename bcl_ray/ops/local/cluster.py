@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.local import description as records
-from bcl_ray.ops.local.description import LocalDescription
-from bcl_ray.ops.local.parts import S3_SERVERS, Parts
+from bcl_ray.ops.local import cluster_folder
+from bcl_ray.ops.local.cluster_folder import GROUPS, LocalDescription, node_groups
+from bcl_ray.ops.local.parts import SWITCHES, Parts, check_options
 from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.processes import Processes
-from bcl_ray.ops.local.secret import ensure_secret
-from bcl_ray.ops.local.tracking_server import DATABASES
+from bcl_ray.ops.local.secret import write_private
 
-GROUPS = ("data", "train")
 FIRST_PORT = 9600
 # Runs in a process of its own, which outlives the command that gave notice.
 KILL_LATER = """
@@ -50,7 +48,7 @@ class LocalCluster:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.parts = Parts(Path(folder) if folder else records.default_folder())
+        self.parts = Parts(Path(folder) if folder else cluster_folder.default_folder())
         self.processes = self.parts.processes
         self.folder = self.parts.folder
 
@@ -83,20 +81,20 @@ class LocalCluster:
             OSError: The cluster runs already, a port is in use, or a program is not installed or
                 does not start; with its last line of output.
         """
-        _check_options(workers, store, database, cpus)
-        with records.lock(self.folder):
+        check_options(workers, store, database, cpus)
+        with cluster_folder.lock(self.folder):
             self._clear_remains(notify)
-            nodes = _node_groups(workers)
+            nodes = node_groups(workers)
             description = LocalDescription(store, database, port, cpus, store_mib, "", nodes, auth)
             self.parts.check_ports(description)
             # Not below self.folder: a socket's path has at most 107 characters, and Ray adds 62.
             description = replace(description, ray_folder=tempfile.mkdtemp(prefix="bcl-ray-"))
             self.parts.write(description)
             try:
-                ensure_secret(self.parts.token_file, secrets.token_hex(32))
+                write_private(self.parts.token_file, secrets.token_hex(32))
                 self.parts.start_all()
                 self.parts.write(replace(self.parts.description(), ready=True))
-                records.write_environment(self.folder, self.environment())
+                cluster_folder.write_environment(self.folder, self.environment())
             except BaseException:
                 self.parts.clear()
                 raise
@@ -112,7 +110,7 @@ class LocalCluster:
         """
         if not self.folder.exists():
             return
-        with records.lock(self.folder):
+        with cluster_folder.lock(self.folder):
             self.parts.clear()
             if wipe:
                 for link in self.folder.glob("mlflow-*/postgres/data"):
@@ -129,7 +127,7 @@ class LocalCluster:
 
     def status(self) -> list[Status]:
         """Every process that was started and not ended since, dead ones too."""
-        description = records.read(self.folder)
+        description = cluster_folder.read(self.folder)
         if description is None:
             return []
         addresses = {
@@ -170,7 +168,6 @@ class LocalCluster:
         """
         self._check_runs(name)
         self.processes.kill(name)
-        self.parts.write(self.parts.description())
 
     def add_node(self, name: str, group: str | None = None) -> None:
         """Start a new node, or one that has ended, and wait until it has joined.
@@ -190,9 +187,8 @@ class LocalCluster:
             raise UserError(f"node '{name}' runs already: choose another name")
         self.parts.write(description.with_node(name, group))
         ray = self.parts.ray()
-        ray.start(name)
+        ray.start_worker(name)
         ray.wait_until_joined(name)
-        self.parts.write(self.parts.description())
 
     def drain_node(self, name: str, notice_seconds: int) -> None:
         """Announce that a node will end, as a cloud does for a spot machine; kill it after that.
@@ -210,31 +206,21 @@ class LocalCluster:
         kill = [sys.executable, "-c", KILL_LATER, *arguments]
         self.processes.start(f"notice-{name}", kill, self.parts.node_environment())
 
-    def kill_head(self) -> None:
-        """Kill the head with everything that runs on it, drivers of jobs too; its state stays."""
-        self.processes.kill("head")
+    def stop(self, part: str) -> None:
+        """End one of SWITCHES, whose data stay; the head is killed, with all that runs on it.
 
-    def start_head(self) -> None:
-        """Start the head again, and wait until it answers; waiting nodes connect to it again."""
-        ray = self.parts.ray()
-        ray.start_head()
-        ray.wait_until_joined("head")
+        Raises:
+            ValueError: The cluster has no such part of its own.
+        """
+        SWITCHES[part].stop(self.parts)
 
-    def stop_s3(self) -> None:
-        """End the S3 server; its data stay."""
-        self.parts.own_s3_server().stop()
+    def start(self, part: str) -> None:
+        """Start one of SWITCHES again, and wait until it answers; waiting nodes join the new head.
 
-    def start_s3(self) -> None:
-        """Start the S3 server again, and wait until it answers."""
-        self.parts.own_s3_server().start()
-
-    def stop_mlflow(self) -> None:
-        """End the MLflow server; its data stay."""
-        self.parts.mlflow().stop()
-
-    def start_mlflow(self) -> None:
-        """Start the MLflow server, and wait until it answers."""
-        self.parts.mlflow().start(self.parts.node_environment())
+        Raises:
+            ValueError: The cluster has no such part of its own.
+        """
+        SWITCHES[part].start(self.parts)
 
     def _check_runs(self, name: str) -> None:
         running = [node for node in self.nodes() if node != "head"]
@@ -247,7 +233,7 @@ class LocalCluster:
         Raises:
             OSError: The cluster is up.
         """
-        description = records.read(self.folder)
+        description = cluster_folder.read(self.folder)
         if description is None:
             return
         if description.ready and self.processes.any_alive():
@@ -257,24 +243,3 @@ class LocalCluster:
             )
         notify("clearing what a cluster that was not taken down has left")
         self.parts.clear()
-
-
-def _check_options(workers: int, store: str, database: str, cpus: int) -> None:
-    if workers < 1:
-        raise UserError(f"--workers ({workers}) must be at least 1")
-    if cpus < 1:
-        raise UserError(f"--cpus ({cpus}) must be at least 1")
-    if store not in S3_SERVERS and not store.startswith("s3://"):
-        raise UserError(f"--store ({store}) must be {', '.join(S3_SERVERS)} or s3://BUCKET/PREFIX")
-    if database not in DATABASES:
-        raise UserError(f"--database ({database}) must be {' or '.join(DATABASES)}")
-
-
-def _node_groups(workers: int) -> dict[str, str]:
-    """The group of each node, by name: about a third is for data, at least one for each group.
-
-    A single node is for training.
-    """
-    data = max(workers // 3, min(1, workers - 1))
-    counts = {"data": data, "train": workers - data}
-    return {f"{group}-{n}": group for group in GROUPS for n in range(1, counts[group] + 1)}

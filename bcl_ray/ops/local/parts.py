@@ -2,19 +2,21 @@
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.local import description as records
-from bcl_ray.ops.local.description import LocalDescription
+from bcl_ray.ops.local import cluster_folder
+from bcl_ray.ops.local.cluster_folder import LocalDescription
 from bcl_ray.ops.local.ports import LOOPBACK, check_free
 from bcl_ray.ops.local.processes import Processes
 from bcl_ray.ops.local.ray_commands import common_environment, machine_environment
 from bcl_ray.ops.local.ray_nodes import RayNodes
 from bcl_ray.ops.local.store import S3Server
 from bcl_ray.ops.local.swift import Swift
-from bcl_ray.ops.local.tracking_server import TrackingServer
+from bcl_ray.ops.local.tracking_server import DATABASES, TrackingServer
 
 S3_SERVERS: dict[str, type[S3Server]] = {"swift": Swift}
 
@@ -36,22 +38,14 @@ class Parts:
         Raises:
             OSError: The folder has no cluster.
         """
-        description = records.read(self.folder)
+        description = cluster_folder.read(self.folder)
         if description is None:
             raise OSError(f"no cluster is in {self.folder}: start one with `bcl-ray cluster up`")
         return description
 
     def write(self, description: LocalDescription) -> None:
-        """Write cluster.json, with the current pids."""
-        pids = {name: self.processes.pid(name) for name in self.processes.names()}
-        ports = description.ports
-        addresses = {
-            "dashboard": f"http://{LOOPBACK}:{ports.dashboard}",
-            "gcs": f"{LOOPBACK}:{ports.gcs}",
-            "mlflow": f"http://{LOOPBACK}:{ports.mlflow}",
-            "bucket": description.bucket,
-        }
-        records.write(self.folder, description, {"addresses": addresses, "pids": pids})
+        """Write cluster.json."""
+        cluster_folder.write(self.folder, description)
 
     def ray(self) -> RayNodes:
         """The Ray head and nodes."""
@@ -86,7 +80,7 @@ class Parts:
         return {
             "BCL_RAY_CLUSTER": str(self.folder),
             "BCL_RAY_GCS_ADDRESS": f"{LOOPBACK}:{ports.gcs}",
-            "BCL_RAY_STORE": description.bucket,
+            "BCL_RAY_STORE": description.store_uri,
             "RAY_ADDRESS": f"http://{LOOPBACK}:{ports.dashboard}",
             **self.mlflow().client_environment(),
             **common_environment(self.token_file),
@@ -116,7 +110,7 @@ class Parts:
 
     def start_all(self) -> None:
         """Start the parts at the same time; the first that fails ends the others."""
-        parts = (self._start_s3, self.ray().start_all, self._start_mlflow)
+        parts = (self._start_s3, self.ray().start_all, self.start_mlflow)
         with ThreadPoolExecutor(len(parts)) as pool:
             futures = [pool.submit(part) for part in parts]
             try:
@@ -126,10 +120,14 @@ class Parts:
                 self._end_all()  # before the pool waits for the other parts
                 raise
 
+    def start_mlflow(self) -> None:
+        """Start the MLflow server, and wait until it answers."""
+        self.mlflow().start(self.node_environment())
+
     def clear(self) -> None:
         """End all processes, and delete everything but logs and the data of S3 and MLflow."""
         self._end_all()
-        description = records.read(self.folder)
+        description = cluster_folder.read(self.folder)
         if description and description.ray_folder:
             shutil.rmtree(description.ray_folder, ignore_errors=True)
         for name in ("cluster.json", "environment", "token"):
@@ -141,11 +139,43 @@ class Parts:
             server.start()
             server.make_bucket("bcl-ray")
 
-    def _start_mlflow(self) -> None:
-        self.mlflow().start(self.node_environment())
-
     def _end_all(self) -> None:
         self.processes.end(*self.processes.names(), patience=5)
-        description = records.read(self.folder)
+        description = cluster_folder.read(self.folder)
         if description and (server := self.s3_server(description)):
             server.stop()
+
+
+def check_options(workers: int, store: str, database: str, cpus: int) -> None:
+    """Refuse options with which no cluster starts.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+    if workers < 1:
+        raise UserError(f"--workers ({workers}) must be at least 1")
+    if cpus < 1:
+        raise UserError(f"--cpus ({cpus}) must be at least 1")
+    if store not in S3_SERVERS and not store.startswith("s3://"):
+        raise UserError(f"--store ({store}) must be {', '.join(S3_SERVERS)} or s3://BUCKET/PREFIX")
+    if database not in DATABASES:
+        raise UserError(f"--database ({database}) must be {' or '.join(DATABASES)}")
+
+
+@dataclass(frozen=True)
+class Switch:
+    """How a part of a running cluster is ended, and started again."""
+
+    stop: Callable[[Parts], None]
+    start: Callable[[Parts], None]
+
+
+SWITCHES = {
+    "s3": Switch(
+        lambda parts: parts.own_s3_server().stop(), lambda parts: parts.own_s3_server().start()
+    ),
+    "mlflow": Switch(lambda parts: parts.mlflow().stop(), Parts.start_mlflow),
+    "head": Switch(
+        lambda parts: parts.processes.kill("head"), lambda parts: parts.ray().restart_head()
+    ),
+}

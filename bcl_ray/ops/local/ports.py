@@ -1,7 +1,7 @@
-"""TCP ports of this machine: those of a local cluster, free ones, and who uses the others."""
+"""TCP ports of this machine: those of a local cluster, and who uses them."""
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import psutil
 
@@ -32,18 +32,6 @@ class Ports:
         }
 
 
-def free_ports(count: int) -> list[int]:
-    """Different ports on which nobody listens now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for probe in sockets:
-            probe.bind((LOOPBACK, 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()
-
-
 def check_free(ports: Mapping[str, int]) -> None:
     """Refuse ports that are in use.
 
@@ -56,16 +44,6 @@ def check_free(ports: Mapping[str, int]) -> None:
     taken = [f"{port} ({name}), by {_user(port)}" for name, port in ports.items() if _used(port)]
     if taken:
         raise OSError(f"ports in use: {'; '.join(taken)}; stop that process, or choose other ports")
-
-
-def answers(port: int) -> Iterator[bool]:
-    """Yield, again and again, whether a port of this machine accepts connections."""
-    while True:
-        try:
-            with socket.create_connection((LOOPBACK, port), timeout=1):
-                yield True
-        except OSError:
-            yield False
 
 
 def _used(port: int) -> bool:

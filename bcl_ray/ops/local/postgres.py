@@ -5,7 +5,6 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from bcl_ray.machine.messages import last_line
@@ -58,19 +57,18 @@ class Postgres:
         # Written each time, for the port may have changed.
         write_private(self._password_file, f"{LOOPBACK}:{self.port}:*:{USER}:{password}\n")
         self.processes.start("postgres", command, dict(os.environ), user=self._user)
-        self.processes.wait("postgres", self._answers_queries(), seconds=60)
+        self.processes.wait("postgres", self._answers_queries, seconds=60)
 
-    def _answers_queries(self) -> Iterator[bool]:
-        """Yield whether the server accepts a login; while starting, it accepts only connections."""
+    def _answers_queries(self) -> bool:
+        """Whether the server accepts a login; while starting, it accepts only connections."""
         import psycopg2  # noqa: PLC0415 (installed only where this database is wanted)
 
         address = self.address.replace("+psycopg2", "")
-        while True:
-            try:
-                psycopg2.connect(address, passfile=str(self._password_file)).close()
-                yield True
-            except psycopg2.OperationalError:
-                yield False
+        try:
+            psycopg2.connect(address, passfile=str(self._password_file)).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
 
     def _create(self, data: Path) -> None:
         """Create the database in a temporary folder, and link to it when it is complete."""

@@ -7,13 +7,16 @@ another process since, the times differ, and that process is left alone.
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+
+from bcl_ray.machine.messages import last_line
 
 MARK = "BCL_RAY_PROCESS"  # environment variable of every process: the file that records it
 BIN = Path(sys.executable).parent  # where pip installs commands
@@ -31,10 +34,11 @@ def program(name: str, remedy: str) -> str:
         FileNotFoundError: It is not installed; with the remedy.
     """
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    for folder in (BIN, *map(Path, os.get_exec_path()), *debian):
-        if (folder / name).is_file() and os.access(folder / name, os.X_OK):
-            return str(folder / name)
-    raise FileNotFoundError(f"{name} is not installed: {remedy}")
+    folders = os.pathsep.join(map(str, (BIN, *os.get_exec_path(), *debian)))
+    found = shutil.which(name, path=folders)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed: {remedy}")
+    return found
 
 
 class Processes:
@@ -160,31 +164,25 @@ class Processes:
             if child := _children.pop(self.pid(name) or 0, None):
                 child.wait()
 
-    def wait(self, name: str, ready: Iterator[bool], seconds: float) -> None:
-        """Wait until a process is ready.
-
-        Args:
-            ready: Yields, again and again, whether the process is ready.
+    def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until a process is ready, which `ready` is asked again and again.
 
         Raises:
             OSError: The process has ended, or was not ready in time; with its last line of output.
         """
         deadline = time.monotonic() + seconds
-        for is_ready in ready:
-            if is_ready:
-                return
+        while not ready():
             if not self.alive(name):
                 raise OSError(f"{name} ended: {self.last_line(name)}")
             if time.monotonic() > deadline:
                 raise OSError(f"{name} was not ready in {seconds:g} s: {self.last_line(name)}")
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def last_line(self, name: str) -> str:
         """The last line of a process's output, and the file that has all of it."""
         log = self.log(name)
-        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-        lines = [line.strip() for line in lines if line.strip()] or ["it wrote nothing"]
-        return f"{lines[-1][:300]} ({log})"
+        output = log.read_text(errors="replace") if log.exists() else ""
+        return f"{last_line(output, 'it wrote nothing')[:300]} ({log})"
 
     def _file(self, name: str) -> Path:
         return self.folder / "run" / f"{name}.json"

@@ -15,7 +15,7 @@ from bcl_ray.ops.local.processes import BIN
 
 RAY = (sys.executable, "-m", "bcl_ray.ops.local.node")
 GROUP = "bcl-ray.io/group"  # label of a node: data or train
-# Variables of the caller's environment that may belong to another cluster.
+# Prefixes of variables that would give nodes another cluster, or another Python than this one's.
 CLUSTER_PREFIXES = ("RAY_", "AWS_", "MLFLOW_", "BCL_RAY_", "PYTHONPATH", "VIRTUAL_ENV")
 # A node gives up after this time without a head; Ray's 60 s are short for a head that starts.
 SECONDS_WITHOUT_HEAD = "300"

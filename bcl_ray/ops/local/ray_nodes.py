@@ -2,17 +2,18 @@
 
 import json
 import subprocess
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bcl_ray.machine.messages import last_line
+from bcl_ray.machine.waiting import answers
 from bcl_ray.ops.local import ray_commands
-from bcl_ray.ops.local.description import LocalDescription
-from bcl_ray.ops.local.ports import LOOPBACK, Ports, answers
+from bcl_ray.ops.local.cluster_folder import LocalDescription
+from bcl_ray.ops.local.ports import LOOPBACK, Ports
 from bcl_ray.ops.local.processes import START_SECONDS, Processes
 
 WORKER_CLASS = "RayTrainWorker"  # class of Ray Train's actors, one for each training worker
@@ -43,7 +44,7 @@ class RayNodes:
         """Start the head and all nodes, and wait until all have joined."""
         self.start_head()
         for name in self._description.nodes:
-            self.start(name)
+            self.start_worker(name)
         for name in ("head", *self._description.nodes):
             self.wait_until_joined(name)
 
@@ -55,9 +56,15 @@ class RayNodes:
         command = ray_commands.head_command(self._ports, folder / "head")
         environment = ray_commands.head_environment(self._ports, folder / "gcs")
         self._processes.start("head", command, {**self._environment, **environment})
-        self._processes.wait("head", answers(self._ports.gcs), START_SECONDS)
+        ready = partial(answers, LOOPBACK, self._ports.gcs)
+        self._processes.wait("head", ready, START_SECONDS)
 
-    def start(self, name: str) -> None:
+    def restart_head(self) -> None:
+        """Start the head again, and wait until it lists itself."""
+        self.start_head()
+        self.wait_until_joined("head")
+
+    def start_worker(self, name: str) -> None:
         """Start the process of a worker node."""
         command = ray_commands.worker_command(
             name,
@@ -75,13 +82,7 @@ class RayNodes:
         Raises:
             OSError: The node's process has ended, or did not join in time.
         """
-
-        def joined() -> Iterator[bool]:
-            while True:
-                yield self._node_id(name) is not None
-                time.sleep(0.2)
-
-        self._processes.wait(name, joined(), START_SECONDS)
+        self._processes.wait(name, lambda: self._node_id(name) is not None, START_SECONDS)
 
     def drain(self, name: str, notice_seconds: int) -> None:
         """Tell Ray that a node will end.

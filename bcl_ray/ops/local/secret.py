@@ -15,14 +15,8 @@ def write_private(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def ensure_secret(file: Path, secret: str | None = None) -> str:
-    """The secret that a file holds; without a file, a random one is made and stored.
-
-    Args:
-        secret: Replaces what the file holds.
-    """
-    if secret is None and file.exists():
-        return file.read_text()
-    secret = secret or secrets.token_hex(20)
-    write_private(file, secret)
-    return secret
+def ensure_secret(file: Path) -> str:
+    """The secret that a file holds; without a file, a random one is made and stored."""
+    if not file.exists():
+        write_private(file, secrets.token_hex(20))
+    return file.read_text()

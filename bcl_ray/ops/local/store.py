@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from bcl_ray.machine.waiting import answers
 from bcl_ray.ops.local.ports import LOOPBACK, check_free
 from bcl_ray.ops.local.processes import Processes
 from bcl_ray.ops.local.secret import ensure_secret
@@ -15,26 +16,17 @@ class S3Server(ABC):
 
     Args:
         folder: Data, settings and logs; any later process can name it and control the server.
-        access_key: Access key of the only user.
-        secret_key: Secret key of the only user; by default the one in the folder, else a new one.
     """
 
-    default_access_key: str
+    access_key: str
+    """Access key of the only user."""
     num_ports: int
     """Number of consecutive ports; the first is that of S3."""
 
-    def __init__(
-        self,
-        folder: str | Path,
-        port: int,
-        *,
-        access_key: str | None = None,
-        secret_key: str | None = None,
-    ) -> None:
+    def __init__(self, folder: str | Path, port: int) -> None:
         self.processes = Processes(Path(folder))
         self.folder, self.port = self.processes.folder, port
-        self.access_key = access_key or self.default_access_key
-        self.secret_key = ensure_secret(self.folder / "secret_key", secret_key)
+        self.secret_key = ensure_secret(self.folder / "secret_key")
 
     @property
     def endpoint(self) -> str:
@@ -69,6 +61,10 @@ class S3Server(ABC):
     @abstractmethod
     def _start(self) -> None: ...
 
+    def _wait_for(self, name: str, port: int) -> None:
+        """Wait until a process of the server accepts connections."""
+        self.processes.wait(name, lambda: answers(LOOPBACK, port), seconds=60)
+
     def make_bucket(self, name: str) -> None:
         """Make a bucket, if it does not exist."""
         import boto3  # noqa: PLC0415 (its import takes half a second)
@@ -85,15 +81,6 @@ class S3Server(ABC):
         if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
             client.create_bucket(Bucket=name)
 
-    def alive(self) -> bool:
-        """Whether all processes of the server run."""
-        names = self.processes.names()
-        return bool(names) and all(map(self.processes.alive, names))
-
     def stop(self) -> None:
         """End the server; its data stay."""
         self.processes.end(*self.processes.names())
-
-    def kill(self) -> None:
-        """Kill the server, as a power cut would; its data stay."""
-        self.processes.kill(*self.processes.names())

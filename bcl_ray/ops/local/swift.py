@@ -12,7 +12,7 @@ import sys
 from string import Template
 
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.local.ports import LOOPBACK, answers
+from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.processes import program
 from bcl_ray.ops.local.secret import write_private
 from bcl_ray.ops.local.store import REGION, S3Server
@@ -105,7 +105,7 @@ main()
 class Swift(S3Server):
     """A Swift server; its access key has the form account:user."""
 
-    default_access_key = "local:bcl-ray"
+    access_key = "local:bcl-ray"
     num_ports = 4
 
     def _start(self) -> None:
@@ -120,18 +120,13 @@ class Swift(S3Server):
                     name, [server, str(etc / f"{name}-server.conf"), "--verbose"], environment
                 )
             for name in names:
-                self.processes.wait(name, answers(self._port_of(name)), seconds=60)
+                self._wait_for(name, self._port_of(name))
         self.processes.start("updater", [sys.executable, "-c", UPDATER, str(etc)], environment)
 
     def stop(self) -> None:
         """End the server, the proxy first; its data stay."""
         self.processes.end("proxy")
         super().stop()
-
-    def kill(self) -> None:
-        """Kill the server, as a power cut would; its data stay."""
-        self.processes.kill("proxy")
-        super().kill()
 
     def _port_of(self, name: str) -> int:
         return self.port + ("proxy", "account", "container", "object").index(name)

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from bcl_ray.machine.messages import last_line
-from bcl_ray.ops.local.description import LocalDescription
-from bcl_ray.ops.local.ports import LOOPBACK, answers
+from bcl_ray.machine.waiting import answers
+from bcl_ray.ops.local.cluster_folder import LocalDescription
+from bcl_ray.ops.local.ports import LOOPBACK
 from bcl_ray.ops.local.postgres import Postgres
 from bcl_ray.ops.local.processes import BIN, START_SECONDS, Processes
 from bcl_ray.ops.local.secret import ensure_secret
@@ -49,15 +51,17 @@ class TrackingServer:
             OSError: Something is not installed, or has ended; with its last line of output.
         """
         port, auth = self._description.ports.mlflow, self._description.auth
-        artifacts = f"{self._description.bucket}/mlflow"
-        databases = {"sqlite": self._use_sqlite, "postgres": self._start_postgres}
-        database, added = databases[self._description.database]()
+        artifacts = f"{self._description.store_uri}/mlflow"
+        if self._description.database == "postgres":
+            database, added = self._start_postgres()
+        else:
+            database, added = sqlite(self._folder), {}
         added |= environment(database)
         if auth:
             added |= self._accounts.server(database)
         all_variables = {**node_environment, **added}
         self._processes.start("mlflow", command(port, artifacts, auth=auth), all_variables)
-        self._processes.wait("mlflow", answers(port), START_SECONDS)
+        self._processes.wait("mlflow", partial(answers, LOOPBACK, port), START_SECONDS)
         if auth:
             self._accounts.ensure_client(self.uri)
 
@@ -65,12 +69,12 @@ class TrackingServer:
         """End the server; its data stay, and a database server goes on."""
         self._processes.end("mlflow")
 
-    def _use_sqlite(self) -> tuple[str, dict[str, str]]:
-        """URL of the database, and environment variables of its clients."""
-        return sqlite(self._folder), {}
-
     def _start_postgres(self) -> tuple[str, dict[str, str]]:
-        """The same for PostgreSQL, which is started if it does not run."""
+        """Start PostgreSQL if it does not run.
+
+        Returns:
+            URL of the database, and environment variables of its clients.
+        """
         port = self._description.ports.postgres
         server = Postgres(self._folder / "postgres", port, self._processes)
         if not self._processes.alive("postgres"):

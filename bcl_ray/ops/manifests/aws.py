@@ -3,6 +3,7 @@
 import re
 
 from bcl_ray.machine.errors import UserError
+from bcl_ray.ops.doctor.gpus import FIRST_DRIVER
 from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.groups import max_nodes_variable, worker_groups
 from bcl_ray.ops.manifests.policies import policy_values
@@ -10,7 +11,7 @@ from bcl_ray.ops.manifests.templating import render_template
 from bcl_ray.tracking import mlflow_server
 
 CUDA = 13  # of PyTorch in constraints.txt
-MIN_DRIVER = 580  # the oldest NVIDIA driver for that CUDA version
+MIN_DRIVER = FIRST_DRIVER[CUDA]
 ECR = re.compile(r"(?P<host>\d+\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?)/")
 FILES = ("cluster.yaml", "policies/head.json", "policies/worker.json")
 

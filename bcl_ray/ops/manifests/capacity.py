@@ -28,7 +28,7 @@ def machines_of(
     """
     group, data = description.gpu, description.data
     workers, scale = experiment.scale.max_workers, experiment.scale
-    per_node = group.gpus or int(group.cpus // scale.cpus_per_worker)
+    per_node = group.workers_per_node(scale)
     most = per_node * (group.steady_nodes + group.spot_nodes)
     if workers > most:
         raise UserError(
@@ -37,7 +37,7 @@ def machines_of(
         )
     nodes = math.ceil(workers / per_node)
     data_cpus = float(data.cpus * data.max_nodes)
-    store = nodes * group.object_store_bytes + data.max_nodes * data.object_store_bytes
+    object_store_bytes = nodes * group.object_store_bytes + data.max_nodes * data.object_store_bytes
     return Machines(
         device=(gpu or _gpu_of(group.instance_type)) if group.gpus else CPU,
         workers=workers,
@@ -45,7 +45,7 @@ def machines_of(
         data_nodes=data.max_nodes,
         cpus=nodes * group.cpus + data_cpus,
         data_node_cpus=data_cpus,
-        store_bytes=store,
+        store_bytes=object_store_bytes,
         price=price,
     )
 

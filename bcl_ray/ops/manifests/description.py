@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from bcl_ray.experiment.options import Section
 from bcl_ray.machine.errors import UserError
-from bcl_ray.ops.manifests.jobs import Job, Jobs
+from bcl_ray.ops.manifests.job_sections import Job, Jobs
 from bcl_ray.ops.manifests.platforms import Aws, Kubernetes, Slurm
 from bcl_ray.ops.manifests.sections import (
     DataGroup,
@@ -50,19 +50,11 @@ class ClusterDescription(Section):
                 f"ray_version ({self.ray_version}) must be at least 2.52.0: older ones have no "
                 "token authentication"
             )
-        workers = self.job.experiment().scale.min_workers
-        workers_per_node = self.gpu.gpus or self.gpu.cpus
-        capacity = workers_per_node * (self.gpu.steady_nodes + self.gpu.spot_nodes)
+        scale, nodes = self.job.experiment().scale, self.gpu.steady_nodes + self.gpu.spot_nodes
+        workers, capacity = scale.min_workers, self.gpu.workers_per_node(scale) * nodes
         if workers > capacity:
             raise UserError(
                 f"job.workers ({workers}) is more than gpu.steady_nodes and "
                 f"gpu.spot_nodes have room for ({capacity}): raise one of them"
             )
-        if self.slurm and self.slurm.gpus_per_node:
-            capacity = self.slurm.nodes * self.slurm.gpus_per_node
-            if workers > capacity:
-                raise UserError(
-                    f"job.workers ({workers}) is more than slurm.nodes times "
-                    f"slurm.gpus_per_node ({capacity}): raise one of them"
-                )
         return self

@@ -100,7 +100,7 @@ def job_name(description: ClusterDescription, command: str = "train") -> str:
     job = description.job
     subject = job.experiment().name.replace("_", "-") if command == "shard" else job.run
     name = f"{command}-{re.sub('[^a-z0-9]+', '-', subject)}"
-    if name == f"{command}-{subject}" and len(name) <= MAX_NAME_LENGTH:
+    if name == f"{command}-{subject}".rstrip("-") and len(name) <= MAX_NAME_LENGTH:
         return name
     digest = hashlib.sha256(subject.encode()).hexdigest()[:8]
     return f"{name[: MAX_NAME_LENGTH - 9].rstrip('-')}-{digest}"

@@ -16,7 +16,7 @@ NOTE = "# Rendered by `bcl-ray cluster render {}`: change the description, not t
 
 
 def render(target: str, description: ClusterDescription) -> dict[str, str]:
-    """The files of a target, which have been checked.
+    """The files of a target.
 
     Args:
         target: One of TARGETS.
@@ -26,8 +26,7 @@ def render(target: str, description: ClusterDescription) -> dict[str, str]:
         Text by path, relative to the target's folder.
 
     Raises:
-        ValueError: The description lacks what the target needs, or the cluster would refuse the
-            files.
+        ValueError: The description lacks what the target needs.
     """
     files = RENDERERS[target](description)
     note = NOTE.format(target)

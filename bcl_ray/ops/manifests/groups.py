@@ -1,10 +1,13 @@
-"""The groups of worker nodes of a description, and how far they let the cluster grow."""
+"""The groups of worker nodes of a description, and how far they let the cluster grow.
+
+Training nodes (section `gpu`) form two groups: `steady`, on demand, and `spot`.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bcl_ray.ops.manifests.description import ClusterDescription
-from bcl_ray.ops.manifests.sections import GroupSection
+from bcl_ray.ops.manifests.sections import NodeSize
 from bcl_ray.ray_runtime.node_groups import MARKET, NodeGroup, to_text
 
 
@@ -13,7 +16,7 @@ class WorkerGroup:
     """Worker nodes of one kind, on or off spot capacity."""
 
     name: str
-    size: GroupSection
+    size: NodeSize
     min_nodes: int
     max_nodes: int
     spot: bool

@@ -8,45 +8,73 @@ import shlex
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-import yaml
-
 from bcl_ray.experiment.metric_names import WORKER_RATES
-from bcl_ray.ops.manifests import rules
 from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.entrypoints import WITHOUT_WORKERS, command_names, entrypoint, job_name
 from bcl_ray.ops.manifests.groups import max_nodes_variable, worker_groups
-from bcl_ray.ops.manifests.one_machine import on_one_machine
+from bcl_ray.ops.manifests.job_sections import Jobs
 from bcl_ray.ops.manifests.policies import policy_values
 from bcl_ray.ops.manifests.templating import render_template
 from bcl_ray.tracking import mlflow_server
 
-# The loader written in C is ten times as fast.
-YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# The templates of kustomizations that are more than a list of files.
-KUSTOMIZATIONS = {"overlays/kind": "kuberay/overlays/kind/kustomization.yaml"}
+KIND = "overlays/kind"
+# What differs on the one machine of KIND.
+SMALL = {"cpus": 1, "memory_gib": 3, "scratch_gib": 5}
+JOB = {
+    "recipe": "digits_lt",
+    "run": "digits-lt-1",
+    "workers": 2,
+    "overrides": (),
+    "keep_minutes": 1,  # the machine has no room for two clusters
+}
+JOBS = Jobs(
+    shard="digits --profile exponential --imbalance-factor 50",
+    predict="file:///shared/shards/digits_lt",
+)
+STORE = {"uri": "file:///shared", "secret": None, "sources": (), "storage_gib": 20}
+KUBERNETES: dict[str, object] = {
+    "steady_selector": {},
+    "spot_selector": {},
+    "services_selector": {},
+    "spot_taint": None,
+    "scratch_class": None,
+    "storage_class": None,
+}
 
 
 def manifests(description: ClusterDescription) -> dict[str, str]:
-    """Text of each file; the objects have been checked.
-
-    Raises:
-        ValueError: An object breaks a rule of KubeRay, Kueue or `pod_rules`.
-    """
+    """Text of each file."""
     variants = {
         "base": description,
         "overlays/gpu": description.model_copy(update={"queue": None}),
-        "overlays/kind": on_one_machine(description),
+        KIND: _on_one_machine(description),
     }
     if description.queue:
         variants["overlays/gpu-queue"] = description
     files: dict[str, str] = {}
     for folder, variant in variants.items():
         contents = _base(variant) if folder == "base" else _overlay(folder, variant)
-        for text in contents.values():
-            rules.check(yaml.load_all(text, Loader=YamlLoader))
         contents["kustomization.yaml"] = _kustomization(folder, contents, variant)
         files |= {f"{folder}/{file}": text for file, text in contents.items()}
     return dict(sorted(files.items())) | _policies(description)
+
+
+def _on_one_machine(description: ClusterDescription) -> ClusterDescription:
+    """The same cluster without GPUs, S3 and a queue; all pods mount a volume of the only node."""
+    data = {**SMALL, "memory_gib": 2, "min_nodes": 0, "max_nodes": 1}
+    gpu = {**SMALL, "gpus": 0, "steady_nodes": 1, "spot_nodes": 1}
+    return description.model_copy(
+        update={
+            "head": description.head.model_copy(update=SMALL),
+            "data": description.data.model_copy(update=data),
+            "gpu": description.gpu.model_copy(update=gpu),
+            "job": description.job.model_copy(update=JOB),
+            "jobs": JOBS,
+            "object_store": description.object_store.model_copy(update=STORE),
+            "kubernetes": description.kubernetes.model_copy(update=KUBERNETES),
+            "queue": None,
+        }
+    )
 
 
 def _base(description: ClusterDescription) -> dict[str, str]:
@@ -71,7 +99,9 @@ def _overlay(folder: str, description: ClusterDescription) -> dict[str, str]:
     if description.queue:
         files["localqueue.yaml"] = render_template("kuberay/overlays/localqueue.yaml", **values)
     if description.object_store.shared_folder:
-        files["shared.yaml"] = render_template("kuberay/overlays/shared.yaml", **values)
+        files["shared.yaml"] = render_template(
+            "kuberay/overlays/shared.yaml", **values, one_node=folder == KIND
+        )
     return files
 
 
@@ -81,7 +111,7 @@ def ray_cluster(description: ClusterDescription) -> str:
     return render_template(
         "kuberay/overlays/raycluster.yaml",
         **_values(description),
-        cluster_name=description.name,
+        ray_name=description.name,
         autoscaled=True,
         groups=groups,
         max_nodes=max_nodes_variable(groups),
@@ -104,7 +134,7 @@ def ray_job(description: ClusterDescription, command: str) -> str:
     return render_template(
         "kuberay/overlays/jobs/job.yaml",
         **_values(description),
-        cluster_name=job_name(description, command),
+        ray_name=job_name(description, command),
         command=shlex.join(words),
         autoscaled=autoscaled,
         groups=groups,
@@ -117,8 +147,10 @@ def ray_job(description: ClusterDescription, command: str) -> str:
 def _kustomization(folder: str, files: Iterable[str], description: ClusterDescription) -> str:
     resources = sorted(file for file in files if not file.startswith("jobs/"))
     base = [] if folder == "base" else ["../../base"]
-    template = KUSTOMIZATIONS.get(folder, "kuberay/kustomization.yaml")
-    return render_template(template, **_values(description), resources=[*base, *resources])
+    template = f"{KIND}/kustomization.yaml" if folder == KIND else "kustomization.yaml"
+    return render_template(
+        f"kuberay/{template}", **_values(description), resources=[*base, *resources]
+    )
 
 
 def _policies(description: ClusterDescription) -> dict[str, str]:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from bcl_ray.experiment.options import Section
+from bcl_ray.experiment.options import ScaleConfig, Section
 from bcl_ray.machine.errors import UserError
 
 KUBERNETES_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -43,8 +43,8 @@ class Image(Section):
     pull_secret: Name | None = Field(None, description="Kubernetes secret of a private registry.")
 
 
-class GroupSection(Section):
-    """Nodes of one size.
+class NodeSize(Section):
+    """What each node of a group has.
 
     On Kubernetes this is the size of a pod, which must leave room for the node's own pods.
     """
@@ -71,7 +71,7 @@ class GroupSection(Section):
         return self.shared_memory_gib * 2**30 * 9 // 10
 
 
-class Head(GroupSection):
+class Head(NodeSize):
     """The head, which runs Ray's control store and drivers but no tasks."""
 
     redis: bool = Field(
@@ -81,7 +81,7 @@ class Head(GroupSection):
     )
 
 
-class DataGroup(GroupSection):
+class DataGroup(NodeSize):
     """CPU nodes that read, decode and crop images."""
 
     min_nodes: int = Field(0, ge=0, description="Nodes that always run.")
@@ -102,7 +102,7 @@ class DataGroup(GroupSection):
         return self
 
 
-class GpuGroup(GroupSection):
+class GpuGroup(NodeSize):
     """Training nodes: steady ones, one of them for rank 0, and spot nodes for the other ranks."""
 
     gpus: int = Field(ge=0, description="GPUs of a node; 0: workers train on its CPUs.")
@@ -110,6 +110,10 @@ class GpuGroup(GroupSection):
         1, ge=1, description="Most nodes off spot capacity, at least 1: rank 0 runs on one of them."
     )
     spot_nodes: int = Field(0, ge=0, description="Most nodes on spot capacity; 0: no such group.")
+
+    def workers_per_node(self, scale: ScaleConfig) -> int:
+        """Number of workers for which a node has room: one on each GPU, or on its CPUs."""
+        return self.gpus or int(self.cpus / scale.cpus_per_worker + 1e-6)  # 4 // 0.1 is 39
 
 
 class Roles(Section):
@@ -134,6 +138,9 @@ class ObjectStore(Section):
     )
     sources: tuple[Annotated[str, Field(pattern=r"^s3://[^?#@\s]+$")], ...] = Field(
         (), description="s3://bucket/prefix of images in other locations, which are only read."
+    )
+    storage_gib: int = Field(
+        20, ge=1, description="GiB of the volume of a file:// `uri`: shards, runs and predictions."
     )
     region: str = Field(pattern=r"^[a-z0-9-]+$", description="Region of the bucket.")
     endpoint: Address | None = Field(
@@ -173,6 +180,11 @@ class ObjectStore(Section):
         if self.roles and self.secret:
             raise UserError(
                 "object_store.roles and object_store.secret are two identities: set one"
+            )
+        if self.roles and self.shared_folder:
+            raise UserError(
+                f"object_store.roles need object_store.uri ({self.uri}) to be s3://, to which "
+                "their policies give access: leave object_store.roles out"
             )
         return self
 

@@ -5,7 +5,7 @@ import shlex
 from bcl_ray.machine.errors import UserError
 from bcl_ray.ops.manifests.description import ClusterDescription
 from bcl_ray.ops.manifests.entrypoints import entrypoint
-from bcl_ray.ops.manifests.jobs import Job
+from bcl_ray.ops.manifests.job_sections import Job
 from bcl_ray.ops.manifests.platforms import Slurm
 from bcl_ray.ops.manifests.templating import render_template
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from bcl_ray.machine.messages import notify
+from bcl_ray.machine.waiting import answers
 from bcl_ray.ops.slurm.allocation import Allocation, LostNodeError, StartError
 from bcl_ray.ops.slurm.driver import (
     POLL_SECONDS,
@@ -19,7 +20,7 @@ from bcl_ray.ops.slurm.driver import (
     run_driver,
     wait_for_nodes,
 )
-from bcl_ray.ops.slurm.network import answers, free_ports, own_address
+from bcl_ray.ops.slurm.network import own_address, two_free_ports
 from bcl_ray.ops.slurm.ray_node import RayNode
 
 FAILED = 1  # exit status of a node that failed; srun then ends the others
@@ -49,7 +50,7 @@ def run_first_node(allocation: Allocation) -> None:
     """
     stop = JobStop(allocation.folder)
     address = own_address(allocation.interface, allocation.peer)
-    port, client_port = free_ports(address)
+    port, client_port = two_free_ports(address)
     head = f"{address}:{port}"
     options = [
         "--head",
@@ -58,7 +59,7 @@ def run_first_node(allocation: Allocation) -> None:
         "--include-dashboard=false",
     ]
     with RayNode(allocation, address, options) as ray:
-        while not answers(head):
+        while not answers(address, port):
             ray.check()
             time.sleep(POLL_SECONDS)
         _write(allocation.folder / "head", head)
@@ -88,14 +89,19 @@ def run_other_node(allocation: Allocation) -> None:
             raise StartError(f"no head within slurm.wait_seconds ({allocation.wait_seconds:g})")
         time.sleep(POLL_SECONDS)
     head = file.read_text()
-    address = own_address(allocation.interface, head.rpartition(":")[0])
+    host, _, port = head.rpartition(":")
+    address = own_address(allocation.interface, host)
     joined, result = allocation.folder / "joined", allocation.folder / "result"
     with RayNode(allocation, address, [f"--address={head}"]) as ray:
         missed = 0
-        # Before all nodes have joined, a silent head may be starting again.
-        while missed < MOST_MISSED_ANSWERS or not (joined.exists() or result.exists()):
+
+        def head_is_gone() -> bool:
+            # Before all nodes have joined, a silent head may be starting again.
+            return missed >= MOST_MISSED_ANSWERS and (joined.exists() or result.exists())
+
+        while not head_is_gone():
             ray.check()
-            missed = 0 if answers(head) else missed + 1
+            missed = 0 if answers(host, int(port)) else missed + 1
             time.sleep(POLL_SECONDS)
 
 

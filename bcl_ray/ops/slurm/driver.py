@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bcl_ray.machine.errors import USER_MISTAKE
 from bcl_ray.ops.slurm.allocation import Allocation, LostNodeError, StartError
 from bcl_ray.ops.slurm.ray_node import RayNode
 
-USER_MISTAKE = 2
 STOPPED = 128 + signal.SIGTERM  # exit status of a driver that has ended on request
 POLL_SECONDS = 1.0  # between two looks at processes and files
 SHORT_SECONDS = 30.0  # for what is normally immediate, such as an answer of Ray's
@@ -43,8 +43,9 @@ class JobStop:
             return (self._folder / "stop").read_text().strip() or None
         if not self._signalled:
             return None
-        with contextlib.suppress(OSError):
-            raise LostNodeError(f"ended, because of {(self._folder / 'failed').read_text()}")
+        failed = self._folder / "failed"
+        if failed.exists():
+            raise LostNodeError(f"ended, because of {failed.read_text()}")
         # Slurm takes the nodes back with notice, which reaches only the step, not the script.
         return "requeue"
 

@@ -7,8 +7,6 @@ import psutil
 
 from bcl_ray.ops.slurm.allocation import StartError
 
-CONNECT_SECONDS = 1.0
-
 
 def own_address(interface: str | None, peer: str) -> str:
     """This node's IPv4 address.
@@ -49,20 +47,10 @@ def interface_of(address: str) -> str:
     raise StartError(f"no interface has the address {address}")
 
 
-def free_ports(address: str) -> list[int]:
+def two_free_ports(address: str) -> list[int]:
     """Two ports of an address on which nobody listens now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
         for probe in sockets:
             probe.bind((address, 0))
         return [int(probe.getsockname()[1]) for probe in sockets]
-
-
-def answers(address: str) -> bool:
-    """Whether something listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True

@@ -1,5 +1,6 @@
-"""Files of a local cluster: cluster.json describes it to programs, `environment` to shells."""
+"""What a cluster's folder holds: cluster.json for programs, `environment` for shells."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ from bcl_ray.ops.local.ports import Ports
 from bcl_ray.ops.local.secret import write_private
 
 DEFAULT_FOLDER = "~/.cache/bcl_ray/cluster"
+GROUPS = ("data", "train")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class LocalDescription:
         return Ports(self.first_port)
 
     @property
-    def bucket(self) -> str:
+    def store_uri(self) -> str:
         """The s3:// URI under which data and runs may be stored."""
         return self.store if self.store.startswith("s3://") else "s3://bcl-ray"
 
@@ -53,19 +55,24 @@ class LocalDescription:
         return replace(self, nodes={**self.nodes, name: group})
 
 
+def node_groups(workers: int) -> dict[str, str]:
+    """The group of each node, by name: about a third is for data, at least one for each group.
+
+    A single node is for training.
+    """
+    data = max(workers // 3, min(1, workers - 1))
+    counts = {"data": data, "train": workers - data}
+    return {f"{group}-{n}": group for group in GROUPS for n in range(1, counts[group] + 1)}
+
+
 def default_folder() -> Path:
     """The folder that BCL_RAY_CLUSTER names, else one in the user's cache."""
     return Path(os.environ.get("BCL_RAY_CLUSTER") or DEFAULT_FOLDER)
 
 
-def write(folder: Path, description: LocalDescription, details: Mapping[str, object]) -> None:
-    """Write cluster.json.
-
-    Args:
-        details: Addresses and pids, which change while the cluster runs.
-    """
-    text = json.dumps({**asdict(description), **details}, indent=1)
-    write_private(folder / "cluster.json", text + "\n")
+def write(folder: Path, description: LocalDescription) -> None:
+    """Write cluster.json."""
+    write_private(folder / "cluster.json", json.dumps(asdict(description), indent=1) + "\n")
 
 
 def read(folder: Path) -> LocalDescription | None:
@@ -99,8 +106,6 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         OSError: Another command is starting or ending it.
     """
-    import fcntl  # noqa: PLC0415 (Windows, where this module is imported too, has none)
-
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "lock").open("w") as file:
         try:
