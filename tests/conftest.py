@@ -57,9 +57,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups that take long come first, lest one process waits for the other at the end."""
-    long = {group(item.nodeid) for item in items if item.get_closest_marker("slow")}
-    order = dict.fromkeys(long, 1) | {"training": 0}  # the longest of the drills
-    items.sort(key=lambda item: order.get(group(item.nodeid), 2))
+    order: dict[str, int] = {}
+    for rank, mark in reversed(list(enumerate(("ray", "server", "slow")))):
+        order |= dict.fromkeys((group(i.nodeid) for i in items if i.get_closest_marker(mark)), rank)
+    order["training"] = -1  # the longest of the drills
+    items.sort(key=lambda item: order.get(group(item.nodeid), 3))
 
 
 @pytest.fixture(autouse=True)

@@ -127,6 +127,7 @@ def test_help_recipes_and_plan_work_without_any_framework():
     assert found == ["status 0", "status 0", "status 2"]
 
 
+@pytest.mark.slow
 def test_data_tasks_import_no_torch():
     """It would cost seconds in each of their processes; ray.data itself imports none either."""
     script = "import bcl_ray.training.stream, sys\nprint('torch' in sys.modules)"

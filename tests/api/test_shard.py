@@ -74,6 +74,7 @@ def alone(images, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["list", "parquet"])
 def test_all_cpus_write_the_bytes_of_one(images, alone, tmp_path, source, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

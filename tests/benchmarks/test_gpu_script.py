@@ -55,6 +55,7 @@ def test_every_part_gives_its_rows_on_a_cpu(tmp_path):
     assert (tmp_path / "table.txt").read_text() in done.stdout
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_killed_with_what_it_started_and_the_others_still_run(tmp_path):
     begun = time.monotonic()
     rows = supervised(tmp_path, hangs=(8.0,), works=(60.0,))
@@ -81,6 +82,7 @@ def test_failures_are_rows_that_name_the_error(tmp_path):
     assert "FAILED" in (tmp_path / "table.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_time_of_all_parts_bounds_each_and_what_is_left_is_told(tmp_path):
     rows = supervised(
         tmp_path, seconds=20.0, looks_at_the_clock=(60.0,), hangs=(60.0,), works=(9.0,)

@@ -40,6 +40,7 @@ def run(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_run_is_planned_from_its_last_epoch_that_trained(bcl_ray, run):  # noqa: F811
     before = forecast(bcl_ray, str(run / "mine"))
     false_rates = {"throughput/images_per_second": 0.0, "time/data_share": 0.0}
@@ -61,6 +62,7 @@ def test_a_cluster_is_planned_for_from_its_description_and_without_shards(bcl_ra
     assert re.match(r"limited by workers \([\d,]+ images/s\); faster with: more workers", last)
 
 
+@pytest.mark.slow
 def test_gpus_are_workers_and_more_of_them_are_faster(bcl_ray):  # noqa: F811
     options = ("--gpu", "h100", "--cpus", "1000")
     one, eight = (forecast(bcl_ray, "imagenet_lt", "--gpus", n, *options) for n in ("1", "8"))
@@ -68,6 +70,7 @@ def test_gpus_are_workers_and_more_of_them_are_faster(bcl_ray):  # noqa: F811
     assert eight["hours"] < one["hours"] / 6
 
 
+@pytest.mark.slow
 def test_small_images_stay_on_the_gpu_and_large_ones_do_not(bcl_ray):  # noqa: F811
     options = ("--gpus", "1", "--gpu", "h200")
     small, large = (forecast(bcl_ray, name, *options) for name in ("cifar100_lt", "imagenet_lt"))
@@ -76,12 +79,14 @@ def test_small_images_stay_on_the_gpu_and_large_ones_do_not(bcl_ray):  # noqa: F
     assert "data CPUs" in names[1]
 
 
+@pytest.mark.slow
 def test_a_price_of_ones_own_replaces_the_assumption(bcl_ray):  # noqa: F811
     options = ("imagenet_lt", "--gpus", "8", "--gpu", "h100")
     cheap, dear = (forecast(bcl_ray, *options, "--price", price) for price in ("1", "3"))
     assert dear["cost"] - cheap["cost"] == pytest.approx(2 * 8 * cheap["hours"])
 
 
+@pytest.mark.slow
 def test_a_run_is_planned_for_by_what_it_has_recorded(bcl_ray, run):  # noqa: F811
     status, out, error = bcl_ray("plan", "mine", "--runs", str(run))
     assert (status, error) == (0, "")

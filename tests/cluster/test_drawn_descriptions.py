@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,7 @@ def test_the_examples_break_no_rule():
         assert broken_rules(read(file)) == [], file
 
 
+@pytest.mark.slow
 @settings(max_examples=60, derandomize=True, deadline=None, database=None)
 @given(descriptions())
 def test_no_description_that_is_accepted_breaks_a_rule(description):

@@ -72,6 +72,7 @@ def test_the_command_writes_the_files_and_names_them(tmp_path, monkeypatch):
     assert ALL == TARGETS
 
 
+@pytest.mark.slow
 def test_every_file_fits_its_schema(description):
     for name, text in yaml_files(description).items():
         for found in documents(text):

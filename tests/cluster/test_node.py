@@ -90,6 +90,7 @@ def run(script, *arguments, tools, folder, **environment):
     return done, time.monotonic() - begun
 
 
+@pytest.mark.slow
 def test_leaving_tells_ray_how_long_it_has_and_waits_for_train_workers(tmp_path):
     worker = subprocess.Popen(["bash", "-c", f"exec -a {tmp_path}/worker sleep 3"])
     told = f'echo "$@" >{tmp_path}/told'
@@ -160,6 +161,7 @@ def stop_jobs(address):
     return done, time.monotonic() - begun
 
 
+@pytest.mark.slow
 def test_a_head_that_ends_stops_its_jobs_once_and_waits_for_them():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -130,6 +130,7 @@ def test_a_consumer_that_leaves_stops_the_producer():
     assert closed
 
 
+@pytest.mark.slow
 def test_an_interpreter_that_ends_stops_the_thread_where_it_may_end():
     """Ended within PyTorch, as a daemon thread is, it aborts the process: SIGABRT."""
     ends = """

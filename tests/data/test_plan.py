@@ -95,6 +95,7 @@ def test_every_row_comes_once_but_for_an_incomplete_last_batch(plan):
     assert set(rows) <= set(range(plan.layout.rows))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(plan=plans())
 def test_every_number_of_workers_makes_the_same_global_batches(plan):
@@ -143,6 +144,7 @@ def test_a_row_group_is_read_in_one_piece_but_where_lanes_begin(plan, data):
     assert len(reads) <= row_groups + plan.num_lanes - 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(plan=plans(versions=(2,)), data=st.data())
 def test_a_row_group_is_read_again_only_where_workers_or_windows_meet_in_it(plan, data):
@@ -192,6 +194,7 @@ def test_no_more_rows_are_open_than_the_plan_says(version, data):
     assert peak <= {1: plan.open_rows + batch, 2: plan.open_rows // 2}[version]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(plan=plans())
 def test_batches_take_one_block_per_read_so_that_epochs_share_a_stream(plan):
@@ -410,6 +413,7 @@ def test_in_version_1_rows_of_a_row_group_meet_four_times_as_often_as_by_chance(
     assert met / by_chance == pytest.approx(3.8, rel=0.05)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     shards=st.integers(1, 4),

@@ -149,6 +149,7 @@ def test_there_are_enough_shards_and_none_is_empty(rows, mean_bytes):
     assert rows * mean_bytes / shards <= 256 << 20 or shards == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "rows"), [(100, 10_847), (50, 12_608), (10, 19_573)])
 def test_cifar100_has_the_published_number_of_images(shared_data, tmp_path, factor, rows):
     source = open_source("cifar100", str(shared_data / "cifar100-lt"))
@@ -161,6 +162,7 @@ def test_cifar100_has_the_published_number_of_images(shared_data, tmp_path, fact
     assert set(test.class_counts) == {100}
 
 
+@pytest.mark.slow
 def test_caltech101_keeps_its_natural_tail_byte_for_byte(shared_data, tmp_path):
     origin = shared_data / "caltech101-lt"
     manifest = write_shards(open_source("parquet", str(origin)), str(tmp_path))
@@ -468,6 +470,7 @@ with run_in_processes(2) as run:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reading train", "writing train"])
 def test_after_a_kill_the_next_attempt_goes_on_and_gives_the_same_bytes(tmp_path, stage, caplog):
     target = tmp_path / "target"
@@ -522,6 +525,7 @@ def test_an_attempt_with_other_options_starts_over(tmp_path, caplog):
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("random_access", [True, False])
 def test_the_bytes_are_the_same_for_any_number_of_processes(tmp_path, random_access):
     source = numbered(1000, random_access=random_access)
@@ -567,6 +571,7 @@ def test_an_image_that_changes_after_its_check_stops_sharding(tmp_path, change):
         assert verify_shards(str(tmp_path / "target")) == []
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_local_works_too(tmp_path, monkeypatch):
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     for module in (files, filesystems):
@@ -670,6 +675,7 @@ def test_splits_that_the_file_of_shards_does_not_have_are_refused(tmp_path, spli
         read_manifest(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_manifest_is_short_however_many_shards_there_are(tmp_path):
     """People read it; and it covers the columns of shards, by their hash."""
     written = write_shards(balanced(1000), str(tmp_path), shard_bytes=300)

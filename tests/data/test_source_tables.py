@@ -264,6 +264,7 @@ def test_tars_that_are_cut_or_compressed_are_named(tmp_path):
         open_source("webdataset", path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["huggingface", "webdataset"])
 def test_any_number_of_processes_writes_the_same_bytes(saved, tmp_path, kind):
     rows = [(f"{row}.png", png(row)) for row in range(40)]

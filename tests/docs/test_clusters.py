@@ -14,6 +14,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
 def test_the_estimates_are_those_of_the_command(row, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where there are no shards

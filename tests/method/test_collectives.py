@@ -32,6 +32,8 @@ from bcl_ray.method.learner import Learner, NonFiniteLossError
 from bcl_ray.method.loop import loss_share, train_epoch
 from bcl_ray.method.model import TwoBranch
 
+pytestmark = pytest.mark.slow  # workers are processes
+
 K, V, B = 4, 2, 12  # B divides by every number of workers
 SIZES = (1, 2, 3, 4)
 CLASS_COUNTS = np.array([50, 20, 7, 3])

@@ -24,6 +24,7 @@ def convolutions(model: torch.nn.Module, size: int) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_operations_of_a_view_are_those_of_its_layers():
     with torch.device("meta"):
         network = resnet50()

@@ -39,6 +39,8 @@ from bcl_ray.use.models import open_checkpoint
 from bcl_ray.use.predict import labeller
 from bcl_ray.use.predict.labeller import Labeller
 
+pytestmark = pytest.mark.slow
+
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 WORKERS, N, STEPS = 4, 4, 3
 CLASS_COUNTS = np.array([150, 50, 5])

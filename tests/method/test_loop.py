@@ -487,6 +487,7 @@ def test_a_traced_network_takes_the_same_steps(batch_norm, monkeypatch):
     assert compiled.model.state_dict()[counted] == state[counted] == 2
 
 
+@pytest.mark.slow
 def test_a_compiled_network_s_last_gradients_arrive_while_backward_still_runs(monkeypatch):
     monkeypatch.setattr(torch, "compile", TRACED)
     learner = make_learner(experiment(train={"compile": True}))

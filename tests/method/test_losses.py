@@ -411,6 +411,7 @@ def test_no_host_synchronisation_on_a_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 def test_losses_import_nothing_heavy():
     code = (
         "import sys; from bcl_ray.method import losses, metrics, optim, model;"

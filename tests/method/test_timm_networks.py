@@ -20,6 +20,7 @@ from bcl_ray.method.optim import parameter_groups
 from bcl_ray.runs import checkpoint
 
 timm = pytest.importorskip("timm", reason="needs bcl-ray[timm]")
+pytestmark = pytest.mark.slow
 
 CONVOLUTIONAL, TRANSFORMER = "timm/mobilenetv3_small_050", "timm/vit_tiny_patch16_224"
 SIZE, COUNTS, CPU = 32, np.array([20, 5, 2]), torch.device("cpu")

@@ -185,6 +185,7 @@ def test_a_driver_runs_older_versions_of_cuda_and_newer_ones_of_its_own(cuda):
     assert gpus.compare(driver, seen).startswith("2 L4; driver ")
 
 
+@pytest.mark.slow
 def test_pytorch_runs_in_a_process_from_which_ray_hides_no_gpus(monkeypatch):
     """On a machine without a GPU, it reports the reason."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -121,6 +121,7 @@ def test_the_table_says_of_each_class_what_it_is_taken_for(results, written):
     assert len(table["columns"]) == len(table["data"][0])
 
 
+@pytest.mark.slow
 def test_names_of_classes_are_themselves_in_every_file(results, tmp_path):
     for names in (ODD_NAMES[:10], ODD_NAMES[10:20], ODD_NAMES[-10:]):
         summary.write(replace(results, class_names=names), tmp_path)

@@ -243,6 +243,7 @@ def full_disk(monkeypatch):
     return moment
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_waited_for_and_logged(tmp_path, full_disk, caplog):
     data = os.urandom(1 << 20)
     files.write_bytes(f"{tmp_path}/file", data)

@@ -148,6 +148,7 @@ class AnyStore:
             assert record_in(folder).released
         assert files.list_files(folder).keys() - {f".{LEASE_FILE}.lock"} == {LEASE_FILE}
 
+    @pytest.mark.slow
     def test_of_racing_processes_exactly_one_gets_each_folder(self, folder, driver):
         """The first folder was a dead driver's, and is taken over at once."""
         dead = driver(folder, seconds=600.0)
@@ -161,6 +162,7 @@ class AnyStore:
             answers = sorted(one.next_line().split(" by ")[0] for one in racing)
             assert answers == ["held run 'x' is in use"] * 2 + [f"number {number}"]
 
+    @pytest.mark.slow
     def test_a_frozen_driver_is_replaced_and_notices_when_it_thaws(self, folder, driver):
         frozen = driver(folder)
         assert frozen.next_line() == "number 1"
@@ -278,6 +280,7 @@ def elsewhere(folder, **changes):
     file.replace(record.to_bytes(), file.read())
 
 
+@pytest.mark.slow
 def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_wait(
     on_disk, short
 ):
@@ -294,6 +297,7 @@ def test_a_driver_that_died_on_another_machine_is_replaced_by_one_that_does_not_
     assert "was left by process" in messages[1]
 
 
+@pytest.mark.slow
 def test_a_live_driver_on_another_machine_is_not_replaced(on_disk, short):
     elsewhere(on_disk, seconds=SECONDS)
     beat = threading.Timer(1.5, elsewhere, [on_disk], {"seconds": SECONDS, "beats": 1})
@@ -308,6 +312,7 @@ def test_a_live_driver_on_another_machine_is_not_replaced(on_disk, short):
     beat.join()
 
 
+@pytest.mark.slow
 def test_a_waiting_driver_says_so_once_and_gets_the_folder_when_the_first_ends(on_disk, driver):
     first = driver(on_disk)
     assert first.next_line() == "number 1"
@@ -321,6 +326,7 @@ def test_a_waiting_driver_says_so_once_and_gets_the_folder_when_the_first_ends(o
     assert second.next_line() == "number 2"
 
 
+@pytest.mark.slow
 def test_a_live_driver_is_not_waited_for_indefinitely(on_disk, driver, monkeypatch):
     monkeypatch.setattr(lease_request, "WAIT_SECONDS", 1.0)
     first = driver(on_disk)
@@ -333,6 +339,7 @@ def test_a_live_driver_is_not_waited_for_indefinitely(on_disk, driver, monkeypat
         pass
 
 
+@pytest.mark.slow
 def test_a_driver_that_was_frozen_and_not_replaced_goes_on(on_disk, driver):
     frozen = driver(on_disk)
     assert frozen.next_line() == "number 1"

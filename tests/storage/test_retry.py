@@ -41,6 +41,7 @@ def test_permanent_faults_are_raised_at_once():
     assert attempt() == 2  # the second call
 
 
+@pytest.mark.slow
 def test_retries_end():
     attempt = failing(1000)
     with pytest.raises(OSError, match="down"):

@@ -21,7 +21,7 @@ while not Path(folder, "go").exists():
 MlflowRun(f"sqlite:///{folder}/mlflow.db", Subject(name, name, "experiment", {}, {}), time.time())
 """
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 def begin(folder, *names):

@@ -175,6 +175,7 @@ def test_a_server_that_is_down_at_the_start_in_the_middle_and_at_the_end_misses_
     assert started <= times[1] <= ended, "when it ended, not when it was delivered"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "served"])
 def test_mlflow_has_everything_about_a_run(request, tmp_path, kind, capfd):
     experiment = request.getfixturevalue(kind)
@@ -308,6 +309,7 @@ def test_metrics_that_an_epoch_gets_later_are_kept(sqlite):
     assert data.metrics == {"loss/total": 1.0, "accuracy/all": 3.0}
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_lost_doubles_nothing(tmp_path, sqlite, monkeypatch):
     """In each of these calls, the connection breaks after the server has done its work."""
     failed = Counter()
@@ -540,6 +542,7 @@ def test_a_model_whose_folder_is_gone_is_told_and_holds_up_nothing(tmp_path, sql
     assert steps_of(client, tracker.run_id) == [0]
 
 
+@pytest.mark.slow
 def test_a_model_whose_store_does_not_answer_is_handed_in_when_it_does(
     tmp_path, sqlite, monkeypatch
 ):
@@ -641,6 +644,7 @@ def test_a_run_is_found_among_more_experiments_than_fit_a_page(sqlite, monkeypat
     assert found(sqlite, run)[1].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_more_metrics_than_mlflow_takes_at_once_arrive(sqlite):
     run = begin(sqlite)
     tracker = tracker_of(run, sqlite)

@@ -73,6 +73,7 @@ def epochs_of(experiment, images, *, rank=0, world_size=1, first_step=0):
 # Crops
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(4, 40),
@@ -125,6 +126,7 @@ def test_bicubic_crops_are_refused_on_a_device():
         resident_images.check_crops(on_cpu(noise(4, 8)), bicubic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [cifar10_lt, cifar100_lt])
 def test_batches_of_real_cifar_are_the_hosts_over_epochs(recipe, shared_data):
     table = pq.read_table(shared_data / "cifar100-lt" / "train.parquet").slice(0, 600)

@@ -105,6 +105,7 @@ def test_the_history_that_is_saved_is_the_one_that_is_sent(undisturbed):
     assert sent[1]["time/checkpoint"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["stop", "restart"])
 def test_a_run_that_is_stopped_before_an_evaluation_makes_up_for_it(run, undisturbed, signal):
     after = CALLS + STEPS  # asked for the next time at the end of the second epoch's training

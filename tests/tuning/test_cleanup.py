@@ -88,6 +88,7 @@ def test_what_was_removed_once_is_not_looked_at_again(ledger, trials, monkeypatc
     assert finish(ledger, resumed) == []
 
 
+@pytest.mark.slow
 def test_a_trial_is_cleaned_when_its_driver_has_ended_and_not_before(ledger, trials):
     notes = []
     with LedgerWriter(ledger) as writer, Cleaner(writer, notes.append) as cleaner:

@@ -12,6 +12,8 @@ from bcl_ray.use import export
 from bcl_ray.use.formats import FORMATS, format_of
 from bcl_ray.use.models import open_model
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
 
