@@ -45,7 +45,7 @@ def compare(
     screen = console()
     screen.print(comparison_table(rows))
     if any(len(row.names) == 1 for row in rows):
-        screen.print("of one seed: small differences may be chance", highlight=False)
+        screen.print("of one seed: differences under 0.5 points mean nothing", highlight=False)
     _draw(rows, figure)
     screen.print(f"figure: {figure}", highlight=False)
 

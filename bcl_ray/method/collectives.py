@@ -136,12 +136,12 @@ class GradientSum:
     """
 
     def __init__(self, model: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._statistics = [
-            (module, buffer)
+        self._statistics = {  # by the buffer, which several modules may share
+            buffer: module
             for module in model.modules()
             for buffer in module.buffers(recurse=False)
             if buffer.is_floating_point()
-        ]
+        }
         self._buckets = _buckets(model.parameters(), bucket_bytes)
         self._missing = [len(bucket) for bucket in self._buckets]  # gradients still to come
         self._next = 0  # the first bucket whose sum has not been started
@@ -184,7 +184,7 @@ class GradientSum:
             return
         for bucket in self._buckets[self._next :]:  # those that did not get all their gradients
             self._start_bucket(bucket)
-        statistics = [buffer for module, buffer in self._statistics if module.training]
+        statistics = [buffer for buffer, module in self._statistics.items() if module.training]
         if statistics:
             torch._foreach_div_(statistics, world_size())
         self._start_sum([*statistics, terms])

@@ -115,15 +115,14 @@ class Demand:
         self._send()
 
     def _send(self) -> None:
-        with self._lock:
-            bundles, labels = self._bundles, self._labels
-        answer = self._coordinator.request_resources.remote(
-            requester_id=self._name,
-            resources=bundles,
-            label_selectors=labels,
-            expire_after_s=EXPIRY,
-            priority=ResourceRequestPriority.HIGH,
-        )
+        with self._lock:  # or a renewal could send what a later request has replaced
+            answer = self._coordinator.request_resources.remote(
+                requester_id=self._name,
+                resources=self._bundles,
+                label_selectors=self._labels,
+                expire_after_s=EXPIRY,
+                priority=ResourceRequestPriority.HIGH,
+            )
         with contextlib.suppress(RayError):  # it is renewed soon
             ray.get(answer, timeout=REQUEST_TIMEOUT)
 

@@ -63,6 +63,11 @@ def send_note(channel: Any, text: str) -> Any:
     return channel.put.remote({"kind": "note", "text": text})
 
 
+def request_restart(channel: Any) -> None:
+    """Ask workers, from Ray Train's controller, to save their state and to end."""
+    channel.request_restart.remote()
+
+
 @contextlib.contextmanager
 def warnings_sent(channel: Any, sender: str) -> Iterator[None]:
     """Send warnings of bcl_ray's modules to the user, with their sender, while the block lasts."""

@@ -82,10 +82,6 @@ class _S3Object(_RemoteFile):
     def replaces_atomically(self, own: FileVersion) -> bool:
         return s3.replaces_atomically(self._location, own)
 
-    def remove(self, own: FileVersion) -> None:
-        if self.read() == own:
-            files.delete(self._uri)
-
 
 class _LocalFile:
     """A file on a local disk, or one that several machines mount; writers take a lock by flock."""
@@ -158,11 +154,8 @@ class _LocalFile:
             return False
 
 
-class _OtherFile:
+class _OtherFile(_RemoteFile):
     """A file in a store without conditional writes that we know: gs://, hdfs://."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
 
     def read(self) -> FileVersion | None:
         try:
@@ -180,7 +173,3 @@ class _OtherFile:
     def replaces_atomically(self, own: FileVersion) -> bool:
         del own
         return False
-
-    def remove(self, own: FileVersion) -> None:
-        if self.read() == own:
-            files.delete(self._uri)

@@ -19,6 +19,7 @@ from bcl_ray.method.pretrained import check_weights
 from bcl_ray.ray_runtime.autoscaler import Demand
 from bcl_ray.ray_runtime.channel import open_channel
 from bcl_ray.ray_runtime.connection import Resources, connected
+from bcl_ray.ray_runtime.elastic import worker_count
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, stop_signals
 from bcl_ray.runs import run_folder
 from bcl_ray.runs.budget import Budget, preflight
@@ -165,24 +166,29 @@ def _provide_nodes(
     *,
     stop_request: StopRequest,
     follow: Follow,
-) -> Callable[[], None] | None:
+) -> Callable[[int], None]:
     """Request the run's nodes, and wait for them if the cluster grows.
 
     Returns:
-        What to do when the workers have started, if the cluster grows: withdraw what was requested
-        for data tasks, so that only the workers' part of the request stays.
+        What to do when workers have started, of which it takes the number: request only what they
+        need, and in a cluster that grows nodes for as many workers as there may be.
     """
     request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
-    request(data=cluster.grows)
+    most = experiment.scale.max_workers
+    if cluster.limited:
+        fitting = worker_count(experiment, cluster.nodes, per_worker)
+        most = max(fitting, experiment.scale.min_workers)
+    # Ray Data uses no CPUs that are requested, not even for the data tasks that they are requested
+    # for. So their part of the request ends when the workers ask for their first batch. Not later:
+    # where all CPUs are requested, that batch would never come. For the same reason nothing is
+    # requested for workers that cannot come.
+    request(workers=most, data=cluster.grows)
     if not cluster.grows:
-        return None
+        return lambda workers: request(workers=workers, data=False)
     note = functools.partial(_note, follow)
     await_nodes(experiment, per_worker, notify=note, stop_request=stop_request)
     check_storage(experiment, per_worker)
-    # Ray Data does not use CPUs that are requested, not even for the data tasks that they are
-    # requested for. So this part of the request ends when the workers ask for their first batch.
-    # Not later: where all CPUs are requested, that batch would never come.
-    return functools.partial(request, data=False)
+    return lambda _: request(workers=most, data=False)
 
 
 def _train(
@@ -193,7 +199,7 @@ def _train(
     parent: str | None,
     stop_request: StopRequest,
     demand: Demand,
-    on_start: Callable[[], None] | None,
+    on_start: Callable[[int], None],
     follow: Follow,
 ) -> Event:
     """Run the workers, and track the run from its beginning to its end; returns its result."""

@@ -13,7 +13,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 from bcl_ray.data.shards import Manifest
 from bcl_ray.experiment.options import Experiment
 from bcl_ray.machine.versions import command
-from bcl_ray.ray_runtime.channel import send_note
+from bcl_ray.ray_runtime.channel import request_restart, send_note
 from bcl_ray.ray_runtime.connection import resources
 from bcl_ray.ray_runtime.failures import find_cause
 from bcl_ray.ray_runtime.stopping import Stopped, StopRequest, run_stoppable
@@ -55,7 +55,7 @@ class Launch:
             train_worker,
             experiment=self.experiment,
             notify=functools.partial(send_note, channel),
-            request_restart=functools.partial(_request_restart, channel),
+            request_restart=functools.partial(request_restart, channel),
             train_loop_config={
                 "experiment": self.experiment.to_yaml(),
                 "manifest": self.manifest,
@@ -88,10 +88,6 @@ class Launch:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=list(self.callbacks),
         )
-
-
-def _request_restart(channel: Any) -> None:
-    channel.request_restart.remote()
 
 
 def run_workers(

@@ -44,7 +44,8 @@ class RunMonitor(threading.Thread):
         tracker: Tracker of the run.
         follow: Shows an event to the user.
         all_nodes: Whether to measure the load of all nodes, or only of the driver's.
-        on_start: Called once, when all workers have their state and are about to train.
+        on_start: Called with their number each time that workers have started: all have their
+            state, and are about to train.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class RunMonitor(threading.Thread):
         follow: Follow,
         *,
         all_nodes: bool = True,
-        on_start: Callable[[], None] | None = None,
+        on_start: Callable[[int], None],
     ) -> None:
         super().__init__(name="monitor", daemon=True)
         self.tracker = tracker
@@ -106,9 +107,9 @@ class RunMonitor(threading.Thread):
                 self._tracked_epochs.add(epoch)
 
     def _notice_start(self, event: Event) -> None:
-        if self._on_start is not None and event["kind"] == "start":
-            act, self._on_start = self._on_start, None
-            act()
+        if event["kind"] == "start":
+            self._workers_started = True
+            self._on_start(event["workers"])
 
     def _track(self, event: Event) -> None:
         self.track_records(event.get("records", []))
@@ -125,7 +126,6 @@ class RunMonitor(threading.Thread):
                 logger.exception("system metrics failed")
 
     def _show(self, event: Event) -> None:
-        self._workers_started = self._workers_started or event["kind"] == "start"
         if event["kind"] == "system" or self.failure:
             return
         self._follow(event)

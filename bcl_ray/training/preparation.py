@@ -76,14 +76,15 @@ def request_nodes(
     per_worker: Mapping[str, float],
     cluster: Resources,
     *,
+    workers: int,
     data: bool,
 ) -> None:
-    """Request the nodes of the largest number of workers, and with `data` those of data tasks."""
+    """Request nodes for workers, and with `data` those for data tasks."""
     scale = experiment.scale
     tasks = math.ceil(experiment.min_data_cpus / scale.cpus_per_data_task - TOLERANCE)
     of_tasks = [{"CPU": scale.cpus_per_data_task}] * tasks if data else []
-    bundles = [per_worker] * scale.max_workers + of_tasks
-    labels = rank_zero_labels(scale.max_workers, cluster) or []
+    bundles = [per_worker] * workers + of_tasks
+    labels = rank_zero_labels(workers, cluster) or []
     demand.request(bundles, labels + [{}] * (len(bundles) - len(labels)))
 
 

@@ -10,7 +10,7 @@ from bcl_ray.experiment.recipes import (
     suggest_recipe,
 )
 
-# Written out by hand from the published recipes; the sources are in bcl_ray/recipes.py.
+# Written out by hand from the published recipes; the sources are in bcl_ray/experiment/recipes.py.
 CIFAR = {
     "model.backbone": "resnet32",
     "model.width": 16,

@@ -10,9 +10,9 @@ from bcl_ray.training import monitor as module
 from bcl_ray.training.monitor import RunMonitor
 
 EVENTS = [
-    {"kind": "start", "precision": "float32", "residency": "device"},
+    {"kind": "start", "workers": 2, "precision": "float32", "residency": "device"},
     {"kind": "step"},
-    {"kind": "start", "precision": "float32", "residency": "device"},
+    {"kind": "start", "workers": 1, "precision": "float32", "residency": "device"},
     {"kind": "stop"},
 ]
 
@@ -36,11 +36,11 @@ def tracker(tags=lambda _: None) -> SimpleNamespace:
     return SimpleNamespace(tags=tags, page=None)
 
 
-def test_the_start_of_the_workers_is_reported_once_and_before_any_step(monitor):
+def test_each_start_of_workers_is_reported_with_their_number_before_any_step(monitor):
     starts, shown = [], []
-    done = monitor(tracker(), shown.append, lambda: starts.append(len(shown)))
+    done = monitor(tracker(), shown.append, lambda workers: starts.append((len(shown), workers)))
     assert done.failure is None
-    assert starts == [0]
+    assert starts == [(0, 2), (2, 1)]
     assert shown == EVENTS[:-1]
 
 
@@ -53,8 +53,8 @@ def test_the_start_of_the_workers_is_reported_after_an_error(monitor, broken):
     done = monitor(
         tracker(fail) if broken == "tracking" else tracker(),
         fail if broken == "display" else shown.append,
-        lambda: starts.append(1),
+        starts.append,
     )
     assert str(done.failure) == "no space left on device"
     assert shown == [], "after an error events are no longer shown"
-    assert starts == [1]
+    assert starts == [2, 1]
