@@ -26,7 +26,7 @@ test: .venv/.dev ## all tests but the long ones and the drills
 	$(BIN)/pytest -n 2 -m "not long" --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-fast: .venv/.dev ## those that start neither Ray nor servers, and take no time
-	$(BIN)/pytest -n 2 -m "not (slow or ray or server)" --ignore tests/faults --ignore tests/cluster/test_slurm.py
+	$(BIN)/pytest -n 2 -m "not (slow or long or ray or server)" --ignore tests/faults --ignore tests/cluster/test_slurm.py
 
 test-long: .venv/.dev ## whole trainings: with other numbers of workers, interrupted, against a plain loop
 	$(BIN)/pytest -n 2 $(PYTEST) -m long --ignore tests/faults --ignore tests/cluster/test_slurm.py

@@ -140,6 +140,15 @@ def test_an_override_is_taken_or_refused_in_one_line(name, value):
 # Paths and URIs
 
 
+@pytest.fixture(scope="module")
+def region():
+    """A region in the environment: without one, each bucket's is asked of AWS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_REGION", "us-east-1")
+        yield
+
+
+@pytest.mark.usefixtures("region")
 @seeded
 @given(st.sampled_from(["", "s3://", "file://", "s3://bucket/", "file:///", "s3:", "~"]), TEXT)
 def test_a_path_or_uri_is_resolved_or_refused(scheme, text):

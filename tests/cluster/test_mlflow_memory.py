@@ -61,6 +61,7 @@ def use(uri, folder):
         assert page.status == 200
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_mlflow_s_processes_fit_into_their_pod_with_a_reserve(description, tmp_path, monkeypatch):
     processes, port = Processes(tmp_path / "processes"), free_block(1)

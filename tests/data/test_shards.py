@@ -770,6 +770,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_rows(tmp_path):
     peaks = []

@@ -42,6 +42,7 @@ def test_the_loss_falls_in_a_trainers_module(tmp_path):
     assert last < 0.5 * first
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -49,6 +50,7 @@ def test_own_images_are_sharded_trained_on_and_labelled(tmp_path):
     assert "the first blue picture: blue" in run("own_images.py", tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)

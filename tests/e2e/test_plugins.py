@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.conftest import Command
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
 PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
 
 

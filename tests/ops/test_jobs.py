@@ -220,6 +220,7 @@ def test_rays_own_submit_runs_the_same_with_plain_text(head):
     assert "bcl-ray: 'file:///gone/run' is no model" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("prefix", "status"), [("", "FAILED"), (" BCL_RAY_ON_MISTAKE=stop", "STOPPED")]
 )

@@ -130,6 +130,7 @@ def test_every_row_of_the_split_is_labelled_once_in_its_order(trained, labelled)
     assert len(list((target / "parquet").iterdir())) == 6  # of 64
 
 
+@pytest.mark.long
 def test_a_killed_job_leaves_whole_parts_and_goes_on_with_them(trained, labelled, tmp_path):
     target = tmp_path / "killed"
     command = [sys.executable, "-m", "bcl_ray", "predict", "first", trained.shards, str(target)]
