@@ -58,7 +58,9 @@ def test_a_run_without_a_name_gets_the_name_of_its_job(unseen):
     assert job.words == ("cifar10_lt", *REMOTE, "train.epochs=2", f"tracking.run={job.name}")
     assert job.metadata["run"] == f"s3://bucket/runs/{job.name}"
     assert job.metadata["recipe"] == "cifar10_lt"
-    assert job.notes == ("data not checked from here, the job will: s3://bucket/shards: no route",)
+    assert job.notes == (
+        "data not checked from here (s3://bucket/shards: no route); the job will check them",
+    )
 
 
 def test_a_run_keeps_its_name_and_the_job_adds_the_time(unseen):
@@ -132,7 +134,7 @@ def test_without_timm_the_job_checks_what_follows_from_the_backbone(digits, monk
 def test_a_folder_that_only_the_nodes_mount_is_left_to_the_job():
     job = request_for("train", "digits_lt", "data.path=file:///gone", "tracking.runs=file:///r")
     assert "data.fingerprint" not in job.metadata
-    assert job.notes == ("data not checked from here, the job will",)
+    assert job.notes == ("data not checked from here; the job will check them",)
 
 
 def test_a_bucket_without_data_is_refused_before_anything_is_sent(monkeypatch):
@@ -155,7 +157,12 @@ def test_a_run_that_is_not_checked_in_time_is_left_to_the_job_with_a_note(monkey
     monkeypatch.setattr(checks, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr(checks.run_folder, "open_run", lambda uri: time.sleep(30))
     job = request_for("train", "--resume", "mine", "tracking.runs=s3://bucket/runs")
-    assert job.notes[0].startswith("run not checked from here, the job will: no answer within 0.2")
+    assert job.notes[0].startswith("run not checked from here (no answer within 0.2")
+
+
+def test_a_run_in_a_folder_that_only_the_nodes_mount_is_left_to_the_job_with_a_note():
+    job = request_for("train", "--resume", "mine", "tracking.runs=file:///gone")
+    assert job.notes == ("run not checked from here; the job will check it",)
 
 
 def test_the_tracking_server_of_this_environment_is_passed_to_the_job(unseen, monkeypatch):

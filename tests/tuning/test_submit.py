@@ -45,7 +45,9 @@ def test_a_job_is_named_after_its_search(monkeypatch):
     assert job.metadata["kind"] == "search"
     assert job.metadata["run"] == "s3://bucket/runs/night"
     assert job.metadata["recipe"] == "cifar10_lt"
-    assert job.notes == ("data not checked from here, the job will: s3://bucket/shards: no route",)
+    assert job.notes == (
+        "data not checked from here (s3://bucket/shards: no route); the job will check them",
+    )
 
 
 def test_a_search_goes_on_with_its_own_settings(tmp_path):

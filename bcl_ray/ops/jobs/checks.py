@@ -54,10 +54,11 @@ def check_run(uri: str) -> tuple[str, ...]:
     try:
         call_with_limit(CHECK_SECONDS, lambda: run_folder.open_run(uri))
     except (OSError, ImportError) as error:
-        return (f"run not checked from here, the job will: {error}",)
+        return (f"run not checked from here ({error}); the job will check it",)
     except ValueError:
         if not paths.is_local(uri):  # only the nodes may mount the folder of a file:// URI
             raise
+        return ("run not checked from here; the job will check it",)
     return ()
 
 
@@ -104,9 +105,9 @@ def check_data(experiment: Experiment) -> tuple[str | None, tuple[str, ...]]:
         manifest = call_with_limit(CHECK_SECONDS, lambda: _manifest(path))
         whole = resolved(experiment)
     except (OSError, ImportError) as error:
-        return None, (f"data not checked from here, the job will: {error}",)
+        return None, (f"data not checked from here ({error}); the job will check them",)
     if manifest is None:
-        return None, ("data not checked from here, the job will",)
+        return None, ("data not checked from here; the job will check them",)
     budget(whole, manifest, None)
     return manifest.fingerprint, ()
 
