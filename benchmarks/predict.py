@@ -34,7 +34,7 @@ from bcl_ray.storage import files
 from bcl_ray.use.models import open_model
 from bcl_ray.use.predict import job, labelling
 from bcl_ray.use.predict.labelling import Labelling
-from bcl_ray.use.predict.listing import Listing, Lists
+from bcl_ray.use.predict.listing import ListFiles, Listing
 from bcl_ray.use.predict.pool import ActorPool
 from bcl_ray.use.predict.request import PredictionOptions
 from benchmarks import print_table
@@ -141,7 +141,7 @@ def driver_memory(images: int, folder: Path) -> tuple[float, float, float]:
 
     resident, begun = psutil.Process().memory_info().rss, time.perf_counter()
     tracemalloc.start()
-    counts = Lists(str(folder / str(images)), 4096).extend("simulated", lambda: None)
+    counts = ListFiles(str(folder / str(images)), 4096).extend("simulated", lambda: None)
     pool = ActorPool(PROCESSES, {"CPU": 0.75}, {"CPU": 0.25}, readers=1)
     with (
         mock.patch.object(files, "walk", paths),

@@ -19,7 +19,7 @@ from bcl_ray.experiment.recipes import digits_lt
 from bcl_ray.storage import files
 from bcl_ray.use.predict import inputs
 from bcl_ray.use.predict.inputs import shards_of, views_of
-from bcl_ray.use.predict.listing import Listed, Listing, Lists
+from bcl_ray.use.predict.listing import Listed, ListFiles, Listing
 
 VIEWS = digits_lt().views.model_copy(update={"image_size": 8, "eval_resize": 10})
 RANDOM = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def encoded(suffix: str, height: int = 20, width: int = 16) -> bytes:
 
 def list_files(folder: Path | str, tmp_path: Path, per_list: int = 2) -> tuple[inputs.Folder, int]:
     """The listed folder, and the number of its files."""
-    lists = Lists(str(tmp_path / "listing"), per_list)
+    lists = ListFiles(str(tmp_path / "listing"), per_list)
     *_, total = lists.extend(str(folder), lambda: None)
     return inputs.Folder(str(folder), lists), total
 
@@ -112,15 +112,15 @@ def test_a_file_that_went_after_it_was_listed_has_that_reason(folder, tmp_path):
 def test_the_number_of_files_is_told_after_each_list_and_an_empty_folder_is_refused(
     folder, tmp_path
 ):
-    lists = Lists(str(tmp_path / "listing"), 4)
+    lists = ListFiles(str(tmp_path / "listing"), 4)
     assert list(lists.extend(str(folder), lambda: None)) == [0, 4, 6]
     with pytest.raises(ValueError, match=r"empty holds no files: name a folder of images, or of"):
-        list(Lists(str(tmp_path / "nothing"), 4).extend(str(folder / "empty"), lambda: None))
+        list(ListFiles(str(tmp_path / "nothing"), 4).extend(str(folder / "empty"), lambda: None))
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2, 3, 4])
 def test_a_killed_listing_goes_on_after_its_last_full_list(folder, tmp_path, killed_after):
-    whole, killed = Lists(str(tmp_path / "whole"), 2), Lists(str(tmp_path / "killed"), 2)
+    whole, killed = ListFiles(str(tmp_path / "whole"), 2), ListFiles(str(tmp_path / "killed"), 2)
     list(whole.extend(str(folder), lambda: None))
     first = killed.extend(str(folder), lambda: None)
     for _ in range(killed_after):
@@ -136,7 +136,7 @@ def test_a_killed_listing_goes_on_after_its_last_full_list(folder, tmp_path, kil
 
 
 def test_files_that_come_during_the_listing_count_only_after_the_last_one_listed(folder, tmp_path):
-    lists = Lists(str(tmp_path / "listing"), 2)
+    lists = ListFiles(str(tmp_path / "listing"), 2)
     first = lists.extend(str(folder), lambda: None)
     assert [next(first) for _ in range(3)] == [0, 2, 4]
     first.close()
@@ -148,7 +148,7 @@ def test_files_that_come_during_the_listing_count_only_after_the_last_one_listed
 
 
 def test_the_short_end_of_a_killed_listing_is_listed_again(folder, tmp_path):
-    lists = Lists(str(tmp_path / "listing"), 4)
+    lists = ListFiles(str(tmp_path / "listing"), 4)
     list(lists.extend(str(folder), lambda: None))  # killed before the number was recorded
     (folder / "c.jpg").write_bytes(b"c")
     assert list(lists.extend(str(folder), lambda: None)) == [4, 7]
@@ -160,7 +160,7 @@ def test_a_driver_that_was_replaced_lists_nothing(folder, tmp_path):
         raise OSError("another driver has it")
 
     with pytest.raises(OSError, match="another driver has it"):
-        list(Lists(str(tmp_path / "listing"), 2).extend(str(folder), lost))
+        list(ListFiles(str(tmp_path / "listing"), 2).extend(str(folder), lost))
     assert not (tmp_path / "listing").exists()
 
 

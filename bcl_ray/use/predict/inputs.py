@@ -25,7 +25,7 @@ from bcl_ray.experiment.options import ViewsConfig
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.paths import is_local
-from bcl_ray.use.predict.listing import Lists
+from bcl_ray.use.predict.listing import ListFiles
 
 PARALLEL_READS = 8  # files per task at once, which hides the latency of an object store
 
@@ -52,7 +52,7 @@ class Folder:
     """The files below a folder or prefix, as they are listed."""
 
     uri: str
-    lists: Lists
+    lists: ListFiles
 
     def load(self, start: int, stop: int) -> Rows:
         """Read rows of one list; a file that cannot be read has the reason instead."""

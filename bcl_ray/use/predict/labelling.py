@@ -2,8 +2,8 @@
 
 The driver has a bounded number of batches in progress, in proportion to the actors that have
 started. So its memory does not depend on the number of images, there is no list of all tasks, and
-no actor waits for the end of another batch's turn. Each actor has two batches at a time: the second
-one's views travel to its node while it labels the first.
+no actor waits because an earlier batch is not yet labelled. Each actor has two batches at a time:
+the second one's views travel to its node while it labels the first.
 
 An actor whose process or node is lost is replaced, and its batches are labelled again. Views that
 are lost with a node are read again by Ray.
@@ -28,7 +28,7 @@ from bcl_ray.use.predict.tables import Columns
 
 BATCHES_PER_ACTOR = 2
 WAITING_BATCHES = 2  # per actor, that are read or labelled and wait for their turn
-MAX_DEATHS = 3  # of an actor and its successors, without a labelled batch between
+MAX_DEATHS = 3  # in a row, of an actor and its successors, without a labelled batch in between
 WAIT_SECONDS = 0.2  # for the end of a task, before newly listed images are looked for
 
 Model = tuple[str, str, int, bool]  # checkpoint's folder and hash, classes to name, embeddings
@@ -117,8 +117,8 @@ class Labelling:
         return self
 
     def __exit__(self, *_: object) -> None:
-        starting = {actor for actor, _ in self._calls.values()}
-        for actor in self._actors | starting:
+        called = {actor for actor, _ in self._calls.values()}
+        for actor in self._actors | called:  # with those that still load the model
             ray.kill(actor.handle)
 
     def blocks(self) -> Iterator[Columns]:
@@ -210,7 +210,7 @@ class Labelling:
 
     @property
     def _num_actors(self) -> int:
-        """The number of actors that have started; at least one, for which batches are read."""
+        """The number of actors that have started, but at least 1: reading begins before that."""
         return max(1, len(self._actors))
 
     def _limit_readers(self) -> None:

@@ -19,7 +19,7 @@ from bcl_ray.storage import files
 
 
 @dataclass(frozen=True)
-class Lists:
+class ListFiles:
     """The list files of a folder's paths.
 
     Args:
@@ -71,7 +71,8 @@ class Lists:
             paths = self.read(number - 1)
             if len(paths) == self.per_list:
                 return number, paths[-1]
-            # A short list ended a listing that was interrupted or incomplete: it is listed again.
+            # A short list is the last one of a listing whose end was not recorded: it is made
+            # again.
             number -= 1
         return 0, ""
 
@@ -88,7 +89,7 @@ class Listed:
 
 
 class Listing:
-    """Counts the input's files in a thread, while the first are labelled.
+    """Runs the listing in a thread, and knows how many images it has found.
 
     Args:
         counts: Numbers of images so far, in rising order; the last one is of all images. The thread

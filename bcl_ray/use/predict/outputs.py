@@ -24,7 +24,7 @@ from bcl_ray.machine.csv_text import csv_text
 from bcl_ray.machine.errors import UserError
 from bcl_ray.storage import files
 from bcl_ray.storage.fence import Fence
-from bcl_ray.use.predict.listing import Lists
+from bcl_ray.use.predict.listing import ListFiles
 from bcl_ray.use.predict.request import PredictionRequest
 from bcl_ray.use.predict.tables import counts_of
 
@@ -55,7 +55,7 @@ class Output:
 
     def __init__(self, uri: str, request: PredictionRequest) -> None:
         self.uri, self.request = uri, request
-        self.lists = Lists(files.join(uri, "listing"), request.options.part_size)
+        self.lists = ListFiles(files.join(uri, "listing"), request.options.part_size)
         self._parquet, self._csv = files.join(uri, "parquet"), files.join(uri, "csv")
         self._fence: Fence
 
