@@ -32,7 +32,7 @@ class Lanes(Protocol):
     count: int
     """How many; every allowed number of workers divides it, and it divides B."""
     open_rows: int
-    """Rows that all workers together hold at the same time, about the largest number."""
+    """About the largest number of rows that all workers together hold at one time."""
 
     def of_worker(self, rank: int, world_size: int) -> range:
         """A worker's lanes."""
@@ -92,14 +92,15 @@ class WindowedLanes:
     (j + 1) * S of them, and step s takes row s of every lane. Two rows that meet in a batch are a
     multiple of S apart in the sequence. Two rows of one row group are less than R apart. So rows of
     one row group never meet while S >= R. An epoch of fewer than R steps is one window, in which
-    the rows of a row group meet in a batch, but in neighbouring lanes: those belong to different
-    workers then.
+    the rows of a row group meet in a batch. They are in neighbouring lanes, which are then dealt
+    out to the workers in turn (`of_worker`), so that as few as possible meet in one worker.
 
     The price is memory: when a window begins, all of it has been read, and the next one is read
     while it is used. A row group is read again where two workers or two windows meet in it.
 
     Args:
-        sequence, steps, global_batch_size: As of `ContiguousLanes`.
+        sequence, steps, global_batch_size: As of `ContiguousLanes`; `_max_workers` is ignored, and
+            is there for VERSIONS.
     """
 
     def __init__(
@@ -125,6 +126,8 @@ class WindowedLanes:
         With `ramp` the rest of the first window is read in parts of 1, 4, 16, ... steps, so that
         the first batch does not wait for all of it; row groups of these parts are read repeatedly.
         """
+        # The last window that begins at first_step or before it; window w begins at
+        # floor(steps * w / windows).
         first_window = -(-self._windows * (first_step + 1) // self._steps) - 1
         for window in range(first_window, self._windows):
             begin, end = (self._steps * w // self._windows for w in (window, window + 1))

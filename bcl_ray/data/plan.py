@@ -1,6 +1,7 @@
 """The epoch plan: which rows make up which global batch, for any number of workers.
 
-The plan is a pure function of the shards' layout, the seed, the epoch and the global batch size:
+The plan is a pure function of the shards' layout, the seed, the epoch, the global batch size and
+the plan's version (in version 1 also of data.max_workers):
 
 1. The row groups of the split are permuted and laid end to end, with their rows shuffled
    (`sequence`). An incomplete batch at the end of this sequence of rows is left out.
@@ -11,11 +12,12 @@ So for every number of workers that divides the number of lanes, the global batc
 rows, and every worker has the same number of equal batches. Training can start at any step without
 reading what comes before it.
 
-How well this mixes, measured in tests/data/test_plan.py: classes as a perfect shuffle does. Shards
-were shuffled when they were written, so the rows of a row group are a random sample of the split;
-in version 2, two of them meet in the same step of the same worker less often than in a perfect
-shuffle, for every batch size and number of workers. In version 1 they met 4 times as often in
-batches of CIFAR-10-LT, and a thousand times in those of ImageNet-LT on 64 workers.
+How well this mixes is measured in tests/data/test_plan.py. Classes are mixed as by a perfect
+shuffle. Shards were shuffled when they were written, so the rows of a row group are a random sample
+of the split. In version 2, two of them never meet in a batch if an epoch has as many steps as a row
+group has rows; otherwise they meet in a step of a worker at most twice as often as by chance. In
+version 1 they met 4 times as often in batches of CIFAR-10-LT, and a thousand times in those of
+ImageNet-LT on 64 workers.
 
 Axes: B images of a global batch, N rows of the split.
 """
@@ -71,7 +73,7 @@ class EpochPlan:
         self.num_lanes = self._cut.count
         self.rows_per_lane_and_step = global_batch_size // self.num_lanes
         self.open_rows = self._cut.open_rows
-        """Rows that all workers together hold at the same time, about the largest number."""
+        """About the largest number of rows that all workers together hold at one time."""
 
     def reads(
         self, rank: int = 0, world_size: int = 1, first_step: int = 0, *, ramp: bool = False
@@ -85,7 +87,7 @@ class EpochPlan:
             ValueError: The number of workers does not divide the number of lanes.
         """
         own_lanes = self._lanes_of(rank, world_size)
-        return (of_lanes.read for of_lanes in self._cut.reads(own_lanes, first_step, ramp=ramp))
+        return (lane_read.read for lane_read in self._cut.reads(own_lanes, first_step, ramp=ramp))
 
     def batches(
         self,
@@ -124,8 +126,11 @@ class EpochPlan:
             ]
 
     def rows(self, step: int) -> Indices:
-        """Positions in the split of the rows of one global batch, (B,), as one worker has them."""
-        blocks = (
+        """Positions in the split of the rows of one global batch, (B,).
+
+        They are in the order that a single worker would have.
+        """
+        blocks = (  # with ramp, as little as possible is read
             {"rows": self.layout.positions(read)} for read in self.reads(first_step=step, ramp=True)
         )
         pieces = next(self.batches(blocks, first_step=step, ramp=True))

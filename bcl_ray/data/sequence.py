@@ -47,6 +47,7 @@ class RowSequence:
         position, skipped = self._locate_row(begin)
         first = begin - skipped  # first row of the next row group
         while first < end:
+            # At least so many; more if some of them are short.
             full_groups = -(-(end - first) // self.layout.row_group_rows)
             count = min(full_groups, GROUPS_AT_ONCE, self._order.size - position)
             group_ids = self._order.at(np.arange(position, position + count))

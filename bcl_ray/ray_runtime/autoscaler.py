@@ -22,7 +22,7 @@ from bcl_ray.ray_runtime.internals import (
 )
 
 RENEWAL_INTERVAL = 45.0  # seconds
-EXPIRY = 180.0  # seconds after its last renewal in which a request lapses
+EXPIRY = 180.0  # seconds after its last renewal at which a request lapses
 REQUEST_TIMEOUT = 10.0  # seconds for Ray to take a request
 STATUS_TIMEOUT = 15.0  # seconds for an autoscaler that has just started to publish its status
 POLL_INTERVAL = 1.0  # seconds
@@ -51,7 +51,7 @@ def is_running(*, expected: bool = False) -> bool:
 
 
 def start_ray_data_actors() -> None:
-    """Start the actors that Ray Data shares within a cluster on this process's node, the head.
+    """Start on this node, the head, the actors that all Ray Data executions of a cluster share.
 
     Ray Data starts them on the node of the first program that needs them, and they stay there.
     On a worker's node they would keep that node from ever being idle. Started by a trial, they
@@ -115,7 +115,8 @@ class Demand:
         self._send()
 
     def _send(self) -> None:
-        with self._lock:  # or a renewal could send what a later request has replaced
+        # Otherwise a renewal could send, afterwards, what this request has replaced.
+        with self._lock:
             answer = self._coordinator.request_resources.remote(
                 requester_id=self._name,
                 resources=self._bundles,
@@ -123,7 +124,7 @@ class Demand:
                 expire_after_s=EXPIRY,
                 priority=ResourceRequestPriority.HIGH,
             )
-        with contextlib.suppress(RayError):  # it is renewed soon
+        with contextlib.suppress(RayError):  # the next renewal sends it again
             ray.get(answer, timeout=REQUEST_TIMEOUT)
 
     def _renew(self) -> None:

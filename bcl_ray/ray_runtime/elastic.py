@@ -4,8 +4,7 @@ Ray Train's own policy starts any number of workers, even one that does not divi
 batch. It takes all of the cluster's CPUs, so that none are left for data tasks, and it waits for
 nodes without a limit. `ScalingPolicy` replaces it in Ray Train's controller.
 
-In this module `nodes` are the resources of each node, and
-`per_worker` those of one worker.
+In this module `nodes` are the resources of each node, and `per_worker` those of one worker.
 """
 
 import time
@@ -42,7 +41,7 @@ def worker_count(experiment: Experiment, nodes: Iterable[Amounts], per_worker: A
 
 
 def shortage(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amounts) -> str:
-    """What nodes lack for the smallest number of workers, in words."""
+    """What the smallest number of workers needs and nodes lack: "4 CPU, and there are 2"."""
     nodes, scale = list(nodes), experiment.scale
     needed = {name: scale.min_workers * amount for name, amount in per_worker.items()}
     needed["CPU"] += experiment.min_data_cpus
@@ -59,7 +58,7 @@ def shortage(experiment: Experiment, nodes: Iterable[Amounts], per_worker: Amoun
 
 
 def cluster_shortage(experiment: Experiment, per_worker: Amounts) -> str:
-    """What the cluster now lacks for the smallest number of workers; empty if it has enough."""
+    """What the smallest number of workers needs and the cluster lacks now; empty if nothing."""
     nodes = usable_nodes().values()
     if worker_count(experiment, nodes, per_worker):
         return ""
@@ -115,9 +114,9 @@ class ScalingPolicy(ElasticScalingPolicy):
         nodes = usable_nodes()
         # Raise even if workers would fit: they may have waited in Ray's queue all the time.
         if waited > timeout:
-            missing = shortage(self._experiment, nodes.values(), self._per_worker)
+            needed = shortage(self._experiment, nodes.values(), self._per_worker)
             raise MissingResourcesError(
-                f"no workers after scale.wait_timeout ({timeout:g} s): the run needs {missing}; "
+                f"no workers after scale.wait_timeout ({timeout:g} s): the run needs {needed}; "
                 "add nodes, or lower scale.workers"
             )
         fit_in_all = worker_count(self._experiment, nodes.values(), self._per_worker)
@@ -126,8 +125,8 @@ class ScalingPolicy(ElasticScalingPolicy):
             self._known_nodes = set(nodes)
             return self._get_resize_decision(workers)
         if is_first and not fit_in_all:
-            missing = shortage(self._experiment, nodes.values(), self._per_worker)
-            self._notify(f"waiting up to {timeout:g} s for {missing}")
+            needed = shortage(self._experiment, nodes.values(), self._per_worker)
+            self._notify(f"waiting up to {timeout:g} s for {needed}")
         return NoopDecision()  # `Controller` pauses before it asks again
 
     def _startable_workers(self, fit_in_all: int, nodes: Collection[str], *, released: bool) -> int:
@@ -142,8 +141,9 @@ class ScalingPolicy(ElasticScalingPolicy):
         fewest = self._experiment.worker_counts[0]
         if fit_in_all in (0, fewest) or fit_in_free >= fit_in_all:
             return fit_in_all
-        # Some resources are in use: by workers that have just ended, or else by other programs. The
-        # fewest workers start even if they do not fit beside those, and wait in Ray's queue.
+        # Some resources are in use: by workers that have just ended, or by other programs. If they
+        # do not become free, as many workers are started as fit beside those; or, if too few fit,
+        # the fewest, which wait in Ray's queue.
         return max(fit_in_free, fewest) if released else 0
 
     def make_decision_for_running_worker_group(

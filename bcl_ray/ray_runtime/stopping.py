@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-CHECKPOINT_SECONDS = 60.0  # that workers have to write a last checkpoint
-TERMINATION_SECONDS = 20.0  # that a function has to end after it was terminated
+CHECKPOINT_SECONDS = 60.0  # time that workers get to write a last checkpoint
+TERMINATION_SECONDS = 20.0  # time that a terminated function gets to end
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -89,7 +89,7 @@ def run_stoppable(
         ask_to_stop: Called once after a stop is requested. Asks the function to end, and returns
             whether to wait for that.
         terminate: Makes the function end at once, if it is no longer waited for.
-        failure: An error that forbids to go on, such as a lost lease, or None; it is raised.
+        failure: An error that forbids going on, such as a lost lease, or None; it is raised.
 
     Raises:
         Stopped: A stop was requested, and the function did not end in CHECKPOINT_SECONDS.
@@ -118,4 +118,5 @@ def run_stoppable(
         terminate()
         thread.join(TERMINATION_SECONDS)
         raise
+    # It ended by itself, perhaps because it was asked to.
     return outcome.result()

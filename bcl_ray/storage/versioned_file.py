@@ -1,8 +1,8 @@
 """A small file that is replaced only if it is still the version that its writer has read.
 
-This is compare-and-swap on a path or URI. No operation retries: callers do. Where two writers at
-the same moment do not exclude each other (`VersionedFile.replaces_atomically`), a writer should
-read the file back after it has written.
+This is compare-and-swap on a path or URI. No operation retries: callers do. If
+`VersionedFile.replaces_atomically` is false, two writers at the same moment may both succeed: a
+writer should read the file back after it has written.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ class VersionedFile(Protocol):
         """
 
     def replaces_atomically(self, own: FileVersion) -> bool:
-        """Whether of two writers at the same moment only one succeeds.
+        """Whether, of two writers at the same moment, only one can succeed.
 
         Args:
-            own: The version that this process wrote last.
+            own: The version that this process wrote last; S3 writes it again to find out.
         """
 
     def remove(self, own: FileVersion) -> None:
@@ -58,7 +58,7 @@ def versioned_file(uri: str) -> VersionedFile:
 
 
 class _RemoteFile(VersionedFile):
-    """A file that `remove` compares before it is deleted, without a lock."""
+    """A file without a lock: `remove` compares it, and then deletes it."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -155,7 +155,7 @@ class _LocalFile:
 
 
 class _OtherFile(_RemoteFile):
-    """A file in a store without conditional writes that we know: gs://, hdfs://."""
+    """A file in a store for which we know no conditional writes: gs://, hdfs://."""
 
     def read(self) -> FileVersion | None:
         try:

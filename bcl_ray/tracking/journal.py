@@ -114,8 +114,9 @@ class Delivery:
             first and after every failure, with the time of the entry to be written. Any exception
             of it or of that function is a failure, after which the entry is tried again; only
             after RefusedError it is skipped. After BlockedError, `drain_and_stop` does not wait.
-        lease: The lease of the run's folder, if it has one. While another driver may hold it,
-            nothing is recorded or delivered, and nothing at all once another driver does.
+        lease: The lease of the run's folder, if it has one. While it is not known to be ours,
+            entries wait in memory, and nothing is delivered. Once another driver has it, nothing
+            is recorded or delivered any more.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Delivery:
             self._failure = NOT_OURS
             self._stop.set()
         else:
+            # This is the last chance to record what waits, though the lease may not be valid now.
             with self._order:
                 self._record_waiting()
         self._entries.put(None)
@@ -175,7 +177,7 @@ class Delivery:
         return delivered and not is_lost and not self._refused
 
     def _record_waiting(self) -> None:
-        """Record the entries that had to wait until the lease was known to be ours."""
+        """Record the entries that wait in memory; called with `_order` held."""
         for entry in self._unrecorded:
             self._journal.append(entry)
             self._entries.put(entry)

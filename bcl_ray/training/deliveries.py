@@ -49,6 +49,7 @@ class Assignment:
 
     def deliveries(self) -> Iterator[WorkerTask]:
         """All deliveries that are left of the run, in order."""
+        # To deliver at most: one for each epoch, and perhaps that of evaluate_first.
         evaluations = 1 if self.evaluates_once else self.experiment.train.epochs + 1
         if self.evaluate_first:
             yield from self._evaluation()
@@ -92,7 +93,10 @@ class Assignment:
         return (delivery for _, _, delivery in merged)
 
     def _evaluation(self) -> Iterator[WorkerTask]:
-        """In turns: workers evaluate side by side, and wait for each other at the end."""
+        """Deliveries of an evaluation.
+
+        Workers take turns: they evaluate side by side, and wait for each other at the end.
+        """
 
         def of_worker(rank: int) -> Iterator[WorkerTask]:
             for task in evaluation_tasks(*self._data, rank, self.world_size):

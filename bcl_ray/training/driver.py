@@ -136,7 +136,7 @@ def _open_run(uri: str, experiment: Experiment, manifest: Manifest, *, continues
 
 
 def _as_it_began(uri: str, experiment: Experiment, follow: Follow) -> Experiment:
-    """The experiment with those options set back that its run did not have when it began."""
+    """The experiment, in which options newer than the run get the values that act as before."""
     experiment, changes = run_folder.with_original_defaults(uri, experiment)
     for change in changes:
         _note(follow, f"goes on with {change}, with which it began")
@@ -170,18 +170,19 @@ def _provide_nodes(
     """Request the run's nodes, and wait for them if the cluster grows.
 
     Returns:
-        What to do when workers have started, of which it takes the number: request only what they
-        need, and in a cluster that grows nodes for as many workers as there may be.
+        A function to call with the number of workers when they have started. From then on it
+        requests only what they need; in a cluster that grows, nodes for as many workers as there
+        may be.
     """
     request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
     most = experiment.scale.max_workers
     if cluster.limited:
         fitting = worker_count(experiment, cluster.nodes, per_worker)
         most = max(fitting, experiment.scale.min_workers)
-    # Ray Data uses no CPUs that are requested, not even for the data tasks that they are requested
-    # for. So their part of the request ends when the workers ask for their first batch. Not later:
-    # where all CPUs are requested, that batch would never come. For the same reason nothing is
-    # requested for workers that cannot come.
+    # Ray Data never uses CPUs that are requested, not even those requested for its own tasks. So
+    # the request for data tasks is dropped when workers have started, before they ask for their
+    # first batch: where all CPUs are requested, that batch would never come. For the same reason
+    # nothing is requested for workers that can never fit.
     request(workers=most, data=cluster.grows)
     if not cluster.grows:
         return lambda workers: request(workers=workers, data=False)

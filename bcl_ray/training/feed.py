@@ -23,7 +23,7 @@ GIB = 2**30
 
 
 class KeptBatches:
-    """A worker's batches of a split, any number of times, of which only the first reads them.
+    """A worker's batches of a split: read at the first iteration, and kept for all later ones.
 
     Args:
         batches: Batches, which are read once.
@@ -198,8 +198,8 @@ def _on_all_devices(
 ) -> tuple[ResidentFeed | None, str]:
     """A feed from images on every worker's device, or None and the reason.
 
-    Workers have to agree: one that streams would need CPUs for data tasks, and after one that
-    fails the others would wait for it. Images may take `limit` bytes of each device.
+    Workers have to agree. If only one streamed, it would need CPUs for data tasks; if only one
+    failed, the others would wait for it. Images may take `limit` bytes of each device.
     """
     size, feed = resident_bytes(experiment, manifest, world_size()), None
     reason = f"images need {size / GIB:.1f} GiB, and a device has {limit / GIB:.1f} GiB for them"

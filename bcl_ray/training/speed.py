@@ -45,7 +45,8 @@ class Progress:
             blocked: Seconds that checkpoints have held up this worker since its start.
 
         Returns:
-            The rates that Ray's metrics got, but with the images of all workers; or None.
+            The rates that Ray's metrics got, or None; images_per_second is that of all workers,
+            where the metric has this worker's share.
         """
         self._waited += step.waited
         self._images += step.images
@@ -61,7 +62,8 @@ class Progress:
     def epoch_rates(self) -> dict[str, float]:
         """Metrics of the epoch's training until now, means over workers, which all call this.
 
-        An epoch without a step has none: it was trained before the last checkpoint.
+        An epoch without steps has no rates: all were done before the checkpoint from which the run
+        goes on.
         """
         times = [time.perf_counter() - self._begun, self._waited]
         on_device = torch.tensor(times, dtype=torch.float64, device=self._device)
@@ -87,7 +89,7 @@ class SpeedMeter:
         self._load, self._clock = load, clock
         self._began = clock()
         self._seconds = self._waited = 0.0
-        self._images = 0
+        self._images = 0  # of all workers
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -141,7 +143,10 @@ class WorkerGauges:
         self._gauges: dict[str, Gauge] = {}
 
     def set(self, rates: Mapping[str, float]) -> None:
-        """Set the metrics of some rates, by the names of WORKER_RATES; the others do not exist."""
+        """Set metrics from rates, whose names are those of WORKER_RATES.
+
+        A rate that is never given has no metric.
+        """
         for name, value in rates.items():
             if name not in self._gauges:
                 text = WORKER_RATES[name].description

@@ -66,7 +66,8 @@ class Supplier:
         # Recipient of each block of the issued tasks, and whether the block is its task's last.
         self._expected: deque[tuple[Recipient, bool]] = deque()
         self._delivered: Counter[Recipient] = Counter()  # blocks so far
-        # The blocks that have come and were not taken, or are awaited, by recipient and number.
+        # Blocks that nobody has taken yet, and those that workers already wait for, by recipient
+        # and number.
         self._blocks: dict[tuple[Recipient, int], asyncio.Future[Any]] = {}
         self._error: BaseException | None = None
         self._may_issue = asyncio.Semaphore(ISSUED_TASKS)
@@ -98,7 +99,7 @@ class Supplier:
         return [block]
 
     async def issue(self) -> list[bytes]:
-        """The next data tasks, for Ray Data's first stage; none end its execution."""
+        """The next data tasks, for Ray Data's first stage; an empty list ends the execution."""
         left = min(ISSUED_AT_ONCE, EXECUTION_TASKS - self._issued)
         deliveries = list(itertools.islice(self._deliveries, left))
         self._exhausted = left > 0 and not deliveries
@@ -111,7 +112,8 @@ class Supplier:
 
     def _run(self, loop: asyncio.AbstractEventLoop, actor: Any) -> None:
         """Run executions until everything is delivered; in a thread."""
-        manager: Any = ResourceManager  # of whole seconds, says its type
+        # Any: the attribute is typed as int, and this is a fraction of a second.
+        manager: Any = ResourceManager
         manager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL
         try:
             while not self._exhausted:

@@ -60,7 +60,7 @@ def _held(sweep: str) -> str:
 
 def _started(sweep: str) -> str:
     """What the keys of starts begin with; the run's name follows."""
-    return f"bcl_ray/tuning/{sweep}/begun/"
+    return f"bcl_ray/tuning/{sweep}/started/"
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class ResourceWatcher:
         for group in overdue_groups(held, starts, dict(self._ends), time.time()):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
             self.notify(
-                f"{group.run} still held resources {GRACE_SECONDS:.0f} s after its end: they "
-                "were taken from it"
+                f"{group.run} still held resources {GRACE_SECONDS:.0f} s after its end or restart: "
+                "they were taken from it"
             )
 
 

@@ -81,7 +81,7 @@ class TuneRunner:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
-                num_samples=-1,
+                num_samples=-1,  # until the searcher is FINISHED
                 max_concurrent_trials=self.capacity,
                 reuse_actors=True,  # a new process would need seconds for its imports
             ),
@@ -99,7 +99,7 @@ class TuneRunner:
             run_stoppable(
                 tuner.fit,
                 self.stop_request,
-                lambda: True,
+                lambda: True,  # StopOnRequest asks the trials to end
                 terminate=searcher.interrupt,
                 failure=lambda: self.lease.lost or self.engine.writer.error,
             )
@@ -116,7 +116,9 @@ def driver_node() -> dict[str, Any]:
 def _driver_resources() -> dict[str, float]:
     """Resources that put the drivers of trials on this node, and take no CPU.
 
-    A sweep needs this node anyway, so that its loss costs no more.
+    The sweep's driver is on this node anyway: if the node is lost, trials that are driven elsewhere
+    would end too.
     """
     names = [name for name in driver_node()["Resources"] if name.startswith("node:")]
+    # "__": names such as node:__internal_head__, which are not this node's alone.
     return {next(name for name in names if "__" not in name): 0.001}

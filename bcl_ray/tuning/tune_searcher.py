@@ -80,7 +80,7 @@ class TuneSearcher(_PickledEmpty, Searcher):
         self._total = new.total if new else len(self.trials)
         self._queue = [trial for trial in self.trials.values() if trial.is_open]
         for trial in self._queue:
-            trial.status = "running"  # an outage of an earlier process counts no more
+            trial.status = "running"  # whatever held it up in an earlier process, it is tried again
         self._next: Trial | None = None  # it starts when it is in the ledger
         self._by_tune_id: dict[str, Trial] = {}
         self._last_saved: dict[str, float] = {}  # monotonic time, by the trial's name
@@ -158,10 +158,11 @@ class TuneSearcher(_PickledEmpty, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Record the end of a trial; one that a request to stop interrupts keeps status running."""
+        """Record the end of a trial; if a stop request interrupted it, its status stays running."""
         trial, result = self._by_tune_id[trial_id], result or {}
         self._engine.watcher.trial_ended(trial.name)
-        self.on_trial_result(trial_id, result)  # Tune passes the last result to this method only
+        # Tune does not pass a trial's last result to on_trial_result.
+        self.on_trial_result(trial_id, result)
         trial.tracked = bool(result.get("tracked", trial.tracked))
         end: Any = "failed" if error else result.get("end", "stopped")
         if end in ("failed", "held up"):

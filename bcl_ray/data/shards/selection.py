@@ -20,8 +20,9 @@ from bcl_ray.data.shards.options import ShardOptions
 from bcl_ray.data.sources import Rows, Source, SourceSplit
 from bcl_ray.machine.errors import UserError
 
-# A part is what one task checks: a split has PARTS of them, if these are neither so small that
-# starting them takes longer than their work, nor so large that little is done between two records.
+# A part is what one task checks, and records as a whole. A split has about PARTS of them, but with
+# MIN_ROWS rows or more, so that a task takes longer than its start, and MAX_ROWS or fewer, so that
+# a kill costs little work.
 PARTS, MIN_ROWS, MAX_ROWS = 1024, 256, 16_384
 
 
@@ -39,7 +40,8 @@ class Selection:
 
     Args:
         source: The source; its split `name` is meant.
-        name: Name of the split. Only of `train`, the profile selects rows; others are whole.
+        name: Name of the split. The profile selects rows of `train` only; other splits keep all
+            rows that are not bad.
         profile: The profile.
 
     Raises:

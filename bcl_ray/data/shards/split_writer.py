@@ -95,7 +95,7 @@ def write_split(work: ShardWork, selection: Selection, shard_bytes: int) -> Spli
 
 
 def row_group_rows(rows: int, mean_bytes: int) -> int:
-    """Rows per row group: at most 256, about 4 MiB, and 1/256 of the split, but 8 if they fit.
+    """Rows per row group: at most 256, 4 MiB, and 1/256 of the split or 8 rows if that is more.
 
     An epoch plan holds about as many row groups decoded as a batch has images, so they are small.
     They are many, so that batches of up to 256 images have steps for all rows of a row group

@@ -38,12 +38,14 @@ class AnnotationReader:
         """The images of each split, in the order of the files and their lines.
 
         Raises:
-            ValueError: Two files name the same image.
+            ValueError: Two files name the same image for one split.
             OSError: A file cannot be read.
         """
         by_split: dict[str, dict[str, _Claims]] = {}
         for file in self.tree.others:
-            if file.count("/") > 1 or "submission" in file.lower():  # Kaggle: made-up classes
+            # Files deeper than one folder, and Kaggle's sample submissions, whose classes are
+            # made up.
+            if file.count("/") > 1 or "submission" in file.lower():
                 continue
             for image, class_name, split in self._rows_of(file):
                 named_split = (split_of(split) or split) if split else split_of_path(file)
@@ -83,11 +85,11 @@ class AnnotationReader:
         return found.rows
 
     def _locate(self, file: str, image: str, split: str | None) -> tuple[str, str | None]:
-        """The path of an image, and why it is not clear."""
+        """The path of an image; and if several images fit, a text that says so."""
         found = self._find(file, image)
         if len(found) > 1 and split is not None:
             found = [path for path in found if split_of(path.partition("/")[0]) == split] or found
-        if not found:
+        if not found:  # no such image: reading it will give the fault
             return f"{file.rpartition('/')[0]}/{image}".strip("/"), None
         fault = f"'{image}' may be {found[0]} or {found[1]}" if len(found) > 1 else None
         return found[0], fault
@@ -123,9 +125,9 @@ class AnnotationReader:
 
 
 def _ends_with(path: str, ending: str) -> bool:
-    """Whether a path, with or without its extension, ends with some of its parts."""
+    """Whether a path, with or without its extension, ends with the parts of `ending`."""
     without = PurePosixPath(path).with_suffix("")
-    return any(f"/{whole}".endswith(f"/{ending}") for whole in (path, without))
+    return any(f"/{form}".endswith(f"/{ending}") for form in (path, without))
 
 
 class _Claims(NamedTuple):

@@ -1,8 +1,8 @@
 """Drawing the operations of each image: which ones, in which order, and how strong.
 
 Drawn on the host, with keyed random numbers. The stages are in the order of published recipes: four
-of colour jitter (in an order that differs from image to image), grayscale, blur if a kind of view
-has any, then the policy.
+of colour jitter (in an order that differs from image to image), grayscale, blur (for views that
+have it), then the policy.
 
 Axes: N images, M = (1 + V) * N views, S stages.
 
@@ -25,7 +25,8 @@ from bcl_ray.experiment.options import ViewConfig, ViewsConfig
 
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.int64]
-Stage = tuple[Indices, Floats]  # of each image: index of the operation in NAMES, or NONE; amount
+# Per image: index of its operation in NAMES, or NONE; and its amount.
+Stage = tuple[Indices, Floats]
 Draw = Callable[..., Floats]  # draws `count` uniform numbers per image: see `uniforms`
 
 _JITTER_KINDS = np.array([NAMES.index(n) for n in ("brightness", "contrast", "saturation", "hue")])
@@ -89,7 +90,7 @@ def cutout_centres(ids: Indices, size: int, *, seed: int, epoch: int, view: int)
 def cutout_masks(
     ids: Indices, config: ViewsConfig, view: int, *, seed: int, epoch: int
 ) -> NDArray[np.bool]:
-    """The rows and the columns of a view that each image's square covers, (N, 2, S)."""
+    """The rows and the columns of a view that each image's square covers, (N, 2, image_size)."""
     side = config.of_view(view).cutout
     centres = cutout_centres(ids, config.image_size, seed=seed, epoch=epoch, view=view)
     starts, position = centres[..., None] - side // 2, np.arange(config.image_size)
@@ -126,16 +127,16 @@ def _randaugment(config: ViewsConfig, draw: Draw) -> list[Stage]:
     stages = []
     draws = draw(5 * config.randaugment_ops, stream=Stream.POLICY)
     for stage_draws in np.split(draws, config.randaugment_ops, axis=1):
-        choice, applied, sign, radius, angle = stage_draws.T
+        choice, applied_draw, sign_draw, radius, angle = stage_draws.T
         # The Box-Muller method makes normal numbers from uniform ones.
         normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)
         strength = config.randaugment_magnitude + config.randaugment_deviation * normal
-        signs = np.where(sign < 0.5, -1.0, 1.0)
+        signs = np.where(sign_draw < 0.5, -1.0, 1.0)
         candidates = _randaugment_amounts(strength.clip(0, 10) / 10, signs)
         chosen = (choice * len(candidates)).astype(np.int64)
         kinds = np.array([NAMES.index(name) for name in candidates])[chosen]
         amounts = np.stack(list(candidates.values()))[chosen, np.arange(len(chosen))]
-        stages.append((np.where(applied < 0.5, kinds, NONE), amounts))
+        stages.append((np.where(applied_draw < 0.5, kinds, NONE), amounts))
     return stages
 
 
@@ -168,15 +169,19 @@ def _cifar10(_config: ViewsConfig, draw: Draw) -> list[Stage]:
     pair = (draws[:, 0] * len(kinds)).astype(np.int64)
     stages = []
     for i in (0, 1):
-        applied, sign = draws[:, 1 + i] < probabilities[pair, i], draws[:, 3 + i] < 0.5
-        stage_amounts = amounts[pair, i, sign.astype(np.int64)]
+        applied = draws[:, 1 + i] < probabilities[pair, i]
+        is_negative = draws[:, 3 + i] < 0.5
+        stage_amounts = amounts[pair, i, is_negative.astype(np.int64)]
         stages.append((np.where(applied, kinds[pair, i], NONE), stage_amounts))
     return stages
 
 
 @cache
 def _cifar10_table() -> tuple[Indices, Floats, Floats]:
-    """Operations, (25, 2); their probabilities, (25, 2); and their amounts by sign, (25, 2, 2)."""
+    """Operations, (25, 2), their probabilities, (25, 2), and their amounts, (25, 2, 2).
+
+    The last axis of the amounts: positive and negative.
+    """
     # This import takes a second, so runs without the policy do not import it.
     from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # noqa: PLC0415
 

@@ -110,9 +110,13 @@ class Sender:
         return self._send({}, _whole(arrays)).arrived()
 
     def _send(
-        self, host: Batch, more: Pieces, passes: Sequence[Pass] = (), finish: Finish = dict
+        self,
+        host: Batch,
+        pieces: Pieces,
+        passes: Sequence[Pass] = (),
+        finish: Finish = dict,  # which changes nothing
     ) -> DeviceBatch:
-        tensors, copy_event = self._transfer({**more, **_whole(host)}, finish)
+        tensors, copy_event = self._transfer({**pieces, **_whole(host)}, finish)
         return DeviceBatch(tensors, host, passes, copy_event)
 
 
@@ -183,7 +187,7 @@ def _buffer_slots(pieces: Pieces) -> tuple[dict[str, _Slot], int]:
         end = begin + first.dtype.itemsize * int(np.prod(shape))
         slots[name] = _Slot(begin, end, first.dtype, shape)
         begin = -(-end // _ALIGNMENT) * _ALIGNMENT
-    return slots, begin
+    return slots, begin  # where the next array would begin: the size
 
 
 def _split_buffer(whole: Tensor, slots: Mapping[str, _Slot]) -> dict[str, Tensor]:

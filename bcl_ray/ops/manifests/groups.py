@@ -13,7 +13,7 @@ from bcl_ray.ray_runtime.node_groups import MARKET, NodeGroup, to_text
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Worker nodes of one kind, on or off spot capacity."""
+    """Worker nodes of one kind, all on spot capacity or all on demand."""
 
     name: str
     size: NodeSize
@@ -24,7 +24,7 @@ class WorkerGroup:
 
     @property
     def market(self) -> str:
-        """Value of the nodes' label MARKET, by which rank 0 chooses a node that stays."""
+        """Value of the nodes' label MARKET, by which a run places rank 0 on a node that stays."""
         return "spot" if self.spot else "steady"
 
     @property
