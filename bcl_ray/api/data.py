@@ -21,8 +21,8 @@ from bcl_ray.storage import paths
 if TYPE_CHECKING:
     from bcl_ray.ray_runtime.connection import Resources
 
-# Rows for which another process is started: to start one takes as long as to check about so many
-# small images.
+# A process is started for each so many rows, because its start takes about as long as checking that
+# many small images.
 ROWS_PER_PROCESS = 4096
 
 
@@ -108,7 +108,7 @@ def shard(
 
 @contextmanager
 def _workers(source: Source, target: str, cpus: int | None) -> Iterator[ParallelMap]:
-    """Processes of this machine, or of the cluster if there is one."""
+    """What runs tasks: processes of this machine, or of all nodes if there is a cluster."""
     ray = sys.modules.get("ray")
     address = os.environ.get("RAY_ADDRESS", "")
     is_dashboard = address.startswith(("http://", "https://"))  # it takes jobs, not drivers

@@ -24,7 +24,7 @@ class Winner:
     trial: str
     """Name of the trial; its run is <runs>/<search>/<trial>."""
     experiment: str
-    """File of its experiment, for `recipe`, to train on the whole training split."""
+    """File of its experiment on the whole training split; an argument of `recipe`."""
     event: dict[str, Any]
     """What the command prints: scores, values of options, accuracies on test data."""
 

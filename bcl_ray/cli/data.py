@@ -114,18 +114,20 @@ def shard(
 
 
 def _show_next(source: str, target: str, splits: Collection[str]) -> None:
-    """Commands that go on from a new data set."""
+    """Print the commands that may follow on a new data set."""
     import shlex
 
     from bcl_ray.experiment.recipes import RECIPES
 
     screen = console()
-    held = next((name for name in ("test", "val", "validation") if name in splits), None)
-    if held is None:
+    eval_split = next((name for name in ("test", "val", "validation") if name in splits), None)
+    if eval_split is None:
         print_line(screen, "next: shard again with images for evaluation: --split test=...")
         return
     recipe = f"{source}_lt" if f"{source}_lt" in RECIPES else "finetune"
-    options = [f"data.path={target}", *([f"data.eval_split={held}"] if held != "test" else [])]
+    options = [f"data.path={target}"]
+    if eval_split != "test":  # the default
+        options.append(f"data.eval_split={eval_split}")
     chosen = " ".join(map(shlex.quote, (recipe, *options)))
     print_line(screen, f"next: bcl-ray plan {chosen}")
     print_line(screen, f"      {command()} train {chosen} tracking.run=first")

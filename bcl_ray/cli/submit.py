@@ -61,7 +61,7 @@ def submit(
 
 
 def _request(kind: Kind, words: Words, address: str) -> "JobRequest":
-    """The request of a command, which is parsed here as the job will parse it."""
+    """The request for a command; its arguments are parsed here as the job will parse them."""
     return REQUESTS[kind](parse(kind, words), words, address)
 
 
@@ -107,8 +107,10 @@ def _evaluate(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
             "--out is a folder of the machine that evaluates, here one of the cluster's: leave "
             "it out, or evaluate on this machine"
         )
-    first = options["names"][0].rstrip("/").rpartition("/")[2]
-    return new_request("evaluate", f"evaluate-{first}", words, {"run": " ".join(options["names"])})
+    first_model = options["names"][0].rstrip("/").rpartition("/")[2]
+    return new_request(
+        "evaluate", f"evaluate-{first_model}", words, {"run": " ".join(options["names"])}
+    )
 
 
 def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
@@ -118,9 +120,9 @@ def _predict(options: dict[str, Any], words: Words, _: str) -> "JobRequest":
     _check_model(options["model"], options["runs"])
     check_uri("INPUT", options["images"])
     check_uri("OUTPUT", options["output"])
-    label = options["images"].partition("?")[0].rstrip("/").rpartition("/")[2]
+    images_name = options["images"].partition("?")[0].rstrip("/").rpartition("/")[2]
     record = {"run": options["model"], "data": options["images"], "output": options["output"]}
-    return new_request("predict", f"predict-{label}", words, record)
+    return new_request("predict", f"predict-{images_name}", words, record)
 
 
 def _search(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
@@ -159,7 +161,7 @@ def _study(options: dict[str, Any], words: Words, address: str) -> "JobRequest":
 
 
 def _check_model(name: str, root: str) -> None:
-    """Refuse a model on this machine; the job looks up those of the registry."""
+    """Refuse a model in a folder of this machine; a model of the registry is left to the job."""
     from bcl_ray.ops.jobs.checks import check_uri
 
     if not name.startswith("models:"):

@@ -100,7 +100,7 @@ def broadcast_initial_state(model: nn.Module) -> None:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """A checksum of a tensor's bits, as a scalar; integer, so any order of additions gives it."""
+    """Integer checksum of a tensor's bits, a scalar; the order of additions does not change it."""
     words = tensor.view(torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8).long()
     return (words * torch.arange(1, len(words) + 1, device=words.device)).sum()
 
@@ -136,7 +136,7 @@ class GradientSum:
     """
 
     def __init__(self, model: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._statistics = {  # by the buffer, which several modules may share
+        self._statistics = {  # a module of each buffer, which several modules may share
             buffer: module
             for module in model.modules()
             for buffer in module.buffers(recurse=False)
@@ -177,12 +177,13 @@ class GradientSum:
         same such parameters.
 
         Args:
-            terms: This worker's shares of the terms of the loss, (T,); overwritten with their sums
-                over workers.
+            terms: This worker's shares of the terms of the loss, and other numbers to sum, (T,);
+                overwritten with their sums over workers.
         """
         if world_size() == 1:
             return
-        for bucket in self._buckets[self._next :]:  # those that did not get all their gradients
+        # The first bucket that lacks gradients, and all after it.
+        for bucket in self._buckets[self._next :]:
             self._start_bucket(bucket)
         statistics = [buffer for buffer, module in self._statistics.items() if module.training]
         if statistics:
@@ -206,7 +207,7 @@ def _in_memory_order(tensor: Tensor) -> Tensor:
 
 
 def _buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
-    """Parameters from last to first, about the order of backward, in groups of one dtype."""
+    """Groups of parameters of one dtype, from last to first, about the order of backward."""
     buckets: list[list[nn.Parameter]] = []
     size = 0
     for parameter in reversed([parameter for parameter in parameters if parameter.requires_grad]):

@@ -42,7 +42,7 @@ class Predictions(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The results of an evaluation over all workers; the same on each of them."""
+    """The results of an evaluation by all workers together; each of them gets the same."""
 
     metrics: dict[str, float]
     """By name: those of `metrics.evaluation_metrics`, and images/evaluated."""
@@ -69,7 +69,7 @@ def evaluate(
 
     Args:
         model: The network to evaluate.
-        batches: This worker's part of the split, or the same batches from a `Sender`.
+        batches: This worker's part of the split; a `Sender` may have copied it to the device.
         experiment: Provides the options of views, loss and precision.
         class_counts: Training images of each class, (K,), which determine the shot groups.
         rows: Number of images in the split, from the manifest.
@@ -119,7 +119,7 @@ def collect_sample(
 
     Args:
         model: The network that represents the images.
-        batches: This worker's batches, or the same batches from a `Sender`.
+        batches: This worker's batches; a `Sender` may have copied them to the device.
         experiment: Provides the options of views, loss and precision.
         device: Where the model is.
     """
@@ -186,7 +186,7 @@ def _predict(ids: Tensor, labels: Tensor, logits: Tensor) -> Predictions:
 
 
 def _no_images(model: TwoBranch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, labels and embeddings of no images, so that workers without batches have the columns."""
+    """Empty ids, labels and embeddings, so that a worker without batches has these columns too."""
     no_ids = torch.empty(0, dtype=torch.int64, device=device)
     weight = at_least_float32(model.classifier.weight)
     return no_ids, no_ids, weight.new_empty(0, weight.shape[1])

@@ -18,7 +18,7 @@ from torch.nn import functional
 from bcl_ray.data.longtail import shot_groups
 from bcl_ray.experiment.metric_names import SHOT_GROUPS
 
-UNIFORMITY_IMAGES = 1024  # all pairs of them are compared; other metrics are linear in n
+UNIFORMITY_IMAGES = 1024  # at most, because all pairs are compared; other metrics: linear in n
 ROUNDING = 1e-5  # singular values below this share of the largest are rounding errors of float32
 HEAD, TAIL = SHOT_GROUPS[0], SHOT_GROUPS[-1]
 
@@ -30,9 +30,10 @@ def geometry(
 ) -> dict[str, float]:
     """All metrics of a sample, by name.
 
-    A name without a shot group's is over all classes: `nc1`, and `nc1_few` over the classes with
-    few training images. A metric that is not defined is left out: angles if all class means
-    coincide, and a group that lacks the classes that the metric needs.
+    A metric whose name ends in a shot group is over its classes, any other one over all classes:
+    `nc1_few` and `nc1`. A metric that is not defined is left out: with one class, or if all class
+    means coincide, there are only alignment and uniformity; and a group may have too few classes
+    or images for a metric.
 
     Args:
         vectors: Embeddings or features, (n, D).

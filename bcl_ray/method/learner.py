@@ -52,7 +52,7 @@ class Learner:
         self.device = device
         self.model = TwoBranch(experiment.model, len(class_counts))
         self.note: str | None = None
-        """What of model.weights was left out, for the user."""
+        """What of model.weights was left out, as a note for the user; None if nothing was."""
         if experiment.model.weights is not None:
             self.note = load_backbone(self.model, experiment.model)
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -71,7 +71,7 @@ class Learner:
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Put the network in training mode; a frozen backbone has no gradients, and evaluates."""
+        """Put the network in training mode, but a frozen backbone in evaluation mode, untrained."""
         frozen = self.experiment.optim.freezes_backbone(epoch)
         self.model.train()
         if frozen:
@@ -115,7 +115,7 @@ class Learner:
         )
 
     def restore(self, state: State) -> None:
-        """Continue from a state that a run with any number of workers has saved."""
+        """Continue from a saved state; the run that saved it may have had any number of workers."""
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         if self.average is not None and state.average is not None:
@@ -128,11 +128,11 @@ class Learner:
         """Check, before a state is saved, that the loss and all weights are finite.
 
         The loss alone is not enough, because it was computed before its step changed the weights.
-        Waits for the device. All workers have to call it, not only the one that saves: they all
-        get the same result, so that none goes on alone after an error.
+        Waits for the device. All workers have to call it, not only the one that saves: all then
+        raise the error or none does, and no worker goes on alone.
 
         Raises:
-            NonFiniteLossError: A value is not finite; the error has the step.
+            NonFiniteLossError: A value is not finite; the message names the step.
         """
         tensors = [self.sums, *_float_tensors(self.model)]
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():

@@ -60,8 +60,8 @@ def train_epoch(
         batches: This worker's batches. It is faster if `Learner.sender` has already copied them
             to the device.
         epoch: Number of the epoch, from which the views are derived.
-        signals: Called at every step for those of SIGNALS that this worker gives. They are summed
-            together with the gradients, so all workers get them at the same step.
+        signals: Called at every step; returns those of SIGNALS that this worker gives. They are
+            summed together with the gradients, so all workers get them at the same step.
 
     Raises:
         NonFiniteLossError: The loss or a weight is not finite; raised on all workers at the same
@@ -85,7 +85,7 @@ def _steps(
         waited = time.perf_counter() - requested
         lr = learner.learning_rate_at(learner.step)
         for group in learner.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_factor", 1.0)  # older states have no factors
+            group["lr"] = lr * group.get("lr_factor", 1.0)  # none in older checkpoints
         device_batch = (
             batch
             if isinstance(batch, DeviceBatch)
@@ -116,7 +116,7 @@ def _train_step(learner: Learner, device_batch: DeviceBatch, signals: Signals) -
     total, terms = loss_share(outputs, labels, learner.log_prior, experiment.loss)
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()
-    # Filled on the device: the host would have to wait for a list to be copied there.
+    # Made on the device: if a list were copied there, the host would have to wait for the copy.
     flags = [terms.new_full((1,), float(name in signals)) for name in SIGNALS]
     sums = torch.cat([terms, *flags])
     learner.gradients.finish(sums)

@@ -3,8 +3,8 @@
 Each worker passes its own images as anchors and the images of all workers as keys, and gets its
 share of the global batch's loss. Summed over workers, the shares are the loss, and their gradients
 are its gradient. Everything is computed in float32 (in float64 for inputs of that dtype), also
-under autocast. No function reads a tensor's values on the host, so a GPU never has to be waited
-for.
+under autocast. No function reads a tensor's values on the host, so the host never waits for a
+GPU.
 
 Axes: N local images, M images of all workers, V contrastive views, A = V * N anchors,
 B = V * M keys, K classes, D feature width.
@@ -94,14 +94,14 @@ def balanced_contrastive_loss(
         raise ValueError(
             f"prototypes must have shape (K, {features.shape[2]}), got {tuple(prototypes.shape)}"
         )
-    num_views, num_keys, _ = keys.features.shape
+    num_views, num_key_images, _ = keys.features.shape
     with torch.autocast(features.device.type, enabled=False):
         anchors = at_least_float32(features).flatten(0, 1)  # (A, D)
         anchor_labels = labels.repeat(num_views)  # (A,)
         key_labels = keys.labels.repeat(num_views)  # (B,)
         # Not bincount, which makes the host wait for a GPU to find the largest label.
         class_sizes = anchors.new_zeros(len(prototypes)).index_add_(
-            0, key_labels, anchors.new_ones(num_views * num_keys)
+            0, key_labels, anchors.new_ones(num_views * num_key_images)
         )  # (K,), n_k
         own_size = class_sizes[anchor_labels]  # (A,), n_y
         log_own, log_other = own_size.log(), (class_sizes + 1).log()
@@ -159,9 +159,9 @@ def supervised_contrastive_loss(
         own_size = compared.same_class.sum(1).to(anchors.dtype)  # (A,), n_y
         log_denominator = compared.logsumexp_others(compared.similarity)
         losses = log_denominator - compared.positive_sum() / (own_size - 1)  # (A,)
-        images_of_class = (keys.labels[:, None] == keys.labels).sum(1)  # (M,)
-        # Summed over its images, each class contributes exactly 1.
-        num_present = images_of_class.to(anchors.dtype).reciprocal().sum()
+        images_of_own_class = (keys.labels[:, None] == keys.labels).sum(1)  # (M,)
+        # Each image adds 1 / (number of images of its class), so each class adds exactly 1.
+        num_present = images_of_own_class.to(anchors.dtype).reciprocal().sum()
         num_keys = num_views * len(keys.labels)
         return losses @ ANCHOR_WEIGHTS[anchor_mean](own_size, num_present, num_keys)
 
@@ -225,28 +225,28 @@ def _check_inputs(
         raise ValueError(f"loss.anchor_mean '{anchor_mean}' must be {choices}")
     if keys is None:
         return Keys(features, labels, 0)
-    num_keys = len(keys.labels)
-    if keys.features.shape != (num_views, num_keys, width):
+    num_key_images = len(keys.labels)
+    if keys.features.shape != (num_views, num_key_images, width):
         raise ValueError(
-            f"keys.features must have shape ({num_views}, {num_keys}, {width}) to match "
+            f"keys.features must have shape ({num_views}, {num_key_images}, {width}) to match "
             f"features and keys.labels, got {tuple(keys.features.shape)}"
         )
-    if not 0 <= keys.offset <= num_keys - num_images:
+    if not 0 <= keys.offset <= num_key_images - num_images:
         raise ValueError(
-            f"keys.offset ({keys.offset}) must be in [0, {num_keys - num_images}]: the "
-            f"{num_images} local images are part of the {num_keys} images of keys"
+            f"keys.offset ({keys.offset}) must be in [0, {num_key_images - num_images}]: the "
+            f"{num_images} local images are part of the {num_key_images} images of keys"
         )
     return keys
 
 
 def _compare(anchors: Tensor, anchor_labels: Tensor, keys: Keys, temperature: float) -> _Comparison:
-    num_views, num_keys, _ = keys.features.shape
+    num_views, num_key_images, _ = keys.features.shape
     similarity = anchors @ at_least_float32(keys.features).flatten(0, 1).T / temperature
     same_class = anchor_labels[:, None] == keys.labels.repeat(num_views)
-    # Anchors are keys, too: at which positions among the keys is each anchor?
-    positions = torch.arange(num_views * num_keys, device=anchors.device)  # (B,)
+    # Anchors are keys too; find the position of each anchor among the keys.
+    positions = torch.arange(num_views * num_key_images, device=anchors.device)  # (B,)
     num_images = len(anchors) // num_views
-    by_view = positions.view(num_views, num_keys)
+    by_view = positions.view(num_views, num_key_images)
     own_positions = by_view[:, keys.offset :][:, :num_images].flatten()  # (A,)
     return _Comparison(similarity, same_class, own_positions[:, None] == positions)
 

@@ -25,7 +25,7 @@ from bcl_ray.runs.findings import read as read_findings
 from bcl_ray.runs.run_folder import Run
 
 MAX_MISTAKES = 24  # images in the grid
-MAX_OF_CLASS = 4  # of these, images of one class
+MAX_OF_CLASS = 4  # images of one class in the grid
 MAX_SIDE = 224  # pixels of an image's longer side in the grid
 
 
@@ -105,7 +105,7 @@ def class_table(results: Results, findings: Findings) -> PageTable:
 def _most_frequent_mistakes(
     labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
 ) -> dict[int, tuple[int, int]]:
-    """By class: the number of its most frequent wrong predictions, and their class."""
+    """By class: how often its most frequent wrong prediction occurs, and which class that is."""
     worst: dict[int, tuple[int, int]] = {}
     pairs = np.unique(labels * classes + predicted, return_counts=True)
     for pair, count in zip(*pairs, strict=True):
@@ -115,7 +115,7 @@ def _most_frequent_mistakes(
 
 
 def find_mistakes(results: Results, findings: Findings) -> list[Mistake]:
-    """The most confident mistakes on the smallest classes, at most four of one class.
+    """The most confident mistakes on classes of the last shot group, at most MAX_OF_CLASS of each.
 
     Raises:
         OSError: The images cannot be read.

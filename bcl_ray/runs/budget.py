@@ -22,7 +22,7 @@ STORE_SHARE = 0.3  # of a node's memory, Ray's default for its object store
 BLOCK_BYTES = 32 * 2**20
 RESIDENT_SHARE = 0.25  # of a GPU's memory, the most that images take with data.residency=auto
 KEPT_SHARE = 0.1  # of a GPU's memory, for evaluation images that are kept for the next evaluation
-KEPT_CPU_BYTES = 256 * 2**20  # the same of a worker without a GPU
+KEPT_CPU_BYTES = 256 * 2**20  # the same, for a worker without a GPU
 LESS_MEMORY = {  # by version of the epoch plan
     1: "data.max_workers (fewer lanes)",
     2: "optim.global_batch_size (smaller windows), or set data.plan=1, which mixes less",
@@ -36,18 +36,18 @@ class Budget:
     steps_per_epoch: int
     steps: int  # of the whole run
     images_per_epoch: int  # training images, without an incomplete last batch
-    left_out: int  # images of that incomplete batch, others in each epoch
+    left_out: int  # images of that incomplete batch; in each epoch they are different ones
     eval_images: int
     bytes_per_epoch: int  # of the training split's shards, which are read once
     batch_bytes: int  # uint8 views of one worker's batch
     plan: int  # version of the epoch plan
-    mixing: str  # how often images of one row group meet in a batch, and what is better
-    worker_cpus: float  # of all workers
-    data_cpus: float | None  # CPUs left for data tasks, None if the cluster's are unknown
+    mixing: str  # in words: how often images of one row group meet in a batch, and a remedy
+    worker_cpus: float  # CPUs of all workers together
+    data_cpus: float | None  # CPUs for data tasks; 0 if data are resident, None if unknown
     store_bytes: int  # object-store memory of all batches in flight
     resident_bytes: int = 0  # images in the memory of a worker's device
-    readers: int = 1  # workers that read each row group
-    reads_per_epoch: int = 0  # of row groups, one request to an object store each, at most
+    readers: int = 1  # workers that read each row group, at most
+    reads_per_epoch: int = 0  # of row groups, at most; each is a request to the object store
 
 
 def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Budget:
@@ -69,7 +69,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
     data_cpus = _data_cpus(experiment, worker_cpus, cpus)
     tasks = parts_in(data_cpus, experiment.scale.cpus_per_data_task) if data_cpus else workers
     task_rows = max(split.row_group_rows, BLOCK_BYTES // image_bytes)
-    # Of small data sets, that may be all of an epoch, and of the next one.
+    # At most all rows of this epoch and of the next one, which a small data set may reach.
     open_rows = min(2 * split.rows, plan.open_rows + tasks * task_rows)
     readers = _readers(experiment, split, plan.steps)
     rows_in_flight = open_rows + experiment.scale.prefetch_batches * batch
@@ -95,7 +95,7 @@ def budget(experiment: Experiment, manifest: Manifest, cpus: float | None) -> Bu
 
 
 def _readers(experiment: Experiment, split: Split, steps: int) -> int:
-    """How many workers read each row group, at most; in version 1 of the plan, about."""
+    """How many workers read each row group, at most; in version 1 of the plan, about that many."""
     if experiment.data.plan == 1 or steps >= split.row_group_rows:
         return 1
     spread = 1 + -(-(split.row_group_rows - 1) // steps)
@@ -187,10 +187,11 @@ def preflight(
     Args:
         experiment: The run.
         manifest: Its data.
-        connected: This process is connected to a cluster without RAY_ADDRESS, as that of a trial.
+        connected: Whether this process is connected to Ray already, as that of a trial is; it may
+            then have no RAY_ADDRESS.
 
     Returns:
-        The budget, and the bytes of the object store if the run is to start Ray on this machine.
+        The budget, and the bytes of the object store; None if the run does not start its own Ray.
 
     Raises:
         ValueError: The run cannot work.

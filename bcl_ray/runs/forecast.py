@@ -26,17 +26,17 @@ class Forecast:
     """From the lowest: the first one limits the run."""
     epochs: int
     epoch_seconds: float
-    """With its share of evaluations, and what checkpoints hold up."""
+    """Mean, with an epoch's share of evaluations, and the time that it waits for checkpoints."""
     hours: float
     cost: float | None  # $; None if the machines are unknown
     requests: float  # of the object store, in training
     read_bytes: float  # from the object store, in training
     checkpoint_bytes: int
     checkpoint_seconds: float  # that training waits for one
-    checkpoint_write_seconds: float  # behind training
+    checkpoint_write_seconds: float  # to write one, while training goes on
     data_cpus_per_worker: float  # CPUs that would keep a worker busy
-    worker_memory_bytes: float  # host: batches ahead, and the copies of the state
-    device_memory_bytes: float  # state, gradients, activations of a batch
+    worker_memory_bytes: float  # of the host: batches ahead, and copies of the state
+    device_memory_bytes: float  # state, gradients, resident images, activations of a batch
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def forecast(
         experiment: The run.
         budget: What it needs, see `budget.budget`.
         work: What an image costs.
-        rates: RATES, with those that the run has recorded in their place.
-        machines: Where it is to run; None for a run that has recorded rates, on its own machines.
+        rates: RATES, some of them replaced by rates that the run has recorded.
+        machines: Where it is to run; None for a run that has recorded rates and stays where it is.
         epochs_done: Epochs that are trained already, which hours and cost leave out.
     """
     run = Situation(experiment, budget, work, rates, machines)
@@ -121,20 +121,23 @@ def _epoch_seconds(run: Situation, speed: float) -> float:
     train, budget = run.experiment.train, run.budget
     every = train.checkpoint_every_steps
     checkpoints = 1 + ((budget.steps_per_epoch - 1) // every if every else 0)
-    held_up = run.recorded("checkpoint", checkpoints * run.copying_seconds)
+    waiting = run.recorded("checkpoint", checkpoints * run.copying_seconds)
     evaluations = math.ceil(train.epochs / train.eval_every)
-    evaluating = run.recorded("evaluation", _evaluation_seconds(run, evaluations) / evaluations)
-    return budget.images_per_epoch / speed + held_up + evaluations * evaluating / train.epochs
+    evaluation = run.recorded("evaluation", _evaluation_seconds(run, evaluations) / evaluations)
+    return budget.images_per_epoch / speed + waiting + evaluations * evaluation / train.epochs
 
 
 def _evaluation_seconds(run: Situation, evaluations: int) -> float:
-    """Seconds of all evaluations: a forward pass of one view, and the decoding where it is due."""
+    """Seconds of all evaluations, each a forward pass of one view.
+
+    Images that fit in the workers' memory are decoded once, others in every evaluation.
+    """
     images, work = run.budget.eval_images, run.work
     forward = images / (run.workers * worker_speed(run).value * PASSES * work.views)
     decoding = images * run.data_seconds / work.views / (run.budget.data_cpus or run.workers)
     kept_bytes = 3 * images * work.image_size**2 / run.workers
-    decoded = 1 if kept_bytes <= kept_limit(run.gpu_memory) else evaluations
-    return (evaluations - decoded) * forward + decoded * max(forward, decoding)
+    with_decoding = 1 if kept_bytes <= kept_limit(run.gpu_memory) else evaluations
+    return (evaluations - with_decoding) * forward + with_decoding * max(forward, decoding)
 
 
 def _cost(machines: Machines, rates: Mapping[str, Rate], hours: float, requests: float) -> float:

@@ -11,9 +11,9 @@ from bcl_ray.machine.errors import UserError
 from bcl_ray.runs.budget import Budget
 from bcl_ray.runs.rates import CPU, GPUS, Rate, training_rate
 
-PASSES = 3  # of a view in training, in operations: forward once, backward twice as many
+PASSES = 3  # operations of training, in forward passes: forward is 1, backward is 2
 
-MOMENTS = {"sgd": 1, "adamw": 2}  # that an optimiser keeps of each weight
+MOMENTS = {"sgd": 1, "adamw": 2}  # numbers that an optimiser keeps for each weight
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Work:
     image_size: int  # H = W of a view, pixels
     encoded_bytes: float  # mean of the shards
     operations: float  # of a forward pass of one view
-    step_operations: float  # of a forward pass, whatever its number of images: prototypes
+    step_operations: float  # of a forward pass, for any number of images: prototypes
     parameter_bytes: int  # of the network's state, float32
     activation_bytes: float  # float32, that backward needs, of all views of an image
 
@@ -51,7 +51,7 @@ class Machines:
     store_bytes: float | None = None
     """Ray's object store, of all nodes; None if unknown."""
     price: float | None = None
-    """$ an hour and device, with its machine; None for the table's."""
+    """$ an hour of a GPU with its share of the machine, or of a CPU; None: that of `rates`."""
 
     def __post_init__(self) -> None:
         if self.device != CPU and self.device not in GPUS:
@@ -87,7 +87,7 @@ class Situation:
 
     @property
     def reads_of_run(self) -> int:
-        """How often all training images are read."""
+        """How often a run reads all training images: in each epoch, or once by each worker."""
         return self.workers if self.experiment.is_resident else self.experiment.train.epochs
 
     @property
@@ -117,12 +117,12 @@ class Situation:
         return self.state_bytes / self.rates["copying a checkpoint"].value
 
     def recorded(self, rate: str, otherwise: float) -> float:
-        """What the run has recorded by this name, or another value."""
+        """The rate of this name if the run has recorded it, else `otherwise`."""
         return self.rates[rate].value if rate in self.rates else otherwise
 
     @property
     def state_bytes(self) -> int:
-        """Of a checkpoint: weights, the optimiser's moments, and the average if there is one."""
+        """Bytes of a checkpoint: weights, the optimiser's moments, and the average, if any."""
         copies = 1 + MOMENTS[self.experiment.optim.kind] + (self.experiment.train.ema_decay > 0)
         return copies * self.work.parameter_bytes
 
@@ -173,15 +173,15 @@ def _receiving(run: Situation) -> list[Limit]:
 
 
 def _network(run: Situation) -> list[Limit]:
-    """Views into a node with workers, and gradients between such nodes, which share its network."""
+    """A node's network, by which views come to its workers, and gradients from other nodes."""
     machines, rate = run.machines, run.rates["network"]
     if machines is None:
         return []
     nodes = machines.worker_nodes + machines.data_nodes
-    # Views that other nodes made.
+    # Share of the views that other nodes make.
     foreign = 0.0 if run.experiment.is_resident else (nodes - 1) / nodes
     views = foreign * run.work.view_bytes / machines.worker_nodes  # bytes an image, into a node
-    sums = 2 * run.work.parameter_bytes * (machines.worker_nodes > 1)  # bytes a step, likewise
+    sums = 2 * run.work.parameter_bytes * (machines.worker_nodes > 1)  # bytes a step, into a node
     needed = views + sums / run.experiment.optim.global_batch_size
     if needed == 0:
         return []

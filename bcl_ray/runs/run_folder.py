@@ -58,7 +58,8 @@ def resumed_uri(name: str, overrides: Iterable[str]) -> str:
 
     Args:
         name: Its name, or path or URI of its folder.
-        overrides: Changes to its experiment, the last of which to tracking.runs says where it is.
+        overrides: Changes to its experiment. The last one of tracking.runs, if any, says in which
+            folder a name is looked up.
     """
     roots = [text.partition("=")[2] for text in overrides if text.startswith("tracking.runs=")]
     return run_uri(name, roots[-1] if roots else TrackingConfig().runs)
@@ -124,13 +125,13 @@ def check_resumable(run: Run, experiment: Experiment, fingerprint: str) -> None:
 
 
 def with_original_defaults(uri: str, experiment: Experiment) -> tuple[Experiment, list[str]]:
-    """Set options that the run did not have when it began back to their behaviour of then.
+    """Give options that are newer than a run the values that keep the run's behaviour.
 
     A job that is started again after an upgrade has new defaults, or a recipe's new values, for
     options that did not exist when its run began.
 
     Returns:
-        The experiment, and the options that were set back, as section.option=value.
+        The experiment, and the options that were changed, as section.option=value.
     """
     stored = yaml.safe_load(files.read_bytes(files.join(uri, EXPERIMENT_FILE)))
     changes = [
@@ -155,7 +156,7 @@ def keep_only_best(run: Run, why: str, history: list[dict[str, float]]) -> None:
     Args:
         run: A run that has ended. Nothing is deleted if it has no best checkpoint.
         why: The reason, for messages, such as "lost its search".
-        history: Metrics of each epoch, which only the last checkpoint has of all epochs.
+        history: Metrics of all epochs; of the checkpoints, only the last one has them.
 
     Raises:
         OSError: The folder cannot be written.
@@ -191,7 +192,7 @@ def _read_only_best(run: Run) -> dict[str, Any] | None:
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """An experiment whose paths mean the same in every process and later on."""
+    """An experiment with absolute paths, which mean the same in every process and later on."""
     sections = {
         section: getattr(experiment, section).model_copy(update={name: paths.absolute(path)})
         for section, name, path in (

@@ -1,12 +1,12 @@
 """A lease on a folder, so that it has one driver at a time, wherever it lies.
 
 The holder renews the lease every few seconds: it increments a count in <folder>/driver.lease. A
-driver that sees the file unchanged for LEASE_SECONDS takes the folder over, with the next number;
-clocks of different machines are never compared. Everything that changes the folder checks the file
-first (`Fence.check`), so that a driver that was frozen or cut off, and replaced, changes nothing
-any more. Its successor waits SETTLE_SECONDS before it begins, so that what was written just after a
-check has arrived. Only a process that stands still for longer than that between its check and its
-write can still write.
+driver that sees the file unchanged for `lease_record.LEASE_SECONDS` takes the folder over, with the
+next number; clocks of different machines are never compared. Everything that changes the folder
+checks the file first (`Fence.check`). So a driver that was frozen or cut off, and was replaced,
+changes nothing any more. Its successor waits for `lease_request.SETTLE_SECONDS` before it begins:
+by then, what was written just after a check has arrived. Only a process that stands still for
+longer than that, between its check and its write, can still write.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from bcl_ray.storage.versioned_file import VersionedFile
 
 RENEWAL_SECONDS = 5.0  # between two renewals
 RENEWAL_RETRY_SECONDS = 1.0  # between two attempts to renew
-MARGIN_SECONDS = 5.0  # a holder stops relying on its lease that long before it runs out
+MARGIN_SECONDS = 5.0  # before its lease runs out, a holder stops relying on it
 RELEASE_ATTEMPTS = 3
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ class Lease:
     @property
     def valid(self) -> bool:
         """Whether, by this process's clock, no other driver can have the folder now."""
-        lasts = self._record.seconds - MARGIN_SECONDS
-        return self.lost is None and clock() - self._renewed_at < lasts
+        usable_seconds = self._record.seconds - MARGIN_SECONDS
+        return self.lost is None and clock() - self._renewed_at < usable_seconds
 
     def check(self) -> None:
         """Same as `Fence.check`, without access to the file once the lease is lost."""
@@ -86,7 +86,7 @@ class Lease:
         return self.lost
 
     def mark_lost(self, error: LeaseLostError) -> None:
-        """Record that another process of this driver has found the lease lost."""
+        """Record that this or another process of the driver has found the lease lost."""
         self.lost = self.lost or error
 
     def release(self, *, remove: bool = False) -> None:
@@ -115,7 +115,7 @@ class Lease:
         now = clock()
         try:
             self._version = self._file.replace(record.to_bytes(), self._version)
-        except Exception as error:  # of any kind: the folder's store does not answer
+        except Exception as error:  # errors of any kind, also of a store's libraries
             self._read_after_failure(error)
             return False
         self._record, self._renewed_at = record, now

@@ -1,4 +1,4 @@
-"""MLflow's model registry: a checkpoint of a run gets a name there, by which it is found again.
+"""MLflow's model registry, in which a checkpoint of a run gets a name and can be found again.
 
 The tags of a version name the run, the checkpoint, and the metric by which versions are compared.
 """
@@ -110,8 +110,8 @@ def register(
         Lines that say what was done and compared.
 
     Raises:
-        ValueError: MLflow does not allow the name, does not have the run, the checkpoint lacks the
-            metric, or the champion cannot be compared with it.
+        ValueError: The name or the alias has characters that are not allowed, MLflow does not have
+            the run, the checkpoint lacks the metric, or the champion cannot be compared with it.
         OSError: MLflow does not answer, or refuses.
     """
     _check_name("--as", name)
@@ -226,9 +226,9 @@ def _create_version(
     logged = log_model(client, mlflow_run, folder, folder.rstrip("/").rpartition("/")[2])
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    # A server resolves the model's URI. For a local file, MLflow would use its default database.
-    local = client.tracking_uri.startswith("sqlite:")
-    source = logged.artifact_location if local else logged.model_uri
+    # A server resolves the model's URI. Without one, MLflow would look in its default database.
+    is_file = client.tracking_uri.startswith("sqlite:")
+    source = logged.artifact_location if is_file else logged.model_uri
     version = client.create_model_version(
         name, source, mlflow_run.info.run_id, tags, model_id=logged.model_id
     )

@@ -23,7 +23,7 @@ from bcl_ray.tracking.run_page import describe_run
 
 JOURNAL = "journal.jsonl"
 DESCRIPTION_TAG = "mlflow.note.content"  # MLflow's own tag for the description of a run
-COLUMNS = [  # of a shard, with MLflow's names of types
+COLUMNS = [  # of a shard, with the names that MLflow has for their types
     {"name": "id", "type": "long", "required": True},
     {"name": "image", "type": "binary", "required": True},
     {"name": "label", "type": "integer", "required": True},
@@ -49,7 +49,7 @@ class Tracker:
 
     Args:
         subject: What is tracked, such as the `training_subject`.
-        uri: MLflow's URI: `tracking_uri`.
+        uri: MLflow's URI, from `connection.tracking_uri`.
         folder: Local folder of the journal.
         lease: Lease of the run's folder; while another driver may hold it, nothing is recorded.
             None if the run is not being trained, as for `sync`.
@@ -68,7 +68,7 @@ class Tracker:
         self._subject = subject
         self._described: tuple[Experiment, Manifest] | None = None
         self._evaluated: dict[int, Mapping[str, float]] = {}  # metrics, by the epoch's number
-        self._drained = False  # all is recorded, so `__exit__` has nothing to add
+        self._drained = False  # the last entry is recorded, so `__exit__` adds none
         self._delivery = Delivery(Journal(folder / JOURNAL), self._connect, lease)
 
     def __enter__(self) -> "Tracker":
@@ -188,7 +188,7 @@ class Tracker:
         return self.drain_and_stop(patience)
 
     def drain_and_stop(self, patience: float) -> bool:
-        """Deliver the remaining entries, the last ones, without ending the run; as `finish`."""
+        """As `finish`, but the run does not end in MLflow; nothing may be recorded afterwards."""
         self._drained = True
         return self._delivery.drain_and_stop(patience)
 

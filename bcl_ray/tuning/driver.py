@@ -49,7 +49,7 @@ class Sweep(ABC):
 
     Args:
         uri: Its folder.
-        begun: Whether it exists already, and goes on.
+        begun: Whether it was begun earlier, and now goes on.
         samples: An experiment and its data for each kind of trial; the one that needs most decides
             how many run at once.
         count: Number of trials in all.
@@ -58,7 +58,7 @@ class Sweep(ABC):
 
     kind: Kind
     last_event: str  # the kind of the event with the result
-    seeks_best: bool  # among its trials, of which those with a seed repeat others
+    seeks_best: bool  # whether trials compete; a trial with a seed then repeats another one
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Sweep(ABC):
 
     @abstractmethod
     def open(self, resources: Resources, fence: Fence) -> Ledger:
-        """Begin it in its folder, or go on with it; `fence` is of the folder's lease."""
+        """Begin it in its folder, or go on with it; `fence` checks the folder's lease."""
 
     @abstractmethod
     def start_event(self, capacity: int) -> Event:
@@ -86,7 +86,7 @@ class Sweep(ABC):
 
     @abstractmethod
     def record_start(self, tracker: Tracker) -> None:
-        """Record its settings and data; the tracker has recorded that it started."""
+        """Record its settings and data; its start is already recorded."""
 
     @abstractmethod
     def trial_options(self) -> list[str]:
@@ -176,7 +176,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_file(folder, lambda: lease.lost is None))
         follow({**sweep.start_event(capacity), "tracking_uri": uri})
-        # Before `stop_signals`, so that Ctrl-C ends it at once.
+        # Called before `stop_signals`, so that Ctrl-C interrupts it at once.
         trial_options = sweep.trial_options()
         stop_request = stack.enter_context(stop_signals())
         tracker = stack.enter_context(Tracker(sweep.subject(), uri, folder, lease))
@@ -204,7 +204,7 @@ def _common_options(sweep: Sweep, ledger: Ledger, resources: Resources, capacity
         f"tracking.runs={ledger.uri}",
         f"tracking.uri={tracking_uri(ledger.experiment)}",
     ]
-    if not resources.grows:  # else nodes are added for each trial's data tasks
+    if not resources.grows:  # a cluster that grows adds nodes for each trial's data tasks
         cpus = min(data_cpus(sample, resources.cpus, capacity) for sample, _ in sweep.samples)
         options.append(f"scale.data_cpus={cpus:g}")
     return options
@@ -218,7 +218,7 @@ def check_result(trials: Sequence[Trial], total: int) -> None:
         total: Number of trials that there should be.
 
     Raises:
-        UnfinishedError: Why they failed.
+        UnfinishedError: No trial finished; the message has the reasons.
     """
     if any(trial.status == "finished" for trial in trials):
         return
@@ -234,7 +234,7 @@ def check_ended(ledger: Ledger, trials: Sequence[Trial]) -> None:
     """Refuse to continue while some trials have not ended, because an outage holds them up.
 
     Raises:
-        UnfinishedError: These trials, and how to resume them.
+        UnfinishedError: Some have not; the message names them, and how to go on.
     """
     unfinished = [trial.name for trial in trials if trial.is_open]
     if unfinished:

@@ -9,7 +9,7 @@ from bcl_ray.tuning.choices import SEARCHERS
 from bcl_ray.tuning.space import Parameter, Point, Space
 from bcl_ray.tuning.trials import Status
 
-MAX_ATTEMPTS = 1000  # points that TPE proposes until one of them is a valid experiment
+MAX_ATTEMPTS = 1000  # points that TPE may propose for a trial until one is a valid experiment
 
 
 class Sampler:
@@ -73,8 +73,8 @@ class TpeSampler(Sampler):
     Args:
         space: Space of the points.
         seed: Seed of the sampler.
-        earlier: Number of trials that `tell` reports before the first `ask`. It is added to the
-            seed, so that a resumed search does not draw the same points again.
+        earlier: Number of trials of earlier processes, which `tell` gets before the first `ask`.
+            It is added to the seed, so that a resumed search does not draw the same points again.
     """
 
     def __init__(self, space: Space, seed: int, earlier: int) -> None:
@@ -112,18 +112,18 @@ class TpeSampler(Sampler):
         state = {"finished": states.COMPLETE, "stopped": states.PRUNED}.get(status, states.FAIL)
         if not scores:
             state = states.FAIL
-        value = scores[max(scores)] if state == states.COMPLETE else None
+        last_score = scores[max(scores)] if state == states.COMPLETE else None
         if trial := self._open_trials.pop(number, None):
             for epoch, score in scores.items():
                 trial.report(score, epoch)
-            self._study.tell(trial, value, state=state)
+            self._study.tell(trial, last_score, state=state)
             return
         try:
             parameters = {p.name: _to_optuna(p, point[p.name]) for p in self._space.parameters}
             earlier_trial = self._optuna.trial.create_trial(
                 params=parameters,
                 distributions=self._distributions,
-                value=value,
+                value=last_score,
                 intermediate_values=dict(scores),
                 state=state,
             )
@@ -159,7 +159,7 @@ def make_sampler(name: str, space: Space, seed: int, earlier: int = 0) -> Sample
         name: Name in SEARCHERS.
         space: Space of the points.
         seed: Seed of the sampler.
-        earlier: Number of trials of earlier processes, which `tell` reports before the first `ask`.
+        earlier: Number of trials of earlier processes, which `tell` gets before the first `ask`.
 
     Raises:
         ValueError: There is no such sampler, or the grid is empty.

@@ -12,7 +12,8 @@ from bcl_ray.tuning.study_cells import Cell, Study
 from bcl_ray.tuning.trials import Trial
 
 BEST = "best all"  # accuracy of the best epoch, which was chosen on the evaluated images
-DIGITS = {"minutes": 1, "tail cosine": 3, "feature tail cosine": 3}  # behind the point; others: 2
+# Digits after the decimal point; other columns have 2.
+DIGITS = {"minutes": 1, "tail cosine": 3, "feature tail cosine": 3}
 CSV_DIGITS = 4
 
 
@@ -25,7 +26,7 @@ class Estimate:
     """None with one seed, which says nothing about others."""
 
     def text(self, digits: int) -> str:
-        """The estimate with so many digits behind the point."""
+        """The estimate, with this number of digits after the decimal point."""
         return spread(self.mean, self.half, digits)
 
 
@@ -47,7 +48,7 @@ class CellResult:
 
     @property
     def minutes(self) -> float | None:
-        """Mean time of a run, beside those that ran at the same time; None if none finished."""
+        """Mean time of a run, while others may run beside it; None if none finished."""
         seconds = [run.seconds for run in self.finished]
         return mean_and_deviation(seconds)[0] / 60 if seconds else None
 
@@ -102,10 +103,10 @@ def _values(run: Trial) -> dict[str, float]:
 
 
 def _columns(results: Sequence[CellResult]) -> list[str]:
-    """The results that at least one run has."""
-    last = [column for column in STUDY_RESULTS if any(result.by_seed(column) for result in results)]
-    position = last.index("all") + 1 if "all" in last else 0
-    return [*last[:position], BEST, *last[position:]]
+    """The results that at least one run has; BEST comes after "all"."""
+    found = [name for name in STUDY_RESULTS if any(result.by_seed(name) for result in results)]
+    position = found.index("all") + 1 if "all" in found else 0
+    return [*found[:position], BEST, *found[position:]]
 
 
 def summary(results: Sequence[CellResult]) -> Rows:
@@ -145,13 +146,13 @@ def all_runs(results: Sequence[CellResult]) -> Rows:
 
 
 def differences(study: Study, results: Sequence[CellResult]) -> Rows:
-    """Differences of accuracy between labels of the first axis, paired by seed."""
-    first_axis, *others = study.axes
+    """Differences of results between labels of the first axis, paired by seed."""
+    first_axis, *other_axes = study.axes
     by_labels = {tuple(result.cell.labels.values()): result for result in results}
-    rest = list(dict.fromkeys(labels[1:] for labels in by_labels))
+    on_other_axes = list(dict.fromkeys(labels[1:] for labels in by_labels))
     columns = [c for c in STUDY_RESULTS if any(result.by_seed(c) for result in results)]
     rows = []
-    for labels in rest:
+    for labels in on_other_axes:
         for one, other in study.compare:
             first, second = by_labels[one, *labels], by_labels[other, *labels]
             paired = {
@@ -159,8 +160,9 @@ def differences(study: Study, results: Sequence[CellResult]) -> Rows:
                 for column in columns
             }
             estimates = {c: estimate(values) if values else None for c, values in paired.items()}
-            pair = {first_axis: f"{one} - {other}", **dict(zip(others, labels, strict=True))}
-            rows.append({**pair, "seeds": len(paired.get("all", ())), **estimates})
+            shared = dict(zip(other_axes, labels, strict=True))
+            labelled = {first_axis: f"{one} - {other}", **shared}
+            rows.append({**labelled, "seeds": len(paired.get("all", ())), **estimates})
     return rows
 
 

@@ -57,7 +57,7 @@ def open_model(name: str, root: str = "runs", *, last: bool | None = None) -> Op
             models:/NAME/VERSION of MLflow's registry; or the folder or URI of a checkpoint.
         root: Folder or URI that holds runs.
         last: Whether to take the last checkpoint of a run, or its best. None: the best if it was
-            selected on validation data, otherwise the last, which a notice says.
+            selected on validation data or is the only one left, otherwise the last, with a notice.
 
     Raises:
         ValueError: There is no such model, or the run has no such checkpoint yet.
@@ -106,12 +106,12 @@ def find_checkpoint(name: str, root: str = "runs", *, last: bool | None = None) 
 
 
 def _uses_last(run: Run, experiment: Experiment) -> bool:
-    """Whether to use a run's last checkpoint, because its best was selected on test data."""
+    """Whether a run kept its last checkpoint, and its best was not selected on validation data."""
     return selected_on(experiment) is None and not run_folder.why_only_best(run)
 
 
 def last_state(run: Run) -> checkpoint.State:
-    """The last checkpoint of a run, for its history of all epochs.
+    """The last checkpoint of a run, which has the history of all epochs.
 
     A trial that lost its search keeps only its best checkpoint, and its history in a file. The
     state then has the weights of the best checkpoint, with the whole history.
@@ -132,7 +132,7 @@ def best_checkpoint(run: Run) -> str:
         ValueError: The run has evaluated no checkpoint yet.
     """
     names = [name for name in files.list_folders(run.uri) if name.startswith(BEST)]
-    # There are two while a better one replaces the old, and it may still be incomplete.
+    # While a better one replaces the old one, there are two, and the newer one may be incomplete.
     for folder in [files.join(run.uri, name) for name in reversed(names)]:
         if checkpoint.is_complete(folder):
             return folder
@@ -150,7 +150,7 @@ def last_checkpoint(run: Run) -> str:
             f"run '{run.name}' in {run.uri} {why}, and its last checkpoint was removed: use its "
             "best (--best)"
         )
-    from ray.train import Result  # noqa: PLC0415  seconds, for this function alone
+    from ray.train import Result  # noqa: PLC0415  takes seconds; only needed here
 
     filesystem, path = files.resolve(run.uri)
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it logs every snapshot that it reads

@@ -1,9 +1,9 @@
 """Writing a data set, in two passes over the source's rows.
 
 The first pass checks the selected rows of every split, and finds out their sizes. No shard is
-written before all rows are checked. The second pass writes the shards, in shuffled order. Both
-passes are tasks that are independent of each other, which `run` distributes. What they have done
-stays after a kill, and the next attempt goes on (`attempt`). The shards' bytes are the same for any
+written before all rows are checked. The second pass writes the shards, with rows in shuffled order.
+Each pass consists of independent tasks, which `run` distributes. What they have done stays after a
+kill, and the next attempt goes on from there (`attempt`). The shards' bytes are the same for any
 number of processes.
 """
 
@@ -77,14 +77,14 @@ def write_shards(
             are named), ids are repeated, or a class has no training images.
         OSError: The source or the target cannot be read or written.
     """
-    info = ProfileInfo(
+    profile_info = ProfileInfo(
         name=profile, imbalance_factor=imbalance_factor, max_per_class=max_per_class, seed=seed
     )
-    options = ShardOptions(info, shard_bytes, max_pixels, on_bad_image)
+    options = ShardOptions(profile_info, shard_bytes, max_pixels, on_bad_image)
     options.check()
     _check_split_names(source)
     _check_target(target)
-    selections = [Selection(source, name, info) for name in source.splits]
+    selections = [Selection(source, name, profile_info) for name in source.splits]
     with acquire_lease(
         target, what=target, notify=logger.warning, wait=False, remove=True
     ) as lease:
@@ -95,7 +95,7 @@ def write_shards(
         _check_rows(work, selections, options)
         splits = _write_splits(work, selections, shard_bytes)
         lease.check()
-        manifest = _publish(target, source, splits, info)
+        manifest = _publish(target, source, splits, profile_info)
         attempt.end()
         return manifest
 
@@ -151,7 +151,7 @@ def _check_target(target: str) -> None:
         raise UserError(
             f"{target} already holds a data set: choose another target, or delete that one first"
         )
-    # Where an attempt was interrupted, such files are its own.
+    # Where an attempt was interrupted, such files are from it.
     if INCOMPLETE not in names and any(map(is_output_name, names)):
         raise UserError(
             f"{target} holds Parquet files that `bcl-ray shard` did not write: choose another "

@@ -22,7 +22,7 @@ from bcl_ray.storage import files, paths
 
 Images = dict[str, list[LabelledImage]]  # by split
 
-# What other sources read, by a part of a file's name.
+# The sources that read other files, by the end of a file's name.
 _OTHER_SOURCES = {
     ".arrow": "huggingface",
     "dataset_info.json": "huggingface",
@@ -60,7 +60,7 @@ def open_folder(request: SourceRequest) -> Source:
 
 
 def _image_folders(request: SourceRequest) -> Source:
-    """Folders per class for each split, each in one or several roots."""
+    """Open the folders that --split gives, of which each holds a folder per class."""
     if "train" not in request.splits:
         raise UserError("source 'folder' needs --split train=FOLDER, or --from")
     trees = {split: [list_tree(root) for root in roots] for split, roots in request.splits.items()}
@@ -69,12 +69,12 @@ def _image_folders(request: SourceRequest) -> Source:
     images: Images = {}
     for split, of_split in trees.items():
         for tree in of_split:
-            above = paths.split_options(paths.absolute(tree.root))[0][begin:].strip("/")
-            above = unquote(above) if "://" in base else above
+            prefix = paths.split_options(paths.absolute(tree.root))[0][begin:].strip("/")
+            prefix = unquote(prefix) if "://" in base else prefix
             for path in tree.images:
                 name, slash, _ = path.partition("/")
                 fault = None if slash else f"'{path}' is in no class folder"
-                image = LabelledImage(f"{above}/{path}".lstrip("/"), name, fault)
+                image = LabelledImage(f"{prefix}/{path}".lstrip("/"), name, fault)
                 images.setdefault(split, []).append(image)
     classes = {name for tree in trees["train"] for name in _subfolders(tree.root)}
     notes = [tree.left_out(()) for of_split in trees.values() for tree in of_split]
@@ -86,9 +86,9 @@ def _common(roots: Sequence[str]) -> str:
     located = [paths.split_options(paths.absolute(root)) for root in roots]
     parts = [folder.rstrip("/").split("/") for folder, _ in located]
     options = {options for _, options in located}
-    same = [
-        some[0] for some in takewhile(lambda some: len(set(some)) == 1, zip(*parts, strict=False))
-    ]
+    levels = zip(*parts, strict=False)
+    same = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels)]
+    # s3://bucket has three parts, of which the second is empty.
     if len(same) < (3 if "://" in roots[0] else 1) or len(options) > 1:
         raise UserError(f"{shorten(roots)} must be on one disk, or in one bucket: copy them there")
     return ("/".join(same) or "/") + options.pop()
@@ -99,7 +99,7 @@ def _subfolders(uri: str) -> list[str]:
 
 
 def _class_folders(tree: Tree) -> tuple[Images, list[str]]:
-    """The images of splits that have class folders, if the training split has; and notes."""
+    """The images of splits with class folders, none if the training split has none; and notes."""
     by_top: dict[str, list[list[str]]] = {}
     for path in tree.images:
         if len(parts := path.split("/")) > 1:
@@ -113,7 +113,7 @@ def _class_folders(tree: Tree) -> tuple[Images, list[str]]:
         return {}, []
     for split in [split for split in images if split != "train"]:
         names = {image.class_name for image in images[split] if image.fault is None}
-        if not names or names == {"images"}:  # of all classes
+        if not names or names == {"images"}:  # a folder of all classes
             del images[split]
     tops = {split: [f"{top}/" for top in splits if splits[top] == split] for split in images}
     notes = [
@@ -125,8 +125,8 @@ def _class_folders(tree: Tree) -> tuple[Images, list[str]]:
 
 
 def _of_folders(images: Sequence[list[str]]) -> Iterator[LabelledImage]:
-    """Images of one split, by the parts of their paths: the class follows the split."""
-    # Archives are unpacked to seg_train/seg_train.
+    """Images of one split, by the parts of their paths; the split's folder holds class folders."""
+    # Some archives have a folder in a folder of the same name: seg_train/seg_train.
     position = 2 if all(parts[1] == parts[0] for parts in images) else 1
     for parts in images:
         loose = len(parts) <= position + 1
@@ -145,24 +145,26 @@ def _train_folders(tree: Tree, train: Sequence[LabelledImage]) -> list[str]:
 
 
 def _completed(folders: Images, reader: AnnotationReader) -> Images:
-    """The images of class folders, and those of annotation files where folders are no classes."""
+    """The images of class folders; for splits without them, those that annotation files name."""
     classes = {image.class_name for image in folders.get("train", ()) if image.fault is None}
     if len(classes) == 1 and reader.images.get("train"):
         folders.clear()
     tops = {path.partition("/")[0] for path in reader.tree.images if "/" in path}
-    named = {
+    with_classes = {
         split
         for split, images in folders.items()
         if any(image.fault is None and image.class_name in classes for image in images)
     }
-    if folders and set(split_folders(tops).values()) <= named:
+    if folders and set(split_folders(tops).values()) <= with_classes:
         return folders  # annotation files, which may be large, are not read
-    found = {split: rows for split, rows in reader.images.items() if split not in named}
-    return folders | found
+    annotated = {
+        split: images for split, images in reader.images.items() if split not in with_classes
+    }
+    return folders | annotated
 
 
 def _classes_of(train: Sequence[LabelledImage], reader: AnnotationReader) -> list[str]:
-    """The classes of training images, in the order of a file that has one, of numbers or names."""
+    """The classes of training images, in an annotation file's order if one has it, else sorted."""
     present = {image.class_name for image in train if image.fault is None}
     for annotations in reader.used.values():
         if present <= set(annotations.class_order):
@@ -186,7 +188,7 @@ def _no_split_message(path: str, tree: Tree, unread: Sequence[str]) -> str:
 
 
 def _unlabelled(tree: Tree, labelled: Images) -> str:
-    """A note on images of which nothing says the split and the class; empty without any."""
+    """A note on images whose split and class are not known; empty if there are none."""
     known = {image.path for images in labelled.values() for image in images}
     tops = Counter(
         f"{path.partition('/')[0]}/" if "/" in path else "outside of folders"
@@ -217,6 +219,6 @@ def _source(
         labels = [
             -1 if row in faults else label_of[image.class_name] for row, image in enumerate(rows)
         ]
-        paths_of = [image.path for image in rows]
-        splits[split] = file_split(root, paths_of, np.array(labels, dtype=np.int64), faults)
+        image_paths = [image.path for image in rows]
+        splits[split] = file_split(root, image_paths, np.array(labels, dtype=np.int64), faults)
     return Source("folder", names, splits, (root,), tuple(filter(None, notes)))

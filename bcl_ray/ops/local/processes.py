@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent  # where pip installs commands
 START_SECONDS = 120  # for one part of a cluster to start; a quiet machine needs 10
 KILL_SECONDS = 30
 
-# Children of this very process, which must be waited for: else they stay as zombies.
+# Children of this very process, by pid; each must be waited for, or it stays as a zombie.
 _children: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
@@ -165,7 +165,7 @@ class Processes:
                 child.wait()
 
     def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
-        """Wait until a process is ready, which `ready` is asked again and again.
+        """Wait until a process is ready; `ready` is called again and again.
 
         Raises:
             OSError: The process has ended, or was not ready in time; with its last line of output.
@@ -195,13 +195,13 @@ class Processes:
         return record
 
     def _leader(self, name: str) -> psutil.Process | None:
-        """The process, running or a zombie; None if it is gone, or its pid is another's now."""
+        """The process, running or a zombie; None if it is gone, even if another has its pid now."""
         record = self._record(name)
         if record is None:
             return None
         try:
             process = psutil.Process(int(record["pid"]))
-            # 1 s, for the clock may be set meanwhile; the system reuses no pid within a second.
+            # Up to 1 s apart: the clock may have been set. No pid is used again within a second.
             same = abs(process.create_time() - record["created"]) < 1
         except psutil.NoSuchProcess:
             return None
@@ -223,7 +223,7 @@ class Processes:
         return pid
 
     def _is_orphan(self, other: psutil.Process, name: str, session: int | None) -> bool:
-        """Whether a process descends from one of ours, by its environment or its session."""
+        """Whether `other` descends from the process `name`, by its environment or its session."""
         try:
             mark = other.environ().get(MARK)
             # A process that renames itself, as Ray's workers do, may lose its environment.

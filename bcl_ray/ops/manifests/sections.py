@@ -117,7 +117,7 @@ class GpuGroup(NodeSize):
 
 
 class Roles(Section):
-    """IAM roles of the kinds of pods on EKS (IRSA), for which policies are rendered."""
+    """IAM roles on EKS (IRSA), one for each kind of pod; their policies are rendered."""
 
     head: RoleArn = Field(description="Role of the head's pod; its policy is policies/head.json.")
     worker: RoleArn = Field(

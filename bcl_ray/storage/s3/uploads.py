@@ -15,8 +15,8 @@ from bcl_ray.storage.s3.location import Location, parse_uri
 from bcl_ray.storage.s3.parts import MultipartUpload, aborted_on_error
 
 PART_BYTES = 16 << 20  # S3 allows 10,000 parts: objects of up to 156 GiB
-# Copied by one request. S3 allows 5 GiB, but a server that answers only at the end of the copy must
-# not exceed the client's time limit.
+# The most that one request copies. S3 allows 5 GiB, but some servers answer only when the copy is
+# complete, which must be within the client's time limit.
 COPIED_BYTES = 256 << 20
 
 
@@ -47,7 +47,7 @@ class Upload(io.RawIOBase):
         view = memoryview(data).cast("B")
         for start in range(0, len(view), PART_BYTES):
             self._buffer += view[start : start + PART_BYTES]
-            if len(self._buffer) > PART_BYTES:  # the last part waits for the end of the block
+            if len(self._buffer) > PART_BYTES:  # the last part is left to `complete`
                 self._send(bytes(self._buffer[:PART_BYTES]))
                 del self._buffer[:PART_BYTES]
         self._size += len(view)
@@ -68,7 +68,7 @@ class Upload(io.RawIOBase):
 
 @contextmanager
 def open_upload(location: Location, retry: Retry) -> Iterator[Upload]:
-    """A binary sink whose object appears when the block ends without error; otherwise nothing does.
+    """A binary sink whose object appears when the block ends; after an error, none appears.
 
     pyarrow's own sink also completes the object when a block fails, so that readers would see a
     part of the data.
@@ -93,14 +93,14 @@ def copy_object(source: Location, size: int, target: Location, retry: Retry) -> 
         retry(lambda: client(target).copy_object(**target.object, **origin))
         return
 
-    def copy(s3: Any, part: dict[str, Any], *, piece: str) -> Any:
-        return s3.upload_part_copy(**part, **origin, CopySourceRange=piece)["CopyPartResult"]
+    def copy(s3: Any, part: dict[str, Any], *, byte_range: str) -> Any:
+        return s3.upload_part_copy(**part, **origin, CopySourceRange=byte_range)["CopyPartResult"]
 
     parts = MultipartUpload(target, retry)
     with aborted_on_error(parts):
         for start in range(0, size, COPIED_BYTES):
             end = min(start + COPIED_BYTES, size) - 1
-            parts.add(partial(copy, piece=f"bytes={start}-{end}"))
+            parts.add(partial(copy, byte_range=f"bytes={start}-{end}"))
         parts.complete(size)
 
 
