@@ -170,9 +170,8 @@ def _provide_nodes(
     """Request the run's nodes, and wait for them if the cluster grows.
 
     Returns:
-        A function to call with the number of workers when they have started. From then on it
-        requests only what they need; in a cluster that grows, nodes for as many workers as there
-        may be.
+        A function to call with the number of workers when they have started. It then requests only
+        what they need; in a cluster that grows, nodes for as many workers as there may be.
     """
     request = functools.partial(request_nodes, demand, experiment, per_worker, cluster)
     most = experiment.scale.max_workers
